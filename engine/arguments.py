@@ -390,15 +390,10 @@ def _check_not_empty(args: argparse.Namespace, parser: Parser) -> None:
 
 def _unknown_argument(word: str, parser: Parser) -> ConfigError:
     names = re.findall(r"^  (--[\w-]+)", parser.format_help(), re.MULTILINE)
-    verb = parser.prog.split()[1]
+    verb, near = parser.prog.split()[1], did_you_mean(word.split("=")[0], names)
     if verb in ("launch", "supervise") and not word.startswith("-"):
-        return ConfigError(f"{word}: unknown argument of {parser.prog}. Write -- before the command: ... -- {word} ...")
-    near = did_you_mean(word.split("=")[0], names)
-    if "--config" in names and not word.startswith("-"):
-        near = f" Did you mean --config={word}?"
-    elif "--config" in names and word[2:].split(".")[0] in field_names(Config):
-        near = f" Did you mean --config.{word[2:]}?"
-    allowed = ", ".join(names)
-    if "--config" in names or verb in SHORT_OVERRIDES:
-        allowed += ", and --config.NAME=VALUE"
-    return ConfigError(f"{word}: unknown argument of {parser.prog}.{near} Arguments here: {allowed}.")
+        near = f" Write -- before the command: ... -- {word} ..."
+    elif "--config" in names and (not word.startswith("-") or word[2:].split(".")[0] in field_names(Config)):
+        near = f" Did you mean --config{'.' if word.startswith('-') else '='}{word.removeprefix('--')}?"
+    allowed = [*names, "and --config.NAME=VALUE"] if "--config" in names or verb in SHORT_OVERRIDES else names
+    return ConfigError(f"{word}: unknown argument of {parser.prog}.{near} Arguments here: {', '.join(allowed)}.")

@@ -237,8 +237,7 @@ def check_source(source: object, where: str) -> None:
             advice = " It can only be iterated, but here examples are read by index. Pass list(...) of a small"
             advice += " dataset, or write a large one to ArrayRecord files with `convoy data write`."
         elif hasattr(source, "open") and hasattr(source, "shards") and not isinstance(source, type):
-            advice = " It is a stream, but here examples are read by index. Write it to ArrayRecord files with"
-            advice += " `convoy data write`."
+            advice = " It is a stream, but here examples are read by index. Write it to files with `convoy data write`."
         raise DataError(f"{where}: found {found}, allowed is a source: an object with __len__ and __getitem__.{advice}")
     try:
         len(source)  # pyright: ignore[reportArgumentType]
@@ -329,13 +328,13 @@ def shape_specs(source: Source) -> list[PyTree]:
 
 def first_example(source: Source) -> Example:
     """Returns the first readable example. Raises DataError if none of the first `SPEC_TRIES` can be read."""
-    name, errors = source_name(source), []
+    errors = []
     for index in range(min(len(source), SPEC_TRIES)):
         try:
             return source[index]
         except Exception as error:
             errors.append(error)
-    raise DataError(f"{name}[0] failed: {describe(errors[0])}") from errors[0]
+    raise DataError(f"{source_name(source)}[0] failed: {describe(errors[0])}") from errors[0]
 
 
 def check_numbers(dtype: np.dtype, where: str) -> None:
