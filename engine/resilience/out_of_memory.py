@@ -58,5 +58,5 @@ def smaller(train: Train, mesh: MeshSpec) -> list[str]:
     if not train.offload_optimizer and jax.default_backend() != "cpu":
         advice.append("train.offload_optimizer=true")
     number = train.global_batch_size
-    size = "" if number == AUTO else f"a smaller train.global_batch_size than {number}, or "
+    size = "" if number in (AUTO, 1) else f"a smaller train.global_batch_size than {number}, or "
     return [*advice, f"{size}a smaller model"]

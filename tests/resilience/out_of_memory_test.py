@@ -1,5 +1,7 @@
 """Out-of-memory errors of a device and of the host, with advice on how to shrink the run."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,3 +58,5 @@ def test_advice_omits_settings_that_the_config_has():
     train = Train(global_batch_size=48, accumulate=16, remat="full", precision="bfloat16")
     after = smaller(train, MeshSpec(fsdp=8))
     assert after == ["a smaller train.global_batch_size than 48, or a smaller model"]
+    one = dataclasses.replace(train, global_batch_size=1, accumulate=1)
+    assert smaller(one, MeshSpec(fsdp=8))[-1] == "a smaller model"
