@@ -115,6 +115,8 @@ def _files(summary: Summary) -> list[tuple[str, str]]:
         installed = importlib.util.find_spec("tensorboard") is not None
         note = f"tensorboard --logdir {path}" if installed else f"{path}   (pip install tensorboard to view it)"
         rows.append(("tensorboard", note))
+    if run.figures.exists():
+        rows.append(("figures", str(run.figures)))
     if run.profile.exists():
         rows.append(("profile", str(run.profile)))
     return rows

@@ -126,6 +126,13 @@ def test_summary_shows_flops_and_mfu_if_known(tmp_path, monkeypatch):
     assert "  compute     123.4 TFLOP/s, 39.5% of the peak (MFU)\n" in text
 
 
+def test_summary_names_the_folder_of_figures_if_there_are_any(tmp_path, monkeypatch):
+    summary = make_summary(tmp_path, monkeypatch)
+    assert "figures" not in summary_text(summary)
+    summary.directory.figures.mkdir()
+    assert "  figures      runs/digits/figures\n" in summary_text(summary)
+
+
 def test_summary_shows_the_attempt_and_quotes_paths(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = RunDirectory("my runs/a")
