@@ -180,6 +180,8 @@ def with_candidate(config: Config, candidate: Candidate) -> Config:
         sharding = dataclasses.replace(
             sharding, microbatches=candidate.microbatches, schedule=candidate.schedule, repeats=candidate.repeats
         )
+    if candidate.axes["context"] > 1:
+        sharding = dataclasses.replace(sharding, context=candidate.context)
     cache = dataclasses.replace(config.cache, compiled=False)
     return dataclasses.replace(config, mesh=mesh, train=train, sharding=sharding, cache=cache)
 

@@ -39,6 +39,7 @@ def attention(
     if here.counts_flops:
         return reference.attend(q, k, v, causal=causal)
     context = here.use("context")
+    here.used.add(f"{layout.ATTENTION}{q.shape[1]},{q.shape[2]},{k.shape[2]},{int(causal)}")
     if here.mesh is None or here.mesh.size == 1:
         return kernels.attend(here.platform, q, k, v, causal=causal, segment_ids=segment_ids)
     if context > 1:

@@ -20,6 +20,7 @@ from engine.parallel.rules import RULES, Rules, mesh_axes
 
 NAMED = "named:"  # prefix of the names of values in Layout.used
 QUANTIZED = "quantized"  # in Layout.used if a layer has products in eight bits
+ATTENTION = "attention:"  # prefix of the sizes of each attention in Layout.used, "positions,heads,kv_heads,causal"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +42,8 @@ class Layout:
     """Whether the trace only counts model FLOPs (`training/model_flops.py`) and is never compiled. Layers then use
     their plain formula for one device, without kernels, tuning, chunks and rematerialisation."""
     used: set[str] = dataclasses.field(default_factory=set, compare=False)
-    """Features that the traced layers use: mesh axes, "remat", QUANTIZED, and NAMED + the name of each value."""
+    """Features that the traced layers use: mesh axes, "remat", QUANTIZED, NAMED + the name of each value, and ATTENTION
+    + the sizes of each attention."""
 
     @property
     def quantizes(self) -> bool:

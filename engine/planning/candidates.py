@@ -2,12 +2,15 @@
 
 import dataclasses
 import functools
+import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from engine.config.hardware import AXES
 from engine.config.schema import Config
 from engine.parallel import schedule
+from engine.parallel.layout import ATTENTION
 from engine.parallel.mesh import Axes, axes_text
 from engine.planning.machine import Machine
 
@@ -33,6 +36,7 @@ class Candidate:
     steps_per_dispatch: int = 1
     schedule: str = "gpipe"
     repeats: int = 1
+    context: str = "ring"
 
     @functools.cached_property
     def axes(self) -> Mapping[str, int]:
@@ -71,12 +75,15 @@ class Candidate:
             found["sharding.microbatches"] = self.microbatches
             found["sharding.schedule"] = self.schedule
             found["sharding.repeats"] = self.repeats
+        if self.axes["context"] > 1:
+            found["sharding.context"] = self.context
         return found
 
     def __str__(self) -> str:
         parts = [axes_text(self.axes)]
         if any(size > 1 for size in self.between):
             parts[0] += f" (slices: {axes_text(self.dcn)})"
+        parts += [self.context] if self.context != "ring" else []
         parts += [self.schedule] if self.schedule != "gpipe" else []
         parts += [f"repeats={self.repeats}"] if self.repeats > 1 else []
         parts += [f"remat={self.remat}"] if self.remat != "none" else []
@@ -104,10 +111,44 @@ def candidate_of(config: Config, axes: Axes) -> Candidate:
         offload_optimizer=train.offload_optimizer,
         steps_per_dispatch=train.steps_per_dispatch,
     )
+    if axes.sizes["context"] > 1:
+        found = dataclasses.replace(found, context=sharding.context)
     if stages == 1:
         return found
     microbatches = schedule.microbatch_count(sharding.microbatches, stages)
     return dataclasses.replace(found, microbatches=microbatches, schedule=sharding.schedule, repeats=sharding.repeats)
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """The sizes of an attention, and how a mesh may split its sequences."""
+
+    positions: int
+    heads: int
+    kv_heads: int
+    causal: bool
+
+    @classmethod
+    def parse(cls, text: str) -> "Attention":
+        """Returns the attention of an entry of `Layout.used`."""
+        positions, heads, kv_heads, causal = map(int, text.removeprefix(ATTENTION).split(","))
+        return cls(positions, heads, kv_heads, bool(causal))
+
+    def has_ring(self, axes: Mapping[str, int]) -> bool:
+        """Returns whether a ring is possible; in causal order each device has two parts of a sequence."""
+        return self.positions % (axes["context"] * (2 if self.causal else 1)) == 0
+
+    def has_all_to_all(self, axes: Mapping[str, int]) -> bool:
+        """Returns whether the positions, and the heads of a device, divide."""
+        return self.positions % axes["context"] == 0 and self._heads(axes) % axes["context"] == 0
+
+    def repeated(self, axes: Mapping[str, int]) -> float:
+        """Returns how often an all-to-all repeats each head of keys so that the devices divide them."""
+        parts = axes["context"] * self.heads // self._heads(axes)
+        return math.lcm(self.kv_heads, parts) / self.kv_heads
+
+    def _heads(self, axes: Mapping[str, int]) -> int:
+        return self.heads // axes["tensor"] if self.heads % axes["tensor"] == 0 else self.heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +165,7 @@ class Choices:
         offloads: whether the devices can read host memory.
         repeats: values of `sharding.repeats`, groups of layers of a pipeline stage.
         schedules: values of `sharding.schedule`.
+        attentions: the sizes of each attention of the model.
         evaluations: name -> batch size of an evaluation, which the devices of the rows divide too.
         steps: values of train.steps_per_dispatch, ascending.
         unrolled: most steps times microbatches of a dispatch, where each is compiled separately; None: no limit.
@@ -138,6 +180,7 @@ class Choices:
     offloads: bool = False
     repeats: Sequence[int] = (1,)
     schedules: Sequence[str] = ("gpipe",)
+    attentions: Sequence["Attention"] = ()
     evaluations: Mapping[str, int] = dataclasses.field(default_factory=dict)
     steps: Sequence[int] = (1,)
     unrolled: int | None = None
@@ -145,6 +188,13 @@ class Choices:
     def divides(self, shards: int) -> bool:
         """Returns whether every batch divides over a number of devices."""
         return all(size % shards == 0 for size in (self.rows, *self.evaluations.values()))
+
+    def contexts(self, axes: Mapping[str, int]) -> list[str]:
+        """Returns the values of `sharding.context` that each attention of the model allows with the axes of a mesh."""
+        if axes["context"] == 1:
+            return ["ring"]
+        checks = {"ring": Attention.has_ring, "all-to-all": Attention.has_all_to_all}
+        return [name for name, allows in checks.items() if all(allows(one, axes) for one in self.attentions)]
 
     def allows(self, accumulate: int, steps: int) -> bool:
         """Returns whether the engine compiles a dispatch of so many microbatches and steps."""
@@ -180,8 +230,9 @@ def _sizes(devices: int, choices: Choices, axes: Sequence[str]) -> Iterator[tupl
 def settings(mesh: tuple[tuple[int, ...], tuple[int, ...]], choices: Choices) -> Iterator[Candidate]:
     """Yields the candidates with one mesh."""
     sizes, between = mesh
-    axes = dict(zip(AXES, sizes, strict=True))
+    axes: dict[str, int] = dict(zip(AXES, sizes, strict=True))
     shards = axes["data"] * axes["fsdp"] * axes["expert"]
+    contexts = choices.contexts(axes)
     for accumulate in _accumulations(choices.rows // shards) if choices.accumulates else (1,):
         if not choices.allows(accumulate, choices.steps[0]):
             continue
@@ -190,8 +241,18 @@ def settings(mesh: tuple[tuple[int, ...], tuple[int, ...]], choices: Choices) ->
             for precision in choices.precisions:
                 for zero1 in (False, True) if axes["data"] > 1 else (False,):
                     for offload in (False, True) if choices.offloads else (False,):
-                        for pipeline in pipelines:
-                            yield Candidate(sizes, between, remat, accumulate, precision, zero1, offload, **pipeline)
+                        for pipeline, context in itertools.product(pipelines, contexts):
+                            yield Candidate(
+                                sizes,
+                                between,
+                                remat,
+                                accumulate,
+                                precision,
+                                zero1,
+                                offload,
+                                context=context,
+                                **pipeline,
+                            )
 
 
 def _accumulations(rows: int) -> list[int]:

@@ -6,6 +6,7 @@ and the host's time for a dispatch.
 """
 
 import dataclasses
+import functools
 
 from engine.config.hardware import AXES
 from engine.parallel import schedule
@@ -50,11 +51,13 @@ class CostModel(MemoryModel):
         update = (2 * params + grads + 2 * optimizer) / machine.bandwidth
         if candidate.offload_optimizer:
             update += 2 * optimizer / machine.host_bandwidth
+        moved = 2 * candidate.accumulate * self.moved(candidate) / machine.host_bandwidth
         cost.bubble = bubble
         cost.seconds = {
             "compute": compute,
             "bubble": compute * bubble / (1 - bubble),
             "exposed traffic": sum(cost.exposed.values()),
+            "host traffic": max(0.0, moved - machine.overlap * compute),
             "update": update,
             "new memory": self.new_memory(cost),
             "dispatch": machine.dispatch / candidate.steps_per_dispatch,
@@ -96,6 +99,11 @@ class CostModel(MemoryModel):
             summed *= 4 / self.width(candidate) / n  # once after all microbatches, in float32
         passes = 3 if candidate.schedule == "1f1b" else 2  # forward, in 1f1b forward again, and backward
         share = axes["tensor"] * axes["pipeline"]
+        patterns = dict(PATTERNS)
+        attention = 3 * work.keys / share, 3 * work.layers
+        if candidate.context == "all-to-all":
+            patterns["context"] = "all-to-all"
+            attention = self.exchanged_heads(candidate) / share / axes["context"], 8 * work.layers
         rest = axes["context"] * axes["pipeline"]
         sent = {  # axis -> bytes of whole arrays, number of collectives
             "fsdp": (weights.gathered + scatter * weights.scattered, arrays),
@@ -103,16 +111,22 @@ class CostModel(MemoryModel):
             "pipeline": (passes * work.carry * candidate.repeats / axes["context"] / axes["tensor"], 0),
             "tensor": ((1 + scatter) * work.partial / rest, 2 * work.sums),
             "expert": (work.exchanged / share, 4 * work.layers),
-            "context": (3 * work.keys / share, 3 * work.layers),
+            "context": attention,
         }
         times = {
-            axis: self.ring(candidate, axis, n * size, n * count, cost, PATTERNS.get(axis, "ring"))
+            axis: self.ring(candidate, axis, n * size, n * count, cost, patterns.get(axis, "ring"))
             for axis, (size, count) in sent.items()
         }
         during = {axis: times.pop(axis) for axis in CONCURRENT}
         for axis, size in weights.copied.items():
             during[f"gradients over {axis}"] = self.ring(candidate, axis, 2 * n * size, 4 * n, cost)
         return during, times
+
+    def exchanged_heads(self, candidate: Candidate) -> float:
+        """Returns the bytes of queries, keys, values and results that an all-to-all exchanges, with their gradients."""
+        work = self.work(candidate)
+        times = max((attention.repeated(candidate.axes) for attention in self.attentions), default=1.0)
+        return 2 * (2 * work.queries + times * work.keys)
 
     def ring(
         self, candidate: Candidate, axis: str, size: float, count: float, cost: Cost, pattern: str = "ring"
@@ -133,15 +147,21 @@ class CostModel(MemoryModel):
         machine, total = self.machine, candidate.axes[axis]
         if total == 1 or size <= 0:
             return 0.0
-        within, between = machine.split(candidate.axes, candidate.dcn, axis)
+        within, between = self.split(candidate.sizes, candidate.between, axis)
         near, far = size * (within - 1) / within, size / within * (between - 1) / between
         if pattern == "all-to-all":
             near, far = size * (within - 1) / total, size * (between - 1) / between
         if pattern == "permute":
             near, far = (0.0, size) if between > 1 else (size, 0.0)
         cost.traffic[axis] = cost.traffic.get(axis, 0.0) + near + far
-        sizes = {name: machine.split(candidate.axes, candidate.dcn, name)[0] for name in AXES}
+        names = AXES if machine.torus else ()
+        sizes = {name: self.split(candidate.sizes, candidate.between, name)[0] for name in names}
         return near / machine.axis_link(sizes, axis) + far / machine.network + count * machine.latency
+
+    @functools.cache  # noqa: B019
+    def split(self, sizes: tuple[int, ...], between: tuple[int, ...], axis: str) -> tuple[int, int]:
+        """Returns `Machine.split` of a mesh, once."""
+        return self.machine.split(dict(zip(AXES, sizes, strict=True)), dict(zip(AXES, between, strict=True)), axis)
 
     def with_compiled(self, cost: Cost, compiled: Compiled) -> Cost:
         """Returns the cost of a candidate with the memory and the traffic of its compiled step.

@@ -18,7 +18,7 @@ from engine.config.hardware import AXES
 from engine.data.prefetch import dispatches_in_flight
 from engine.parallel import schedule
 from engine.parallel.rules import partition_specs
-from engine.planning.candidates import Candidate
+from engine.planning.candidates import Attention, Candidate
 from engine.planning.machine import Machine
 from engine.planning.tracing import Traces
 from engine.planning.weight_traffic import WeightTraffic, weight_traffic, zero1_divides
@@ -26,6 +26,8 @@ from engine.training.build import DTYPES
 
 SAFE = 0.9
 """Share of a device's memory that a candidate that fits may need; the rest is for the runtime and fragmentation."""
+OFFLOAD, ON_DEVICE = "offload:", "full"
+"""Prefix of the remat policies that move activations to the host, and the policy that keeps as much on the device."""
 
 
 @dataclasses.dataclass(eq=False)
@@ -81,6 +83,7 @@ class MemoryModel:
         self.sharding, self.prefetch = traces.config.sharding, traces.config.data.prefetch
         arrays = jax.tree.leaves(traces.program.abstract_batch)
         self.row_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays) / self.rows
+        self.attentions: Sequence[Attention] = ()
         self.unrolls = machine.platform == "cpu" and traces.program.spec.unroll
 
     @functools.cache  # noqa: B019
@@ -123,10 +126,11 @@ class MemoryModel:
         except ShardingError as error:
             cost.problem = str(error).splitlines()[0]
             return cost
-        start, slope = self.traces.peak(candidate.remat, candidate.precision, self.rows_of(candidate))
+        start, slope = self.traces.peak(on_device(candidate.remat), candidate.precision, self.rows_of(candidate))
         whole = self.state((1,) * len(AXES), False)
         fixed = max(start - whole[1], 0.0) * params / max(whole[0], 1.0)
         activations = self.activations(candidate, slope)
+        moved = self.moved(candidate)
         gathered = self.gathered(candidate.sizes, self.width(candidate)) + self.unsplit(candidate)
         if candidate.accumulate > 1:
             gathered += grads  # the gradient of a microbatch is added to the sum
@@ -138,8 +142,9 @@ class MemoryModel:
             "activations": activations,
             "temporary": fixed + gathered,
         }
+        cost.host = moved
         if candidate.offload_optimizer:
-            cost.host = optimizer
+            cost.host += optimizer
             # The update reads the state back, when the activations are gone.
             cost.memory["temporary"] += max(0.0, optimizer - activations - cost.memory["temporary"])
         return cost
@@ -176,12 +181,23 @@ class MemoryModel:
         whole = slope * rows / self.divided(candidate)
         if stages == 1:
             return whole
-        work = self.traces.work(candidate.remat, candidate.precision, rows)
+        work = self.traces.work(on_device(candidate.remat), candidate.precision, rows)
         microbatches = candidate.microbatches or stages
         inputs, kept = schedule.memory(stages, microbatches, candidate.repeats, candidate.schedule)
         layers = min(max(work.kept, 0.0) / self.divided(candidate), whole)  # of all microbatches and repeats
         carry = work.carry / microbatches / candidate.axes["context"] / candidate.axes["tensor"]
         return whole + layers * (kept / (microbatches * candidate.repeats) - 1) + inputs * carry
+
+    def moved(self, candidate: Candidate) -> float:
+        """Returns the bytes of activations of a microbatch that a device moves to the host, with remat=offload."""
+        if not candidate.remat.startswith(OFFLOAD):
+            return 0.0
+        rows, precision = self.rows_of(candidate), candidate.precision
+        kept, rest = (self.traces.work(policy, precision, rows).kept for policy in (candidate.remat, ON_DEVICE))
+        saved = candidate.remat.replace(OFFLOAD, "save:")
+        peaks = (self.traces.peak(policy, precision, rows) for policy in (saved, ON_DEVICE))
+        more, less = (start + slope * rows for start, slope in peaks)
+        return max(kept - rest, more - less, 0.0) / self.divided(candidate)
 
     @functools.cache  # noqa: B019
     def gathered(self, sizes: tuple[int, ...], width: int) -> float:
@@ -233,3 +249,8 @@ class MemoryModel:
     def fits(self, cost: Cost) -> bool:
         """Returns whether a candidate fits the memory of a device."""
         return not cost.problem and cost.bytes <= SAFE * self.machine.memory
+
+
+def on_device(remat: str) -> str:
+    """Returns the remat policy that keeps on the device what this one keeps there."""
+    return ON_DEVICE if remat.startswith(OFFLOAD) else remat

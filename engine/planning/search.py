@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from engine.config.errors import ConvoyError
 from engine.config.schema import Config
-from engine.parallel.layout import NAMED
+from engine.parallel.layout import ATTENTION, NAMED
 from engine.parallel.memory import MEMORY_FRACTION
 from engine.parallel.rules import RULES
-from engine.planning.candidates import Candidate, Choices, meshes, settings
+from engine.planning.candidates import Attention, Candidate, Choices, meshes, settings
 from engine.planning.cost import CostModel
 from engine.planning.machine import Machine
 from engine.planning.memory import SAFE, Cost
@@ -55,8 +55,10 @@ def choices_of(program: Program, config: Config, machine: Machine) -> Choices:
     axes += [axis for axis in ("expert", "context", "pipeline") if axis in used]
     axes += ["tensor"] if "tensor" in mapped else []
     named = sorted(name.removeprefix(NAMED) for name in used if name.startswith(NAMED))
-    remats = [*REMATS, *([f"save:{','.join(named)}"] if named else [])] if "remat" in used else ["none"]
-    if config.train.remat not in remats and not config.train.remat.startswith("offload"):
+    offloads = machine.platform != "cpu"
+    kinds = ("save", "offload") if offloads else ("save",)
+    remats = [*REMATS, *(f"{kind}:{','.join(named)}" for kind in kinds if named)] if "remat" in used else ["none"]
+    if config.train.remat not in remats and (offloads or not config.train.remat.startswith("offload")):
         remats.append(config.train.remat)
     faster = machine.bf16 > machine.f32 or machine.platform == "tpu"
     precisions = dict.fromkeys((config.train.precision, *(("bfloat16",) if faster else ())))
@@ -68,8 +70,9 @@ def choices_of(program: Program, config: Config, machine: Machine) -> Choices:
         remats,
         tuple(precisions),
         accumulates=_accumulates(program, config.train.approximate_accumulation),
-        offloads=machine.platform != "cpu",
+        offloads=offloads,
         repeats=sorted({*REPEATS, config.sharding.repeats}),
+        attentions=[Attention.parse(name) for name in sorted(used) if name.startswith(ATTENTION)],
         schedules=("gpipe",) if has_own_update(program.spec.task) else SCHEDULES,
         evaluations={name: part.batch_size for name, part in config.evaluations.items() if part.batch_size},
         # Batches of several shapes limit the steps of a dispatch, and the config has a number that its data allows.
@@ -128,6 +131,7 @@ def rank(
     """
     choices = choices_of(program, config, machine)
     model = cost_model(program, config, machine, choices.precisions, on_progress)
+    model.attentions = choices.attentions
     fitting: list[Cost] = []
     nearest: Cost | None = None
     problems: dict[str, int] = {}
@@ -188,6 +192,7 @@ def _complexity(candidate: Candidate) -> int:
     axes = candidate.axes
     return (
         sum(axes[axis] > 1 for axis in ("tensor", "context", "pipeline", "expert"))
+        + (candidate.context != "ring")
         + (candidate.schedule != "gpipe")
         + (candidate.repeats > 1)
         + (candidate.remat != "none")
@@ -246,7 +251,7 @@ def changes(ranking: Ranking, program: Program, config: Config) -> list[str]:
 def _least(model: CostModel, machine: Machine, choices: Choices, rows: int) -> bool:
     """Returns whether a candidate for other devices or another batch fits."""
     other = CostModel(model.traces, machine)
-    other.rows = rows
+    other.rows, other.attentions = rows, model.attentions
     return any(
         other.fits(other.memory(candidate))
         for mesh in meshes(machine, choices)

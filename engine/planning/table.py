@@ -24,7 +24,7 @@ def machine_text(machine: Machine, state: str, precision: str = "") -> list[str]
     """
     name, several = machine.slice_name, machine.slices > 1
     slices = f", {machine.slices} {name}s of {machine.slice_size} devices" if several else ""
-    share = f", {machine.share:.0%} of a GPU as {MEMORY_FRACTION} says" if machine.platform == "gpu" else ""
+    share = f", {machine.share:.0%} of a GPU, as JAX allocates ({MEMORY_FRACTION})" if machine.platform == "gpu" else ""
     faster = f", {machine.peak(precision) / 1e12:.3g} in {precision}" if precision in machine.eight_bits else ""
     return [
         f"hardware: {machine.text}: {machine.count} devices{slices}, {size_text(machine.memory)} each{share}",
@@ -118,6 +118,7 @@ def why(winner: Cost, other: Cost, model: CostModel) -> str:
         "compute": "computes longer" + (" (recomputation)" if other.candidate.remat != "none" else ""),
         "exposed traffic": f"waits longer for {max(other.exposed, key=lambda a: other.exposed[a], default='traffic')}",
         "bubble": "stages wait",
+        "host traffic": "waits for the memory of the host",
         "update": "its optimizer moves more bytes on each device",
         "new memory": "needs more memory in a step, which the operating system gives anew each time",
         "dispatch": "the host dispatches more often",

@@ -70,6 +70,7 @@ class Traces:
             rows: rows of the batch.
             forwards: number of further forward passes of the stacks of layers.
         """
+        remat = remat.replace("offload:", "save:")  # the same operations
         key = (remat, precision, rows, forwards)
         if key not in self._between:
             small, large = (self._at(remat, precision, n) for n in (self.rows, 2 * self.rows))

@@ -21,7 +21,7 @@ CARRY = "carry of a stack"
 _PARTS = ("slice", "dynamic_slice", "gather", "split", "unstack")
 _UPDATES = ("dynamic_update_slice", "scatter", "scatter-add", "scatter_add")
 _SAME = (*VIEWS, "convert_element_type", "reduce_precision", "slice", "dynamic_slice", "add_any")
-SUMS = ("flops", "bytes", "cost", "partial", "exchanged", "keys", "sums", "kept")
+SUMS = ("flops", "bytes", "cost", "partial", "exchanged", "keys", "queries", "sums", "kept")
 """Fields of Work that add up over programs."""
 
 
@@ -36,6 +36,7 @@ class Work:
     partial: float = 0.0  # bytes of sums of which a device has a part if `tensor` splits parameters
     exchanged: float = 0.0  # bytes of rows that go to experts and back
     keys: float = 0.0  # bytes of keys and values of attention
+    queries: float = 0.0  # bytes of its queries
     carry: float = 0.0  # bytes that pass from one layer of a stack to the next
     kept: float = 0.0  # bytes that the loops over the layers of stacks keep for the backward pass
     sums: float = 0.0  # number of partial sums
@@ -156,8 +157,9 @@ class _Walk:
             if any("expert" in self.axes(name) for i, name in enumerate(names) if i in batch):
                 other = operation.inputs[1 - side]
                 self.work.exchanged += times * min(out, graph.bytes.get(other, out))
-            if any(name == "kv_heads" for i, name in enumerate(names) if i not in contracted):
-                self.work.keys += times * out
+            results = {name for i, name in enumerate(names) if i not in contracted}
+            self.work.keys += times * out if "kv_heads" in results else 0.0
+            self.work.queries += times * out if "heads" in results else 0.0
 
     def merge(self, operation: Operation, partial: dict[int, float], times: int) -> None:
         """Follows parts of sums to where they are added, since their sum is communicated once."""

@@ -1,14 +1,23 @@
+import contextlib
 import dataclasses
+import functools
 import math
 
+import jax
+import jax.numpy as jnp
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.config.errors import ShardingError
 from engine.config.hardware import AXES
+from engine.config.schema import MeshSpec
+from engine.layers.attention import attention
 from engine.parallel import schedule
-from engine.parallel.mesh import resolve_axes
+from engine.parallel.layout import Layout, with_layout
+from engine.parallel.mesh import make_mesh, resolve_axes
 from engine.plan import with_candidate
-from engine.planning.candidates import Candidate, Choices, candidate_of, meshes, settings
+from engine.planning.candidates import Attention, Candidate, Choices, candidate_of, meshes, settings
 from tests.planning import tiny
 from tests.properties import examples
 
@@ -70,6 +79,7 @@ def candidates(draw):
         steps_per_dispatch=draw(st.integers(1, 8)),
         schedule=draw(st.sampled_from(["gpipe", "1f1b"])) if piped else "gpipe",
         repeats=draw(st.integers(1, 3)) if piped else 1,
+        context=draw(st.sampled_from(["ring", "all-to-all"])) if sizes[AXES.index("context")] > 1 else "ring",
     )
 
 
@@ -88,3 +98,32 @@ def test_candidate_has_the_axes_and_the_microbatches_that_a_config_leaves_open()
     assert candidate_of(config, axes) == tiny.candidate(data=8)
     axes = resolve_axes(dataclasses.replace(config.mesh, pipeline=2), 8)
     assert candidate_of(config, axes) == tiny.candidate(pipeline=2, data=4, microbatches=4)
+
+
+@pytest.mark.parametrize(
+    ("axes", "found"),
+    [
+        ({"context": 8}, ["ring", "all-to-all"]),
+        ({"context": 16}, ["all-to-all"]),  # 48 positions are no 32 parts
+        ({"context": 8, "tensor": 4}, ["ring"]),  # 4 heads of a device are no 8 parts
+        ({"context": 5}, []),
+        ({}, ["ring"]),
+    ],
+)
+def test_sequences_are_split_as_each_attention_allows(axes, found):
+    sizes = Attention.parse("attention:48,16,4,1")
+    choices = Choices(64, ("data", "context"), 1, ("none",), ("float32",), attentions=[sizes])
+    assert choices.contexts(tiny.candidate(**axes).axes) == found
+
+
+def test_engine_refuses_the_split_sequences_that_a_plan_leaves_out():
+    for context, tensor in ((8, 1), (4, 2), (2, 4)):
+        axes = tiny.candidate(context=context, tensor=tensor).axes
+        for name, allows in (("ring", Attention.has_ring), ("all-to-all", Attention.has_all_to_all)):
+            layout = Layout(mesh=make_mesh(MeshSpec(context=context, tensor=tensor)), context=name)
+            q, k = (jax.ShapeDtypeStruct((8, 24, heads, 8), jnp.float32) for heads in (8, 2))
+            expected = allows(Attention(24, 8, 2, causal=True), axes)
+            call = with_layout(layout, functools.partial(attention, causal=True))
+            with contextlib.nullcontext() if expected else pytest.raises(ShardingError):
+                jax.eval_shape(call, q, k, k)
+            assert "attention:24,8,2,1" in layout.used

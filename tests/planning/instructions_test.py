@@ -11,7 +11,7 @@ SIZE = 64
 def found(function, *shapes) -> list[Executed]:
     """Returns the instructions of a function of float32 arrays, compiled for one device."""
     arguments = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    return list(executed(HloText.parse(jax.jit(function).lower(*arguments).compile().as_text())))
+    return list(executed(HloText.parse(jax.jit(function).lower(*arguments).compile().as_text() or "")))
 
 
 def totals(function, *shapes) -> tuple[int, int]:

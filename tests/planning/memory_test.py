@@ -81,3 +81,16 @@ def test_activations_of_a_pipeline_are_those_of_the_compiled_program(schedule):
     memory = tiny.deep_model(rows).memory(tiny.candidate(data=2, pipeline=4, **pipeline)).memory
     predicted = memory["gradients"] + memory["activations"] + memory["temporary"]
     assert predicted == pytest.approx(compiled.temp_size_in_bytes, rel=0.15)
+
+
+def test_offloaded_activations_are_in_the_memory_of_the_host():
+    model, rows = tiny.deep_model(), tiny.DEEP_ROWS / 8
+    costs = {remat: model.cost(tiny.candidate(data=8, remat=remat)) for remat in ("full", "offload:hidden")}
+    moved = tiny.DEPTH * rows * tiny.HIDDEN * 4
+    assert costs["offload:hidden"].host == pytest.approx(moved, rel=0.2)
+    assert costs["offload:hidden"].memory["activations"] == costs["full"].memory["activations"]
+    seconds = costs["offload:hidden"].seconds
+    assert seconds["compute"] < costs["full"].seconds["compute"]
+    during = model.machine.overlap * seconds["compute"]
+    host = costs["offload:hidden"].host
+    assert seconds["host traffic"] == pytest.approx(max(0.0, 2 * host / model.machine.host_bandwidth - during))

@@ -33,7 +33,7 @@ class Layer(nnx.Module):
         self.down = layers.Dense(HIDDEN, WIDTH, axes=("mlp", "embed"), rngs=rngs)
 
     def __call__(self, x, rng):
-        return x + self.down(jnp.tanh(self.up(x)))
+        return x + self.down(jnp.tanh(layers.checkpoint(self.up(x), "hidden")))
 
 
 @dataclasses.dataclass

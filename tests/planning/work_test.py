@@ -29,3 +29,14 @@ def test_work_multiplies_loops_and_finds_sums_over_split_parameters():
     assert work.partial == 2 * layers * rows * width * 4
     assert work.uses == {"up": 2 * layers, "down": 2 * layers}
     assert work.cost >= work.flops
+
+
+def test_work_has_the_queries_and_the_keys_of_attention():
+    def loss(query, key, x):
+        return ((x @ query) * (x @ key).sum()).sum()
+
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((16, 32), (16, 8), (4, 16))]
+    graph = make_graph(jax.make_jaxpr(loss)(*arrays).jaxpr)
+    params = {graph.inputs[0]: ("query", ("embed", "heads")), graph.inputs[1]: ("key", ("embed", "kv_heads"))}
+    work = measure(graph, params, lambda name: (), balance=1.0)
+    assert (work.queries, work.keys) == (4 * 32 * 4, 4 * 8 * 4)
