@@ -21,8 +21,8 @@ from engine.types import PyTree
 
 AXIS = "pipeline"
 COPIES = ("data",)
-"""Axes of the rows whose devices all hold the parameters of a stage whole. They are manual as well, so that a device adds
-up the gradients of its own microbatches, and the devices sum theirs once. XLA alone would sum them in each tick."""
+"""Axes of the rows whose devices all hold the parameters of a stage whole. They are manual as well: each device adds up
+the gradients of its microbatches, and the devices sum theirs once. XLA alone would sum them in each tick."""
 
 type Travelling = tuple[PyTree, PyTree, jax.Array | None]
 """What a stage receives and sends: the carry, the shared inputs, and the data of the keys of one microbatch."""
