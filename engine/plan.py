@@ -49,6 +49,8 @@ def plan_parts(
             that would.
     """
     config = resolve_config(config)
+    # JAX cannot read cached programs for devices that are absent, and would warn.
+    config = dataclasses.replace(config, cache=dataclasses.replace(config.cache, compiled=False))
     found = parse(target)
     _check(config, found, compiles, calibrates)
     if found is None:

@@ -72,8 +72,8 @@ class Graph:
         found = set()
         for operation in self.operations:
             for x in operation.outputs:
-                if operation.name in VIEWS:
-                    found.add(x)
+                if operation.name in VIEWS or (operation.name == "broadcast_in_dim" and x not in kept):
+                    found.add(x)  # a loop that starts with zeros computes in the memory of its result
                 elif operation.name not in WRITTEN and x not in kept:
                     readers = self.readers.get(x, [])
                     if len(readers) <= 1 and not any(r.name in LOOPS or r.name in PRODUCTS for r in readers):
@@ -109,10 +109,45 @@ class Graph:
             live -= sum(self.bytes[x] for x in freed.pop(i, ()) if x not in inputs)
         return peak
 
+    @functools.cached_property
+    def roots(self) -> Mapping[int, int]:
+        """View -> the array whose memory it is."""
+        found: dict[int, int] = {}
+        for operation in self.operations:
+            if operation.name in VIEWS:
+                found[operation.outputs[0]] = found.get(operation.inputs[0], operation.inputs[0])
+        return found
+
 
 def make_graph(jaxpr: Jaxpr) -> Graph:
     """Returns the graph of a jaxpr."""
     return _Builder().build(jaxpr)
+
+
+def parts_by_rows(small: Graph, large: Graph) -> tuple[Graph, Graph] | None:
+    """Returns graphs with the bytes of arrays that no row changes, and with those that the rows of `small` add.
+
+    None: the two programs differ in more than sizes.
+
+    Args:
+        small: the program with some rows.
+        large: the program with twice the rows.
+    """
+    if [o.name for o in small.operations] != [o.name for o in large.operations]:
+        return None
+    fixed, added = [], []
+    for a, b in zip(small.operations, large.operations, strict=True):
+        parts = [parts_by_rows(*pair) for pair in zip(a.nested, b.nested, strict=True)]
+        if None in parts:
+            return None
+        fixed.append(dataclasses.replace(a, nested=tuple(part[0] for part in parts if part)))
+        added.append(dataclasses.replace(a, nested=tuple(part[1] for part in parts if part)))
+    more = {x: max(large.bytes.get(x, 0) - size, 0) for x, size in small.bytes.items()}
+    rest = {x: max(size - more[x], 0) for x, size in small.bytes.items()}
+    return (
+        dataclasses.replace(small, operations=fixed, bytes=rest),
+        dataclasses.replace(small, operations=added, bytes=more),
+    )
 
 
 class _Builder:
@@ -155,7 +190,25 @@ class _Builder:
             times = equation.params["length"] if name == "scan" else 1
             flops = 0 if nested else equation_flops(equation)
             self.operations.append(Operation(name, equation.params, inputs, outputs, flops, nested, times))
+            if name == "scan":
+                self.share(len(self.operations) - 1)
         return tuple(find(x) for x in jaxpr.outvars)
+
+    def share(self, scan: int) -> None:
+        """Makes views of the results of a scan that stack the same array as another one, as XLA stacks it once."""
+        operation = self.operations[scan]
+        (body,), outputs = operation.nested, list(operation.outputs)
+        first: dict[int, int] = {}  # array of the body -> its stack
+        for i, (part, x) in enumerate(zip(body.outputs, operation.outputs, strict=True)):
+            if part < 0 or len(self.shapes[x]) == len(body.shapes[part]):  # the carry is no stack
+                continue
+            root = body.roots.get(part, part)
+            same = first.setdefault(root, x)
+            if same != x and self.bytes[same] == self.bytes[x]:
+                outputs[i] = next(self.numbers)  # a result without bytes in its place
+                self.shapes[outputs[i]], self.bytes[outputs[i]] = (), 0
+                self.operations.append(Operation("reshape", {}, (same,), (x,), 0))
+        self.operations[scan] = dataclasses.replace(operation, outputs=tuple(outputs))
 
 
 def _used(operations: Sequence[Operation], outputs: Sequence[int]) -> list[Operation]:

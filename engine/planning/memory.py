@@ -126,12 +126,13 @@ class MemoryModel:
         except ShardingError as error:
             cost.problem = str(error).splitlines()[0]
             return cost
-        start, slope = self.traces.peak(on_device(candidate.remat), candidate.precision, self.rows_of(candidate))
+        start, slope = self.traces.peak(on_device(candidate.remat), candidate.precision)
         whole = self.state((1,) * len(AXES), False)
         fixed = max(start - whole[1], 0.0) * params / max(whole[0], 1.0)
         activations = self.activations(candidate, slope)
         moved = self.moved(candidate)
-        gathered = self.gathered(candidate.sizes, self.width(candidate)) + self.unsplit(candidate)
+        in_loops = self.traces.work(on_device(candidate.remat), candidate.precision, self.traces.rows).in_loops
+        gathered = self.gathered(candidate.sizes, self.width(candidate), frozenset(in_loops)) + self.unsplit(candidate)
         if candidate.accumulate > 1:
             gathered += grads  # the gradient of a microbatch is added to the sum
         cost.memory = {
@@ -195,31 +196,44 @@ class MemoryModel:
         rows, precision = self.rows_of(candidate), candidate.precision
         kept, rest = (self.traces.work(policy, precision, rows).kept for policy in (candidate.remat, ON_DEVICE))
         saved = candidate.remat.replace(OFFLOAD, "save:")
-        peaks = (self.traces.peak(policy, precision, rows) for policy in (saved, ON_DEVICE))
+        peaks = (self.traces.peak(policy, precision) for policy in (saved, ON_DEVICE))
         more, less = (start + slope * rows for start, slope in peaks)
         return max(kept - rest, more - less, 0.0) / self.divided(candidate)
 
     @functools.cache  # noqa: B019
-    def gathered(self, sizes: tuple[int, ...], width: int) -> float:
-        """Returns the bytes of gathered weights: two layers of each stack, or the largest parameter outside of one."""
+    def gathered(self, sizes: tuple[int, ...], width: int, in_loops: frozenset[str]) -> float:
+        """Returns the bytes of gathered weights: two layers of each stack, or the largest parameter outside of one.
+
+        A parameter that a loop uses, such as the head of a language model whose loss is computed in chunks, is also
+        held in float32, and so is the sum of its gradient.
+
+        Args:
+            sizes: devices of each mesh axis.
+            width: bytes of a number in the precision of the computation.
+            in_loops: paths of parameters that each iteration of a loop uses.
+        """
         axes: dict[str, int] = dict(zip(AXES, sizes, strict=True))
-        stacked = single = 0.0
+        stacked = single = summed = 0.0
         for path, spec in self.specs(sizes).items():
-            if not any("fsdp" in entry for entry in spec) or axes["fsdp"] == 1:
-                continue
+            split = any("fsdp" in entry for entry in spec) and axes["fsdp"] > 1
             shape, _ = self.params[path]
             leading = self.stacked.get(path, 0)
-            others = math.prod(axes[a] for entry in spec[leading:] for a in entry if a != "fsdp")
-            size = math.prod(shape[leading:]) * width / others
-            stacked, single = (stacked + size, single) if leading else (stacked, max(single, size))
-        return max(2 * stacked, single)
+            size = math.prod(shape[leading:]) / math.prod(axes[a] for e in spec[leading:] for a in e if a != "fsdp")
+            if split:
+                stacked, single = (stacked + width * size, single) if leading else (stacked, max(single, width * size))
+            if path in in_loops:
+                summed += size * ((width if split else 0) + (4 if width < 4 else 0) + 4)
+        return max(2 * stacked, single, summed)
 
     def unsplit(self, candidate: Candidate) -> float:
-        """Returns the bytes of what ZeRO-1 splits and a step holds whole: gradients, and gathered parameters."""
+        """Returns the bytes of what ZeRO-1 splits and a step holds whole.
+
+        In bfloat16 the parameters are gathered, and the gradient of each layer is split when it is known. In float32
+        the parameters are stored whole, and the gradients count.
+        """
         if not candidate.zero1 or candidate.axes["data"] == 1:
             return 0.0
-        whole = self.weights(candidate, 1).zero1
-        return (2 if self.width(candidate) < 4 else 1) * whole  # float32 parameters are stored whole
+        return self.weights(candidate, 1).zero1
 
     def weights(self, candidate: Candidate, loops: int) -> WeightTraffic:
         """Returns the traffic of the parameters in a microbatch; `weight_traffic` has `loops`."""

@@ -74,7 +74,7 @@ def _rate_text(rate: float) -> str:
 def details(model: CostModel, cost: Cost) -> list[str]:
     """Returns the memory and the time of a candidate by part."""
     memory = model.machine.memory
-    parts = ", ".join(f"{name} {size_text(size)}" for name, size in cost.memory.items())
+    parts = ", ".join(f"{name} {size_text(size)}" for name, size in cost.memory.items() if size)
     times = ", ".join(f"{name} {seconds_text(s)}" for name, s in cost.seconds.items() if s > 0)
     free = memory - cost.bytes
     lines = [
@@ -113,6 +113,8 @@ def why(winner: Cost, other: Cost, model: CostModel) -> str:
     longer = {name: s - winner.seconds.get(name, 0.0) for name, s in other.seconds.items()}
     name = max(longer, key=lambda part: longer[part])
     if other.step_s <= winner.step_s * 1.02:
+        if winner.compiled and not other.compiled:
+            return "by formula alone, which leaves out what the compiler adds: compile more with --compile=N"
         return "as fast, and less simple"
     reasons = {
         "compute": "computes longer" + (" (recomputation)" if other.candidate.remat != "none" else ""),

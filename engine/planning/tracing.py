@@ -13,7 +13,7 @@ from engine.data.batch import Batch, abstract_batch
 from engine.data.context import call
 from engine.parallel.layout import with_layout
 from engine.parallel.rules import RULES, mesh_axes
-from engine.planning.graph import Graph, make_graph
+from engine.planning.graph import Graph, make_graph, parts_by_rows
 from engine.planning.work import Work, measure
 from engine.training.build import DTYPES
 from engine.training.gradients import gradients
@@ -55,6 +55,8 @@ class Traces:
         self.rules = {**RULES, **config.sharding.rules}
         self._work: dict[tuple[str, str, int], Work] = {}
         self._between: dict[tuple[str, str, float, int], Work] = {}
+        self._graphs: dict[tuple[str, str, int], tuple[Graph, dict[int, tuple[str, tuple]]]] = {}
+        self._peaks: dict[tuple[str, str], tuple[float, float]] = {}
         self.used = program.spec.layout.used
 
     def axes(self, name: str | None) -> tuple[str, ...]:
@@ -78,18 +80,20 @@ class Traces:
             self._between[key] = found.plus(self.forward(precision, rows), forwards) if forwards else found
         return self._between[key]
 
-    def peak(self, remat: str, precision: str, rows: float) -> tuple[float, float]:
+    def peak(self, remat: str, precision: str) -> tuple[float, float]:
         """Returns the bytes of temporary arrays that do not depend on the rows, and those for each row.
 
-        Few rows need less than the gradients, many more. So the peak is the larger of two lines: one for few rows, and
-        one for a whole batch on a device.
+        Each is the most at one time. The times may differ, so that their sum is a bound.
         """
-        lines = []
-        for first in dict.fromkeys((self.rows, max(self.rows, self.program.batch_size))):
-            small, large = (self._at(remat, precision, n).peak for n in (first, 2 * first))
-            slope = max(large - small, 0.0) / first
-            lines.append((small - slope * first, slope))
-        return max(lines, key=lambda line: line[0] + line[1] * rows)
+        key = (remat, precision)
+        if key not in self._peaks:
+            small, large = (self._graph_at(remat, precision, n)[0] for n in (self.rows, 2 * self.rows))
+            if parts := parts_by_rows(small, large):
+                self._peaks[key] = (parts[0].peak, parts[1].peak / self.rows)
+            else:
+                slope = max(large.peak - small.peak, 0.0) / self.rows
+                self._peaks[key] = (small.peak - slope * self.rows, slope)
+        return self._peaks[key]
 
     def forward(self, precision: str, rows: float) -> Work:
         """Returns the work of the forward pass of the stacks of layers, for a batch of `rows` rows.
@@ -102,12 +106,18 @@ class Traces:
     def _at(self, remat: str, precision: str, rows: int) -> Work:
         key = (remat, precision, rows)
         if key not in self._work:
-            what = "of the forward pass" if remat == FORWARD else f"train.remat={remat}"
-            self.on_progress(f"tracing {rows} rows on one device, {what}, {precision}")
-            graph, params = self.graph(remat, precision, rows)
+            graph, params = self._graph_at(remat, precision, rows)
             rest = self.balance["bfloat16" if precision in QUANTIZED else precision]
             self._work[key] = measure(graph, params, self.axes, rest, self.balance[precision])
         return self._work[key]
+
+    def _graph_at(self, remat: str, precision: str, rows: int) -> tuple[Graph, dict[int, tuple[str, tuple]]]:
+        key = (remat, precision, rows)
+        if key not in self._graphs:
+            what = "of the forward pass" if remat == FORWARD else f"train.remat={remat}"
+            self.on_progress(f"tracing {rows} rows on one device, {what}, {precision}")
+            self._graphs[key] = self.graph(remat, precision, rows)
+        return self._graphs[key]
 
     def graph(self, remat: str, precision: str, rows: int) -> tuple[Graph, dict[int, tuple[str, tuple]]]:
         """Returns the program as a graph, and input -> path and logical axes of a parameter.

@@ -42,6 +42,7 @@ class Work:
     sums: float = 0.0  # number of partial sums
     layers: int = 1  # most iterations of a loop over layers
     uses: dict[str, int] = dataclasses.field(default_factory=dict)  # path of a parameter -> products with it
+    in_loops: set[str] = dataclasses.field(default_factory=set)  # paths of parameters that all iterations of a loop use
     stacks: "Work | None" = None  # the part in loops over the layers of stacks; None without such loops
 
     def plus(self, other: "Work", times: float = 1.0) -> "Work":
@@ -85,6 +86,7 @@ class _Walk:
     def __init__(self, work: Work, axes: Axes, balance: float, eight_bits: float):
         self.work, self.axes, self.balance, self.eight_bits = work, axes, balance, eight_bits
         self.in_stack = False
+        self.sliced: set[str] = set()  # paths of parameters of which each iteration of a loop has another part
 
     def walk(self, graph: Graph, params: dict[int, tuple[str, Names]], times: int) -> None:
         sources = _Sources(graph, _scores(graph, params))
@@ -126,10 +128,11 @@ class _Walk:
                 path, names = params[outer]
                 sliced = len(nested.shapes[x]) < len(graph.shapes[outer])
                 known[x] = (path, names[1:] if sliced else names)
+                self.sliced.update([path] if sliced else [])
         if self.in_stack or not _has_carry(nested):
             self.walk(nested, known, times * operation.times)
             return
-        whole, self.work, self.in_stack = self.work, Work(uses=self.work.uses), True
+        whole, self.work, self.in_stack = self.work, Work(uses=self.work.uses, in_loops=self.work.in_loops), True
         self.walk(nested, known, times * operation.times)
         layers, self.work, self.in_stack = self.work, whole, False
         stacked = [x for x in operation.outputs if graph.shapes[x][:1] == (operation.times,)]
@@ -148,6 +151,7 @@ class _Walk:
                 continue
             path, names = params[x]
             self.work.uses[path] = self.work.uses.get(path, 0) + times
+            self.work.in_loops.update([path] if times > 1 and path not in self.sliced else [])
             contracted, batch = _dimensions(operation, side)
             split = {i for i, name in enumerate(names) if "tensor" in self.axes(name)}
             if split & set(contracted):

@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from engine.planning.graph import make_graph
+from engine.planning.graph import make_graph, parts_by_rows
 
 F32 = jnp.float32
 
@@ -46,3 +46,32 @@ def test_gradient_of_a_scan_keeps_the_residuals_of_all_layers():
     memory = compiled.memory_analysis()
     assert memory is not None
     assert graph.peak == pytest.approx(memory.temp_size_in_bytes + gradient, rel=0.3)
+
+
+def test_stacks_of_two_views_of_an_array_count_once():
+    def peak(views):
+        def layer(x, w):
+            first, second = (x.reshape(8, 16) for _ in range(2)) if views == 2 else [x.reshape(8, 16)] * 2
+            return jnp.sin(first @ w[0] + second @ w[1]).reshape(2, 4, 16), None
+
+        return graph_of(jax.grad(lambda w, x: jax.lax.scan(layer, x, w)[0].sum()), (5, 2, 16, 16), (2, 4, 16)).peak
+
+    assert peak(views=2) == peak(views=1)
+
+
+def test_broadcasts_and_the_zeros_of_a_loop_need_no_memory():
+    def function(x, w):
+        total = jax.lax.scan(lambda sum, _: (sum + x @ w, None), jnp.zeros((8, 32)), None, length=3)[0]
+        return jnp.broadcast_to(x[:, None], (8, 32, 16)).sum(1) @ w + total
+
+    assert graph_of(function, (8, 16), (16, 32)).peak < 4 * (5 * 8 * 32 + 8 * 16)
+
+
+def test_bytes_of_a_program_are_those_of_its_rows_and_of_the_rest():
+    def of_rows(rows):
+        return graph_of(lambda x, v, w: x @ (v @ w), (rows, 16), (16, 16), (16, 32))
+
+    parts = parts_by_rows(of_rows(64), of_rows(128))
+    assert parts is not None
+    assert parts[0].peak == 4 * 16 * 32 and parts[1].peak == 4 * 64 * 32
+    assert parts_by_rows(of_rows(64), graph_of(lambda x, w: x @ w, (128, 16), (16, 32))) is None

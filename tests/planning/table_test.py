@@ -54,3 +54,11 @@ def test_model_of_tokens_has_a_column_of_tokens_per_second():
     header, row = table.table(model, [cost], 1e15)
     examples, tokens = (row[header.index(name) :].split()[0].replace(",", "") for name in ("ex/s", "tok/s"))
     assert int(tokens) == pytest.approx(512 * int(examples), rel=0.001)
+
+
+def test_candidate_of_which_only_the_formula_is_known_did_not_lose_by_its_time():
+    model = tiny.model()
+    winner, other = (model.cost(tiny.candidate(**axes)) for axes in ({"fsdp": 8}, {"data": 8}))
+    other.seconds = {name: s / 2 for name, s in winner.seconds.items()}
+    assert table.why(winner, other, model) == "as fast, and less simple"
+    assert "by formula alone" in table.why(dataclasses.replace(winner, compiled=True), other, model)
