@@ -19,7 +19,7 @@ from engine.planning.compiled import read
 from engine.planning.cost import CostModel
 from engine.planning.machine import Machine
 from engine.planning.memory import Cost
-from engine.planning.search import Ranking, changes, different, rank
+from engine.planning.search import Ranking, changes, different, rank, simplest_first
 from engine.planning.targets import Target, parse
 from engine.training.program import Program
 from engine.types import Device
@@ -143,10 +143,7 @@ def _compiled(
     devices: Sequence[Device] | None,
     on_progress: Callable[[str], None],
 ) -> list[Cost]:
-    """Returns the candidates with the first `count` compiled: those that fit come first, compiled ones before others.
-
-    Candidates in another precision than that of the config come after all in its precision.
-    """
+    """Returns the candidates with the first `count` compiled, in the order of `compiled_first`."""
     done: list[Cost] = []
     for i, cost in enumerate(costs[:count], 1):
         on_progress(f"compiling {i} of {min(count, len(costs))} ahead of time: {cost.candidate}")
@@ -155,11 +152,24 @@ def _compiled(
             done.append(model.with_compiled(cost, read(built, built.trace(1).lower().compile())))
         except (ConvoyError, jax.errors.JaxRuntimeError) as error:  # the compiler refuses what does not fit a TPU
             done.append(dataclasses.replace(cost, problem=first_line(error)))
-    done.sort(key=lambda cost: cost.step_s)
-    wanted = config.train.precision
+    return compiled_first(model, config.train.precision, done, costs[count:])
+
+
+def compiled_first(model: CostModel, precision: str, compiled: Sequence[Cost], others: Sequence[Cost]) -> list[Cost]:
+    """Returns candidates with those that fit first, compiled ones before others, and the simplest of the fastest first.
+
+    Args:
+        model: the cost model.
+        precision: that of the config; candidates in another one come after all in this one.
+        compiled: the candidates that were compiled.
+        others: the others, in their order.
+    """
+    possible = [cost for cost in compiled if not cost.problem and model.fits(cost)]
+    possible.sort(key=lambda cost: (cost.candidate.precision != precision, cost.step_s))
+    rest = sorted((cost for cost in compiled if cost not in possible), key=lambda cost: cost.step_s)
     return sorted(
-        [*done, *costs[count:]],
-        key=lambda cost: (bool(cost.problem), cost.candidate.precision != wanted, not model.fits(cost)),
+        [*simplest_first(possible), *rest, *others],
+        key=lambda cost: (bool(cost.problem), cost.candidate.precision != precision, not model.fits(cost)),
     )
 
 

@@ -11,6 +11,7 @@ from engine import plan
 from engine.config import load
 from engine.config.errors import ConfigError
 from engine.config.schema import Evaluation
+from tests.planning import tiny as tiny_costs
 
 CONFIG = '''
 import dataclasses
@@ -150,3 +151,15 @@ def test_arguments_that_no_plan_can_have_are_refused(outside, train, target, com
 def test_calibration_of_an_absent_target_is_refused(outside):
     with pytest.raises(ConfigError, match="--calibrate measures the devices at hand"):
         list(plan.plan_parts(outside, "h100:1x8", calibrates=True))
+
+
+def test_of_compiled_candidates_that_are_as_fast_the_simplest_wins():
+    def ranked(data_s):
+        model, costs = tiny_costs.model(), []
+        for axes, seconds in (({"data": 8, "zero1": True}, data_s), ({"fsdp": 8}, 1.0)):
+            cost = model.cost(tiny_costs.candidate(**axes))
+            costs.append(dataclasses.replace(cost, seconds={"compute": seconds}, compiled=True))
+        return plan.compiled_first(model, "float32", costs, [])
+
+    assert ranked(0.99)[0].candidate.axes["fsdp"] == 8
+    assert ranked(0.9)[0].candidate.axes["data"] == 8

@@ -151,7 +151,7 @@ def rank(
                 nearest = found if nearest is None or found.bytes < nearest.bytes else nearest
     on_progress(f"scored {examined:,} candidates by formula, {len(fitting):,} fit")
     fitting.sort(key=lambda cost: (cost.candidate.precision != config.train.precision, cost.step_s, cost.bytes))
-    return Ranking(model, choices, _simplest_first(fitting), nearest, examined, problems)
+    return Ranking(model, choices, simplest_first(fitting), nearest, examined, problems)
 
 
 def _dispatched(model: CostModel, choices: Choices, cost: Cost) -> Cost:
@@ -173,7 +173,7 @@ def _dispatched(model: CostModel, choices: Choices, cost: Cost) -> Cost:
     return cost
 
 
-def _simplest_first(costs: list[Cost]) -> list[Cost]:
+def simplest_first(costs: list[Cost]) -> list[Cost]:
     """Moves the simplest of the candidates that are as fast as the first to the front."""
     if not costs:
         return costs
