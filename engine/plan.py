@@ -215,7 +215,7 @@ def _refusal(ranking: Ranking, built: Program, config: Config) -> str:
     machine, nearest = ranking.model.machine, ranking.nearest
     if nearest is None:
         return f"convoy plan: no mesh of {machine.text} is possible: {_impossible(ranking)}"
-    parts = ", ".join(f"{name} {size_text(size)}" for name, size in nearest.memory.items())
+    parts = ", ".join(f"{name} {size_text(size)}" for name, size in nearest.memory.items() if size)
     would = "; or ".join(changes(ranking, built, config)) or "a smaller model"
     return (
         f"convoy plan: nothing fits {machine.text}. The least of {ranking.examined:,} candidates, {nearest.candidate}, "

@@ -127,7 +127,7 @@ def ring_reduce_scatter(x: jax.Array, axes: tuple[str, ...], dimension: int, lon
 
     More than `longest` devices form nested rings: 128 devices sum over 8 rings of 16, and then over 16 rings of 8. A
     device sends as many bytes as in one ring, in 22 steps instead of 127. Each step is an operation of the program, and
-    those of one ring of 128 took XLA:TPU more than five minutes to compile.
+    those of one ring of 128 took XLA:TPU more than four minutes to compile.
 
     Args:
         x: the summand of this device.

@@ -140,6 +140,7 @@ def warnings(cost: Cost, machine: Machine) -> list[str]:
     split = any(cost.candidate.axes[axis] > 1 for axis in ("tensor", "context", "pipeline"))
     if machine.platform == "cpu" and split and not cost.compiled:
         found.append("on CPUs the formula is too low for tensor, context and pipeline: use --compile")
-    if machine.margin >= 0.5 and not cost.compiled:
-        found.append("time and order are by formula, with rates that were not measured")
+    if machine.margin >= 0.5:
+        what = "the time is" if cost.compiled else "time and order are"
+        found.append(f"{what} by formula, with rates that were not measured")
     return found
