@@ -111,8 +111,8 @@ def compare(name: str, costs: Sequence[Cost], times: np.ndarray) -> float:
         times: seconds `[steps, predictions]`.
     """
     predicted, measured = np.array([cost.step_s for cost in costs]), np.median(times, 0)
-    ranks = [np.argsort(np.argsort(values)) for values in (predicted, measured)]
-    correlation = float(np.corrcoef(ranks)[0, 1])
+    ranks = np.array([np.argsort(np.argsort(values)) for values in (predicted, measured)], float)
+    correlation = float(np.corrcoef(ranks)[0][1])
     best, picked = int(np.argmin(measured)), int(np.argmin(predicted))
     low, high = np.quantile(times[:, best], (0.25, 0.75))
     errors = np.abs(predicted / measured - 1)
