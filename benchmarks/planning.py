@@ -24,9 +24,8 @@ from engine.planning import calibration
 from engine.planning import machine as machines
 from engine.planning.candidates import Candidate
 from engine.planning.compiled import read
-from engine.planning.cost import Cost, CostModel
-from engine.planning.machine import Machine
-from engine.planning.tracing import Traces
+from engine.planning.memory import Cost
+from engine.planning.search import cost_model
 
 ROWS, TIME, STEPS = 32, 64, 9
 CONFIGURATIONS = (
@@ -54,7 +53,8 @@ def main() -> int:
     machine = calibration.with_rates(machines.of_devices(devices), rates, "measured")
     print({name: f"{rate:.3g}" for name, rate in rates.items()})
     config = decoder()
-    model = cost_model(config, machine)
+    built, _ = program(config, devices[:1])
+    model = cost_model(built, config, machine, ("float32",))
     formula, compiled, runs = [], [], []
     for candidate in candidates():
         print(f"compiling {candidate}", flush=True)
@@ -83,13 +83,6 @@ def decoder() -> Config:
     c.data = dict(target="benchmarks.aot.programs.Tokens", length=TIME)
     c.train.total, c.train.global_batch_size, c.cache.compiled = "1000 steps", ROWS, False
     return resolve_config(c)
-
-
-def cost_model(config: Config, machine: Machine) -> CostModel:
-    """Returns the cost model of a config."""
-    built, _ = program(config, jax.devices()[:1])
-    balance = {"float32": machine.f32 / machine.bandwidth}
-    return CostModel(Traces(built, config, balance, ROWS // machine.count, lambda text: None), machine)
 
 
 def candidates() -> list[Candidate]:

@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 
 from engine.cluster.cores import usable_cores
 from engine.config.atomic_file import replacing
-from engine.planning.machine import Machine
+from engine.planning.machine import MEASURED, Machine
 from engine.training.compile_cache import key, user_directory
 from engine.types import Device
 
@@ -35,7 +35,7 @@ ELEMENTS = {"cpu": 2**23, "gpu": 2**28, "tpu": 2**28}
 """Platform -> float32 numbers of a device that are read and written, more than its caches hold."""
 SUMS = {"cpu": (2**4, 2**20), "gpu": (2**12, 2**26), "tpu": (2**12, 2**26)}
 """Platform -> float32 numbers of a small and of a large sum over all devices."""
-FRESH = {"cpu": 10 * 2**20}
+NEW_MEMORY = {"cpu": 10 * 2**20}
 """Platform -> float32 numbers of new memory of a device, where a step gets its memory from the operating system."""
 
 
@@ -79,11 +79,12 @@ def stored(machine: Machine, devices: Sequence[Device]) -> Machine:
 def with_rates(machine: Machine, rates: dict[str, Any], source: str) -> Machine:
     """Returns a machine with measured rates."""
     names = ["bf16", "f32", "bandwidth", "link", "latency", "dispatch"]
-    names += ["fresh"] if machine.platform in FRESH else []
+    names += ["new_memory"] if machine.platform in NEW_MEMORY else []
     measured: dict[str, Any] = {name: float(rates[name]) for name in names}
     if not all(rate > 0 or (rate == 0 and name == "latency") for name, rate in measured.items()):
         raise ValueError(f"rates that are not positive: {measured}")
-    return dataclasses.replace(machine, **measured, source=source, margin=0.3)
+    margin = machine.margin if machine.platform == "cpu" else MEASURED
+    return dataclasses.replace(machine, **measured, source=source, margin=margin, measured=True)
 
 
 def measure(devices: Sequence[Device], on_progress: Callable[[str], None]) -> dict[str, float]:
@@ -98,8 +99,9 @@ def measure(devices: Sequence[Device], on_progress: Callable[[str], None]) -> di
         rates[name] = 2 * size**3 / probe.repeated(lambda x: x @ jnp.full_like(x, 1 / size), (size, size), dtype)
     on_progress("measuring memory")
     rates["bandwidth"] = 2 * 4 * ELEMENTS[platform] / probe.repeated(lambda x: x * 1.01, (ELEMENTS[platform],))
-    if platform in FRESH:
-        rates["fresh"] = 4 * FRESH[platform] / probe.once(lambda x: jnp.full(FRESH[platform], x[0]))
+    if platform in NEW_MEMORY:
+        elements = NEW_MEMORY[platform]
+        rates["new_memory"] = probe.once(lambda x: jnp.full(elements, x[0])) / (4 * elements)
     if count == 1:
         return rates | {"link": rates["bandwidth"], "latency": 0.0}
     on_progress("measuring sums over the devices")

@@ -12,6 +12,7 @@ from engine.config.hardware import AXES
 from engine.parallel import schedule
 from engine.planning.candidates import Candidate
 from engine.planning.compiled import Compiled
+from engine.planning.machine import MEASURED, WHOLE
 from engine.planning.memory import Cost, MemoryModel
 from engine.planning.work import Work
 
@@ -37,9 +38,7 @@ class CostModel(MemoryModel):
         if cost.problem:
             return cost
         machine = self.machine
-        compute = (
-            candidate.accumulate * max(self.work(candidate).cost, 0.0) / machine.bandwidth / self.divided(candidate)
-        )
+        compute = candidate.accumulate * self.computation(candidate)
         stages, bubble = candidate.axes["pipeline"], 0.0
         if stages > 1:
             microbatches = candidate.microbatches or stages
@@ -64,10 +63,17 @@ class CostModel(MemoryModel):
         }
         return cost
 
+    def computation(self, candidate: Candidate) -> float:
+        """Returns the seconds in which a device computes a microbatch, without collectives."""
+        machine, work, tensor = self.machine, self.work(candidate), candidate.axes["tensor"]
+        found = max(work.cost, 0.0) / machine.fused_bandwidth / self.divided(candidate)
+        whole = work.partial * (1 - 1 / tensor) / (self.divided(candidate) / tensor)
+        return found + WHOLE.get(machine.platform, 0.0) * whole / machine.bandwidth
+
     def new_memory(self, cost: Cost) -> float:
         """Returns the seconds in which the operating system gives a step the memory of its temporary arrays."""
         kept = ("parameters", "optimizer", "batch", "program")
-        return sum(size for part, size in cost.memory.items() if part not in kept) / self.machine.fresh
+        return sum(size for part, size in cost.memory.items() if part not in kept) * self.machine.new_memory
 
     def work(self, candidate: Candidate) -> Work:
         """Returns the work of a microbatch.
@@ -194,6 +200,10 @@ class CostModel(MemoryModel):
         noted = Cost(candidate)
         seconds = self.ring(candidate, axis, 1.0, 0, noted, pattern)
         return seconds / noted.traffic[axis] if axis in noted.traffic else 1 / self.machine.link
+
+    def margin(self, cost: Cost) -> float:
+        """Returns the stated relative error of a time. That of a compiled step on a CPU is not by formula."""
+        return MEASURED if cost.compiled and self.machine.platform == "cpu" else self.machine.margin
 
     def mfu(self, cost: Cost, peak: float) -> float:
         """Returns the model FLOPs per second as a share of the peak of all devices."""

@@ -15,14 +15,22 @@ EFFICIENCY = {"tpu": 0.7, "gpu": 0.6, "cpu": 1.0}
 """Platform -> share of the published peak that large products reach; assumed until `convoy plan --calibrate`."""
 OVERLAP = {"tpu": 0.8, "gpu": 0.8, "cpu": 0.0}
 """Platform -> share of the computation during which collectives of parameters and gradients run."""
+UNFUSED = {"cpu": 2.0}
+"""Platform -> bytes that a compiled step moves for each byte that the formula counts, by `benchmarks.planning`: XLA:CPU
+fuses less than the formula assumes."""
+WHOLE = {"cpu": 8.0}
+"""Platform -> how often a compiled step reads or writes each activation that `tensor` leaves whole, likewise."""
 DISPATCH_S = 2e-4
 """Seconds that the host needs for one dispatch; assumed."""
 LATENCY_S = {"tpu": 5e-6, "gpu": 2e-5, "cpu": 2e-4}
 """Platform -> seconds until a collective sends its first byte; assumed."""
 HOST_BANDWIDTH = 25e9
 """Bytes/s between a device and the memory of its host; assumed: PCIe of generation 4 with 16 lanes gives 32e9."""
-CORE_FLOPS, CORE_BANDWIDTH, CORE_FRESH = 4e10, 8e9, 1e9
-"""FLOP/s, bytes/s and bytes/s of new memory of a core of a CPU; assumed until `convoy plan --calibrate`."""
+CORE_FLOPS, CORE_BANDWIDTH, CORE_NEW_MEMORY = 4e10, 8e9, 1e-9
+"""FLOP/s, bytes/s and seconds for a byte of new memory of a core of a CPU; assumed until `convoy plan --calibrate`."""
+ASSUMED, MEASURED, CPU_FORMULA = 0.5, 0.3, 0.7
+"""Stated relative errors of a time: with assumed rates, with measured ones, and of the formula on CPUs, where XLA fuses
+less than the formula assumes. They are judgments; docs/plan.md has the errors of runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +52,12 @@ class Machine:
         network: bytes/s that a device sends between slices.
         latency: seconds until a collective sends its first byte.
         dispatch: seconds that the host needs for a dispatch.
-        fresh: bytes/s at which a device writes memory that the operating system gives it anew for each step; infinite
-            where a device keeps its memory.
+        new_memory: seconds in which a device gets a byte of new memory for a step; 0 where it keeps its memory.
         share: share of the memory of a device that `memory` is.
         overlap: share of the computation during which collectives of parameters and gradients run.
         source: where the rates are from.
-        margin: stated relative error of the predicted time.
+        margin: stated relative error of the time by formula.
+        measured: whether the rates are those of `convoy plan --calibrate`.
     """
 
     text: str
@@ -65,17 +73,23 @@ class Machine:
     network: float
     latency: float
     dispatch: float = DISPATCH_S
-    fresh: float = math.inf
+    new_memory: float = 0.0
     share: float = 1.0
     overlap: float = 0.0
     host_bandwidth: float = HOST_BANDWIDTH
     source: str = ""
-    margin: float = 0.5
+    margin: float = ASSUMED
+    measured: bool = False
     eight_bits: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def peak(self, precision: str) -> float:
         """Returns the FLOP/s that a device reaches in `train.precision`, for products in eight bits if it has them."""
         return self.f32 if precision == "float32" else self.bf16 * self.eight_bits.get(precision, 1.0)
+
+    @property
+    def fused_bandwidth(self) -> float:
+        """Bytes/s of those bytes that the formula counts."""
+        return self.bandwidth / UNFUSED.get(self.platform, 1.0)
 
     @property
     def slices(self) -> int:
@@ -169,10 +183,11 @@ def of_devices(devices: Sequence[Device]) -> Machine:
         link=CORE_BANDWIDTH * share / 4,
         network=1e9,
         latency=LATENCY_S["cpu"],
-        fresh=CORE_FRESH * share if first.platform == "cpu" else math.inf,
+        new_memory=CORE_NEW_MEMORY / share if first.platform == "cpu" else 0.0,
         overlap=OVERLAP["cpu"],
         host_bandwidth=CORE_BANDWIDTH * share,
         source="rates assumed for CPUs; convoy plan --calibrate measures them",
+        margin=CPU_FORMULA if first.platform == "cpu" else ASSUMED,
     )
 
 

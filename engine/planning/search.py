@@ -113,7 +113,7 @@ def cost_model(
         precisions: values of train.precision.
         on_progress: receives a line before each trace.
     """
-    balance = {precision: machine.peak(precision) / machine.bandwidth for precision in (*precisions, "bfloat16")}
+    balance = {name: machine.peak(name) / machine.fused_bandwidth for name in (*precisions, "bfloat16")}
     rows = max(1, min(config.train.global_batch_size // machine.count, 64))
     return CostModel(Traces(program, config, balance, rows, on_progress), machine)
 

@@ -80,7 +80,7 @@ def details(model: CostModel, cost: Cost) -> list[str]:
     lines = [
         f"memory of a device: {size_text(cost.bytes)} of {size_text(memory)} ({cost.bytes / memory:.0%}), "
         f"{size_text(free)} free: {parts}",
-        f"time of a step: {seconds_text(cost.step_s)} +- {model.machine.margin:.0%}: {times}",
+        f"time of a step: {seconds_text(cost.step_s)} +- {model.margin(cost):.0%}: {times}",
     ]
     if cost.host:
         lines.append(f"memory of the host: {size_text(cost.host)} for each device")
@@ -140,7 +140,7 @@ def warnings(cost: Cost, machine: Machine) -> list[str]:
     split = any(cost.candidate.axes[axis] > 1 for axis in ("tensor", "context", "pipeline"))
     if machine.platform == "cpu" and split and not cost.compiled:
         found.append("on CPUs the formula is too low for tensor, context and pipeline: use --compile")
-    if machine.margin >= 0.5:
+    if not machine.measured:
         what = "the time is" if cost.compiled else "time and order are"
         found.append(f"{what} by formula, with rates that were not measured")
     return found

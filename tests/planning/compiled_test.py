@@ -45,4 +45,4 @@ def test_a_cpu_takes_its_time_from_the_compiled_step():
     assert cost.seconds["compute"] == compiled.seconds(machine.f32, machine.bandwidth) > flops / machine.f32 > 0
     assert cost.seconds["bubble"] == cost.seconds["update"] == 0
     temporary = compiled.memory["gradients"] + compiled.memory["activations and temporary arrays"]
-    assert cost.seconds["new memory"] == pytest.approx(temporary / machine.fresh)
+    assert cost.seconds["new memory"] == pytest.approx(temporary * machine.new_memory)
