@@ -1,11 +1,15 @@
 """The cost model against closed formulas."""
 
+import dataclasses
+
 import pytest
 
 from engine.parallel.collectives import Collective
+from engine.planning.candidates import Attention
 from engine.planning.compiled import Compiled
 from engine.planning.cost import CostModel
 from engine.planning.memory import Cost
+from engine.planning.work import Work
 from tests.planning import tiny
 
 
@@ -84,3 +88,14 @@ def test_groups_of_layers_shrink_the_bubble_and_pass_the_ring_more_often():
     assert (one.bubble, two.bubble) == (pytest.approx(3 / 19), pytest.approx(3 / 35))
     carry = tiny.DEEP_ROWS / 2 * tiny.WIDTH * 4
     assert two.traffic["pipeline"] - one.traffic["pipeline"] >= 2 * carry
+
+
+def test_all_to_all_exchanges_the_parts_of_queries_keys_values_and_results(monkeypatch):
+    """Each way and back, in both passes. 2 heads of keys are repeated for 8 devices."""
+    queries, keys, gradients = 1e6, 1e5, 2 * 7 / 8 * 4 * tiny.numbers()
+    monkeypatch.setattr(CostModel, "work", lambda model, candidate: Work(queries=queries, keys=keys))
+    model = CostModel(tiny.traces(), tiny.machine("h100:1x8"))
+    model.attentions = [Attention(positions=64, heads=8, kv_heads=2, causal=True)]
+    candidate = dataclasses.replace(tiny.candidate(context=8), context="all-to-all")
+    cost = model.cost(candidate)
+    assert cost.traffic["context"] == pytest.approx(7 / 8 * 2 * (2 * queries + 4 * keys) / 8 + gradients)
