@@ -96,13 +96,13 @@ class CostModel(MemoryModel):
         if self.machine.platform != "cpu":
             arrays = min(arrays, 3 * work.layers + 3)  # collectives of one layer are combined
         scatter = 2.0 if self.machine.platform == "cpu" else 1.0  # XLA:CPU all-reduces where others reduce-scatter
-        summed = 2 * weights.summed
+        summed, sums = 2 * weights.summed, 4.0
         if candidate.zero1:
             # A step gathers the parameters once. XLA:GPU gathers those in half precision in each pass instead.
             gathers = 2 if self.machine.platform == "gpu" and self.width(candidate) < 4 else 1 / n
             summed += weights.divided * (scatter - 2) + weights.zero1 * gathers
-        elif n > 1 and axes["fsdp"] == axes["expert"] == 1:
-            summed *= 4 / self.width(candidate) / n  # once after all microbatches, in float32
+        elif n > 1 and axes["fsdp"] == axes["expert"] == 1 and not self.approximate:
+            summed, sums = summed * 4 / self.width(candidate) / n, sums / n  # once after all microbatches, in float32
         passes = 3 if candidate.schedule == "1f1b" else 2  # forward, in 1f1b forward again, and backward
         share = axes["tensor"] * axes["pipeline"]
         patterns = dict(PATTERNS)
@@ -113,7 +113,7 @@ class CostModel(MemoryModel):
         rest = axes["context"] * axes["pipeline"]
         sent = {  # axis -> bytes of whole arrays, number of collectives
             "fsdp": (weights.gathered + scatter * weights.scattered, arrays),
-            "data": (summed, 4),
+            "data": (summed, sums),
             "pipeline": (passes * work.carry * candidate.repeats / axes["context"] / axes["tensor"], 0),
             "tensor": ((1 + scatter) * work.partial / rest, 2 * work.sums),
             "expert": (work.exchanged / share, 4 * work.layers),

@@ -9,6 +9,7 @@ from engine.planning.candidates import Attention
 from engine.planning.compiled import Compiled
 from engine.planning.cost import CostModel
 from engine.planning.memory import Cost
+from engine.planning.tracing import Traces
 from engine.planning.work import Work
 from tests.planning import tiny
 
@@ -22,6 +23,16 @@ def test_traffic_is_that_of_the_formulas():
     assert split.traffic["fsdp"] == pytest.approx(2 * 7 / 8 * size, rel=0.1)
     accumulated = tiny.model().cost(tiny.candidate(fsdp=8, accumulate=4))
     assert accumulated.traffic["fsdp"] == pytest.approx(4 * split.traffic["fsdp"])
+
+
+def test_gradients_are_summed_once_a_step_unless_accumulation_is_approximate():
+    config = tiny.config()
+    train = dataclasses.replace(config.train, approximate_accumulation=True)
+    approximate = Traces(tiny.program(), dataclasses.replace(config, train=train), tiny.traces().balance, 4, print)
+    sum_of_all = 2 * 7 / 8 * 4 * tiny.numbers()
+    for traces, sums in ((tiny.traces(), 1), (approximate, 4)):
+        cost = CostModel(traces, tiny.machine("h100:1x8")).cost(tiny.candidate(data=8, accumulate=4))
+        assert cost.traffic == {"data": pytest.approx(sums * sum_of_all)}
 
 
 def test_zero1_gathers_float32_parameters_once_a_step():
