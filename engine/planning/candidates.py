@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from engine.config.hardware import AXES
@@ -133,6 +133,11 @@ class Attention:
         """Returns the attention of an entry of `Layout.used`."""
         positions, heads, kv_heads, causal = map(int, text.removeprefix(ATTENTION).split(","))
         return cls(positions, heads, kv_heads, bool(causal))
+
+    @classmethod
+    def all_of(cls, used: Collection[str]) -> "list[Attention]":
+        """Returns the attentions among the entries of `Layout.used`."""
+        return [cls.parse(text) for text in sorted(used) if text.startswith(ATTENTION)]
 
     def has_ring(self, axes: Mapping[str, int]) -> bool:
         """Returns whether a ring is possible; in causal order each device has two parts of a sequence."""

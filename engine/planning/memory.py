@@ -84,7 +84,7 @@ class MemoryModel:
         self.approximate = traces.config.train.approximate_accumulation
         arrays = jax.tree.leaves(traces.program.abstract_batch)
         self.row_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays) / self.rows
-        self.attentions: Sequence[Attention] = ()
+        self.attentions = Attention.all_of(traces.used)
         self.unrolls = machine.platform == "cpu" and traces.program.spec.unroll
 
     @functools.cache  # noqa: B019

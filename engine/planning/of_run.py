@@ -51,7 +51,8 @@ def on_one_device(program: Program) -> Program:
     """
     spec = program.spec
     mesh = make_mesh(MeshSpec(), jax.local_devices(backend="cpu")[:1])
-    layout = dataclasses.replace(spec.layout, mesh=mesh, remat="none", zero1=False, offload_optimizer=False, used=set())
+    used = set(spec.layout.used)
+    layout = dataclasses.replace(spec.layout, mesh=mesh, remat="none", zero1=False, offload_optimizer=False, used=used)
     found = copy.copy(program)
     found.mesh = mesh
     found.spec = dataclasses.replace(spec, layout=layout, accumulate=1, opt_shardings=None, grad_shardings={})

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from engine.config.errors import ConvoyError
 from engine.config.schema import Config
-from engine.parallel.layout import ATTENTION, NAMED
+from engine.parallel.layout import NAMED
 from engine.parallel.memory import MEMORY_FRACTION
 from engine.parallel.rules import RULES
 from engine.planning.candidates import Attention, Candidate, Choices, meshes, settings
@@ -72,7 +72,7 @@ def choices_of(program: Program, config: Config, machine: Machine) -> Choices:
         accumulates=_accumulates(program, config.train.approximate_accumulation),
         offloads=offloads,
         repeats=sorted({*REPEATS, config.sharding.repeats}),
-        attentions=[Attention.parse(name) for name in sorted(used) if name.startswith(ATTENTION)],
+        attentions=Attention.all_of(used),
         schedules=("gpipe",) if has_own_update(program.spec.task) else SCHEDULES,
         evaluations={name: part.batch_size for name, part in config.evaluations.items() if part.batch_size},
         # Batches of several shapes limit the steps of a dispatch, and the config has a number that its data allows.
@@ -131,7 +131,6 @@ def rank(
     """
     choices = choices_of(program, config, machine)
     model = cost_model(program, config, machine, choices.precisions, on_progress)
-    model.attentions = choices.attentions
     fitting: list[Cost] = []
     nearest: Cost | None = None
     problems: dict[str, int] = {}
@@ -251,7 +250,7 @@ def changes(ranking: Ranking, program: Program, config: Config) -> list[str]:
 def _least(model: CostModel, machine: Machine, choices: Choices, rows: int) -> bool:
     """Returns whether a candidate for other devices or another batch fits."""
     other = CostModel(model.traces, machine)
-    other.rows, other.attentions = rows, model.attentions
+    other.rows = rows
     return any(
         other.fits(other.memory(candidate))
         for mesh in meshes(machine, choices)

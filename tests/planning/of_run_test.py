@@ -13,7 +13,7 @@ from engine.parallel.mesh import axes_of
 from engine.plan import with_candidate
 from engine.planning import machine as machines
 from engine.planning import of_run
-from engine.planning.candidates import candidate_of
+from engine.planning.candidates import Attention, candidate_of
 from engine.planning.search import cost_model
 from tests import runs, zoo
 from tests.planning import tiny
@@ -68,6 +68,15 @@ def test_prediction_of_a_run_is_that_of_the_plan(settings):
     known = dataclasses.replace(found, seconds={"compute": 7.0})
     assert of_run.predict(program, config, known).step_s == 7.0
     assert of_run.predict(program, config, dataclasses.replace(known, rows=8)) == found
+
+
+def test_prediction_of_a_run_knows_its_attentions():
+    config = runs.config()
+    program, _ = entry.program(config)
+    program.spec.layout.used.add("attention:24,8,2,1")
+    machine = machines.of_devices(jax.devices())
+    model = cost_model(of_run.on_one_device(program), config, machine, ["float32"])
+    assert model.attentions == [Attention(24, 8, 2, causal=True)]
 
 
 def test_run_records_prediction_and_measurement_and_a_resume_does_not_predict_again(tmp_path, short):
