@@ -163,7 +163,7 @@ class Choices:
     Attributes:
         rows: rows of the global batch.
         axes: mesh axes that the model supports.
-        layers: layers of its stacks; each axis `pipeline` divides it.
+        layers: greatest common divisor of the layers of its stacks; each axis `pipeline` divides it.
         remats: policies of train.remat.
         precisions: values of train.precision.
         accumulates: whether microbatches are exact for the model.

@@ -66,7 +66,7 @@ def choices_of(program: Program, config: Config, machine: Machine) -> Choices:
     return Choices(
         config.train.global_batch_size,
         axes,
-        min(depths, default=1),
+        math.gcd(*depths) or 1,
         remats,
         tuple(precisions),
         accumulates=_accumulates(program, config.train.approximate_accumulation),

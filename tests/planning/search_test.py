@@ -2,6 +2,7 @@ import dataclasses
 
 import jax
 
+from engine import layers
 from engine.planning import machine as machines
 from engine.planning import search, table
 from engine.planning.memory import SAFE
@@ -47,6 +48,21 @@ def test_steps_and_microbatches_that_the_engine_refuses_to_unroll_are_not_propos
     for candidate in found:
         k, accumulate = candidate.steps_per_dispatch, candidate.accumulate
         check_unrolled(program, dataclasses.replace(train, steps_per_dispatch=k, accumulate=accumulate))
+
+
+@dataclasses.dataclass
+class TwoStacks(tiny.Deep):
+    """Deep with a second stack, of another depth."""
+
+    def build(self, rngs):
+        model = super().build(rngs)
+        model["other"] = layers.Stack(tiny.Layer, tiny.DEPTH * 3 // 2, rngs=rngs)
+        return model
+
+
+def test_stages_of_a_pipeline_divide_the_layers_of_every_stack():
+    program = zoo.program(TwoStacks(), batch_size=32, devices=jax.devices()[:1])
+    assert search.choices_of(program, tiny.config(), tiny.machine("h100:1x8")).layers == 4  # of 8 and 12
 
 
 def test_nothing_fits_the_default_share_of_a_gpu_names_the_setting_that_would_help():
