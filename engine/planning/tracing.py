@@ -166,7 +166,9 @@ class Traces:
         """Tokens of a row: the integers of the entry `tokens` of an example, as in packed rows; 0 without it."""
         examples = self.program.abstract_batch.examples
         tokens = examples.get("tokens") if isinstance(examples, Mapping) else None
-        if tokens is None or tokens.ndim < 2 or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        if not isinstance(tokens, jax.ShapeDtypeStruct) or tokens.ndim < 2:  # an entry may have entries of its own
+            return 0
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
             return 0
         return math.prod(tokens.shape[1:])
 

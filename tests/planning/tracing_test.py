@@ -1,4 +1,8 @@
+import copy
+import dataclasses
+
 import jax
+import numpy as np
 import pytest
 
 from engine.planning.tracing import Traces
@@ -19,6 +23,16 @@ def test_peak_is_that_of_the_activations_and_that_of_what_no_row_changes():
     assert slope > 3 * 64 * 4  # two hidden layers and the input, float32
     assert fixed >= 4 * tiny.numbers()  # the gradients
     assert slope * 4096 == pytest.approx(traces._at("none", "float32", 4096).peak, rel=0.1)
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_tokens_are_those_of_an_entry_of_the_examples_that_is_an_array(nested):
+    array = jax.ShapeDtypeStruct((tiny.ROWS, 512), np.int32)
+    traces = copy.copy(tiny.traces())
+    traces.program = copy.copy(tiny.program())
+    examples = {"tokens": {"text": array} if nested else array}
+    traces.program.abstract_batch = dataclasses.replace(tiny.program().abstract_batch, examples=examples)
+    assert traces.tokens == (0 if nested else 512)
 
 
 @pytest.mark.parametrize(("precision", "quantized"), [("float8", 3), ("int8", 2)])
