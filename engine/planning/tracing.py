@@ -172,10 +172,6 @@ class Traces:
             return 0
         return math.prod(tokens.shape[1:])
 
-    def parameters(self) -> int:
-        """Returns the number of parameters."""
-        return sum(math.prod(x.shape) for x in self.model.params.values())
-
 
 def _loss(spec: StepSpec, state: TrainState, batch: Batch, key: jax.Array) -> PyTree:
     """Returns the metrics of the loss of a Task."""
