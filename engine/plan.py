@@ -55,6 +55,8 @@ def plan_parts(
     _check(config, found, compiles, calibrates)
     if found is None:
         config = set_up_devices(config)  # creates CPU devices, before JAX starts
+    kind = found.kind if found else jax.devices()[0].device_kind
+    hardware.check_precision(kind, config.train.precision)
     devices = targets.devices(target) if found is None or compiles else None
     machine = _local(on_progress, calibrates) if found is None else machines.of_target(found)
     on_progress("building the model on one device")
@@ -74,10 +76,10 @@ def plan_parts(
     if problems := [f"  {cost.candidate}: {cost.problem}" for cost in costs if cost.problem]:
         yield "\nimpossible when compiled:\n" + "\n".join(problems)
     possible = [cost for cost in costs if not cost.problem]
-    if not possible or not ranking.model.fits(possible[0]):
-        raise ConfigError(_refusal_when_compiled(machine, possible))
-    row = hardware.find(found.kind) if found else hardware.find(jax.devices()[0].device_kind)
-    peak = (row or machine).peak(possible[0].candidate.precision)
+    own = [cost for cost in possible if cost.candidate.precision == config.train.precision]
+    if not own or not ranking.model.fits(own[0]):
+        raise ConfigError(_refusal_when_compiled(machine, own))
+    peak = (hardware.find(kind) or machine).peak(config.train.precision)
     yield _ranked(ranking.model, possible, config, peak, compiles)
     if ranking.problems:
         reason, count = max(ranking.problems.items(), key=lambda item: item[1])
@@ -118,8 +120,6 @@ def _check(config: Config, target: Target | None, compiles: int, calibrates: boo
             "train.global_batch_size = auto: a plan keeps the global batch, so it needs a number. Set "
             "--config.train.global_batch_size."
         )
-    if target is not None:
-        hardware.check_precision(target.kind, config.train.precision)
 
 
 def _on_one_device(config: Config) -> Config:
@@ -198,9 +198,9 @@ def with_candidate(config: Config, candidate: Candidate) -> Config:
     return dataclasses.replace(config, mesh=mesh, train=train, sharding=sharding, cache=cache)
 
 
-def _refusal_when_compiled(machine: Machine, possible: Sequence[Cost]) -> str:
+def _refusal_when_compiled(machine: Machine, compiled: Sequence[Cost]) -> str:
     """Returns why no candidate fits, of those that fit by formula and were compiled."""
-    least = min(possible, key=lambda cost: cost.bytes, default=None)
+    least = min(compiled, key=lambda cost: cost.bytes, default=None)
     needs = ""
     if least is not None:
         needs = f" {least.candidate} needs {size_text(least.bytes)} of the {size_text(machine.memory)} of a device."
