@@ -79,21 +79,23 @@ def plan_parts(
     own = [cost for cost in possible if cost.candidate.precision == config.train.precision]
     if not own or not ranking.model.fits(own[0]):
         raise ConfigError(_refusal_when_compiled(machine, own))
-    peak = (hardware.find(kind) or machine).peak(config.train.precision)
+    peak = (hardware.find(kind) or machine).peak
     yield _ranked(ranking.model, possible, config, peak, compiles)
     if ranking.problems:
         reason, count = max(ranking.problems.items(), key=lambda item: item[1])
         yield f"\nimpossible meshes: {sum(ranking.problems.values())}, such as (x{count}): {reason}"
 
 
-def _ranked(model: CostModel, costs: Sequence[Cost], config: Config, peak: float, compiles: int) -> str:
+def _ranked(
+    model: CostModel, costs: Sequence[Cost], config: Config, peak: Callable[[str], float], compiles: int
+) -> str:
     """Returns the table of the candidates, the best one with its settings, and why the others lost.
 
     Args:
         model: the cost model.
         costs: the candidates, the best one first.
         config: the config, whose settings the best candidate changes.
-        peak: FLOP/s of a device, for MFU.
+        peak: returns the FLOP/s of a device in a `train.precision`, for MFU.
         compiles: number of candidates that were to be compiled.
     """
     best, *others = costs

@@ -1,6 +1,6 @@
 """The output of `convoy plan`: a table of candidates, the winner as overrides, and why the others lost."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from engine.observe.formatting import seconds_text
 from engine.parallel.memory import GPU_SHARE, MEMORY_FRACTION
@@ -36,13 +36,13 @@ def machine_text(machine: Machine, state: str, precision: str = "") -> list[str]
     ]
 
 
-def table(model: CostModel, costs: Sequence[Cost], peak: float) -> list[str]:
+def table(model: CostModel, costs: Sequence[Cost], peak: Callable[[str], float]) -> list[str]:
     """Returns the lines of the table.
 
     Args:
         model: the cost model.
         costs: the rows, the best first.
-        peak: FLOP/s of a device, of which MFU is a share.
+        peak: returns the FLOP/s of a device in a `train.precision`, of which MFU is a share.
     """
     rows = [COLUMNS, *(_cells(i, model, cost, peak) for i, cost in enumerate(costs, 1))]
     if not model.traces.tokens:
@@ -52,7 +52,7 @@ def table(model: CostModel, costs: Sequence[Cost], peak: float) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _cells(number: int, model: CostModel, cost: Cost, peak: float) -> tuple[str, ...]:
+def _cells(number: int, model: CostModel, cost: Cost, peak: Callable[[str], float]) -> tuple[str, ...]:
     traffic = ", ".join(f"{axis} {size_text(size)}" for axis, size in cost.traffic.items() if size)
     return (
         f"{number}{'*' if cost.compiled else ''}",
@@ -61,7 +61,7 @@ def _cells(number: int, model: CostModel, cost: Cost, peak: float) -> tuple[str,
         seconds_text(cost.step_s),
         _rate_text(model.rows / cost.step_s),
         _rate_text(model.rows * model.traces.tokens / cost.step_s),
-        f"{model.mfu(cost, peak):.1%}",
+        f"{model.mfu(cost, peak(cost.candidate.precision)):.1%}",
         traffic or "-",
         f"{cost.bubble:.0%}" if cost.bubble else "-",
     )
