@@ -295,7 +295,8 @@ def divisible(machine: Machine, choices: Choices) -> dict[str, int]:
     """
     any_rows = dataclasses.replace(choices, rows=machine.count, evaluations={})
     all_axes = [dict(zip(AXES, sizes, strict=True)) for sizes, _ in meshes(machine, any_rows)]
-    shards = min(axes["data"] * axes["fsdp"] * axes["expert"] * axes["pipeline"] for axes in all_axes)
+    possible = [axes for axes in all_axes if choices.contexts(axes)]
+    shards = min(axes["data"] * axes["fsdp"] * axes["expert"] * axes["pipeline"] for axes in possible)
     sizes = {"train.global_batch_size": choices.rows}
     sizes |= {f"evaluations.{name}.batch_size": size for name, size in choices.evaluations.items()}
     return {path: -(-size // shards) * shards for path, size in sizes.items() if size % shards}

@@ -17,7 +17,7 @@ from engine.parallel import schedule
 from engine.parallel.layout import Layout, with_layout
 from engine.parallel.mesh import make_mesh, resolve_axes
 from engine.plan import with_candidate
-from engine.planning.candidates import Attention, Candidate, Choices, candidate_of, meshes, settings
+from engine.planning.candidates import Attention, Candidate, Choices, candidate_of, divisible, meshes, settings
 from tests.planning import tiny
 from tests.properties import examples
 
@@ -114,6 +114,12 @@ def test_sequences_are_split_as_each_attention_allows(axes, found):
     sizes = Attention.parse("attention:48,16,4,1")
     choices = Choices(64, ("data", "context"), 1, ("none",), ("float32",), attentions=[sizes])
     assert choices.contexts(tiny.candidate(**axes).axes) == found
+
+
+def test_batch_that_no_mesh_divides_grows_to_the_devices_that_cannot_split_sequences():
+    sizes = Attention.parse("attention:15,4,4,0")
+    choices = Choices(1, ("data", "context"), 1, ("none",), ("float32",), attentions=[sizes])
+    assert divisible(tiny.machine("h100:1x8"), choices) == {"train.global_batch_size": 8}
 
 
 def test_engine_refuses_the_split_sequences_that_a_plan_leaves_out():
