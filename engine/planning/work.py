@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from engine.parallel.rules import STACKED
 from engine.planning.graph import PRODUCTS, VIEWS, WRITTEN, Graph, Operation
 
 type Names = tuple[str | None, ...]
@@ -267,6 +268,8 @@ def _names(graph: Graph, operation: Operation, params: Mapping[int, tuple[str, N
         return None
     if len(before) == len(after):
         return path, names
+    if names[:2] == STACKED and after == (before[0] * before[1], *before[2:]):
+        return path, names[1:]  # without a pipeline, a stack runs the layers of all repeats in one loop
     kept = [name for name, size in zip(names, before, strict=True) if size != 1]
     shape = [size for size in before if size != 1]
     if shape != [size for size in after if size != 1]:

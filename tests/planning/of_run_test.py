@@ -8,6 +8,7 @@ import pytest
 
 import engine
 from engine import entry
+from engine.config.schema import MeshSpec
 from engine.observe import plan_record
 from engine.parallel.mesh import axes_of
 from engine.plan import with_candidate
@@ -15,6 +16,7 @@ from engine.planning import machine as machines
 from engine.planning import of_run
 from engine.planning.candidates import Attention, candidate_of
 from engine.planning.search import cost_model
+from engine.planning.tracing import Traces
 from tests import runs, zoo
 from tests.planning import tiny
 
@@ -77,6 +79,14 @@ def test_prediction_of_a_run_knows_its_attentions():
     machine = machines.of_devices(jax.devices())
     model = cost_model(of_run.on_one_device(program), config, machine, ["float32"])
     assert model.attentions == [Attention(24, 8, 2, causal=True)]
+
+
+def test_partial_sums_of_a_run_do_not_depend_on_the_repeats_of_its_pipeline():
+    layout = {"repeats": 2, "microbatches": 4}
+    mesh, one = MeshSpec(data=4, pipeline=2), tiny.deep_model().traces
+    built = zoo.program(tiny.Deep(), mesh=mesh, batch_size=tiny.DEEP_ROWS, layout=layout)
+    run = Traces(of_run.on_one_device(built), tiny.config(), one.balance, 64, print)
+    assert run.work("none", "float32", 64).partial == one.work("none", "float32", 64).partial > 0
 
 
 def test_run_records_prediction_and_measurement_and_a_resume_does_not_predict_again(tmp_path, short):
