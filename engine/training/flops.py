@@ -111,12 +111,21 @@ _PRODUCTS: dict[str, Callable[[JaxprEqn], int]] = {
     "ragged_dot_general": _ragged_dot,
     "conv_general_dilated": _convolution,
 }
+_CALLBACKS = ("debug_callback", "debug_print", "io_callback", "pure_callback")
 
 
 def has_convolution(jaxpr: Jaxpr) -> bool:
     """Returns whether a jaxpr, or a jaxpr nested in it, has a convolution."""
     return any(
         equation.primitive.name == "conv_general_dilated" or any(map(has_convolution, inner_jaxprs(equation)))
+        for equation in jaxpr.eqns
+    )
+
+
+def has_callback(jaxpr: Jaxpr) -> bool:
+    """Returns whether a jaxpr, or a jaxpr nested in it, calls Python, as `jax.debug.print` does."""
+    return any(
+        equation.primitive.name in _CALLBACKS or any(map(has_callback, inner_jaxprs(equation)))
         for equation in jaxpr.eqns
     )
 

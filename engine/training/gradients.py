@@ -126,9 +126,10 @@ def _summed_once(spec: "StepSpec") -> tuple[str, ...]:
     which XLA does less well within a `jax.shard_map`.
     """
     sizes = {axis: spec.mesh.shape[axis] for axis in BATCH_AXES}
-    alone = all(size == 1 for axis, size in sizes.items() if axis != "data")
-    once = sizes["data"] > 1 and alone and not spec.layout.zero1 and not spec.approximate_accumulation
-    return ("data",) if once else ()
+    alone = sizes["data"] > 1 and all(size == 1 for axis, size in sizes.items() if axis != "data")
+    if not alone or spec.layout.zero1 or spec.approximate_accumulation or not spec.loss_on_each_device:
+        return ()
+    return ("data",)
 
 
 def _summed(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:

@@ -26,7 +26,7 @@ from engine.parallel.rules import warnings
 from engine.training.accumulation import check_changed, check_dropout
 from engine.training.compiler import Compiler
 from engine.training.evaluation_program import EvaluationProgram
-from engine.training.flops import count_flops, has_convolution
+from engine.training.flops import count_flops, has_callback, has_convolution
 from engine.training.model import Arrays
 from engine.training.model_flops import model_flops
 from engine.training.objective import LOSS, Objective, check_groups, means_of, objective_of
@@ -139,6 +139,10 @@ class Program:
         objective, means = objectives[0], trace.out_info
         check_groups(objective, spec.groups.values(), f"{type(spec.task).__name__}.loss")
         self._loss_by_row = all(by_row(cast(Mean, means[name])) for names in objective.terms.values() for name in names)
+        # One number for a batch need not be a sum over its rows. JAX 0.12 does not lower callbacks in a `jax.shard_map`
+        # that leaves mesh axes to XLA.
+        on_each_device = self._loss_by_row and not has_callback(trace.jaxpr.jaxpr)
+        self.spec = dataclasses.replace(spec, loss_on_each_device=on_each_device)
         return self._complete_spec(trace, objective)
 
     def _trace_update(self) -> tuple[str, ...]:

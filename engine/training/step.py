@@ -53,6 +53,7 @@ class StepSpec:
     ema_decay: float | None = None
     skip_bad: bool = False  # unreadable examples have weight 0 and are counted in a metric
     unroll: bool = False  # unroll microbatches and K steps: a while loop around a convolution is slow on CPU
+    loss_on_each_device: bool = True  # the loss may be called with a part of a microbatch, in a `jax.shard_map`
     grad_shardings: Shardings = dataclasses.field(default_factory=dict)  # path -> sharding of the summed gradient
     opt_shardings: tuple[PyTree, PyTree] | None = None  # of an offloaded optimizer state: on the host, on the device
     spike: float | None = None  # skip an update whose loss is above this many times the median of the loss window

@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
 from engine.config.schema import MeshSpec
 from engine.parallel.mesh import make_mesh
-from engine.training.flops import CAUSAL, count_flops, has_convolution, has_unknown_length, keep_all
+from engine.training.flops import CAUSAL, count_flops, has_callback, has_convolution, has_unknown_length, keep_all
 
 
 def flops(function, *shapes) -> int:
@@ -60,6 +61,20 @@ def test_nested_convolution_is_found():
     inside = jax.jit(lambda x: conv(x, w))
     assert has_convolution(jax.make_jaxpr(jax.grad(lambda y: inside(y).sum()))(x).jaxpr)
     assert not has_convolution(jax.make_jaxpr(lambda y: (y * 2).sum())(x).jaxpr)
+
+
+def test_nested_callback_is_found():
+    def printed(x):
+        jax.debug.print("{}", x.sum())
+        return x
+
+    def called(x):
+        return jax.pure_callback(np.asarray, jax.ShapeDtypeStruct(x.shape, x.dtype), x)
+
+    x = jnp.ones(3)
+    assert has_callback(jax.make_jaxpr(lambda x: jax.jit(printed)(x).sum())(x).jaxpr)
+    assert has_callback(jax.make_jaxpr(called)(x).jaxpr)
+    assert not has_callback(jax.make_jaxpr(lambda x: jax.jit(jnp.sum)(x))(x).jaxpr)
 
 
 def test_unused_products_do_not_count():

@@ -42,6 +42,29 @@ def test_devices_sum_the_gradients_of_all_microbatches_once():
     assert sent(4, approximate_accumulation=True) > 3 * sent(1)  # the models it is for may mix the rows of a call
 
 
+def test_loss_of_a_microbatch_that_is_one_number_does_not_depend_on_the_mesh():
+    class Total(zoo.Classify):
+        def loss(self, model, batch, rng):
+            return Loss(super().loss(model, batch, rng).total.sum(), jnp.float32(1))
+
+    settings: dict[str, Any] = dict(batch_size=32, accumulate=2, target="optax.sgd", clip_norm=None)
+    batches = zoo.batches(1, 32)
+    one, _ = zoo.run(zoo.program(Total(), **settings), batches)
+    many, _ = zoo.run(zoo.program(Total(), mesh=MeshSpec(data=8), **settings), batches)
+    zoo.assert_close(one.params, many.params, 1e-5)
+
+
+def test_loss_that_calls_python_can_have_microbatches_on_several_devices():
+    class Printed(zoo.Classify):
+        def loss(self, model, batch, rng):
+            loss = super().loss(model, batch, rng)
+            jax.debug.print("{}", loss.total.sum())
+            return loss
+
+    program = zoo.program(Printed(), batch_size=32, mesh=MeshSpec(data=8), accumulate=2)
+    assert "callback" in program.trace(1).lower().as_text()
+
+
 @pytest.mark.optimized
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_metrics_do_not_affect_the_gradient(accumulate):
