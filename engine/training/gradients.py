@@ -21,7 +21,7 @@ from engine.parallel.mesh import BATCH_AXES
 from engine.training.flops import keep_all
 from engine.training.model import Arrays, cast
 from engine.training.objective import EVERY, means_of
-from engine.training.state import TrainState
+from engine.training.state import TrainState, param_shardings
 from engine.training.update import constrain, gather
 from engine.types import PyTree
 
@@ -121,15 +121,16 @@ def _sum_gradients(
 def _summed_once(spec: "StepSpec") -> tuple[str, ...]:
     """Returns the mesh axes over which the gradients of all microbatches are summed at once: `data` or none.
 
-    Not with ZeRO-1, where a device has no memory for the whole gradients, nor for a Task whose result depends on the
-    number of microbatches. With `fsdp` or `expert`, a layer gathers weights over the rows (`layers/whole_weight.py`),
-    which XLA does less well within a `jax.shard_map`.
+    Not with ZeRO-1 nor with rules that split parameters over `data`, where a device has no memory for the whole
+    gradients, nor for a Task whose result depends on the number of microbatches. With `fsdp` or `expert`, a layer
+    gathers weights over the rows (`layers/whole_weight.py`), which XLA does less well within a `jax.shard_map`.
     """
     sizes = {axis: spec.mesh.shape[axis] for axis in BATCH_AXES}
     alone = sizes["data"] > 1 and all(size == 1 for axis, size in sizes.items() if axis != "data")
     if not alone or spec.layout.zero1 or spec.approximate_accumulation or not spec.loss_on_each_device:
         return ()
-    return ("data",)
+    shardings = param_shardings(spec.model, spec.mesh, spec.layout.rules).values()
+    return () if any("data" in jax.tree.leaves(tuple(x.spec)) for x in shardings) else ("data",)
 
 
 def _summed(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
