@@ -71,7 +71,7 @@ def first_difference(compiled: jax.stages.Compiled, arguments: tuple[Any, ...]) 
     """Returns how the first argument that differs from those of a program differs; "" if none does."""
     expected, shardings = compiled.args_info[0], compiled.input_shardings[0]
     wanted = {_path(path): leaf for path, leaf in jax.tree.leaves_with_path(expected)}
-    placed = {_path(path): leaf for path, leaf in jax.tree.leaves_with_path(shardings)}
+    placed = {_path(path): leaf for path, leaf in jax.tree.leaves_with_path(shardings)}  # without unused arguments
     found = {_path(path): leaf for path, leaf in jax.tree.leaves_with_path(arguments)}
     for name in {**wanted, **found}:
         if name not in wanted or name not in found:
@@ -79,7 +79,7 @@ def first_difference(compiled: jax.stages.Compiled, arguments: tuple[Any, ...]) 
         here, there = _form(found[name]), _form(wanted[name])
         if here != there:
             return f"{name} is {here}, not {there}"
-        sharding = found[name].sharding if isinstance(found[name], jax.Array) else None
+        sharding = found[name].sharding if isinstance(found[name], jax.Array) and name in placed else None
         if sharding is not None and not sharding.is_equivalent_to(placed[name], found[name].ndim):
             return f"{name} is split as {_spec(sharding)}, not as {_spec(placed[name])}"
     return ""

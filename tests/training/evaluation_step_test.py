@@ -71,6 +71,16 @@ def test_difference_names_the_argument():
         assert first_difference(compiled, (params, state)) == text
 
 
+def test_unused_argument_may_have_any_sharding():
+    whole, split = (NamedSharding(Mesh(np.array(jax.devices()[:2]), "x"), PartitionSpec(*s)) for s in ((), ("x",)))
+    x = jax.ShapeDtypeStruct((4,), jnp.float32, sharding=whole)
+    compiled = jax.jit(lambda p, s: p["b"] + s).lower({"a": x, "b": x}, x).compile()
+    here = jax.device_put(np.zeros(4, np.float32), whole)
+    there = jax.device_put(here, split)
+    assert first_difference(compiled, ({"a": there, "b": here}, here)) == ""
+    assert first_difference(compiled, ({"a": here, "b": there}, here)) == "params/b is split as ('x',), not as ()"
+
+
 class Failing:
     """A program that fails in its own code."""
 
