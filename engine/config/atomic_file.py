@@ -8,7 +8,9 @@ from typing import BinaryIO
 
 
 @contextlib.contextmanager
-def replacing(path: Path, temporary: Path, before_rename: Callable[[], None] = lambda: None) -> Iterator[BinaryIO]:
+def replacing(
+    path: Path, temporary: Path, before_rename: Callable[[], None] = lambda: None, mode: int = 0o666
+) -> Iterator[BinaryIO]:
     """Opens a temporary file for the new content of `path`. At the end, it is synced to the disk and renamed.
 
     If anything fails, the old file stays and the temporary file is removed. A process that is killed leaves it.
@@ -17,12 +19,13 @@ def replacing(path: Path, temporary: Path, before_rename: Callable[[], None] = l
         path: the file.
         temporary: another path in the same folder.
         before_rename: called once the content is on disk, which may take long.
+        mode: access to a new file, which the umask of the process reduces.
 
     Raises:
         OSError: the file cannot be written.
     """
     try:
-        with open(temporary, "wb") as file:
+        with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())

@@ -115,9 +115,9 @@ class Compiler:
         check_trusted(folder)
         path = _path(folder, name, facts)
         for target, content in ((path, payload), (path.with_suffix(".json"), json.dumps(entry, indent=1).encode())):
-            with replacing(target, target.with_name(f".{target.name}.{os.getpid()}.tmp")) as file:
+            # The mode is set at the creation: no other user can open the file before, and some mounts refuse chmod.
+            with replacing(target, target.with_name(f".{target.name}.{os.getpid()}.tmp"), mode=0o600) as file:
                 file.write(content)
-                os.fchmod(file.fileno(), 0o600)
 
     def _load(
         self, folder: Path, name: str, facts: Mapping[str, str], lowered: jax.stages.Lowered, mesh: Mesh

@@ -31,3 +31,11 @@ def test_failure_keeps_the_old_file_and_no_temporary_file(tmp_path):
     with pytest.raises(FileNotFoundError), replacing(path, tmp_path / "gone" / "a.tmp"):
         pass
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
+
+
+def test_mode_applies_from_the_creation_of_the_file(tmp_path):
+    path, temporary = tmp_path / "a", tmp_path / "a.tmp"
+    with replacing(path, temporary, mode=0o600) as file:
+        assert temporary.stat().st_mode & 0o777 == 0o600
+        file.write(b"new")
+    assert path.stat().st_mode & 0o777 == 0o600
