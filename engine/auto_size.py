@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from engine.cluster import group
 from engine.config.allowed_values import AUTO
 from engine.config.errors import ConfigError, ShardingError
+from engine.config.identity import is_identity
 from engine.config.schema import Config, Sharding, Train
 from engine.config.text import from_text
 from engine.data.source import Source
@@ -237,7 +238,8 @@ def _check_stored(config: Config, field: str, mesh: Mesh, sizes: CompiledSizes, 
         else:
             size = train.global_batch_size
             advice = [f"train.global_batch_size={size} with train.accumulate=auto, which splits this batch"] * free
-            advice += [text for text in smaller(train, config.mesh)[:-1] if not text.startswith("train.accumulate")]
+            allowed = [text for text in smaller(train, config.mesh)[:-1] if not is_identity(text.partition("=")[0])]
+            advice += [text for text in allowed if not text.startswith("train.accumulate")]
             raise ConfigError(
                 f"{field} = auto: the run began with {value}, which a resume cannot change. A step needs "
                 f"{sizes.text(value)} here; allowed are {sizes.limit.text}. Resume with "

@@ -139,8 +139,9 @@ def test_stored_sizes_are_kept_where_they_fit_and_never_changed_silently(monkeyp
         ConfigError,
         match=r"train.global_batch_size = auto: the run began with 1024, which a resume cannot change. A step needs "
         r".* Resume with train.global_batch_size=1024 with train.accumulate=auto, .*; devices with more memory",
-    ):
+    ) as error:
         choose(batch, **sizes, **little)
+    assert "train.precision" not in str(error.value)  # a resume refuses to change it
     train, [said] = choose(count, **sizes, **little)
     assert train.global_batch_size == 1024 and train.accumulate > 1
     assert said.startswith(f"train.accumulate = auto: {train.accumulate} instead of 1, the number of the run so far")
