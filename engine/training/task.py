@@ -169,7 +169,8 @@ def check_methods(task: Task) -> None:
         method = getattr(task, name)
         keywords = {"context": None} if name in ("loss", "evaluate") and wants_context(method) else {}
         try:
-            signature = inspect.signature(method)
+            # A decorator may take other arguments than the method that it wraps.
+            signature = inspect.signature(method, follow_wrapped=False)
         except (TypeError, ValueError):  # a callable without a signature
             continue
         try:

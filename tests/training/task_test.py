@@ -1,5 +1,7 @@
 """Errors of the checks of a Task, and its default evaluation."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -29,6 +31,22 @@ def test_error_lists_entries_that_differ_from_the_batch_spec():
 
 def test_task_without_batch_spec_accepts_any_example():
     check_examples(Task(), spec_of(anything=(3,)), "data")
+
+
+def test_decorator_may_take_other_arguments_than_its_method():
+    def scaled(method):
+        @functools.wraps(method)
+        def wrapper(self, model, batch, rng):
+            return method(self, model, batch, rng, 2.0)
+
+        return wrapper
+
+    class Scaled(Task):
+        @scaled
+        def loss(self, model, batch, rng, scale):
+            return Loss.of(scale * model(batch))
+
+    check_methods(Scaled())
 
 
 def test_method_with_other_arguments_is_reported_with_what_the_engine_passes():
