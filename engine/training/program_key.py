@@ -37,7 +37,7 @@ SETTINGS = (
     "jax_xla_profile_version",
     "jax_enable_pgle",
 )
-"""Settings of JAX that it passes to the compiler beside StableHLO (jax/_src/compiler.py, `get_compile_options`)."""
+"""Settings of JAX that its `get_compile_options` (jax/_src/compiler.py) passes to the compiler next to StableHLO."""
 _COMPILERS = {"tpu": ("libtpu",), "gpu": ("jax-cuda13-pjrt", "jax-cuda12-pjrt", "jax-rocm7-pjrt")}
 # Flags of XLA that do not change a program.
 _NO_EFFECT = ("--xla_dump", "--xla_force_host_platform_device_count", "--xla_gpu_cuda_data_dir")
