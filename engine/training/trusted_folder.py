@@ -1,6 +1,7 @@
-"""Checks that only this user and the superuser can change the code that is loaded from a folder, as ssh does for keys.
+"""Checks that only this user and the superuser can change the code that is loaded from a folder.
 
-It checks owners and modes. A mounted bucket shows the owner of the mount, whoever may write to the bucket.
+It checks the owners and modes of the folder and its files, but not of the folders above, whose owners could put another
+folder in its place. A mounted bucket shows the owner of the mount, whoever may write to the bucket.
 """
 
 import os
@@ -14,8 +15,9 @@ def check_trusted(folder: Path) -> None:
     """Raises ConfigError if another user owns a folder or may write to it."""
     if problem := _problem(folder.stat()):
         raise ConfigError(
-            f"{folder}: {problem}. Whoever writes to a folder of compiled programs runs code in your jobs. Let the "
-            f"user of the job own it, and run chmod go-w {folder}; or compile into a folder of your own."
+            f"{folder}: {problem}. Whoever can write to a folder of compiled programs can run code in your jobs. Let "
+            f"the user of the job own it and run chmod go-w {folder}, or compile into a folder of your own; if a mount "
+            "or Kubernetes sets its owner and mode, see docs/training.md, Compile before the job starts."
         )
 
 
@@ -23,7 +25,7 @@ def read_trusted(path: Path) -> bytes:
     """Returns the content of a file. Raises ConfigError if another user owns it or may write to it."""
     with path.open("rb") as file:
         if problem := _problem(os.fstat(file.fileno())):
-            raise ConfigError(f"{problem}; it must be writable for the user of the job alone")
+            raise ConfigError(f"{problem}; only the user of the job may be allowed to write to it")
         return file.read()
 
 
