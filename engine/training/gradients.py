@@ -96,14 +96,13 @@ def _sum_gradients(
     def add(shared: _Shared, weights: Arrays | None, trained: Arrays, carry: PyTree, part: Part) -> tuple[PyTree, None]:
         grads, sums, model_state = carry
         more, (more_sums, model_state) = _gradient(shared, weights, trained, model_state, *part)
-        more = more if axes else constrain(spec, more)
-        return (*jax.tree.map(jnp.add, (grads, sums), (more, more_sums)), model_state), None
+        return (*jax.tree.map(jnp.add, (grads, sums), (constrain(spec, more), more_sums)), model_state), None
 
     def total(common: PyTree, parts: Part) -> tuple[Arrays, jax.Array, Arrays]:
         frozen, key, step, weights, trained, model_state = common
         inner = dataclasses.replace(shared, frozen=frozen, key=key, step=step)
-        zeros = jax.tree.map(jnp.zeros_like, trained)
-        first = (zeros if axes else constrain(spec, zeros), jnp.zeros((len(shared.metric_names), 2)), model_state)
+        zeros = constrain(spec, jax.tree.map(jnp.zeros_like, trained))
+        first = (zeros, jnp.zeros((len(shared.metric_names), 2)), model_state)
         found = jax.lax.scan(functools.partial(add, inner, weights, trained), first, parts, unroll=spec.unroll)[0]
         return (*jax.tree.map(lambda x: _summed(x, axes), found[:2]), found[2]) if axes else found
 
@@ -123,9 +122,10 @@ def _summed_once(spec: "StepSpec") -> tuple[str, ...]:
 
     Not with ZeRO-1 nor with rules that split parameters over `data`, where a device has no memory for the whole
     gradients, nor for a Task whose result depends on the number of microbatches. With `fsdp` or `expert`, a layer
-    gathers weights over the rows (`layers/whole_weight.py`), which XLA does less well within a `jax.shard_map`.
+    gathers weights over the rows (`layers/whole_weight.py`), which XLA does less well within a `jax.shard_map`. A
+    pipeline sums once in each microbatch; XLA cannot compile its `jax.shard_map` within another one.
     """
-    sizes = {axis: spec.mesh.shape[axis] for axis in BATCH_AXES}
+    sizes = {axis: spec.mesh.shape[axis] for axis in (*BATCH_AXES, "pipeline")}
     alone = sizes["data"] > 1 and all(size == 1 for axis, size in sizes.items() if axis != "data")
     if not alone or spec.layout.zero1 or spec.approximate_accumulation or not spec.loss_on_each_device:
         return ()

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding
 
 from engine.config.errors import ConfigError, TaskError
 from engine.data.batch import Batch
@@ -239,10 +240,15 @@ def changed_frozen(spec: "StepSpec", before: Mapping[str, object], after: Mappin
 
 
 def constrain(spec: "StepSpec", arrays: Mapping[str, jax.Array]) -> Arrays:
-    """Constrains the shardings of gradients: each device sums the part that it updates, as in FSDP and ZeRO-1."""
+    """Constrains the shardings of gradients: each device sums the part that it updates, as in FSDP and ZeRO-1.
+
+    Within a `jax.shard_map` no manual axis splits them.
+    """
     if spec.mesh.size == 1:
         return dict(arrays)
-    return {path: jax.lax.with_sharding_constraint(x, spec.grad_shardings[path]) for path, x in arrays.items()}
+    mesh = spec.layout.inner_mesh
+    shardings = {path: NamedSharding(mesh, spec.grad_shardings[path].spec) for path in arrays}
+    return {path: jax.lax.with_sharding_constraint(x, shardings[path]) for path, x in arrays.items()}
 
 
 def gather(spec: "StepSpec", params: Arrays) -> Arrays:
