@@ -92,9 +92,10 @@ def allocated_share(platform: str) -> float:
     if platform != "gpu":
         return 1.0
     try:
-        return float(os.environ.get(MEMORY_FRACTION) or os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or GPU_SHARE)
-    except ValueError:  # JAX rejects it where there is a GPU
+        found = float(os.environ.get(MEMORY_FRACTION) or os.environ.get("XLA_PYTHON_CLIENT_MEM_FRACTION") or GPU_SHARE)
+    except ValueError:
         return GPU_SHARE
+    return found if 0 < found <= 1 else GPU_SHARE  # JAX rejects others where there is a GPU
 
 
 def compiled_bytes(compiled: jax.stages.Compiled) -> int:

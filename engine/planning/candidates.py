@@ -294,7 +294,7 @@ def divisible(machine: Machine, choices: Choices) -> dict[str, int]:
     The devices that split rows are as few as the other axes of the model allow.
     """
     any_rows = dataclasses.replace(choices, rows=machine.count, evaluations={})
-    all_axes = [dict(zip(AXES, sizes, strict=True)) for sizes, _ in meshes(machine, any_rows)]
+    all_axes: list[dict[str, int]] = [dict(zip(AXES, sizes, strict=True)) for sizes, _ in meshes(machine, any_rows)]
     possible = [axes for axes in all_axes if choices.contexts(axes)]
     shards = min(axes["data"] * axes["fsdp"] * axes["expert"] * axes["pipeline"] for axes in possible)
     sizes = {"train.global_batch_size": choices.rows}

@@ -45,7 +45,10 @@ class EvaluationStep[Result]:
         return compiled
 
     def __call__(self, params: Arrays, model_state: Arrays, batch: Batch, *more: Any) -> Result:
-        """Runs the program that was compiled for the arrays; compiles another one for arrays that differ, and warns."""
+        """Runs the program that was compiled for the arrays; compiles another one for others.
+
+        It warns once if arrays of the same shapes of the batch differ.
+        """
         arguments = params, model_state, batch, *more
         if (compiled := self._compiled.get(shapes_of(batch))) is not None:
             try:
@@ -54,8 +57,6 @@ class EvaluationStep[Result]:
                 if not (difference := first_difference(compiled, arguments)):
                     raise
                 self._report(difference)
-        elif self._compiled:
-            self._report(f"no program was compiled for batches {shapes_of(batch)}")
         return self._jitted(*arguments)
 
     def _report(self, difference: str) -> None:
