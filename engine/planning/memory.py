@@ -23,6 +23,7 @@ from engine.planning.machine import Machine
 from engine.planning.tracing import Traces
 from engine.planning.weight_traffic import WeightTraffic, weight_traffic, zero1_divides
 from engine.training.build import DTYPES
+from engine.training.whole_kernels import is_kernel
 
 SAFE = 0.9
 """Share of a device's memory that a candidate that fits may need; the rest is for the runtime and fragmentation."""
@@ -205,8 +206,9 @@ class MemoryModel:
     def gathered(self, sizes: tuple[int, ...], width: int, in_loops: frozenset[str]) -> float:
         """Returns the bytes of gathered weights: two layers of each stack, or the largest parameter outside of one.
 
-        A parameter that a loop uses, such as the head of a language model whose loss is computed in chunks, is also
-        held in float32, and so is the sum of its gradient.
+        Kernels of convolutions are whole during the step (`training/whole_kernels.py`). A parameter that a loop uses,
+        such as the head of a language model whose loss is computed in chunks, is also held in float32, and so is the
+        sum of its gradient.
 
         Args:
             sizes: devices of each mesh axis.
@@ -214,17 +216,21 @@ class MemoryModel:
             in_loops: paths of parameters that each iteration of a loop uses.
         """
         axes: dict[str, int] = dict(zip(AXES, sizes, strict=True))
-        stacked = single = summed = 0.0
+        stacked = single = summed = kernels = 0.0
         for path, spec in self.specs(sizes).items():
             split = any("fsdp" in entry for entry in spec) and axes["fsdp"] > 1
             shape, _ = self.params[path]
             leading = self.stacked.get(path, 0)
             size = math.prod(shape[leading:]) / math.prod(axes[a] for e in spec[leading:] for a in e if a != "fsdp")
-            if split:
-                stacked, single = (stacked + width * size, single) if leading else (stacked, max(single, width * size))
+            if split and leading:
+                stacked += width * size
+            elif split and is_kernel(self.model, path):
+                kernels += width * size
+            elif split:
+                single = max(single, width * size)
             if path in in_loops:
                 summed += size * ((width if split else 0) + (4 if width < 4 else 0) + 4)
-        return max(2 * stacked, single, summed)
+        return max(2 * stacked, single, summed) + kernels
 
     def unsplit(self, candidate: Candidate) -> float:
         """Returns the bytes of what ZeRO-1 splits and a step holds whole.

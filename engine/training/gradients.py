@@ -23,6 +23,7 @@ from engine.training.model import Arrays, cast
 from engine.training.objective import EVERY, means_of
 from engine.training.state import TrainState, param_shardings
 from engine.training.update import constrain, gather
+from engine.training.whole_kernels import with_whole_kernels
 from engine.types import PyTree
 
 if TYPE_CHECKING:
@@ -179,6 +180,7 @@ def _losses(
     """
     spec = shared.spec
     params = gather(spec, cast({**trained, **shared.frozen}, spec.compute_dtype))
+    params = with_whole_kernels(spec.model, params)
     module = spec.model.module(params, model_state, jax.random.fold_in(shared.key, shared.rows + index))
     module.train()
     examples = cast(batch.examples, spec.compute_dtype, spec.task.full_precision)

@@ -13,6 +13,7 @@ from engine.training.evaluation_step import EvaluationStep
 from engine.training.model import Arrays, cast
 from engine.training.state import Weights
 from engine.training.task import missing_key_reported
+from engine.training.whole_kernels import with_whole_kernels
 from engine.types import PyTree
 
 type PredictionStep = EvaluationStep[tuple[jax.Array, dict[str, jax.Array]]]
@@ -34,7 +35,8 @@ def prediction_step(program: EvaluationProgram, example: PyTree, batch_size: int
     task = program.task
 
     def step(params: Arrays, model_state: Arrays, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
-        module = program.model.module(cast(params, program.compute_dtype), model_state, None)
+        values = with_whole_kernels(program.model, cast(params, program.compute_dtype))
+        module = program.model.module(values, model_state, None)
         module.eval()
         with missing_key_reported(task, "predict", batch.examples):
             found = task.predict(module, cast(batch.examples, program.compute_dtype, task.full_precision))

@@ -29,6 +29,7 @@ from engine.training.optimizer import RunOptimizer
 from engine.training.state import LOSS_WINDOW, Shardings, TrainState
 from engine.training.task import Task
 from engine.training.update import finish, has_own_update, new_state, optimize, own_update
+from engine.training.whole_kernels import with_whole_kernels
 from engine.types import PyTree
 
 type Step = Callable[[TrainState, Batch, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
@@ -258,7 +259,7 @@ def evaluate(
     context: Context,
 ) -> Mapping[str, Metric]:
     """Returns the Task's metrics of one batch, by name; to be traced."""
-    module = model.module(cast(params, compute_dtype), model_state, None)
+    module = model.module(with_whole_kernels(model, cast(params, compute_dtype)), model_state, None)
     module.eval()
     examples = cast(batch.examples, compute_dtype, task.full_precision)
     return call(task.evaluate, module, examples, context=context)

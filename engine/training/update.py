@@ -22,6 +22,7 @@ from engine.training.model import Arrays, cast
 from engine.training.objective import LOSS
 from engine.training.state import TrainState, param_shardings
 from engine.training.task import Task
+from engine.training.whole_kernels import with_whole_kernels
 from engine.types import PyTree
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class UpdateState:
         """
         spec = self.static.spec
         values = cast({**(self.params if params is None else params), **self.frozen}, spec.compute_dtype)
-        module = spec.model.module(values, self.model_state, self.key)
+        module = spec.model.module(with_whole_kernels(spec.model, values), self.model_state, self.key)
         module.train()
         return module
 
