@@ -186,11 +186,12 @@ def simplest_first(costs: list[Cost]) -> list[Cost]:
     return [best, *(cost for cost in costs if cost is not best)]
 
 
-def _complexity(candidate: Candidate) -> int:
-    """Returns the number of settings that differ from plain data parallelism with FSDP."""
+def _complexity(candidate: Candidate) -> float:
+    """Returns the number of settings that differ from plain data parallelism; FSDP counts half."""
     axes = candidate.axes
     return (
         sum(axes[axis] > 1 for axis in ("tensor", "context", "pipeline", "expert"))
+        + (axes["fsdp"] > 1) / 2
         + (candidate.context != "ring")
         + (candidate.schedule != "gpipe")
         + (candidate.repeats > 1)
