@@ -257,7 +257,9 @@ def read(path: Path) -> Plan | None:
             str(plan),
             f"{plan.predicted.margin:.0%}",
             size_text(plan.predicted.bytes),
-            size_text(plan.measured.bytes or 0),
+            size_text(0 if plan.measured.bytes is None else plan.measured.bytes),
+            seconds_text(plan.measured.step_s),
+            f"{plan.time_error or 0:.0%}, {plan.memory_error or 0:.0%}",
         )
     except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
         return None
