@@ -6,9 +6,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from engine import Loss, Task, layers
+from engine import ArraySource, Loss, Task, layers
 from engine.config import defaults
 from engine.config.hardware import AXES
 from engine.entry import resolve_config
@@ -97,3 +98,11 @@ def deep_model(rows: int = DEEP_ROWS) -> CostModel:
     """Returns the cost model of Deep on a host of H100."""
     built = zoo.program(Deep(), batch_size=rows, devices=jax.devices()[:1])
     return CostModel(Traces(built, config(), {"float32": 10.0, "bfloat16": 10.0}, 64, print), machine("h100:1x8"))
+
+
+def tokens(length: int) -> ArraySource:
+    """Returns rows of one document, whose tokens are all 0, as a source of a language model."""
+    zeros, weight = np.zeros((8, length), np.int32), np.ones((8, length), np.float32)
+    return ArraySource(
+        {"tokens": zeros, "targets": zeros, "segment_ids": zeros + 1, "positions": zeros, "weight": weight}
+    )
