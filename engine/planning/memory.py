@@ -23,7 +23,6 @@ from engine.planning.machine import Machine
 from engine.planning.tracing import Traces
 from engine.planning.weight_traffic import WeightTraffic, weight_traffic, zero1_divides
 from engine.training.build import DTYPES
-from engine.training.whole_kernels import is_kernel
 
 SAFE = 0.9
 """Share of a device's memory that a candidate that fits may need; the rest is for the runtime and fragmentation."""
@@ -224,7 +223,7 @@ class MemoryModel:
             size = math.prod(shape[leading:]) / math.prod(axes[a] for e in spec[leading:] for a in e if a != "fsdp")
             if split and leading:
                 stacked += width * size
-            elif split and is_kernel(self.model, path):
+            elif split and path in self.model.convolutions:
                 kernels += width * size
             elif split:
                 single = max(single, width * size)

@@ -42,6 +42,7 @@ class Model:
     trained: tuple[str, ...]  # paths that the optimizer updates
     state_kinds: tuple[type[nnx.Variable], ...]  # variable types in `model_state`
     shared_dropout: tuple[str, ...]  # paths of nnx.Dropout modules, which draw one mask for a whole batch
+    convolutions: frozenset[str]  # paths of the kernels of nnx.Conv and nnx.ConvTranspose without logical axes
 
     @property
     def stacked(self) -> dict[str, int]:
@@ -160,7 +161,21 @@ def describe(task: Task, trainable: str = "") -> Model:
         for path, module in nnx.iter_modules(abstract)
         if isinstance(module, nnx.Dropout) and module.rate > 0
     )
-    return Model(graph, keys, **classes, names=names, trained=trained, state_kinds=state_kinds, shared_dropout=dropouts)
+    kernels = (
+        "/".join(map(str, (*path, "kernel")))
+        for path, module in nnx.iter_modules(abstract)
+        if isinstance(module, (nnx.Conv, nnx.ConvTranspose))
+    )
+    return Model(
+        graph,
+        keys,
+        **classes,
+        names=names,
+        trained=trained,
+        state_kinds=state_kinds,
+        shared_dropout=dropouts,
+        convolutions=frozenset(path for path in kernels if path in classes["params"] and path not in names),
+    )
 
 
 def _class_of(path: str, variable: nnx.Variable, state_kinds: tuple[type[nnx.Variable], ...]) -> str:

@@ -13,11 +13,6 @@ from engine.parallel.rules import partition_spec
 from engine.training.model import Arrays, Model
 
 
-def is_kernel(model: Model, path: str) -> bool:
-    """Returns whether a parameter is the kernel of a convolution: positions, input channels and output channels."""
-    return path not in model.names and len(model.params[path].shape) >= 3
-
-
 def with_whole_kernels(model: Model, params: Arrays) -> Arrays:
     """Returns parameters with kernels of convolutions whole on each device; the gradients of these are split again.
 
@@ -29,9 +24,8 @@ def with_whole_kernels(model: Model, params: Arrays) -> Arrays:
     if here.mesh is None or here.size("fsdp") == 1:
         return params
     found = dict(params)
-    for path, x in params.items():
-        if is_kernel(model, path):
-            found[path] = _whole(x, partition_spec(path, x.shape, None, here.rules, here.mesh))
+    for path in model.convolutions:
+        found[path] = _whole(params[path], partition_spec(path, params[path].shape, None, here.rules, here.mesh))
     return found
 
 
