@@ -167,13 +167,13 @@ def _limit_batch(config: Config, mesh: Mesh, sizes: CompiledSizes) -> tuple[Conf
     return _batch(config, count * unit), text
 
 
-def _choose_accumulate(config: Config, mesh: Mesh, sizes: CompiledSizes, least: int = 1) -> Config:
-    """Chooses the number of microbatches, from `least` on."""
+def _choose_accumulate(config: Config, mesh: Mesh, sizes: CompiledSizes, stored: int | None = None) -> Config:
+    """Chooses the number of microbatches; a resume chooses more than `stored`."""
     train = config.train
     check_batch(mesh, train.global_batch_size, 1)
     # If the batch is no multiple of the rows, the first step raises the error.
     most = max(1, train.global_batch_size // row_unit(mesh, config.sharding))
-    candidates = [n for n in range(1, most + 1) if most % n == 0 and n >= least] or [most]
+    candidates = [n for n in range(1, most + 1) if most % n == 0 and n > (stored or 0)] or [most]
 
     def split(count: int) -> Config:
         return dataclasses.replace(config, train=dataclasses.replace(train, accumulate=count))
@@ -193,16 +193,25 @@ def _choose_accumulate(config: Config, mesh: Mesh, sizes: CompiledSizes, least: 
     count = smallest_fitting(fits, candidates)
     if count is None:
         what = f"the most microbatches, {candidates[-1]},"
-        raise _nothing_fits("train.accumulate", what, sizes, split(candidates[-1]))
+        raise _nothing_fits("train.accumulate", what, sizes, split(candidates[-1]), resumes=stored is not None)
     return split(count)
 
 
-def _nothing_fits(field: str, what: str, sizes: CompiledSizes, config: Config) -> ConfigError:
+def _nothing_fits(field: str, what: str, sizes: CompiledSizes, config: Config, *, resumes: bool = False) -> ConfigError:
     need = sizes.text(min(sizes.shares, key=lambda size: sizes.shares[size]))
+    advice = smaller(config.train, config.mesh)
+    if resumes:
+        advice = [*_allowed(config), "devices with more memory"]
     return ConfigError(
         f"{field} = auto: even with {what} a step needs {need} of {sizes.limit.text}. To shrink the run: "
-        f"{'; '.join(smaller(config.train, config.mesh))}."
+        f"{'; '.join(advice)}."
     )
+
+
+def _allowed(config: Config) -> list[str]:
+    """Returns the settings of `smaller` that a resume may change, without the number of microbatches."""
+    found = [text for text in smaller(config.train, config.mesh)[:-1] if not is_identity(text.partition("=")[0])]
+    return [text for text in found if not text.startswith("train.accumulate")]
 
 
 def _check_evaluations(config: Config, sizes: CompiledSizes, allowed: float = 1.0) -> None:
@@ -233,13 +242,12 @@ def _check_stored(config: Config, field: str, mesh: Mesh, sizes: CompiledSizes, 
     if sizes.share(value, train) > KEPT_SHARE:
         free = not train.approximate_accumulation
         if field == "train.accumulate" and free:
-            config = _choose_accumulate(config, mesh, sizes, least=value + 1)
+            config = _choose_accumulate(config, mesh, sizes, stored=value)
             say(f"{field} = auto: {config.train.accumulate} instead of {value}, the number of the run so far ({sizes})")
         else:
             size = train.global_batch_size
             advice = [f"train.global_batch_size={size} with train.accumulate=auto, which splits this batch"] * free
-            allowed = [text for text in smaller(train, config.mesh)[:-1] if not is_identity(text.partition("=")[0])]
-            advice += [text for text in allowed if not text.startswith("train.accumulate")]
+            advice += _allowed(config)
             raise ConfigError(
                 f"{field} = auto: the run began with {value}, which a resume cannot change. A step needs "
                 f"{sizes.text(value)} here; allowed are {sizes.limit.text}. Resume with "
