@@ -20,8 +20,7 @@ class WeightTraffic:
         scattered: their gradients, which are scattered.
         collectives: number of gathers and scatters.
         summed: gradients that the devices of `data` sum.
-        divided: the part of them that ZeRO-1 divides over `data`.
-        zero1: the parameters of this part.
+        zero1: the part of them that ZeRO-1 divides over `data`, as large as the parameters that it gathers.
         copied: axis -> gradients of which each device of the axis has a part.
     """
 
@@ -29,7 +28,6 @@ class WeightTraffic:
     scattered: float = 0.0
     collectives: int = 0
     summed: float = 0.0
-    divided: float = 0.0
     zero1: float = 0.0
     copied: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(COPIES, 0.0))
 
@@ -73,7 +71,6 @@ def weight_traffic(
         size /= axes["fsdp"] if split else 1
         found.summed += size  # once, also in a pipeline
         if zero1_divides(shapes[path], spec, axes):
-            found.divided += size
             found.zero1 += size
         for axis in COPIES:
             if not any(axis in entry for entry in spec):

@@ -22,7 +22,7 @@ def test_devices_of_data_sum_the_gradients_of_trained_parameters():
     stack, head, norm = 4 * 6 * 64 * 128 / (2 * 2 * 8), 4 * 64 * 10 / 8, 4 * 64
     found = traffic()
     assert found.summed == stack + head + norm
-    assert found.divided == stack + head + norm  # each has a dimension that 4 divides
+    assert found.zero1 == stack + head + norm  # each has a dimension that 4 divides
     assert found.copied == {"fsdp": norm, "pipeline": head + norm, "expert": found.summed, "context": found.summed}
     assert traffic(trained={"norm"}).summed == norm
 
@@ -32,7 +32,7 @@ def test_ticks_of_a_pipeline_gather_and_scatter_the_parameters_of_stacks_again()
     head = 4 * 64 * 10
     assert ticks.gathered == 9 * (once.gathered - head) + head
     assert ticks.scattered == 9 * (once.scattered - head) + head
-    assert (ticks.summed, ticks.divided, ticks.zero1) == (once.summed, once.divided, once.zero1)  # data sums once
+    assert (ticks.summed, ticks.zero1) == (once.summed, once.zero1)  # data sums once
 
 
 def test_zero1_divides_a_parameter_by_a_dimension_that_is_left():
