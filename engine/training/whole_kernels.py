@@ -24,7 +24,7 @@ def with_whole_kernels(model: Model, params: Arrays) -> Arrays:
     if here.mesh is None or here.size("fsdp") == 1:
         return params
     found = dict(params)
-    for path in model.convolutions:
+    for path in sorted(model.convolutions):  # in any other order, processes would compile different programs
         found[path] = _whole(params[path], partition_spec(path, params[path].shape, None, here.rules, here.mesh))
     return found
 
