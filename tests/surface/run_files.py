@@ -24,6 +24,7 @@ REPLACED = [
 REPLACED_KEYS = [(r"^state/.*", "state/*"), (r"^opt_state/.*", "opt_state/*"), (r"^\d+$", "<number>")]
 # Missing where a machine cannot measure them, and where the time is too short to be measured.
 UNSURE = re.compile(r"data_\w+_s|flop_per_s|mfu|hfu|host_rss_gib|device_peak_gib|stages_s|advice")
+EMPTY = {"NoneType": "null", "dict": "empty object", "list": "empty list"}  # what a type without content is called
 
 
 class Norms:
@@ -115,4 +116,5 @@ def _keys(value: Any, path: str) -> Iterator[tuple[str, str]]:
         for inner in value:
             yield from _keys(inner, f"{path}[]")
     else:
-        yield path, {"NoneType": "null", "dict": "empty object", "list": "empty list"}.get(*[type(value).__name__] * 2)
+        name = type(value).__name__
+        yield path, EMPTY.get(name, name)
