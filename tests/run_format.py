@@ -55,6 +55,11 @@ def config() -> Any:
     return c
 
 
+def machine() -> str:
+    """Returns the kind of this machine and the release of jax: where both are the same, results are bitwise equal."""
+    return compile_cache.key()
+
+
 def facts(run: Path) -> dict[str, Any]:
     """Returns digests, evaluation results and exported weights of the newest checkpoint of a run."""
     weights = run / "weights.safetensors"
