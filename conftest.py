@@ -43,11 +43,10 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     os._exit = leave_with_error
 
 
-# Tests of these packages and files compare programs that are compiled alike, or a program with a formula. LLVM does not
+# Tests of these packages compare programs that are compiled alike, or a program with a formula. LLVM does not
 # optimize their machine code, which saves a third of the CPU time; XLA's own passes, the partitioner among them, are
 # those of a run. Programs stay optimized in tests that start processes, and in tests marked `optimized`.
-UNOPTIMIZED = {"benchmarks", "layers", "loop", "metrics", "models", "saved", "surface", "training"}
-UNOPTIMIZED |= {"entry_test.py", "objects_test.py", "resume_test.py"}
+UNOPTIMIZED = {"api", "benchmarks", "compile", "driving", "layers", "loop", "metrics", "models", "surface", "training"}
 TESTS = pathlib.Path(__file__).parent / "tests"
 
 

@@ -33,7 +33,7 @@ Command = Callable[[Path], list[str]]
 def engine(folder: Path) -> list[str]:
     """Returns the command that starts the engine."""
     hook = ["--config.hooks.first.target=benchmarks.first_step_hook.FirstStep", "--config.hooks.first.every=1 step"]
-    return [sys.executable, "-m", "engine.main", "train", "--config=configs.digits", f"--workdir={folder}", *hook]
+    return [sys.executable, "-m", "engine.cli.main", "train", "--config=configs.digits", f"--workdir={folder}", *hook]
 
 
 def bare(folder: Path) -> list[str]:

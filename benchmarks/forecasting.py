@@ -18,7 +18,7 @@ import numpy as np
 
 import engine
 from configs import forecast_eth_ucy
-from engine.config.errors import ConvoyError
+from engine.base.errors import ConvoyError
 from engine.config.override import apply
 from models.pedestrians.eth_ucy import PLACES, PREDICTED, Scenes
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.report import progress
-from engine.config.duration import Duration
+from engine.base.duration import Duration
+from engine.base.types import Device
 from engine.config.schema import Config, Hook
 from engine.config.target import build
 from engine.loop.trainer import Trainer
 from engine.parallel.mesh import make_mesh
 from engine.run.directory import RunDirectory
 from engine.training.state import TrainState
-from engine.types import Device
 
 
 class EngineLoop:

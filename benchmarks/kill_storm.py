@@ -26,8 +26,8 @@ from typing import Any
 
 from benchmarks import report, workloads
 from benchmarks.outcome import Outcome, outcome
+from engine.base.duration import Duration
 from engine.checkpoint.store import SAVING
-from engine.config.duration import Duration
 from engine.config.schema import Hook
 from engine.config.text import to_text
 from engine.launch.supervise import KILLS
@@ -201,7 +201,7 @@ def kills_at_exit(kills: int) -> int:
 
 def command(*words: str) -> list[str]:
     """Returns the words that start Convoy's command line."""
-    return [sys.executable, "-m", "engine.main", *words]
+    return [sys.executable, "-m", "engine.cli.main", *words]
 
 
 def train_unbroken(config: str, run: Path, processes: int) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from engine.checkpoint.manifest import MANIFEST
 from engine.run import ledger
-from engine.run.plain_path import plain_path
+from engine.storage.plain_path import plain_path
 
 
 @dataclasses.dataclass(frozen=True)

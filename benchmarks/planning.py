@@ -15,16 +15,16 @@ import jax
 import numpy as np
 
 from benchmarks.aot.programs import DECODER
+from engine.api.train import program, resolve_config
+from engine.compile.step_costs import read
 from engine.config import defaults
 from engine.config.hardware import AXES
 from engine.config.schema import Config
-from engine.entry import program, resolve_config
-from engine.plan import with_candidate
 from engine.planning import calibration
 from engine.planning import machine as machines
 from engine.planning.candidates import Candidate
-from engine.planning.compiled import read
 from engine.planning.memory import Cost
+from engine.planning.plan import with_candidate
 from engine.planning.search import cost_model
 
 ROWS, TIME, STEPS = 32, 64, 9

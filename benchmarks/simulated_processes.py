@@ -146,15 +146,15 @@ class _Recorder:
 
 def _run(index: int, count: int, port: int, folder: Path, idle_s: float) -> None:
     """The work of one process."""
+    from engine.api.resume import Accepted, check_config, check_data
+    from engine.base.duration import RunSize
     from engine.checkpoint.checkpointer import build_checkpointer
     from engine.cluster import group, kv_store, processes
     from engine.cluster.cluster_detection import ProcessInfo
     from engine.cluster.consistency_check import check_consistency
-    from engine.config.duration import RunSize
     from engine.config.schema import Config
     from engine.config.text import to_text
-    from engine.resilience.watchdog import Watchdog
-    from engine.resume import Accepted, check_config, check_data
+    from engine.loop.watchdog import Watchdog
     from engine.run.directory import RunDirectory
 
     recorder, config = _Recorder(), Config()
@@ -279,10 +279,6 @@ def _fork(run: Callable[[], None]) -> int:
 
 def main(count: int, folder: Path, idle_s: float) -> NoReturn:
     """Forks the processes and waits for them; ends all of them if one fails."""
-    import engine.checkpoint.checkpointer
-    import engine.cluster.processes
-    import engine.resilience.watchdog
-    import engine.resume  # noqa: F401
 
     _no_arrays()
     _wait_longer()

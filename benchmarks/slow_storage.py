@@ -45,7 +45,7 @@ def train(folder: Path, steps: int, delay: float) -> Training:
     """Trains once, with `delay` seconds for each call that writes a checkpoint."""
     run = folder / "run"
     disk = Disk(folder, run / "checkpoints")
-    command = [sys.executable, "-m", "engine.main", "train", "--config=configs.digits", f"--workdir={run}"]
+    command = [sys.executable, "-m", "engine.cli.main", "train", "--config=configs.digits", f"--workdir={run}"]
     settings = {"train.total": f"{steps} steps", "checkpoint.every": "1 second", "log.progress": "none"}
     settings |= {"log.every": "100 steps", "evaluations.heldout.every": "None", "checkpoint.best": "None"}
     command += [f"--config.{name}={value}" for name, value in settings.items()]

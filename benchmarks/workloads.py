@@ -15,13 +15,13 @@ from flax import nnx
 
 from benchmarks import bare
 from engine import ArraySource, Loss, Mean, Task
+from engine.compile.build import build_program
 from engine.config import defaults, validate
 from engine.config.override import assign
 from engine.config.schema import Config
 from engine.config.target import build
 from engine.data.feed import TrainFeed
 from engine.parallel.mesh import batch_sharding, make_mesh, replicated
-from engine.training.build import build_program
 
 MLP, CNN, DIGITS = NAMES = ("mlp", "cnn", "digits")
 TITLES = {

@@ -9,7 +9,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine import layers, metrics, plot, readers
-    from engine.config.errors import ConvoyError, DataError, TaskError
+    from engine.api.follow import follow
+    from engine.api.inference import checkpoints, evaluate, evaluate_steps, export, predict
+    from engine.api.saved_run import LoadedRun, goodput, load
+    from engine.api.train import explain, train
+    from engine.base.errors import ConvoyError, DataError, TaskError
     from engine.data.context import Context
     from engine.data.ragged.balanced import Balanced
     from engine.data.ragged.packing import Packed
@@ -21,16 +25,12 @@ if TYPE_CHECKING:
     from engine.data.streams.stream import Stream
     from engine.datasets.check import check_dataset
     from engine.datasets.write import write_dataset
-    from engine.entry import explain, train
-    from engine.follower import follow
-    from engine.inference import checkpoints, evaluate, evaluate_steps, export, predict
     from engine.loop.hooks import Stop
     from engine.loop.trainer import Trainer
     from engine.metrics.mean import Mean
     from engine.metrics.metric import Metric
-    from engine.mounts import local_path
     from engine.observe.summary import Summary
-    from engine.saved.run import LoadedRun, goodput, load
+    from engine.storage.mounts import local_path
     from engine.training.loss import Loss
     from engine.training.task import Task
 
@@ -80,7 +80,7 @@ __all__ = [
 
 _MODULES = {
     "engine": ("layers", "metrics", "plot", "readers"),
-    "engine.config.errors": ("ConvoyError", "DataError", "TaskError"),
+    "engine.base.errors": ("ConvoyError", "DataError", "TaskError"),
     "engine.data.ragged.balanced": ("Balanced",),
     "engine.data.context": ("Context",),
     "engine.data.sampling.mixture": ("Mixture",),
@@ -92,16 +92,16 @@ _MODULES = {
     "engine.data.sampling.weighted": ("Weighted",),
     "engine.datasets.check": ("check_dataset",),
     "engine.datasets.write": ("write_dataset",),
-    "engine.entry": ("explain", "train"),
-    "engine.follower": ("follow",),
-    "engine.inference": ("checkpoints", "evaluate", "evaluate_steps", "export", "predict"),
+    "engine.api.train": ("explain", "train"),
+    "engine.api.follow": ("follow",),
+    "engine.api.inference": ("checkpoints", "evaluate", "evaluate_steps", "export", "predict"),
     "engine.loop.hooks": ("Stop",),
     "engine.loop.trainer": ("Trainer",),
     "engine.metrics.mean": ("Mean",),
     "engine.metrics.metric": ("Metric",),
-    "engine.mounts": ("local_path",),
+    "engine.storage.mounts": ("local_path",),
     "engine.observe.summary": ("Summary",),
-    "engine.saved.run": ("LoadedRun", "goodput", "load"),
+    "engine.api.saved_run": ("LoadedRun", "goodput", "load"),
     "engine.training.loss": ("Loss",),
     "engine.training.task": ("Task",),
 }

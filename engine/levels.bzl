@@ -1,45 +1,76 @@
-"""The levels of the architecture, for Bazel: a package sees the packages below it and no others.
+"""The levels of the architecture, the only list of them.
 
-tests/layering_test.py holds the same for each import of each file.
+Bazel, tests/layering_test.py, the table in docs/architecture.md and its picture read it (tools/architecture.py). A
+package imports only packages on lower levels: packages of one level do not import each other.
 """
 
 load("//tools/build:defs.bzl", "py_library")
 
-# Level 4 and up are the files of //engine itself, and the packages of HIGH.
-LEVELS = [
-    [
-        "//engine/cluster",
-        "//engine/config",
-        "//engine:mounts",
+# Group -> its levels, the lowest first; level -> its packages; package -> what it is responsible for.
+GROUPS = {
+    "base": [
+        {
+            "base": "errors, exit codes, durations, files, text, tables for the terminal; imports no JAX",
+        },
+        {
+            "config": "the typed schema, loading, overrides, validation, the hardware table; imports no JAX",
+            "storage": "buckets, as mounted folders or as objects; storage that may hang",
+        },
+        {
+            "cluster": "cluster detection, the process group, agreement, shutdown; imports no JAX",
+        },
     ],
-    [
-        "//engine/metrics",
-        "//engine/data",
-        "//engine/parallel",
-        "//engine/readers",
-        "//engine/run",
-        "//engine/tuning",
+    "core": [
+        {
+            "metrics": "metrics: mergeable states, their reduction, ready-made ones, and their results",
+            "parallel": "the mesh, sharding rules and their checks, device memory, absent hardware",
+            "run": "one run directory: layout, lease, status, logs, ledgers",
+        },
+        {
+            "data": "sources, samplers, streams, ragged examples, batches, worker processes, device feeds",
+        },
+        {
+            "layers": "layers for model authors, the kernels of each platform; `layers/cpu/`: tuning for XLA:CPU",
+        },
+        {
+            "training": "pure functions of pytrees: Task, loss, optimizer, train state, gradients, update, step",
+        },
+        {
+            "checkpoint": "async save, store, integrity, retention, warm start, export",
+            "compile": "compiled programs: lowering, keys, caches, memory, FLOPs, HLO",
+            "observe": "metric files, progress, profiler, throughput, summary",
+        },
     ],
-    [
-        "//engine/checkpoint",
-        "//engine/layers",
-        "//engine/observe",
-        "//engine/resilience",
-        "//engine/stragglers",
-        "//engine/training",
+    "loop": [
+        {
+            "loop": "the loop as a generator of boundaries, its events, evaluations, failures, slow processes",
+        },
     ],
-    [
-        "//engine/datasets",
-        "//engine/loop",
-        "//engine/planning",
-        "//engine/saved",
+    "verbs": [
+        {
+            "api": "the verbs as functions: train, evaluate, predict, follow, export, explain, compile; saved runs",
+            "launch": "starting and restarting processes: local, Slurm, Kubernetes, TPU VM",
+        },
     ],
-]
+    "extensions": [
+        {
+            "driving": "metrics of detection and of forecasting",
+            "plot": "figures of driving scenes, for the `figure` method of a Task",
+            "readers": "readers of file formats: sources with random access, streams, decoders of records",
+        },
+        {
+            "datasets": "writes a source as ArrayRecord files and checks every example, in parallel processes",
+            "planning": "plans a run for hardware that may be absent: cost model, candidates, `plan.json`",
+        },
+    ],
+    "command line": [
+        {
+            "cli": "the command `convoy`: one module for each verb",
+        },
+    ],
+}
 
-HIGH = [
-    "//engine",
-    "//engine/launch",
-]
+LEVELS = [packages for levels in GROUPS.values() for packages in levels]
 
 # Where the parts of the engine are tried and measured one by one.
 OUTSIDE = [
@@ -47,28 +78,35 @@ OUTSIDE = [
     "//tests:__subpackages__",
 ]
 
-def below(level):
-    """Returns all packages below a level."""
-    return [package for packages in LEVELS[:level] for package in packages]
+def _level_of(name):
+    for level, packages in enumerate(LEVELS):
+        if name in packages:
+            return level
+    fail("engine/%s is on no level: add it to GROUPS in engine/levels.bzl" % name)
 
-def above(level):
-    """Returns the visibility of a package on a level."""
-    packages = [package for packages in LEVELS[level + 1:] for package in packages] + HIGH
-    return [package + ":__pkg__" for package in packages if ":" not in package] + OUTSIDE
+def _targets(levels):
+    return ["//engine/" + package for packages in levels for package in packages]
 
-def engine_package(level, deps = [], visibility = []):
+def everything():
+    """Returns all packages."""
+    return _targets(LEVELS)
+
+def engine_package(visibility = []):
     """The library of all Python files of this folder and of folders in it without targets, named like the folder.
 
+    It sees the packages on lower levels.
+
     Args:
-      level: its level, from 0.
-      deps: what it sees in addition to the levels below.
-      visibility: who sees it in addition to the levels above.
+      visibility: who sees it in addition to the packages on higher levels.
     """
+    name = native.package_name().split("/")[-1]
+    level = _level_of(name)
     py_library(
-        name = native.package_name().split("/")[-1],
+        name = name,
         srcs = native.glob(["**/*.py"]),
-        visibility = above(level) + visibility,
-        deps = below(level) + deps + [
+        visibility = [target + ":__pkg__" for target in _targets(LEVELS[level + 1:])] +
+                     ["//engine:__pkg__"] + OUTSIDE + visibility,
+        deps = _targets(LEVELS[:level]) + [
             "//engine:init",
             "@pypi//:site_packages",
         ],

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import tensorstore
 
-from engine import object_store
-from engine.data import bucket_cache
+from engine.readers import bucket_cache
+from engine.storage import object_store
 
 KEYS = {"AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "thing"}
 

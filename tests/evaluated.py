@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import engine
+from engine.api.saved_evaluations import StoredResults, read_results
 from engine.run.directory import RunDirectory
-from engine.saved_evaluations import StoredResults, read_results
 from tests import runs
 
 SMALL = ["evaluations.heldout.data.n=20"]

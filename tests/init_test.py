@@ -25,7 +25,7 @@ def loaded(code: str, folder) -> str:
         "import engine; engine.ConvoyError",
         "import engine.config",
         "import engine.config; [getattr(engine.config, name) for name in engine.config.__all__]",
-        "import engine.main",
+        "import engine.cli.main",
     ],
 )
 def test_import_loads_no_heavy_library(code, tmp_path):
@@ -33,7 +33,7 @@ def test_import_loads_no_heavy_library(code, tmp_path):
 
 
 def test_importing_main_does_not_load_ml_collections(tmp_path):
-    code = "import engine.main, sys; assert 'ml_collections' not in sys.modules"
+    code = "import engine.cli.main, sys; assert 'ml_collections' not in sys.modules"
     assert loaded(code, tmp_path) == ""
 
 

@@ -22,24 +22,20 @@ import engine.readers
 
 TOP = Path(__file__).parents[1]
 
-# The highest level first. Packages of one level do not import each other; files joined by + count as one package.
-LEVELS = (
-    ("main+arguments+commands+data_commands",),
-    (
-        "entry+auto_size+precompile+inference+objects+resume+saved_program+saved_evaluations+follower+plan",
-        "doctor",
-        "launch",
-    ),
-    ("loop", "saved", "datasets", "planning"),
-    ("training", "checkpoint", "observe", "resilience", "stragglers", "layers"),
-    ("tuning",),  # same level as parallel, but it reads the layout of parallel
-    ("readers",),  # same level as data, but its readers are sources of data
-    ("run", "parallel", "data", "metrics", "plot"),
-    ("cluster",),  # same level as config, but it raises errors of config and formats paths
-    ("mounts+object_store",),
-    ("config",),
-    ("types",),
-)
+
+def levels_of(text: str) -> dict[str, int]:
+    """Returns the level of each package, from 0, of the text of engine/levels.bzl."""
+    [groups] = [
+        node.value
+        for node in ast.parse(text).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "GROUPS"
+    ]
+    levels = [packages for group in ast.literal_eval(groups).values() for packages in group]
+    return {package: level for level, packages in enumerate(levels) for package in packages}
+
+
+LEVELS = levels_of((TOP / "engine/levels.bzl").read_text(encoding="utf-8"))
+LAZY = {"engine", *(f"engine.{package}" for package in ("config", "metrics", "readers"))}  # packages with lazy exports
 
 # Names of this repository that packages outside the engine may import. None: any name of it.
 OUTSIDE = {
@@ -54,7 +50,12 @@ OUTSIDE = {
 }
 CONFIGS_USE = {"ml_collections"}  # in addition to the standard library
 
-PACKAGES_WITHOUT_JAX = ("config", "cluster")  # packages that must not load jax when they are imported
+PACKAGES_WITHOUT_JAX = (
+    "base",
+    "config",
+    "storage",
+    "cluster",
+)  # importing them loads no JAX
 LIBRARIES = ("jax", "flax", "orbax", "grain")  # libraries whose private names must not be used
 UNDECLARED = {"_typeshed", "zstandard"}  # types only; files that end in .zst, with a sentence if it is missing
 PRIVATE = {"engine/cluster/kv_store.py": 1}  # except here: JAX's distributed client has no public name
@@ -67,14 +68,9 @@ FILES = sorted(
 )
 
 
-def level_and_package(module: str) -> tuple[int, str] | None:
-    """Returns the level, from 0, and the package of a module of the engine; None for other modules."""
-    name = module.split(".")[1] if module.startswith("engine.") else ""
-    for level, packages in enumerate(reversed(LEVELS)):
-        for package in packages:
-            if name in package.split("+"):
-                return level, package
-    return None
+def package_of(module: str) -> str:
+    """Returns the package of a module of the engine, such as "data"; "" for the engine itself."""
+    return module.partition(".")[2].partition(".")[0]
 
 
 def module_of(file: str) -> str:
@@ -125,14 +121,14 @@ def engine_fault(importer: str, module: str, name: str) -> str | None:
         return "the engine may not import models or configs"
     if first != "engine" or importer == "engine" or (module, name) == ("engine", "__version__"):
         return None
-    mine, theirs = level_and_package(importer), level_and_package(module)
-    if mine is None:
-        return "this file is on no level"
-    if theirs is None:
+    mine, theirs = package_of(importer), package_of(module)
+    if not theirs:
         return "the names of `import engine` are above every level; import the package"
-    if mine == theirs or theirs[0] < mine[0]:
+    if missing := next((package for package in (mine, theirs) if package not in LEVELS), None):
+        return f"{missing} is on no level"
+    if mine == theirs or LEVELS[theirs] < LEVELS[mine] or importer in LAZY:
         return None
-    return "upwards" if theirs[0] > mine[0] else "sideways"
+    return "upwards" if LEVELS[theirs] > LEVELS[mine] else "sideways"
 
 
 def outside_fault(importer: str, module: str, name: str) -> str | None:
@@ -180,11 +176,9 @@ def plain(package: str) -> str:
     return package.lower().replace("_", "-")
 
 
-def test_every_package_has_a_level():
-    packages = {
-        module_of(file).split(".")[1] for file in FILES if file.startswith("engine/") and file != "engine/__init__.py"
-    }
-    assert packages == {name for level in LEVELS for package in level for name in package.split("+")}
+def test_every_package_has_a_level_and_engine_holds_nothing_else():
+    assert {path.name for path in (TOP / "engine").iterdir() if path.is_dir() and path.name[0] != "_"} == set(LEVELS)
+    assert [path.name for path in (TOP / "engine").glob("*.py")] == ["__init__.py"]
 
 
 def test_lazily_loaded_names_of_engine_exist():
@@ -211,7 +205,7 @@ def test_type_checking_imports_match_the_lazy_names(package):
 @pytest.mark.parametrize(
     "file", [f for f in FILES if f.startswith(tuple(f"engine/{r}/" for r in PACKAGES_WITHOUT_JAX))]
 )
-def test_config_and_cluster_import_no_jax(file):
+def test_base_packages_import_no_jax(file):
     heavy = [
         module
         for _, module, _ in imports(at_module_level(ast.parse(source(file))))
@@ -251,19 +245,19 @@ def test_each_engine_file_has_a_test_file():
     ("file", "text", "fault"),
     [
         ("engine/run/log.py", "from engine.training import step", "engine.training.step: upwards"),
-        ("engine/run/log.py", "def f():\n    import engine.data.feed", "engine.data.feed: sideways"),
+        ("engine/run/log.py", "def f():\n    import engine.metrics.mean", "engine.metrics.mean: sideways"),
         ("engine/observe/writer.py", "import engine.checkpoint.store", "engine.checkpoint.store: sideways"),
         ("engine/data/feed.py", "from engine import Task", "engine.Task: the names of `import engine`"),
-        ("engine/entry.py", "from engine import main", "engine.main: upwards"),
+        ("engine/api/train.py", "from engine.cli import main", "engine.cli.main: upwards"),
         ("engine/loop/trainer.py", "import models.digits", "models.digits: the engine may not import"),
-        ("engine/unknown.py", "import engine.config", "engine.config: this file is on no level"),
+        ("engine/unknown.py", "import engine.config", "engine.config: unknown is on no level"),
         ("models/digits.py", "from engine.metrics.mean import Mean", "engine.metrics.mean.Mean: models may only"),
         ("models/digits.py", "from engine import Trainr", "engine.Trainr: models may only import engine,"),
         ("models/digits.py", "import configs.digits", "configs.digits: models may only import"),
         ("models/digits.py", "import models.vit", "models.vit: models may only import"),
         ("models/street/lidar.py", "from ...configs import digits", "...configs: a relative import that leaves models"),
         ("configs/digits.py", "from .. import models", "..: a relative import that leaves configs"),
-        ("engine/entry.py", "from .config import load", ".config: a relative import"),
+        ("engine/api/train.py", "from .config import load", ".config: a relative import"),
         ("configs/digits.py", "from engine import Task", "engine.Task: configs may only import"),
         ("configs/digits.py", "import models.digits", "models.digits: configs may only import"),
         ("configs/digits.py", "import jax", "jax: a config imports the standard library"),

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from engine import metrics
+from engine.base import json_text
 from engine.config.schema import Evaluation as Config
 from engine.config.schema import MeshSpec, Target
 from engine.loop.evaluation import Evaluation
 from engine.metrics.results import json_values
-from engine.run import json_text
 from tests import zoo
 
 

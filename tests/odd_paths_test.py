@@ -8,12 +8,12 @@ import pytest
 from safetensors.numpy import load_file
 
 import engine
-from engine import entry
+from engine.api import train as entry
+from engine.base.errors import RunError
+from engine.cli.main import main
 from engine.cluster import verdict
-from engine.config.errors import RunError
-from engine.data.array_record import write_array_record
 from engine.launch.postmortem import correct_status
-from engine.main import main
+from engine.readers.array_record import write_array_record
 from engine.run import status
 from engine.run.directory import LONGEST_PATH, RunDirectory
 from tests import runs, zoo
@@ -83,6 +83,6 @@ def test_path_that_leaves_no_space_for_file_names_is_refused(tmp_path):
 def test_data_of_a_folder_with_wildcards_in_its_name_trains(tmp_path):
     folder = tmp_path / "lr=[0.1]?*"
     write_array_record(zoo.source(), str(folder / "a.arrayrecord"))
-    data = dict(target="engine.data.array_record.ArrayRecordSource", pattern=f"{folder}/*.arrayrecord")
+    data = dict(target="engine.readers.array_record.ArrayRecordSource", pattern=f"{folder}/*.arrayrecord")
     config = runs.config(train__total="1 step", data=data, evaluations={}, checkpoint__every=None)
     assert np.isfinite(engine.train(config, workdir=tmp_path / "run").metrics["loss"])

@@ -13,13 +13,13 @@ import pytest
 from flax import nnx
 
 from engine import Loss, Mean, Task
-from engine.config.errors import ConfigError
+from engine.api.objects import Objects
+from engine.base.errors import ConfigError
+from engine.compile.build import build_task
 from engine.config.text import to_text
 from engine.loop.trainer import Trainer
-from engine.objects import Objects
 from engine.parallel.mesh import make_mesh
 from engine.run.directory import RunDirectory
-from engine.training.build import build_task
 from tests import runs
 
 SCENES = {"target": "models.scenes.Scenes", "count": 160, "most": 40}

@@ -12,21 +12,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import engine
-from engine import entry
+from engine.api import train as entry
+from engine.api.resume import Accepted, check_config, check_data
+from engine.api.saved_run import SavedRun
+from engine.base.errors import ConvoyError
 from engine.checkpoint.integrity import verify_all
 from engine.checkpoint.store import CheckpointStore
-from engine.config.errors import ConvoyError
 from engine.data import dataset_summary
 from engine.loop import stopping
-from engine.observe import plan_record
 from engine.observe.goodput_table import goodput_text
-from engine.observe.plan_record import Measured, Plan, Predicted
-from engine.observe.plan_table import plan_table
 from engine.observe.summary import Summary, summary_text
-from engine.resume import Accepted, check_config, check_data
+from engine.planning import record
+from engine.planning.record import Measured, Plan, Predicted
+from engine.planning.record_table import plan_table
 from engine.run import lease, ledger, status
 from engine.run.directory import RunDirectory
-from engine.saved.run import SavedRun
 from tests import runs, zoo
 from tests.properties import examples
 
@@ -67,7 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         candidate="data=1", rows=16, machine={"margin": 0.5}, seconds={"compute": 2.0}, memory={"a": 3.0}
     )
     measured = Measured(step_s=1.0, data_wait=0.0, seconds=9.0, bytes=4, peak_bytes=5, attempt=1, time="")
-    (path / "plan.json").write_text(plan_record.to_text(Plan(predicted, measured)))
+    (path / "plan.json").write_text(record.to_text(Plan(predicted, measured)))
     return path
 
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import engine
-from engine import entry
+from engine.api import train as entry
+from engine.base.errors import ConvoyError
+from engine.compile import cache
 from engine.config import defaults
-from engine.config.errors import ConvoyError
-from engine.training import compile_cache
 
 STOP, TOTAL = 7, 12
 
@@ -81,7 +81,7 @@ def continued(run: Path) -> dict[str, Any]:
     summary = entry.train(str(run), workdir=run)
     numbers = {name: summary.metrics[name] for name in ("loss", "accuracy", "grad_norm", "skipped")}
     finished = {**facts(run), "metrics": numbers}
-    return {"machine": compile_cache.key(), "stopped": stopped, "finished": finished}
+    return {"machine": cache.key(), "stopped": stopped, "finished": finished}
 
 
 def make(out: Path) -> None:

@@ -11,12 +11,12 @@ import pytest
 from safetensors.numpy import load_file
 
 import engine
-from engine.training import compile_cache
+from engine.compile import cache
 from tests import runs
 
 FIXTURE = Path(__file__).parent / "fixtures/run_format_1"
 EXPECTED = json.loads((FIXTURE / "expected.json").read_text())
-SAME_MACHINE = EXPECTED["machine"] == compile_cache.key()  # same CPU and jax release: results are bitwise equal
+SAME_MACHINE = EXPECTED["machine"] == cache.key()  # same CPU and jax release: results are bitwise equal
 CONTINUE = """
 import json, sys
 from pathlib import Path

@@ -67,7 +67,7 @@ def start(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Popen[s
 
 def command(*args: str) -> list[str]:
     """Returns the words that start the command line."""
-    return [sys.executable, "-m", "engine.main", *args]
+    return [sys.executable, "-m", "engine.cli.main", *args]
 
 
 def environment(**env: str) -> dict[str, str]:

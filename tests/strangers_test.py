@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 import engine
+from engine.api.resume import Accepted, check_config
+from engine.api.saved_run import SavedRun
+from engine.base.errors import ConvoyError
 from engine.checkpoint import arrays
 from engine.checkpoint.integrity import DamagedCheckpoint, list_set_aside, verify, verify_all
 from engine.checkpoint.manifest import (
@@ -26,13 +29,10 @@ from engine.checkpoint.policy import read_results
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.warm_start import find_step
 from engine.config import load
-from engine.config.errors import ConvoyError
 from engine.data import dataset_summary
 from engine.observe.goodput_table import goodput_text
-from engine.resume import Accepted, check_config
 from engine.run import lease, status
 from engine.run.directory import RunDirectory
-from engine.saved.run import SavedRun
 
 FIXTURE = Path(__file__).parent / "fixtures/run_format_1/run"
 STEP = "checkpoints/7"

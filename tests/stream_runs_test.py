@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 import engine
-from engine.config.errors import ConfigError
+from engine.api.objects import Objects
+from engine.base.errors import ConfigError
 from engine.config.text import to_text
 from engine.data.streams.source import descriptions
-from engine.objects import Objects
 from engine.run import ledger
 from engine.run.directory import RunDirectory
 from tests import runs, zoo

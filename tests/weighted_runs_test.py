@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 import engine
-from engine import resume
-from engine.config.errors import ConfigError, DataError
+from engine.api import resume
+from engine.api.objects import Objects
+from engine.api.resume import Accepted
+from engine.base.errors import ConfigError, DataError
 from engine.data import dataset_summary
-from engine.objects import Objects
-from engine.resume import Accepted
 from engine.run import ledger
 from engine.run.directory import RunDirectory
 from tests import runs, zoo

@@ -13,7 +13,8 @@ import optax
 from flax import nnx
 
 from engine import ArraySource, Loss, Mean, Task
-from engine.config.duration import RunSize
+from engine.base.duration import RunSize
+from engine.compile.program import DTYPES, Program
 from engine.config.schema import MeshSpec, Optimizer
 from engine.data.batch import Batch
 from engine.layers import Dropout, fold_in
@@ -21,7 +22,6 @@ from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import make_mesh
 from engine.training.model import describe
 from engine.training.optimizer import build_optimizer
-from engine.training.program import DTYPES, Program
 from engine.training.step import StepSpec
 
 SIZE = 16  # values of an example

@@ -11,9 +11,9 @@ from flax import nnx
 from benchmarks.accelerator.compare import Case, Floats, Integers, compare, error_of, noise
 from benchmarks.accelerator.context import Context
 from engine import ArraySource, layers
+from engine.compile.build import build_program
 from engine.config import defaults, validate
 from engine.parallel.mesh import make_mesh
-from engine.training.build import build_program
 from models.decoder import LanguageModel
 
 REMAT = ("none", "full", "dots", "save:attention", "offload:attention")

@@ -33,7 +33,7 @@ def commands(job: Job) -> dict[str, Callable[[Path], list[str]]]:
             "from benchmarks.accelerator import engine_config\n"
             f"def get_config():\n    return engine_config.first_step({str(job)!r})\n"
         )
-        return [sys.executable, "-m", "engine.main", "train", f"--config={file}", f"--workdir={folder}"]
+        return [sys.executable, "-m", "engine.cli.main", "train", f"--config={file}", f"--workdir={folder}"]
 
     def plain(folder: Path) -> list[str]:
         return [sys.executable, "-m", "benchmarks.accelerator.plain_worker", str(job), "first step"]

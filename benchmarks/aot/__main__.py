@@ -21,8 +21,8 @@ from benchmarks.aot.measures import Measures, measure
 from benchmarks.aot.plain import compile_plain
 from benchmarks.aot.programs import Compiled, Job, compile_engine
 from benchmarks.aot.rows import ROWS, TINY, RowSpec
-from engine.planning.targets import devices
-from engine.types import Device
+from engine.base.types import Device
+from engine.parallel.targets import devices
 
 type Compile = Callable[[Job, Sequence[Device]], Compiled]
 COLUMNS = ("row", "program", "M cycles", "+ kernels", "GiB sent", "synchronous", "args + temp, GiB", "compile s")

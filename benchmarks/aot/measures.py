@@ -9,8 +9,8 @@ from collections.abc import Mapping
 import jax
 from jax.sharding import Mesh
 
-from engine.parallel.collectives import collectives
-from engine.parallel.hlo_text import HloText, arrays
+from engine.compile.collectives import collectives
+from engine.compile.hlo_text import HloText, arrays
 
 FLOPS_PER_CYCLE = 197e12 / 1.5e9
 """Matrix products of a TPU v5e in bfloat16: 197 TFLOP/s at 1.5 GHz."""

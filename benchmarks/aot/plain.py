@@ -14,11 +14,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from benchmarks.aot.programs import SIZES, Compiled, Job
+from engine.base.types import Device
 from engine.config.schema import MeshSpec
 from engine.layers import kernels
+from engine.parallel.memory import device_bytes
 from engine.parallel.mesh import make_mesh
-from engine.parallel.report import device_bytes
-from engine.types import Device
 
 CHUNKS = 2  # of the logits
 LAYER: Mapping[str, P] = {

@@ -8,11 +8,11 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from engine.api.train import program
+from engine.base.types import Device
 from engine.config import defaults
 from engine.config.override import assign
-from engine.entry import program
-from engine.parallel.report import device_bytes
-from engine.types import Device
+from engine.parallel.memory import device_bytes
 
 DECODER = "models.decoder.LanguageModel"
 MOE = "models.moe_decoder.MoeLanguageModel"
@@ -30,7 +30,7 @@ class Job:
     """A train step to compile.
 
     Attributes:
-        target: a target of `engine/planning/targets.py`.
+        target: a target of `engine/parallel/targets.py`.
         model: key of SIZES.
         mesh: mesh axis -> devices.
         batch: rows of the global batch.

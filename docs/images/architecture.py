@@ -1,74 +1,27 @@
-"""Draws the packages of Convoy by level: python docs/images/architecture.py > docs/images/architecture.svg
+"""Draws the packages of Convoy by level, and writes the table of them: python docs/images/architecture.py
 
-The colours follow the viewer's light or dark scheme. A test compares the committed picture with this script's output
-and its packages with the folders of engine/.
+It writes docs/images/architecture.svg, and the table in docs/architecture.md below `<!-- packages -->`. Both come from
+engine/levels.bzl. The colours follow the viewer's light or dark scheme. A test compares both files with the output.
 """
 
+import ast
+import textwrap
+from pathlib import Path
 from xml.sax.saxutils import escape
+
+TOP = Path(__file__).parents[2]
+PICTURE, PAGE = TOP / "docs/images/architecture.svg", TOP / "docs/architecture.md"
+BEGIN, END = "<!-- packages -->\n\n", "\n\n<!-- end of packages -->"
 
 WIDTH, MARGIN, GAP = 960, 24, 12
 LABEL_WIDTH = 108
-ROW_HEIGHT = 64
+LINE, CHARACTER = 15, 6.3  # height of a line and mean width of a character of a note, in pixels
 
-AUTHOR = (
-    ("models/", "Flax NNX module, Task with the loss, dataset"),
-    ("configs/", "get_config(): plain data, no jax import"),
-)
+AUTHOR = {
+    "models": "Flax NNX module, Task with the loss, dataset",
+    "configs": "get_config(): plain data, no JAX import",
+}
 """What a model team writes."""
-
-LEVELS: tuple[tuple[str, tuple[tuple[str, str], ...]], ...] = (
-    ("command line", (("main.py", "verbs, flags, exit status"),)),
-    (
-        "verbs",
-        (
-            ("entry.py", "train, evaluate"),
-            ("resume.py", "allowed changes"),
-            ("doctor.py", "checks of a machine"),
-            ("launch/", "Slurm, Kubernetes, TPU VM"),
-        ),
-    ),
-    (
-        "runs",
-        (
-            ("loop/", "steps, and between them saves, evaluations, hooks"),
-            ("saved/", "existing runs, predictions"),
-            ("datasets/", "write, check"),
-            ("planning/", "targets, cost model"),
-        ),
-    ),
-    (
-        "parts of a run",
-        (
-            ("training/", "Task, pure step"),
-            ("layers/", "layers, kernels"),
-            ("checkpoint/", "saves, restores"),
-            ("observe/", "metrics, progress"),
-            ("resilience/", "failures, restarts"),
-            ("stragglers/", "slow processes"),
-        ),
-    ),
-    (
-        "resources",
-        (
-            ("data/", "sources, batches"),
-            ("readers/", "file formats"),
-            ("parallel/", "mesh, sharding"),
-            ("run/", "run directory"),
-            ("tuning/", "XLA on CPU"),
-            ("metrics/", "mergeable states"),
-        ),
-    ),
-    (
-        "foundation",
-        (
-            ("config/", "schema, overrides, errors"),
-            ("cluster/", "processes, agreement, shutdown"),
-            ("mounts.py", "buckets as folders"),
-            ("object_store.py", "buckets as objects"),
-        ),
-    ),
-)
-"""The engine, highest level first: what a level is for, and its packages."""
 
 LIBRARIES = "JAX · Flax NNX · Optax · Orbax · Grain"
 
@@ -96,66 +49,86 @@ STYLE = """
 """
 
 
-def text(x: float, y: float, words: str, kind: str, anchor: str = "middle") -> str:
+def groups() -> dict[str, list[dict[str, str]]]:
+    """Returns group -> its levels, the lowest first; a level maps each package to what it is responsible for."""
+    for node in ast.parse((TOP / "engine/levels.bzl").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "GROUPS":
+            return ast.literal_eval(node.value)
+    raise ValueError("engine/levels.bzl has no GROUPS")
+
+
+def table() -> str:
+    """Returns the Markdown table of the packages, the highest level first."""
+    rows = ["| group | level | package | responsible for |", "|---|---|---|---|"]
+    levels = [(group, level) for group, levels in groups().items() for level in levels]
+    for number, (group, packages) in reversed(list(enumerate(levels))):
+        rows += [f"| {group} | {number} | `{package}/` | {owns} |" for package, owns in packages.items()]
+    return "\n".join(rows)
+
+
+def page(text: str) -> str:
+    """Returns the text of docs/architecture.md with the table of today."""
+    before, rest = text.split(BEGIN, 1)
+    return before + BEGIN + table() + END + rest.split(END, 1)[1]
+
+
+def words(x: float, y: float, text: str, kind: str, anchor: str = "middle") -> str:
     """Returns one line of text."""
-    return f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{escape(words)}</text>'
+    return f'<text x="{x:g}" y="{y:g}" class="{kind}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def box(x: float, y: float, width: float, name: str, note: str, kind: str) -> list[str]:
-    """Returns a box with a name and a note below the name."""
-    middle = x + width / 2
-    return [
-        f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{ROW_HEIGHT - GAP}" rx="6" class="{kind}"/>',
-        text(middle, y + 22, name, "name"),
-        text(middle, y + 40, note, "note"),
-    ]
+def row(y: float, label: str, boxes: dict[str, str], kind: str) -> tuple[list[str], float]:
+    """Returns a row of boxes of equal width, each with a name and a note, and its height.
 
-
-def row(y: float, label: str, boxes: tuple[tuple[str, str], ...], kind: str) -> list[str]:
-    """Returns a row of boxes of equal width, with the label of its level on the left."""
+    Args:
+        y: the upper edge.
+        label: the group, on the left.
+        boxes: package -> note.
+        kind: class of the boxes in STYLE.
+    """
     left = MARGIN + LABEL_WIDTH
     width = (WIDTH - MARGIN - left - GAP * (len(boxes) - 1)) / len(boxes)
-    parts = [text(MARGIN, y + 31, label, "level", "start")]
-    for i, (name, note) in enumerate(boxes):
-        parts += box(left + i * (width + GAP), y, width, name, note, kind)
-    return parts
+    notes = [textwrap.wrap(note.replace("`", ""), int((width - 16) / CHARACTER)) for note in boxes.values()]
+    height = 34 + LINE * max(map(len, notes))
+    parts = [words(MARGIN, y + height / 2 + 4, label, "level", "start")]
+    for i, (name, lines) in enumerate(zip(boxes, notes, strict=True)):
+        x = left + i * (width + GAP)
+        parts.append(f'<rect x="{x:g}" y="{y:g}" width="{width:g}" height="{height}" rx="6" class="{kind}"/>')
+        parts.append(words(x + width / 2, y + 22, f"{name}/", "name"))
+        parts += [words(x + width / 2, y + 40 + LINE * n, line, "note") for n, line in enumerate(lines)]
+    return parts, height
 
 
 def picture() -> str:
     """Returns the SVG."""
-    left, parts, y = MARGIN + LABEL_WIDTH, [], MARGIN
-    parts += row(y, "you write", AUTHOR, "author")
-    y += ROW_HEIGHT + 24
+    left = MARGIN + LABEL_WIDTH
+    parts, height = row(MARGIN, "you write", AUTHOR, "author")
+    y = MARGIN + height + 36
     middle = left + (WIDTH - MARGIN - left) / 2
     parts += [
         f'<path d="M {middle:g} {y - 34} V {y - 8}" class="arrow"/>',
         f'<path d="M {middle - 5:g} {y - 10} h 10 l -5 8 z" class="head"/>',
-        text(
-            middle + 12,
-            y - 15,
-            "models import engine; configs import engine.config",
-            "note",
-            "start",
-        ),
+        words(middle + 12, y - 15, "models import engine; configs import engine.config", "note", "start"),
     ]
-    for label, boxes in LEVELS:
-        parts += row(y, label, boxes, "box")
-        y += ROW_HEIGHT
+    for group, levels in reversed(groups().items()):
+        for number, packages in enumerate(reversed(levels)):
+            boxes, height = row(y, "" if number else group, packages, "box")
+            parts += boxes
+            y += height + GAP
+        y += GAP
     parts += [
-        text(MARGIN, y + 20, "libraries", "level", "start"),
+        words(MARGIN, y + 20, "libraries", "level", "start"),
         f'<rect x="{left}" y="{y}" width="{WIDTH - MARGIN - left}" height="32" rx="6" class="library"/>',
-        text(middle, y + 21, LIBRARIES, "level"),
+        words(middle, y + 21, LIBRARIES, "level"),
     ]
     height = y + 32 + MARGIN + 20
-    parts.append(
-        text(left, height - MARGIN, "A package owns one noun. An import points to a lower level.", "note", "start")
-    )
+    parts.append(words(left, height - MARGIN, "A package imports only from lower rows.", "note", "start"))
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:g}" role="img">',
             "<title>Convoy: what you write, and the packages of the engine by level</title>",
             f"<style>{STYLE}</style>",
-            f'<rect x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1}" rx="10" class="page"/>',
+            f'<rect x="0.5" y="0.5" width="{WIDTH - 1}" height="{height - 1:g}" rx="10" class="page"/>',
             *parts,
             "</svg>",
         ]
@@ -163,4 +136,5 @@ def picture() -> str:
 
 
 if __name__ == "__main__":
-    print(picture())
+    PICTURE.write_text(picture() + "\n", encoding="utf-8")
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8")), encoding="utf-8")

@@ -31,7 +31,7 @@ def terminal_output(command: list[str], folder: Path) -> str:
     """
     path = os.pathsep.join(filter(None, (str(TOP), os.environ.get("PYTHONPATH"))))
     environment = {**os.environ, "PYTHONPATH": path, "TERM": "xterm-256color", "COLUMNS": str(COLUMNS)}
-    words = [sys.executable, "-m", "engine.main", *command[1:]] if command[0] == "convoy" else command
+    words = [sys.executable, "-m", "engine.cli.main", *command[1:]] if command[0] == "convoy" else command
     ours, theirs = pty.openpty()
     with subprocess.Popen(words, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs) as process:
         os.close(theirs)

@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.base.errors import CheckpointError, ConvoyError
+from engine.base.types import PyTree
 from engine.checkpoint import bucket_arrays
-from engine.config.errors import CheckpointError, ConvoyError
-from engine.mounts import address_of_copy
-from engine.run.plain_path import plain_path
-from engine.types import PyTree
+from engine.storage.mounts import address_of_copy
+from engine.storage.plain_path import plain_path
 
 if TYPE_CHECKING:
     import jax

@@ -18,16 +18,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.base.errors import CheckpointError, ConvoyError
+from engine.base.formatting import size_text
+from engine.base.types import Json, PyTree
 from engine.checkpoint import arrays, timeouts
 from engine.checkpoint.arrays import error_text
 from engine.checkpoint.integrity import HashedPart, hash_part, read_back, write_merged_manifest
 from engine.checkpoint.manifest import divide_files, files_of, sync_folder, write_durably
 from engine.checkpoint.store import CONFIG, DELETED, POSITION, SAVING, STATE
 from engine.cluster import group
-from engine.config.errors import CheckpointError, ConvoyError
-from engine.run import storage
 from engine.run.lease import ALWAYS_GRANTED, Lease
-from engine.types import Json, PyTree
+from engine.storage import background
 
 if TYPE_CHECKING:
     import jax
@@ -127,7 +128,7 @@ class Saver:
         self._polled = True  # whether `poll` has returned the latest save
         self._count = 0  # number of saves
         self._read_back = False  # whether a save was read back
-        self._writer: storage.Background | None = None  # writer thread of the latest save
+        self._writer: background.Background | None = None  # writer thread of the latest save
         self._abandoned: list[AsyncSave] = []  # failed saves; others may still write in their folders
         self._digests: Digests | None = None
 
@@ -203,7 +204,7 @@ class Saver:
             write = functools.partial(self._write_and_commit, save, part, texts)
         else:
             write = functools.partial(self._write_part, save, part)
-        self._writer = storage.Background(write, f"save-{step}")
+        self._writer = background.Background(write, f"save-{step}")
         if not copied:
             save.copied.wait(self.timeout_s)
 
@@ -309,7 +310,7 @@ class Saver:
         self._end(save, f"not written within checkpoint.timeout, {self.timeout_s:g} s{who}{self._sizes(save)}")
 
     def _sizes(self, save: AsyncSave) -> str:
-        return f"; {storage.free_space(self.directory)}, the state has {storage.size_text(save.size)}"
+        return f"; {background.free_space(self.directory)}, the state has {size_text(save.size)}"
 
     # Threads of the other processes
 
@@ -348,7 +349,7 @@ class Saver:
         elif not save.fail(failure):
             return
         else:
-            storage.suspect()
+            background.suspect()
         if group.is_primary():
             group.broadcast(failure, f"{save.topic}/verdict")
         if not failure and all(other.number != save.number - 1 for other in self._abandoned):

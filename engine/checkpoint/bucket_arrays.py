@@ -13,14 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine import object_store
+from engine.base.errors import CheckpointError
+from engine.base.text_file import read_text
+from engine.base.types import PyTree
 from engine.checkpoint import timeouts
 from engine.checkpoint.manifest import SHOWN, DamagedCheckpoint, read_manifest
 from engine.cluster import group
-from engine.config.errors import CheckpointError
-from engine.config.text_file import read_text
-from engine.mounts import split_address
-from engine.types import PyTree
+from engine.storage import object_store
+from engine.storage.mounts import split_address
 
 if TYPE_CHECKING:
     import jax

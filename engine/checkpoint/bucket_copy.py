@@ -14,10 +14,10 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from engine.base.errors import CheckpointError
 from engine.checkpoint.manifest import MANIFEST
-from engine.config.errors import CheckpointError
-from engine.mounts import address_of_copy, local_path, register_copy, split_address
-from engine.object_store import Bucket, is_selected
+from engine.storage.mounts import address_of_copy, local_path, register_copy, split_address
+from engine.storage.object_store import Bucket, is_selected
 
 READS = 16  # at the same time
 _STEP_FILES = r"manifest\.json|state/_METADATA"
@@ -31,8 +31,8 @@ _SMALL = re.compile(
 def readable(path: str | os.PathLike[str]) -> Path:
     """Returns the local path of a run, or of the folder of a step, that is only read.
 
-    A bucket is mounted (`engine/mounts.py`). If CONVOY_DATA_CACHE is set, the small files are copied instead; each call
-    copies them again.
+    A bucket is mounted (`storage/mounts.py`). If CONVOY_DATA_CACHE is set, the small files are copied instead; each
+    call copies them again.
 
     Raises:
         RunError: the bucket cannot be mounted.

@@ -9,18 +9,18 @@ import contextlib
 from collections.abc import Callable, Mapping
 from types import TracebackType
 
+from engine.base.duration import RunSize
+from engine.base.errors import RunError
+from engine.base.types import Json, PyTree
 from engine.checkpoint import timeouts
 from engine.checkpoint.async_save import Saver
 from engine.checkpoint.integrity import missing_files, shorten
 from engine.checkpoint.policy import Retention, SavePolicy
 from engine.checkpoint.store import CheckpointStore, StorageError
 from engine.cluster import group
-from engine.config.duration import RunSize
-from engine.config.errors import RunError
 from engine.config.schema import Checkpoint
-from engine.run import storage
 from engine.run.directory import RunDirectory
-from engine.types import Json, PyTree
+from engine.storage import background
 
 _RESTART = "fix the storage, then start the same command again; it resumes from there."
 
@@ -154,8 +154,8 @@ class Checkpointer:
             return
         path = self.store.directory / str(step)
         try:
-            problems = storage.bounded(lambda: missing_files(path), self.store.timeout_s)
-        except storage.StorageTimeout as error:
+            problems = background.bounded(lambda: missing_files(path), self.store.timeout_s)
+        except background.StorageTimeout as error:
             problems = [str(error)]
         if problems:
             self._lease.verify()

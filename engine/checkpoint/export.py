@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from engine.base.errors import CheckpointError
+from engine.base.types import PyTree
 from engine.cluster import group
-from engine.config.errors import CheckpointError
-from engine.types import PyTree
 
 if TYPE_CHECKING:
     import jax

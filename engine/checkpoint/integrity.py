@@ -13,6 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
+from engine.base.errors import CheckpointError
+from engine.base.exit_status import ExitStatus
+from engine.base.text_file import read_text
 from engine.checkpoint import timeouts
 from engine.checkpoint.arrays import read_smallest, reraise
 from engine.checkpoint.manifest import (
@@ -29,14 +32,11 @@ from engine.checkpoint.manifest import (
     write_manifest,
 )
 from engine.cluster import group
-from engine.cluster.exit_status import ExitStatus
 from engine.cluster.peer_failure import LostPeer
-from engine.config.errors import CheckpointError
-from engine.config.text_file import read_text
-from engine.mounts import address_of_copy
-from engine.run import storage
-from engine.run.atomic import write_text
 from engine.run.lease import Lease
+from engine.storage import background
+from engine.storage.atomic import write_text
+from engine.storage.mounts import address_of_copy
 
 if TYPE_CHECKING:
     import numpy as np
@@ -243,7 +243,7 @@ def set_aside(path: Path, problems: list[str], lease: Lease) -> str:
         name = f"{path.name}{BAD}-{number}"
     try:
         with lease.writing():
-            storage.bounded(lambda: path.rename(path.parent / name), timeouts.LIST_S)
+            background.bounded(lambda: path.rename(path.parent / name), timeouts.LIST_S)
             write_text(path.parent / name / DAMAGE, "".join(f"{problem}\n" for problem in problems))
     except OSError as error:
         raise CheckpointError(

@@ -7,8 +7,8 @@ regular expression decides about an array, otherwise the longest matching prefix
 import re
 from collections.abc import Mapping, Sequence
 
+from engine.base.errors import ConfigError, did_you_mean
 from engine.checkpoint.tree_compat import SHOWN
-from engine.config.errors import ConfigError, did_you_mean
 from engine.config.schema import Init
 
 type Paths = Mapping[str, str | None]

@@ -11,14 +11,15 @@ import time
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
+from engine.base import json_text
+from engine.base.duration import Duration, Period
+from engine.base.errors import CheckpointError
+from engine.base.text_file import read_text
 from engine.checkpoint import timeouts
 from engine.cluster import group
-from engine.config.duration import Duration, Period
-from engine.config.errors import CheckpointError
-from engine.config.text_file import read_text
-from engine.run import json_text, storage
-from engine.run.atomic import cannot_write
 from engine.run.lease import ALWAYS_GRANTED, Lease
+from engine.storage import background
+from engine.storage.atomic import cannot_write
 
 RESULTS = "results.json"
 
@@ -148,7 +149,7 @@ class Retention:
         # As pairs, because JSON has no integer keys.
         pairs = group.run_on_primary(lambda: list(read_results(Path(directory)).items()), "the evaluation results")
         self._results: dict[int, dict[str, float]] = {int(step): results for step, results in pairs}
-        self._writing: storage.Background | None = None  # the latest write, unless it has succeeded
+        self._writing: background.Background | None = None  # the latest write, unless it has succeeded
 
     def record(self, step: int, results: Mapping[str, float]) -> None:
         """Adds evaluation results of a step, in memory and on disk.
@@ -175,10 +176,10 @@ class Retention:
             self._path.parent.mkdir(exist_ok=True)
             self._lease.replace_text(self._path, text + "\n")
 
-        self._writing = storage.Background(write, "results")
+        self._writing = background.Background(write, "results")
         try:
             self._writing.result(timeouts.RESULTS_S)
-        except storage.StorageTimeout as error:
+        except background.StorageTimeout as error:
             raise cannot_write(self._path, error) from error
         self._writing = None
 

@@ -15,6 +15,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from engine.base.errors import CheckpointError
+from engine.base.exit_status import ExitStatus
+from engine.base.types import PyTree
 from engine.checkpoint import arrays, stored_json, timeouts
 from engine.checkpoint.integrity import (
     DamagedCheckpoint,
@@ -31,14 +34,11 @@ from engine.checkpoint.manifest import MANIFEST, delete_lock, read_lock, size_of
 from engine.checkpoint.policy import read_results
 from engine.checkpoint.tree_compat import difference, leaves_of, other_folds, with_stored_folds, with_wanted_folds
 from engine.cluster import group
-from engine.cluster.exit_status import ExitStatus
 from engine.cluster.peer_failure import LostPeer
-from engine.config.errors import CheckpointError
-from engine.mounts import address_of_copy
-from engine.run import storage
 from engine.run.lease import Lease
-from engine.run.plain_path import plain_path
-from engine.types import PyTree
+from engine.storage import background
+from engine.storage.mounts import address_of_copy
+from engine.storage.plain_path import plain_path
 
 STATE, POSITION, CONFIG = "state", "position/position.json", "config/config.json"
 SAVING, DELETED = ".saving", ".deleted"  # suffixes of a directory while it is saved or deleted
@@ -90,7 +90,7 @@ class CheckpointStore:
         self.current: set[int] = set()
         self._lease = lease
         self._listed: list[int] = []  # the latest known list of durable steps
-        self._deleting: dict[Path, storage.Background] = {}  # step directory -> its deletion
+        self._deleting: dict[Path, background.Background] = {}  # step directory -> its deletion
         self._deletion_numbers = itertools.count(1)
         if lease is not None:
             self._open(lease)
@@ -98,9 +98,9 @@ class CheckpointStore:
     def _open(self, lease: Lease) -> None:
         """Checks that the directory is writable. The primary also removes what killed saves and deletions left."""
         try:
-            storage.probe(self.directory)
-            leftovers = storage.bounded(self._leftovers, timeouts.LIST_S)
-        except storage.StorageTimeout as error:
+            background.probe(self.directory)
+            leftovers = background.bounded(self._leftovers, timeouts.LIST_S)
+        except background.StorageTimeout as error:
             raise self._timed_out(error) from error
         except OSError as error:
             raise CheckpointError(
@@ -109,7 +109,7 @@ class CheckpointStore:
             ) from error
         with lease.writing() if leftovers else contextlib.nullcontext():
             for path in leftovers:
-                self._deleting[path] = storage.Background(lambda path=path: shutil.rmtree(path), "leftover")
+                self._deleting[path] = background.Background(lambda path=path: shutil.rmtree(path), "leftover")
 
     def _leftovers(self) -> list[Path]:
         """Returns, on the primary, what killed saves left. Raises OSError if Orbax cannot use the path."""
@@ -124,8 +124,8 @@ class CheckpointStore:
         def durable() -> list[int]:
             return [int(path.name) for path in self._folders() if (path / MANIFEST).is_file()]
 
-        with contextlib.suppress(storage.StorageTimeout):
-            self._listed = storage.bounded(durable, timeouts.LIST_S)
+        with contextlib.suppress(background.StorageTimeout):
+            self._listed = background.bounded(durable, timeouts.LIST_S)
         return list(self._listed)
 
     def latest(self) -> int | None:
@@ -139,8 +139,8 @@ class CheckpointStore:
             StorageError: the storage does not answer.
         """
         try:
-            return storage.bounded(lambda: [int(path.name) for path in reversed(self._folders())], timeouts.LIST_S)
-        except storage.StorageTimeout as error:
+            return background.bounded(lambda: [int(path.name) for path in reversed(self._folders())], timeouts.LIST_S)
+        except background.StorageTimeout as error:
             raise self._timed_out(error) from error
 
     def describe(self) -> list[StepInfo]:
@@ -226,11 +226,11 @@ class CheckpointStore:
             self._require(step)
         deadline = time.monotonic() + self.timeout_s
         try:
-            state = storage.bounded(
+            state = background.bounded(
                 lambda: self._verified(step, abstract_state, stacked or {}, partial), self.timeout_s, "restore"
             )
             missing = group.barrier("restore", max(1.0, deadline - time.monotonic()))
-        except storage.StorageTimeout as error:
+        except background.StorageTimeout as error:
             raise self._too_late(step, [group.index()]) from error
         except VerifyTimeout as error:
             raise self._too_late(step, [error.process]) from error
@@ -288,7 +288,7 @@ class CheckpointStore:
     def _read_file[T](self, step: int, name: str, read: Callable[[Path], T]) -> T:
         self._require(step)
         try:
-            return storage.bounded(lambda: read(self.directory / str(step) / name), self.timeout_s)
+            return background.bounded(lambda: read(self.directory / str(step) / name), self.timeout_s)
         except (OSError, ValueError) as error:
             raise CheckpointError(self._unreadable(step, f"{name}: {error}")) from error
 
@@ -325,7 +325,7 @@ class CheckpointStore:
             shutil.rmtree(renamed)
 
         self._listed.remove(step)
-        self._deleting[path] = storage.Background(remove, f"delete-{step}")
+        self._deleting[path] = background.Background(remove, f"delete-{step}")
 
     def end_deletion(self, step: int) -> None:
         """Waits for the deletion of a step, if one is in progress, so that the step can be saved again."""
@@ -351,7 +351,7 @@ class CheckpointStore:
         for path, deletion in list(self._deleting.items()):
             try:
                 deletion.result(timeout_s)
-            except storage.StorageTimeout:
+            except background.StorageTimeout:
                 continue
             except Exception as error:
                 texts.append(f"{path}: an old checkpoint cannot be removed ({arrays.error_text(error)}).")
@@ -365,7 +365,7 @@ class CheckpointStore:
         newest = max((listed for listed in self._listed if listed != step), default=None)
         return "No checkpoint exists yet" if newest is None else f"The newest checkpoint is that of step {newest}"
 
-    def _timed_out(self, error: storage.StorageTimeout) -> StorageError:
+    def _timed_out(self, error: background.StorageTimeout) -> StorageError:
         return StorageError(
             f"{self.directory}: the storage does not answer ({error}). Check that it is mounted and not overloaded, "
             "then start the same command again."

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from engine.types import PyTree
+from engine.base.types import PyTree
 
 if TYPE_CHECKING:
     import jax

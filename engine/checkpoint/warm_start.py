@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from engine.base.errors import CheckpointError
+from engine.base.types import PyTree
 from engine.checkpoint import arrays, paths_of_init
 from engine.checkpoint.arrays import reraise
 from engine.checkpoint.bucket_copy import readable
@@ -21,12 +23,10 @@ from engine.checkpoint.policy import ranking, read_results
 from engine.checkpoint.store import STATE, CheckpointStore
 from engine.checkpoint.tree_compat import SHOWN, Leaf, leaves_of, other_folds, with_stored_folds, with_wanted_folds
 from engine.cluster import group
-from engine.config.errors import CheckpointError
 from engine.config.schema import Init, InitSource
 from engine.config.text import from_text
-from engine.mounts import shown
 from engine.run.directory import RunDirectory
-from engine.types import PyTree
+from engine.storage.mounts import shown
 
 if TYPE_CHECKING:
     import jax

@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from engine.config.errors import ConfigError
+from engine.base.errors import ConfigError
 
 PORT = 8476  # of the coordinator if the scheduler sets none
 FLAGS = {"coordinator": "--coordinator", "count": "--num-processes", "index": "--process-id"}

@@ -13,10 +13,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from engine.base.errors import ConvoyError
 from engine.cluster import group, kv_store, timeouts
 from engine.cluster.peer_failure import LostPeer
 from engine.cluster.rendezvous import process_list
-from engine.config.errors import ConvoyError
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SHOWN = 8  # differences of a process that the error names

@@ -1,7 +1,7 @@
 """The signature of an error: its type and the innermost frame of the user's code. Supervisors compare signatures."""
 
-from engine.config.errors import ConvoyError
-from engine.config.user_errors import error_chain, innermost_frame
+from engine.base.errors import ConvoyError
+from engine.base.user_errors import error_chain, innermost_frame
 
 
 def failure_signature(error: BaseException) -> str:

@@ -11,10 +11,10 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from engine.base.errors import ConvoyError, first_line
+from engine.base.exit_status import ExitStatus
 from engine.cluster import timeouts
-from engine.cluster.exit_status import ExitStatus
 from engine.cluster.identity import count
-from engine.config.errors import ConvoyError, first_line
 
 _TOP = "convoy/"
 

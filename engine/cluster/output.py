@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
-from engine.config.errors import ConvoyError
+from engine.base.errors import ConvoyError
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Iterator
 
+from engine.base.errors import first_line
 from engine.cluster import (
     coordinator_connection,
     group,
@@ -25,7 +26,6 @@ from engine.cluster.identity import count, is_primary
 from engine.cluster.peer_failure import LostPeer
 from engine.cluster.rendezvous import CannotJoin, ConflictingSettings, process_list
 from engine.cluster.shutdown import deadline
-from engine.config.errors import first_line
 
 __all__ = ["initialize", "leave"]
 
@@ -83,7 +83,7 @@ def _join(process: ProcessInfo, listen_at: str, timeout_s: float, end: float) ->
     # By default JAX aborts every process (134) as soon as one is dead. With this setting it leaves that to
     # `peer_failure.py`, which exits with a sentence and 42. Barriers and collectives still wait for the dead process.
     jax.config.update("jax_enable_recoverability", True)
-    jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM, as `resilience/preemption.py`
+    jax.config.update("jax_enable_preemption_service", False)  # it would handle SIGTERM, as `loop/preemption.py`
     late = (
         f"process {index}: all {process.count} processes reached {coordinator}, but did not join in time. "
         "Check whether one of them has ended, and start all of them again."

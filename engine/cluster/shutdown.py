@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+from engine.base.errors import ConvoyError
+from engine.base.exit_status import status_of
 from engine.cluster import timeouts, verdict
-from engine.cluster.exit_status import status_of
-from engine.config.errors import ConvoyError
 
 type ExitCallback = Callable[[BaseException], None]
 

@@ -10,9 +10,9 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from engine.config.errors import ConvoyError
-from engine.config.user_errors import describe, has_traceback
-from engine.mounts import shown
+from engine.base.errors import ConvoyError
+from engine.base.user_errors import describe, has_traceback
+from engine.storage.mounts import shown
 
 VARIABLE = "CONVOY_TRACEBACK"
 _FILE = "_convoy_traceback_file"  # attribute of an error: the file that has its traceback

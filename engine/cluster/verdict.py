@@ -15,10 +15,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from engine.base.exit_status import status_of
 from engine.cluster import tracebacks
-from engine.cluster.exit_status import status_of
 from engine.cluster.failure_signature import failure_signature
-from engine.mounts import shown
+from engine.storage.mounts import shown
 
 VARIABLE = "CONVOY_VERDICT"
 """Environment variable with the file `<folder>/<index>.json` of this process; all processes share the folder."""

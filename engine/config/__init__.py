@@ -1,6 +1,6 @@
 """Config of a run: its schema, loading, validation and printing. Imports no jax.
 
-Names are imported on first use, so that importing `engine.config.errors` does not load ml_collections. `_MODULES`
+Names are imported on first use, so that importing `engine.base.errors` does not load ml_collections. `_MODULES`
 repeats the imports below, which only type checkers execute; a test compares the two.
 """
 
@@ -8,9 +8,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from engine.base.duration import Duration
+    from engine.base.errors import ConfigError
     from engine.config.draft import defaults
-    from engine.config.duration import Duration
-    from engine.config.errors import ConfigError
     from engine.config.help import help_text
     from engine.config.loading import load
     from engine.config.schema import Config
@@ -31,8 +31,8 @@ __all__ = [
 
 _MODULES = {
     "engine.config.draft": ("defaults",),
-    "engine.config.duration": ("Duration",),
-    "engine.config.errors": ("ConfigError",),
+    "engine.base.duration": ("Duration",),
+    "engine.base.errors": ("ConfigError",),
     "engine.config.help": ("help_text",),
     "engine.config.loading": ("load",),
     "engine.config.schema": ("Config",),

@@ -1,7 +1,7 @@
 """Rules that several fields of a config share: which values are allowed."""
 
-from engine.config.duration import CLOCK_UNITS, DATA_UNITS, UNITS
-from engine.config.errors import FieldError
+from engine.base.duration import CLOCK_UNITS, DATA_UNITS, UNITS
+from engine.base.errors import FieldError
 from engine.config.setting import Rule, at_least, in_units, matching, one_of
 
 MAX_WORKERS, MAX_DEVICES, MAX_AXIS = 1024, 4096, 2**20  # so that a typing error does not overload the machine

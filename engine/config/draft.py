@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from engine.config.duration import Duration
-from engine.config.errors import FieldError, UnknownFieldError
+from engine.base.duration import Duration
+from engine.base.errors import FieldError, UnknownFieldError
 from engine.config.fields import OPEN, ROOT, Slot, check_value, child, join, show, slots, unknown_field
 from engine.config.schema import Config, Target
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 
 from ml_collections import ConfigDict
 
-from engine.config.duration import Duration
-from engine.config.errors import FieldError, UnknownFieldError, near_names
+from engine.base.duration import Duration
+from engine.base.errors import FieldError, UnknownFieldError, near_names
 from engine.config.schema import Config, Plain, Target, field_names
 from engine.config.setting import Setting, setting_of
 

@@ -7,7 +7,7 @@ without structured sparsity; NVIDIA's data sheets print both rates, or only the 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from engine.config.errors import ConfigError, did_you_mean
+from engine.base.errors import ConfigError, did_you_mean
 
 TERA = 10**12
 GB = 10**9

@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Iterator
 
-from engine.config.duration import Duration
+from engine.base.duration import Duration
 from engine.config.fields import Slot, join, slots
 from engine.config.schema import Config, Target
 from engine.config.setting import setting_of

@@ -29,6 +29,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from engine.config.old_names import current
 from engine.config.schedules import decay_begin, followers, sections
 from engine.config.schema import Arguments, Config, Plain
 from engine.config.text import flatten, value_text
@@ -62,7 +63,7 @@ def identity_differences(old: Config, new: Config) -> list[str]:
     approximate = old.train.approximate_accumulation or new.train.approximate_accumulation
     before, after = (
         {
-            name: value_text(name, value)
+            name: value_text(name, current(value) if isinstance(value, str) else value)
             for name, value in flatten(_without(config, CACHES))
             if is_identity(name) or (approximate and name == "train.accumulate")
         }

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from engine.config.errors import ConfigError
+from engine.base.errors import ConfigError
 
 TARGET = "engine.config.instances.Instance"
 _PLAIN = (bool, int, float, str, type(None))

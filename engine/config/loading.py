@@ -16,13 +16,13 @@ from pathlib import Path
 
 import ml_collections
 
+from engine.base.errors import ConfigError, ConvoyError, FieldError, did_you_mean
+from engine.base.text_file import read_text
 from engine.config import zoo
 from engine.config.draft import Draft, draft_of
-from engine.config.errors import ConfigError, ConvoyError, FieldError, did_you_mean
 from engine.config.override import apply
 from engine.config.schema import Config, Log
 from engine.config.text import from_text
-from engine.config.text_file import read_text
 from engine.config.validation import validate
 
 CONFIG_TEXT = "config.txt"

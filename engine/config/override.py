@@ -13,9 +13,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from engine.base.duration import Duration
+from engine.base.errors import ConfigError, FieldError
 from engine.config.draft import Draft
-from engine.config.duration import Duration
-from engine.config.errors import ConfigError, FieldError
 from engine.config.fields import ROOT, Slot, check_value, child, describe, join, slots
 from engine.config.schema import Plain
 

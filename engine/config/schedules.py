@@ -7,9 +7,9 @@ which a resume accepts only with a flag.
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 
+from engine.base.duration import DATA_UNITS, Duration, RunSize
+from engine.base.errors import FieldError, did_you_mean
 from engine.config.allowed_values import SCHEDULES
-from engine.config.duration import DATA_UNITS, Duration, RunSize
-from engine.config.errors import FieldError, did_you_mean
 from engine.config.fields import join, show
 from engine.config.schema import Config, Optimizer, Plain, Target
 from engine.config.setting import MAX_NUMBER

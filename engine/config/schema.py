@@ -8,6 +8,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from engine.base.duration import DATA_UNITS, Duration
 from engine.config import hardware
 from engine.config.allowed_values import (
     ANY_UNIT,
@@ -28,7 +29,6 @@ from engine.config.allowed_values import (
     SIZE,
     WORKERS,
 )
-from engine.config.duration import DATA_UNITS, Duration
 from engine.config.setting import above, at_least, in_units, one_of, regular_expression, setting, table
 
 type Plain = bool | int | float | str | tuple[Plain, ...] | Mapping[str, Plain] | Mapping[int, Plain] | None

@@ -10,8 +10,8 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Never
 
-from engine.config.duration import Duration
-from engine.config.errors import FieldError, did_you_mean
+from engine.base.duration import Duration
+from engine.base.errors import FieldError, did_you_mean
 
 type Check = Callable[[object, str], None]
 """Called with a value of the right type and its path; raises FieldError if the value is not allowed."""

@@ -14,10 +14,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from types import MappingProxyType, ModuleType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+from engine.base.errors import ConfigError, FieldError, did_you_mean, near_names
+from engine.base.user_errors import add_target_package
 from engine.config import instances, zoo
-from engine.config.errors import ConfigError, FieldError, did_you_mean, near_names
+from engine.config.old_names import current
 from engine.config.schema import Config, Target, field_names
-from engine.config.user_errors import add_target_package
 
 _PLAIN = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 _NUMERIC = ("jax", "jaxlib", "numpy")  # packages whose classes accept numbers, as in the annotations of optax
@@ -37,7 +38,7 @@ def resolve(target: Target, where: str) -> Callable[..., object]:
     field = f"{where}.target"
     if not target.target:
         raise FieldError(field, "is empty", "Name a class or function by dotted path, such as 'models.digits.Digits'.")
-    first, *rest = target.target.split(".")
+    first, *rest = current(target.target).split(".")
     found = _import(first, target, field)
     if first != "engine":
         add_target_package(first)

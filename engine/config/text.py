@@ -6,9 +6,9 @@
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
+from engine.base.duration import Duration
+from engine.base.errors import ConfigError, FieldError
 from engine.config.draft import defaults
-from engine.config.duration import Duration
-from engine.config.errors import ConfigError, FieldError
 from engine.config.fields import join, slots
 from engine.config.override import locate, parse, set_text
 from engine.config.schema import Config, Target

@@ -13,11 +13,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from engine.base.duration import Duration
+from engine.base.errors import FieldError, did_you_mean
 from engine.config import zoo
 from engine.config.allowed_values import AUTO
 from engine.config.draft import Draft, draft_of, unfreeze
-from engine.config.duration import Duration
-from engine.config.errors import FieldError, did_you_mean
 from engine.config.fields import check_value, join, slots
 from engine.config.hardware import AXES
 from engine.config.override import locate

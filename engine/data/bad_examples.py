@@ -14,11 +14,11 @@ from typing import Protocol
 import jax
 import numpy as np
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
+from engine.base.types import Json
 from engine.data.batch import Batch
 from engine.data.source import Examples, Source, leaves_with_path, shape_specs, source_name
 from engine.data.text import without_text
-from engine.types import Json
 
 FILLER_TRIES = 1000  # consecutive positions tried for a filler
 WINDOW_BATCHES = 100  # latest batches over which the fraction of bad examples is measured

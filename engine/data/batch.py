@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from engine.types import PyTree
+from engine.base.types import PyTree
 
 
 @jax.tree_util.register_dataclass

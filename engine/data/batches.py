@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from engine.config.errors import DataError, did_you_mean
-from engine.config.user_errors import location
+from engine.base.errors import DataError, did_you_mean
+from engine.base.types import PyTree
+from engine.base.user_errors import location
 from engine.data.batch import Batch
 from engine.data.collate import Collator, has_new_arrays, own_copy
 from engine.data.context import Context, call
@@ -31,7 +32,6 @@ from engine.data.sampling.shuffle import random_generators
 from engine.data.source import Example, Examples, Source, example_spec, has_transform, leaves_with_path, source_name
 from engine.data.stages import stage
 from engine.data.text import has_text, is_text, without_text
-from engine.types import PyTree
 
 Rows = slice | np.ndarray | None
 """Rows of a global batch that this process feeds: a slice, row numbers `[rows]`, or None for all rows."""

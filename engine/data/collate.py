@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
+from engine.base.types import PyTree
 from engine.data.shared_arrays import empty
 from engine.data.source import Example, Examples, Limited, Source, defined_with_or_after, leaves_with_path
 from engine.data.stages import stage
 from engine.data.text import TEXT_KINDS, is_text, stack_leaves
-from engine.types import PyTree
 
 OTHER_KINDS = f"O{TEXT_KINDS}"
 LEAST_BYTES = 64 * 2**10  # smaller examples are stacked

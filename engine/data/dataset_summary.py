@@ -1,16 +1,16 @@
 """Summaries of a run's datasets, stored in its run directory and compared when the run resumes.
 
 A summary holds the number of examples, their spec and a fingerprint of the content (`source.fingerprint`).
-`engine/resume.py` decides what to do about a difference.
+`engine/api/resume.py` decides what to do about a difference.
 """
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from engine.config.duration import UNKNOWN_LENGTH
-from engine.config.errors import DataError
-from engine.config.text_file import read_text
+from engine.base.duration import UNKNOWN_LENGTH
+from engine.base.errors import DataError
+from engine.base.text_file import read_text
 from engine.data.source import SEPARATOR, Source, example_spec, fingerprint, leaves_with_path
 
 MAX_SHOWN = 8  # differing parts of a fingerprint that are listed

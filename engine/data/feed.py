@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from jax.sharding import NamedSharding
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
+from engine.base.types import Json
 from engine.config.schema import Data
 from engine.data.bad_examples import BadExample, BadExampleCounter, TolerantBatch, TolerantBatches
 from engine.data.batch import Batch
@@ -27,7 +28,6 @@ from engine.data.source import Source, example_spec, fingerprint, limited
 from engine.data.stages import Times
 from engine.data.streams.marks import MarkedBatch, MarkedBatches, add_later, later
 from engine.data.text import has_text, without_text
-from engine.types import Json
 
 EARLIER = 1024  # batches between two kept positions of streams
 

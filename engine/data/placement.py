@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from engine.config.errors import ShardingError
+from engine.base.errors import ShardingError
+from engine.base.types import PyTree
 from engine.data.batch import Batch
-from engine.types import PyTree
 
 MEASURE_EVERY, FIRST_MEASURED = 128, 2  # transfers to a single device; the first one prepares the device
 

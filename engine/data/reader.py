@@ -13,7 +13,7 @@ from typing import Protocol
 
 import grain
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.auto_workers import AutoBlocks, BlockIterator
 from engine.data.shared_arrays import share, shared_arrays
 from engine.data.stages import NO_TIMES, Times, added, recorded

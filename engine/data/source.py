@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
+from engine.base.types import PyTree
+from engine.base.user_errors import describe
 from engine.config.schema import Data
 from engine.config.target import build
-from engine.config.user_errors import describe
 from engine.data.text import content, is_text, text_paths, without_text
-from engine.types import PyTree
 
 type Example = PyTree
 """A pytree of numpy arrays, numbers and text."""

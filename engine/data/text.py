@@ -1,7 +1,7 @@
 """Text in examples: names, identifiers and other strings or bytes, which stay on the host.
 
 A leaf of an example is text if it is a str, bytes, or an array of them. Training and evaluations drop text before a
-batch goes to the devices. Predictions keep it (`engine/saved/predictions.py`). In a batch, a text leaf is an array
+batch goes to the devices. Predictions keep it (`engine/api/predictions.py`). In a batch, a text leaf is an array
 `[rows, ...]` of NumPy's text, or of objects where the rows are Python strings.
 """
 
@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from engine.base.types import PyTree
 from engine.data.shared_arrays import allocate
-from engine.types import PyTree
 
 TEXT_KINDS = "UST"  # numpy dtype kinds of text: str, bytes, StringDType
 

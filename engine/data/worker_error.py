@@ -3,8 +3,8 @@
 import re
 import signal
 
-from engine.cluster.exit_status import ExitStatus
-from engine.config.errors import ConvoyError
+from engine.base.errors import ConvoyError
+from engine.base.exit_status import ExitStatus
 
 SHARED = "shared memory (/dev/shm), through which data workers pass batches"
 _LIKELY_REASON = {

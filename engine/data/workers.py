@@ -30,9 +30,9 @@ import grain
 from absl import flags
 from grain import DatasetIterator
 
+from engine.base.errors import DataError, RunError
+from engine.base.user_errors import describe
 from engine.cluster import output, parent
-from engine.config.errors import DataError, RunError
-from engine.config.user_errors import describe
 from engine.data.shared_arrays import Receiver
 from engine.data.worker_error import SHARED, DataWorkerError, ended_at_start, exit_error
 

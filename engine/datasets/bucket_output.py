@@ -14,12 +14,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from engine.config.atomic_file import replacing
-from engine.config.errors import DataError
-from engine.data.array_record import cannot_write
-from engine.data.record_manifest import MANIFEST, Manifest, Shard, lengths_path, manifest_path, read_manifest
-from engine.mounts import split_address
-from engine.object_store import SWITCH, Bucket
+from engine.base.atomic_file import replacing
+from engine.base.errors import DataError
+from engine.readers.array_record import cannot_write
+from engine.readers.record_manifest import MANIFEST, Manifest, Shard, lengths_path, manifest_path, read_manifest
+from engine.storage.mounts import split_address
+from engine.storage.object_store import SWITCH, Bucket
 
 UNSENT = "unsent"
 SENDS = 4  # at the same time; each holds one file in memory

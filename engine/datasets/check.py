@@ -9,11 +9,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from engine.config.errors import DataError
-from engine.config.user_errors import describe
+from engine.base.errors import DataError
+from engine.base.user_errors import describe
 from engine.data.collate import stack_examples
 from engine.data.context import Context, call
-from engine.data.record_manifest import checksum
 from engine.data.sampling.shuffle import random_generators
 from engine.data.source import Example, Limited, Source, has_transform, source_name
 from engine.data.stages import recorded, stage
@@ -22,6 +21,7 @@ from engine.datasets import pool
 from engine.datasets.given import Given, given_source, is_stream_source, sample_indices, with_inner
 from engine.datasets.report import DatasetReport, make_report
 from engine.datasets.statistics import BadExample, Statistics, Structure, structure, structure_text
+from engine.readers.record_manifest import checksum
 
 REFERENCE = 16  # examples whose structure the others are compared with
 MIN_JOB, MAX_JOB, JOBS = 16, 4096, 256  # examples of a job, and about how many jobs there are

@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from engine.base.errors import ConfigError
 from engine.config.draft import defaults
-from engine.config.errors import ConfigError
 from engine.config.override import apply
 from engine.config.schema import Config, Data
 from engine.config.validation import validate

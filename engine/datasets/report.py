@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from engine.base import formatting
 from engine.data.source import Source, source_name
 from engine.data.stages import STAGES
 from engine.datasets.advice import advice, notes
 from engine.datasets.statistics import BadExample, FieldStatistics, Statistics, histogram, quantiles
-from engine.observe import formatting
 
 BINS, BAR = 8, 30  # of a histogram: bins, and characters of the longest bar
 MOST_SHAPES, MOST_CLASSES = 5, 20  # shapes and classes of a field that are listed

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.config.errors import DataError
-from engine.config.user_errors import describe
-from engine.data.array_record import cannot_write, write_records
+from engine.base.errors import DataError
+from engine.base.user_errors import describe
 from engine.data.bad_examples import ALWAYS_ALLOWED, MAX_BAD_FRACTION
-from engine.data.record import encode
-from engine.data.record_manifest import BadRecord, Shard, checksum, save_lengths
 from engine.data.source import Example, Source, source_name
 from engine.data.streams.cursor import StreamReadError
 from engine.datasets.pool import Report
+from engine.readers.array_record import cannot_write, write_records
+from engine.readers.record import encode
+from engine.readers.record_manifest import BadRecord, Shard, checksum, save_lengths
 
 SHARD_LENGTHS = ".lengths"  # end of the name of the index of one shard, until the dataset is complete
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import xxhash
 
+from engine.base.types import PyTree
 from engine.data.source import Example, leaves_with_path
 from engine.data.stages import NO_TIMES, Times, added
 from engine.data.text import content, is_text
-from engine.types import PyTree
 
 MAX_BAD = 10_000  # bad examples that a report names; the others are only counted
 MAX_CLASSES, MAX_LABELS = 256, 4096  # different values of a field of labels, and labels of one example

@@ -1,7 +1,7 @@
 """Writes a source as ArrayRecord files in several processes, and resumes a write that was killed.
 
 The source is split into shards, ranges of its examples, whose bytes do not depend on the processes. The manifest
-(`engine/data/record_manifest.py`) lists each finished shard with its checksum.
+(`engine/readers/record_manifest.py`) lists each finished shard with its checksum.
 """
 
 import contextlib
@@ -17,22 +17,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from engine.config.errors import ConfigError, DataError, RunError
-from engine.data.array_record import cannot_write, check_name
-from engine.data.record import encode
-from engine.data.record_manifest import (
-    LENGTHS,
-    LOCK,
-    MANIFEST,
-    Manifest,
-    dataset_of,
-    lengths_path,
-    load_lengths,
-    manifest_path,
-    read_manifest,
-    save_lengths,
-    shard_name,
-)
+from engine.base.errors import ConfigError, DataError, RunError
 from engine.data.source import Source, fingerprint, source_name
 from engine.datasets import pool
 from engine.datasets.bucket_output import BucketOutput, remove_empty
@@ -46,9 +31,24 @@ from engine.datasets.shards import (
     merge_lengths,
     shard_lengths,
 )
-from engine.mounts import local_path
-from engine.object_store import is_selected
-from engine.run.atomic import write_text
+from engine.readers.array_record import cannot_write, check_name
+from engine.readers.record import encode
+from engine.readers.record_manifest import (
+    LENGTHS,
+    LOCK,
+    MANIFEST,
+    Manifest,
+    dataset_of,
+    lengths_path,
+    load_lengths,
+    manifest_path,
+    read_manifest,
+    save_lengths,
+    shard_name,
+)
+from engine.storage.atomic import write_text
+from engine.storage.mounts import local_path
+from engine.storage.object_store import is_selected
 
 SHARD_BYTES = 64 << 20  # a shard of the default size: large reads, and enough shards for all cores
 MAX_SHARDS, MAX_DEFAULT_SHARDS = 99_999, 1024

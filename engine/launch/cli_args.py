@@ -5,7 +5,7 @@ import shlex
 import subprocess
 from collections.abc import Iterable, Sequence
 
-from engine.config.errors import ConfigError, ConvoyError
+from engine.base.errors import ConfigError, ConvoyError
 
 _SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEY)(_|$)", re.IGNORECASE)
 _LOCAL_VERBS = ("launch", "supervise")  # verbs that start processes on this machine

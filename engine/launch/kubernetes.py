@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from engine.cluster.exit_status import KILLED, ExitStatus
-from engine.config.errors import ConfigError, did_you_mean
+from engine.base.errors import ConfigError, did_you_mean
+from engine.base.exit_status import KILLED, ExitStatus
+from engine.base.types import Json
 from engine.launch import cli_args, timeouts
 from engine.run.owner import TOKEN
-from engine.types import Json
 
 RESTARTS = 50
 USER = 1000  # user and group of the Dockerfile

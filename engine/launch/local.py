@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from engine.base.errors import ConfigError
+from engine.base.exit_status import ExitStatus
+from engine.base.host_memory import oom_kills
 from engine.cluster import parent, verdict
 from engine.cluster.cluster_detection import VARIABLES
-from engine.cluster.exit_status import ExitStatus
-from engine.cluster.host_memory import oom_kills
-from engine.config.errors import ConfigError
 from engine.launch import postmortem, timeouts
 from engine.launch.signals import Signals
 from engine.run.owner import TOKEN
@@ -54,13 +54,13 @@ def launch(
     processes. After the first failure the others are killed; its error is printed last, and once.
 
     Args:
-        command: a program and its arguments, such as `[sys.executable, "-m", "engine.main", "train", ...]`.
+        command: a program and its arguments, such as `[sys.executable, "-m", "engine.cli.main", "train", ...]`.
         processes: number of processes.
         devices: CPU devices per process; None leaves devices to JAX.
         grace_s: seconds from the first failure until the others are killed.
 
     Returns:
-        0 if all succeeded, else the exit code of the first failure (`cluster/exit_status.py`).
+        0 if all succeeded, else the exit code of the first failure (`base/exit_status.py`).
 
     Raises:
         ConfigError: a number below 1.

@@ -7,14 +7,14 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.base.errors import RunError
+from engine.base.exit_status import KILLED, ExitStatus, describe
+from engine.base.host_memory import ADVICE
 from engine.cluster import output, verdict
-from engine.cluster.exit_status import KILLED, ExitStatus, describe
-from engine.cluster.host_memory import ADVICE
-from engine.config.errors import RunError
-from engine.mounts import local_path
 from engine.run import status
 from engine.run.directory import RunDirectory
 from engine.run.log import RunLog, logger
+from engine.storage.mounts import local_path
 
 
 def explain_exit(code: int, text: str, out_of_memory: bool) -> str:

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.cluster.exit_status import KILLED, ExitStatus
-from engine.config.errors import ConfigError
+from engine.base.errors import ConfigError
+from engine.base.exit_status import KILLED, ExitStatus
 from engine.launch import cli_args, timeouts
 from engine.run.owner import TOKEN
 

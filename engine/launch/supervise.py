@@ -1,4 +1,4 @@
-"""Starts a training command again after each failure; `resilience/supervisor.py` decides whether and when.
+"""Starts a training command again after each failure; `launch/supervisor.py` decides whether and when.
 
 A *kill* can be *announced*: before a test or an operator kills a process, they append its pid to the file whose path is
 in the environment variable `CONVOY_KILLED_FROM_OUTSIDE`. Announced kills do not count towards a crash loop and do not
@@ -14,14 +14,14 @@ import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
+from engine.base.errors import RunError
+from engine.base.exit_status import ExitStatus, describe
 from engine.checkpoint.store import CheckpointStore
-from engine.cluster.exit_status import ExitStatus, describe
-from engine.config.errors import RunError
 from engine.launch import local
 from engine.launch.local import ProcessExit
 from engine.launch.signals import Signals
-from engine.resilience.supervisor import Failure, Restart, Stop, Supervisor, kill_signature
-from engine.resilience.timeouts import FIRST_RESTART_S
+from engine.launch.supervisor import Failure, Restart, Stop, Supervisor, kill_signature
+from engine.launch.timeouts import FIRST_RESTART_S
 from engine.run import status
 from engine.run.directory import RunDirectory
 from engine.run.goodput import record_death
@@ -46,7 +46,7 @@ def supervise(
     SIGTERM and SIGINT are forwarded to the processes, which save and stop. After such a signal there is no restart.
 
     Args:
-        command: a program and its arguments, such as `[sys.executable, "-m", "engine.main", "train", ...]`.
+        command: a program and its arguments, such as `[sys.executable, "-m", "engine.cli.main", "train", ...]`.
         run: the directory of the run.
         processes, devices: as for `local.run`.
         restarts: maximum number of restarts; None for no limit.

@@ -12,3 +12,5 @@ SLURM_NOTICE_S: Final = (
 )
 SLURM_KILL_S: Final = 60  # from the end of the first task until Slurm kills the others
 SIGNAL_POLL_S: Final = 0.05  # between two checks for a signal during a wait
+FIRST_RESTART_S: Final = 1.0  # before the first restart; it doubles with each restart without progress
+LONGEST_RESTART_S: Final = 60.0  # upper limit of that wait, so that a recovered cluster is used soon

@@ -10,7 +10,7 @@ import math
 
 import jax
 
-from engine.config.errors import ShardingError
+from engine.base.errors import ShardingError
 from engine.layers import kernels
 from engine.layers.manual import on_each_device
 from engine.parallel import layout

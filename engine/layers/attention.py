@@ -7,7 +7,7 @@ implementations.
 
 import jax
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.layers import blockwise, kernels, reference
 from engine.layers.all_to_all import all_to_all_attention
 from engine.layers.manual import on_each_device

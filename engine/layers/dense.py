@@ -7,9 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from engine.layers import quantization
+from engine.layers.cpu import products
 from engine.layers.whole_weight import is_split_over_rows, with_whole_weight
 from engine.parallel import layout
-from engine.tuning import products
 
 
 class Dense(nnx.Module):

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 
 
 def fold_in(rng: jax.Array | None, data: int | jax.Array) -> jax.Array | None:

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
-from engine.config.errors import ShardingError, TaskError
+from engine.base.errors import ShardingError, TaskError
+from engine.base.types import PyTree
+from engine.layers.cpu.grouped_products import blocks_for
 from engine.layers.quantization import grouped_matmul, matmul
 from engine.layers.routing import Routes, Rows, assign_rows, group_sizes, route
 from engine.parallel import layout
-from engine.tuning.grouped_products import blocks_for
-from engine.types import PyTree
 
 SLOTS = ("batch", "sequence", None)  # of [experts, batch, slots, features]
 

@@ -2,7 +2,7 @@
 
 import jax
 
-from engine.tuning import activations
+from engine.layers.cpu import activations
 
 
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:

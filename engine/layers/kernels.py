@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
+from engine.base.types import PyTree
 from engine.layers import blockwise
 from engine.layers.remat import KERNEL
 from engine.parallel.layout import Layout
-from engine.types import PyTree
 
 CUDNN_HEAD_DIM = 128
 """Largest head size that cuDNN's kernel supports on all of its GPUs."""

@@ -11,10 +11,10 @@ import math
 import jax
 import jax.numpy as jnp
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
+from engine.layers.cpu import products
 from engine.layers.whole_weight import with_whole_weight
 from engine.parallel import layout
-from engine.tuning import products
 
 LOGIT_BYTES = 256 * 2**20  # limit for the float32 logits of a device
 

@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import jax
 
+from engine.base.types import PyTree
 from engine.parallel.layout import Layout
-from engine.types import PyTree
 
 
 def on_each_device[**P](

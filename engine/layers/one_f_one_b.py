@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from engine.base.types import PyTree
 from engine.layers.queues import AXIS, Layers, Queues, Travelling, at
 from engine.parallel import schedule
-from engine.types import PyTree
 
 type Forward = Callable[[PyTree, Travelling], PyTree]
 """`(params, inputs) -> results` of a batch."""

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from engine.base.types import PyTree
 from engine.layers import blockwise, kernels
-from engine.types import PyTree
 
 type Segments = tuple[jax.Array, jax.Array] | None
 """Segments of the queries and of the keys, `[batch, time]` each."""

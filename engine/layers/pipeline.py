@@ -12,13 +12,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
+from engine.base.types import PyTree
 from engine.layers import one_f_one_b
 from engine.layers.queues import AXIS, Layers, Queues, Travelling, at
 from engine.layers.remat import remat_slices
 from engine.parallel import schedule
 from engine.parallel.layout import current
-from engine.types import PyTree
 
 type Apply = Callable[[PyTree, jax.Array, PyTree, PyTree, jax.Array | None], PyTree]
 """`(parameters of consecutive layers, index of the first layer, carry, shared, keys) -> carry`."""

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from engine.layers.cpu import grouped_products, products
+from engine.layers.cpu.grouped_products import Blocks
 from engine.parallel import layout
-from engine.tuning import grouped_products, products
-from engine.tuning.grouped_products import Blocks
 
 MULTIPLE = 16
 """The sizes of a kernel are multiples of it, as tensor cores need. So coordinates and a few classes keep 16 bits."""

@@ -15,10 +15,10 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from engine.base.types import PyTree
 from engine.parallel import schedule
 from engine.parallel.layout import Layout
 from engine.parallel.rules import ACTIVATIONS, mesh_axes
-from engine.types import PyTree
 
 AXIS = "pipeline"
 COPIES = "data"

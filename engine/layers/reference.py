@@ -1,6 +1,6 @@
 """Attention as the count of model FLOPs sees it: two plain products, with the mask left out, which changes no shape.
 
-These functions are only traced (`Layout.counts_flops`). `training/flops.py` counts half of the products inside
+These functions are only traced (`Layout.counts_flops`). `compile/flops.py` counts half of the products inside
 `convoy_causal_attention`, which it finds by its name.
 """
 

@@ -14,11 +14,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from engine.config.errors import ShardingError
+from engine.base.errors import ShardingError
+from engine.base.types import PyTree
 from engine.layers import blockwise, kernels, part
 from engine.layers.manual import on_each_device
 from engine.parallel import layout
-from engine.types import PyTree
 
 AXIS = "context"
 

@@ -6,8 +6,8 @@ In a packed row the positions of each document count from 0.
 import jax
 import jax.numpy as jnp
 
-from engine.config.errors import TaskError
-from engine.tuning import barriers
+from engine.base.errors import TaskError
+from engine.layers.cpu import barriers
 
 type Angles = tuple[jax.Array, jax.Array]
 """Cosines and sines, each `[batch, time, head_dim / 2]`."""

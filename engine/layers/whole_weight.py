@@ -15,8 +15,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from engine.base.types import PyTree
 from engine.parallel import layout
-from engine.types import PyTree
 
 LONGEST = 16
 """Most devices of one ring that sums a gradient."""

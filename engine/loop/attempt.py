@@ -4,18 +4,21 @@ import contextlib
 import dataclasses
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 import jax
 import numpy as np
 
+from engine.base.duration import Period
 from engine.checkpoint import warm_start
 from engine.checkpoint.checkpointer import Checkpointer
 from engine.cluster import group
+from engine.compile.program import Program
+from engine.compile.shapes import CompiledSteps
+from engine.compile.xla_warnings import rematerialization_explained
 from engine.config import hardware
-from engine.config.duration import Period
 from engine.config.schema import Config
 from engine.data.bad_examples import BadExampleCounter
 from engine.data.batch import Batch
@@ -24,26 +27,20 @@ from engine.data.prefetch import dispatches_in_flight
 from engine.data.ragged.report import report
 from engine.data.sampling.drawn import DrawnShares
 from engine.data.source import Source
+from engine.loop.observers import LateObserver
 from engine.loop.phases import COMPILING, RESTORING, Phases
+from engine.loop.stragglers.monitor import StragglerMonitor
 from engine.observe.flops_count import FlopsCount
-from engine.observe.plan_record import PlanRecord, Predicted
 from engine.observe.recorder import Recorder, Sums
 from engine.observe.throughput import Throughput
 from engine.observe.writer import open_writer
 from engine.parallel.memory import device_memory_limit
-from engine.parallel.xla_warnings import rematerialization_explained
 from engine.run.directory import RunDirectory
 from engine.run.jsonl import JsonLines
 from engine.run.ledger import Ledger
-from engine.stragglers.monitor import StragglerMonitor
 from engine.training.precision import rounding_note
-from engine.training.program import Program
-from engine.training.shapes import CompiledSteps
 from engine.training.state import TrainState
 from engine.training.step import BAD_EXAMPLES
-
-type PredictRun = Callable[[Program, Config, Predicted | None], Predicted]
-"""Predicts the time and the memory of a step of a run; the last argument is the prediction of an earlier attempt."""
 
 SILENCE_S = 20.0  # a compilation that takes longer is reported
 READ_S = 0.01  # between two readings of results; several processes read each dispatch, so that all read at one step
@@ -60,7 +57,7 @@ class Attempt:
         checkpoints: checkpoints of the run.
         phase: enters a phase.
         say: called with sentences for the user.
-        predict: as for `Trainer`.
+        observers: as for `Trainer`.
     """
 
     def __init__(
@@ -72,10 +69,10 @@ class Attempt:
         checkpoints: Checkpointer,
         phase: Phases,
         say: Callable[[str], None],
-        predict: PredictRun | None = None,
+        observers: Sequence[str] = (),
     ):
         self._program, self._source, self._config, self._directory = program, source, config, directory
-        self._checkpoints, self._phase, self._say, self._predict = checkpoints, phase, say, predict
+        self._checkpoints, self._phase, self._say, self._observers = checkpoints, phase, say, observers
         self._stack = contextlib.ExitStack()
         self.skipped: set[int] = set()
         """Numbers of the skipped batches in the restored checkpoint."""
@@ -191,7 +188,7 @@ class Attempt:
             throughput=Throughput(train.global_batch_size, flops, program.hardware_flops_per_step, peak),
             period=period,
             attempt=directory.attempt,
-            on_row=self._recorded(on_row),
+            on_row=self._observed(on_row),
             on_phase=on_phase,
             on_values=on_values,
             more=self._drawn.metrics if group.index() == 0 else lambda first, last: {},
@@ -201,22 +198,20 @@ class Attempt:
         self._stack.callback(recorder.close)
         return recorder
 
-    def _recorded(self, on_row: Callable[[dict[str, float]], None]) -> Callable[[dict[str, float]], None]:
-        """Returns `on_row`, on the primary with the record of prediction and measurement, which it opens."""
-        predict, program = self._predict, self._program
-        if predict is None or not group.is_primary():
+    def _observed(self, on_row: Callable[[dict[str, float]], None]) -> Callable[[dict[str, float]], None]:
+        """Returns `on_row`, on the primary with the observers of the run, which it opens."""
+        if not group.is_primary():
             return on_row
-        record = PlanRecord(
-            lambda known: predict(program, self._config, known),
-            lambda: program.steps(self._config.train.steps_per_dispatch).device_bytes,
-            self._directory,
-            self._say,
-        )
-        # Before the callback that closes the recorder, and so called after it, with all rows.
-        self._stack.push(lambda kind, error, traceback: record.close(wait=kind is None))
+        observers = [
+            LateObserver(path, self._program, self._config, self._directory, self._say) for path in self._observers
+        ]
+        for observer in observers:
+            # Before the callback that closes the recorder, and so called after it, with all rows.
+            self._stack.push(lambda kind, error, traceback, observer=observer: observer.close(wait=kind is None))
 
         def receive(row: dict[str, float]) -> None:
-            record.row(row)
+            for observer in observers:
+                observer.row(row)
             on_row(row)
 
         return receive

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from engine.cluster import identity
+from engine.compile.compiler import Compiler
 from engine.loop.evaluation import Evaluation
 from engine.loop.phases import COMPILING, Phases
-from engine.training.compiler import Compiler
 from engine.training.state import TrainState
 
 

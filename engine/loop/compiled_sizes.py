@@ -7,22 +7,22 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 from jax.sharding import Mesh
 
+from engine.base.duration import RunSize
+from engine.base.formatting import size_text
+from engine.base.types import PyTree
 from engine.cluster import group
-from engine.config.duration import RunSize
+from engine.compile.build import build_program, check_unrolled
+from engine.compile.memory_limit import Limit
+from engine.compile.program import Program
 from engine.config.schema import Config, Train
 from engine.data.batch import abstract_batch
 from engine.data.prefetch import IN_FLIGHT
 from engine.data.source import Source, example_spec
 from engine.loop.evaluation import IN_FLIGHT as WAITING
 from engine.loop.evaluation import Evaluation, build_evaluations
-from engine.parallel.memory import HOST_MEMORY, compiled_bytes, working_bytes
-from engine.parallel.memory_limit import Limit
+from engine.parallel.memory import HOST_MEMORY, compiled_bytes, device_bytes, working_bytes
 from engine.parallel.mesh import batch_sharding
-from engine.parallel.report import device_bytes, size_text
-from engine.training.build import build_program, check_unrolled
-from engine.training.program import Program
 from engine.training.task import Task
-from engine.types import PyTree
 
 COMPILE_S = 3600.0  # seconds that a process may compile longer than the others
 

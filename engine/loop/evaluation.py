@@ -12,8 +12,12 @@ from collections.abc import Callable, Collection, Generator, Iterator, Mapping, 
 
 import jax
 
-from engine.config.duration import Period, RunSize
-from engine.config.errors import ConfigError, ConvoyError, TaskError, did_you_mean
+from engine.base.duration import Period, RunSize
+from engine.base.errors import ConfigError, ConvoyError, TaskError, did_you_mean
+from engine.compile.compiler import Compiler
+from engine.compile.evaluation_program import EvaluationProgram
+from engine.compile.memory_check import check_memory, evaluation_batches
+from engine.compile.program import Program
 from engine.config.schema import Evaluation as EvaluationConfig
 from engine.data.batch import Batch, abstract_batch
 from engine.data.feed import EvaluationFeed
@@ -21,6 +25,7 @@ from engine.data.placement import to_global_arrays
 from engine.data.ragged.packing import is_packed
 from engine.data.source import Source, example_spec, first_example, shape_specs, source_name
 from engine.loop.figures import Figures
+from engine.loop.preemption import Preemption
 from engine.loop.worst_examples import WorstExamples
 from engine.metrics.mean import Mean
 from engine.metrics.metric import Metric
@@ -29,11 +34,6 @@ from engine.metrics.slices import COUNT, Ranking, SlicedMerger, rank_slices
 from engine.metrics.state import Reduced, compute
 from engine.observe.writer import MEASURED, ROW_KEYS
 from engine.parallel.mesh import check_batch, replicated
-from engine.resilience.memory_check import check_memory, evaluation_batches
-from engine.resilience.preemption import Preemption
-from engine.training.compiler import Compiler
-from engine.training.evaluation_program import EvaluationProgram
-from engine.training.program import Program
 from engine.training.slices import NO_SLICES, Slices, build_slices
 from engine.training.state import TrainState, Weights, evaluation_params
 from engine.training.step import BAD_EXAMPLES, ENGINE_METRICS

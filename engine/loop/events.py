@@ -8,27 +8,27 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from engine.base import formatting
+from engine.base.duration import Period
+from engine.base.types import Json, PyTree
 from engine.checkpoint.checkpointer import Checkpointer
 from engine.checkpoint.store import StorageError
 from engine.cluster import group
-from engine.config.duration import Period
+from engine.compile.program import Program
 from engine.config.schema import Stop as StopConfig
 from engine.data.batch import Batch
 from engine.data.streams.marks import gather_marks
+from engine.loop.divergence import Divergence, list_names
 from engine.loop.evaluation import Evaluation, check_measured
 from engine.loop.phases import EVALUATING, PREPARING, PROFILING, SAVING, TRAINING, Phase, Phases
+from engine.loop.preemption import Interrupted, Preempted, Preemption
+from engine.loop.replica_check import ReplicaCheck
 from engine.loop.stopping import reason_to_stop
 from engine.metrics.results import MAX_NUMBERS, Result, Table, scalars, table_text, too_large
-from engine.observe import formatting
 from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder
-from engine.resilience.divergence import Divergence, list_names
-from engine.resilience.preemption import Interrupted, Preempted, Preemption
-from engine.resilience.replica_check import ReplicaCheck
 from engine.run.directory import RunDirectory
-from engine.training.program import Program
 from engine.training.state import TrainState
-from engine.types import Json, PyTree
 
 EXPLAIN_S = 60.0  # until all processes must have read a batch again
 

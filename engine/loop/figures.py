@@ -6,20 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
+from engine.base.errors import ConvoyError
 from engine.cluster import group
 from engine.cluster.peer_failure import LostPeer
-from engine.config.errors import ConvoyError
+from engine.compile.compiler import Compiler
+from engine.compile.evaluation_program import EvaluationProgram
+from engine.compile.prediction_program import prediction_step
 from engine.config.schema import Data
 from engine.data.batch import abstract_batch
 from engine.data.feed import EvaluationFeed
 from engine.data.source import Example, Source, example_spec
 from engine.metrics.results import Image
 from engine.parallel.mesh import replicated
-from engine.training.compiler import Compiler
-from engine.training.evaluation_program import EvaluationProgram
 from engine.training.figures import check_figure, draw_example
 from engine.training.model import Arrays
-from engine.training.prediction_program import prediction_step
 from engine.training.state import Weights
 
 

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import jax
 
+from engine.base.duration import Period, RunSize
+from engine.base.errors import FieldError, TaskError
 from engine.cluster import group
 from engine.cluster.peer_failure import LostPeer
-from engine.config.duration import Period, RunSize
-from engine.config.errors import FieldError, TaskError
 from engine.config.schema import Hook as HookConfig
 from engine.config.target import build
+from engine.loop import timeouts
 from engine.loop.evaluation import check_measured
 from engine.loop.events import Boundary, Event, Results
 from engine.loop.phases import CALLING_HOOK, WAITING_FOR_HOOKS
 from engine.metrics.results import Result, named_results, scalars
 from engine.metrics.values import describe_value
-from engine.resilience import timeouts
 from engine.training.state import TrainState
 
 if TYPE_CHECKING:

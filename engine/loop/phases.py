@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
+from engine.loop.watchdog import Watchdog
 from engine.observe.recorder import Recorder
-from engine.resilience.watchdog import Watchdog
 from engine.run.goodput import Stopwatch
 
 

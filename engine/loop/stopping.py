@@ -9,14 +9,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from engine.base import formatting, json_text
+from engine.base.errors import RunError
+from engine.base.text_file import read_text
 from engine.cluster import group
-from engine.config.errors import RunError
 from engine.config.schema import Config
 from engine.config.schema import Stop as StopConfig
 from engine.config.text import flatten, value_text
-from engine.config.text_file import read_text
-from engine.observe import formatting
-from engine.run import json_text
 from engine.run.directory import RunDirectory
 
 _SECTIONS = ("stop.", "hooks.", "train.total")  # a change of these fields makes a run continue that was stopped

@@ -8,23 +8,28 @@ import contextlib
 import functools
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
+from engine.base.duration import RunSize
 from engine.checkpoint.checkpointer import build_checkpointer
 from engine.cluster import group, peer_failure, verdict
-from engine.config.duration import RunSize
+from engine.compile.build import build_program, check_unrolled
+from engine.compile.compiler import open_compiler
+from engine.compile.memory_check import check_memory, training_batches
+from engine.compile.shapes import CompiledSteps
 from engine.config.schedules import followers
 from engine.config.schema import Config
 from engine.config.text import to_text
 from engine.data.feed import TrainFeed
 from engine.data.source import Source, check_source, example_spec
 from engine.data.stages import STAGES
-from engine.loop.attempt import Attempt, PredictRun
+from engine.loop.attempt import Attempt
 from engine.loop.compile_ahead import CompileAhead
+from engine.loop.divergence import Divergence
 from engine.loop.evaluation import Evaluation, build_evaluations, check_metric_names, check_watched
 from engine.loop.events import (
     Boundary,
@@ -42,23 +47,18 @@ from engine.loop.events import (
 )
 from engine.loop.hooks import CallHook, Hook, HookResults, hook_events
 from engine.loop.phases import SAVING, TRAINING, Phases
+from engine.loop.preemption import Preemption
+from engine.loop.replica_check import ReplicaCheck
 from engine.loop.stopping import StopRecord, stopped_reason, write
+from engine.loop.stragglers.monitor import StragglerMonitor
+from engine.loop.watchdog import Watchdog
 from engine.observe.profiler import ProfileWindow
 from engine.observe.reading import Reading
 from engine.observe.recorder import Recorder
 from engine.observe.summary import Summary
 from engine.observe.writer import metrics_of
 from engine.observe.zero_weights import ZeroWeights
-from engine.resilience.divergence import Divergence
-from engine.resilience.memory_check import check_memory, training_batches
-from engine.resilience.preemption import Preemption
-from engine.resilience.replica_check import ReplicaCheck
-from engine.resilience.watchdog import Watchdog
 from engine.run.directory import RunDirectory
-from engine.stragglers.monitor import StragglerMonitor
-from engine.training.build import build_program, check_unrolled
-from engine.training.compiler import open_compiler
-from engine.training.shapes import CompiledSteps
 from engine.training.state import TrainState, evaluation_params
 from engine.training.task import Task
 
@@ -81,7 +81,7 @@ class Trainer:
         on_phase: called with "training" or "evaluating" when the phase starts, in the writer thread.
         on_slowest: called with a sentence about the process that slows down the run when that changes, in the writer
             thread; "" for none.
-        predict: predicts the time and the memory of a step, for `plan.json`; None: the run has no such file.
+        observers: dotted paths of functions that make observers of the run (`loop/observers.py`).
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class Trainer:
         on_message: Callable[[str], None],
         on_phase: Callable[[str], None] = lambda phase: None,
         on_slowest: Callable[[str], None] = lambda text: None,
-        predict: PredictRun | None = None,
+        observers: Sequence[str] = (),
     ):
         self.config, self.directory, self._hooks = config, directory, hooks
         self._on_row, self.say, self._on_phase = on_row, on_message, on_phase
@@ -130,7 +130,7 @@ class Trainer:
         self._preemption = Preemption(lambda: self._phase.name)
         self._phase = Phases(directory.stopwatch, self._watchdog)
         self._attempt = Attempt(
-            self.program, source, config, directory, self.checkpoints, self._phase, self.say, predict
+            self.program, source, config, directory, self.checkpoints, self._phase, self.say, observers
         )
         profile = config.profile
         self._profile = ProfileWindow(profile.start, profile.steps, directory.traces, self.say)

@@ -8,11 +8,11 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from engine.driving.detection import AveragePrecision
+    from engine.driving.detection_score import DetectionScore
+    from engine.driving.forecasting import BestOfModes
     from engine.metrics.classification import ConfusionMatrix, PrecisionRecall, Roc
-    from engine.metrics.detection import AveragePrecision
-    from engine.metrics.detection_score import DetectionScore
     from engine.metrics.distribution import Histogram, Quantiles
-    from engine.metrics.forecasting import BestOfModes
     from engine.metrics.language import BitsPerByte, Perplexity
     from engine.metrics.mean import Mean, Ratio, RootMeanSquare, Sum
     from engine.metrics.metric import Metric, collected
@@ -43,10 +43,10 @@ __all__ = [
 
 _MODULES = {
     "engine.metrics.classification": ("ConfusionMatrix", "PrecisionRecall", "Roc"),
-    "engine.metrics.detection": ("AveragePrecision",),
-    "engine.metrics.detection_score": ("DetectionScore",),
+    "engine.driving.detection": ("AveragePrecision",),
+    "engine.driving.detection_score": ("DetectionScore",),
     "engine.metrics.distribution": ("Histogram", "Quantiles"),
-    "engine.metrics.forecasting": ("BestOfModes",),
+    "engine.driving.forecasting": ("BestOfModes",),
     "engine.metrics.language": ("BitsPerByte", "Perplexity"),
     "engine.metrics.mean": ("Mean", "Ratio", "RootMeanSquare", "Sum"),
     "engine.metrics.metric": ("Metric", "collected"),

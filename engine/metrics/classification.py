@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.metrics.metric import Metric, collected
 from engine.metrics.results import Curve, Image
 from engine.metrics.values import rows_and_mask

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.metrics.metric import Metric
 from engine.metrics.values import real_array, spread
 

@@ -9,7 +9,7 @@ from typing import Any, dataclass_transform
 
 import jax
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 
 _COLLECTED = "collected"
 _FILL = "fill"

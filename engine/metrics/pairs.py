@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.metrics.mean import Mean, reduce_mean
 from engine.metrics.metric import Metric
 from engine.metrics.results import Result

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
+from engine.base.formatting import aligned
 
 MAX_NUMBERS = 4096  # of an array in metrics.jsonl, and rows of a table
 _SHOWN = 16  # numbers of an array as text
@@ -169,11 +170,7 @@ def table_text(table: Table, lines: int = 10) -> str:
     """Returns a table as indented lines, each after a line break; at most `lines` rows, and how many more it has."""
     columns = {name: [name, *map(_cell, column)] for name, column in table.columns.items()}
     rows = max((len(column) - 1 for column in columns.values()), default=0)
-    widths = {name: max(map(len, column[: lines + 1])) for name, column in columns.items()}
-    found = [
-        "  ".join(column[row].rjust(widths[name]) for name, column in columns.items())
-        for row in range(min(rows, lines) + 1)
-    ]
+    found = aligned([[column[row] for column in columns.values()] for row in range(min(rows, lines) + 1)], right=True)
     more = [f"and {rows - lines} more"] if rows > lines else []
     return "".join(f"\n  {line}" for line in (*found, *more))
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engine.config.errors import TaskError, did_you_mean
+from engine.base.errors import TaskError, did_you_mean
 from engine.metrics.mean import Mean, Sum
 from engine.metrics.metric import Metric, array_fields
 from engine.metrics.results import named_results, scalars

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.metrics.mean import Mean
 from engine.metrics.metric import Metric, array_fields, fill_of, settings
 from engine.metrics.results import Result, named_results

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 
 
 def real_array(x: object, what: str) -> jax.Array:

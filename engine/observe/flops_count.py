@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 
-from engine.config.user_errors import describe
+from engine.base.user_errors import describe
 
 
 class FlopsCount:

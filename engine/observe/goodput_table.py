@@ -5,8 +5,9 @@ Goodput is the time of steps that were not lost, divided by the wall time since 
 
 from collections.abc import Mapping, Sequence
 
-from engine.config.errors import RunError
-from engine.observe import formatting
+from engine.base import formatting
+from engine.base.errors import RunError
+from engine.base.formatting import aligned
 from engine.observe.reading import Reading
 from engine.run.directory import RunDirectory
 from engine.run.goodput import KINDS, SLOW, Entry, Time, read, sums
@@ -42,7 +43,7 @@ def goodput_text(run: RunDirectory) -> str:
     lines = [
         f"{run}: goodput {_share(total, 'step'):.1%} of {formatting.duration(wall)}, {total['step'].steps:,} steps in "
         f"{len(attempts):,} attempt{'s' * (len(attempts) != 1)}; seconds:",
-        *_aligned(rows),
+        *(f"  {line}" for line in aligned(rows, right=True)),
     ]
     lines += _reading(entries, total)
     lines += _slow_processes(read(run.goodput, (SLOW,)))
@@ -94,10 +95,3 @@ def _row(name: str, kinds: Mapping[str, Time]) -> list[str]:
     seconds = [f"{kinds[kind].seconds:,.2f}" for kind in KINDS]
     steps = (f"{kinds['step'].steps:,}", f"{kinds['lost'].steps:,}")
     return [name, *seconds, f"{wall:,.2f}", *steps, f"{_share(kinds, 'step'):.1%}"]
-
-
-def _aligned(rows: list[list[str]]) -> list[str]:
-    """Returns the rows as lines of right-aligned columns; a row may have fewer cells."""
-    count = max(map(len, rows))
-    widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(count)]
-    return ["  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=False)) for row in rows]

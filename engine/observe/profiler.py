@@ -11,9 +11,9 @@ import shlex
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from engine.config.errors import RunError
-from engine.run.plain_path import plain_path
-from engine.types import PyTree
+from engine.base.errors import RunError
+from engine.base.types import PyTree
+from engine.storage.plain_path import plain_path
 
 type Call = Callable[..., PyTree]
 

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import TextIO
 
-from engine.config.errors import ConfigError
+from engine.base import formatting
+from engine.base.errors import ConfigError
 from engine.data.stages import STAGES
-from engine.observe import formatting
 from engine.observe.writer import metrics_of
 from engine.run.log import logger
 

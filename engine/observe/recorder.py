@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from engine.config.duration import Period
+from engine.base.duration import Period
 from engine.data.prefetch import IN_FLIGHT
 from engine.data.stages import NO_TIMES, Times
 from engine.metrics.results import Result, scalars

@@ -10,11 +10,10 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+from engine.base.errors import ConvoyError, RunError
+from engine.base.exit_status import ExitStatus, status_of
+from engine.base.user_errors import describe, has_traceback
 from engine.cluster import group, shutdown, tracebacks, verdict
-from engine.cluster.exit_status import ExitStatus, status_of
-from engine.config.errors import ConvoyError, RunError
-from engine.config.user_errors import describe, has_traceback
-from engine.mounts import shown
 from engine.observe.progress import Progress
 from engine.observe.summary import Summary, summary_text
 from engine.observe.writer import metrics_of
@@ -23,6 +22,7 @@ from engine.run.directory import RunDirectory
 from engine.run.lease import LeaseLost
 from engine.run.log import RunLog, logger
 from engine.run.status import Status
+from engine.storage.mounts import shown
 
 _STATUS_S = 1.0  # shortest time between status writes for rows: a write waits for the disk, and delays the next rows
 

@@ -5,10 +5,10 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from engine.mounts import shown
-from engine.observe import formatting
+from engine.base import formatting
 from engine.observe.writer import ROW_KEYS
 from engine.run.directory import RunDirectory
+from engine.storage.mounts import shown
 
 _MAX_RESULTS = 24  # rows of results
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from engine.base import json_text
+from engine.base.errors import RunError
+from engine.base.exit_status import ExitStatus
 from engine.cluster import group
-from engine.cluster.exit_status import ExitStatus
-from engine.config.errors import RunError
 from engine.data.stages import STAGES
 from engine.metrics.results import json_values
 from engine.observe.figure_files import write_figures
 from engine.observe.tensorboard import ROW_KEYS, EventFiles
-from engine.run import json_text
 from engine.run.directory import RunDirectory
 from engine.run.jsonl import open_for_append
 from engine.run.lease import ALWAYS_GRANTED, Lease

@@ -16,8 +16,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDeviceSharding
 
+from engine.base.types import PyTree
 from engine.parallel.memory import device_memory
-from engine.types import PyTree
 
 _LANES = ((0x9E3779B1, 0x7FEB352D, 0x846CA68B), (0x85EBCA77, 0x2C1B3C6D, 0x297A2D39))
 """For each of the two sums: the factor of the index, and the factors of the finalizer; all are odd."""

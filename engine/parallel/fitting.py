@@ -4,11 +4,11 @@ import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from engine.base.types import Device
 from engine.cluster import group
 from engine.config import hardware
 from engine.config.schema import MeshSpec, Slices
 from engine.parallel.mesh import AXES, axes_text
-from engine.types import Device
 
 _ORDER = ("tensor", "expert", "context", "pipeline", "fsdp")  # the first takes devices first
 

@@ -3,15 +3,16 @@
 JAX does not list the memories of absent GPUs, for which a program is compiled ahead of time.
 """
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 
 import jax
 from jax.sharding import Mesh, NamedSharding
 
+from engine.base.errors import ConfigError
+from engine.base.types import Device
 from engine.config import hardware
-from engine.config.errors import ConfigError
-from engine.types import Device
 
 HOST_MEMORY = "pinned_host"  # JAX's name
 UNLISTED: Mapping[str, Sequence[str]] = {"gpu": ("device", HOST_MEMORY)}
@@ -96,6 +97,12 @@ def allocated_share(platform: str) -> float:
     except ValueError:
         return GPU_SHARE
     return found if 0 < found <= 1 else GPU_SHARE  # JAX rejects others where there is a GPU
+
+
+def device_bytes(leaf: jax.ShapeDtypeStruct) -> int:
+    """Returns the size in bytes of an abstract array on one device."""
+    assert leaf.sharding is not None
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def compiled_bytes(compiled: jax.stages.Compiled) -> int:

@@ -16,12 +16,12 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from engine.base.cores import usable_cores
+from engine.base.errors import ConfigError, ShardingError
+from engine.base.types import Device
 from engine.cluster import group
-from engine.cluster.cores import usable_cores
 from engine.config import hardware
-from engine.config.errors import ConfigError, ShardingError
 from engine.config.schema import MeshSpec, Slices
-from engine.types import Device
 
 AXES = hardware.AXES
 BATCH_AXES = ("data", "fsdp", "expert")

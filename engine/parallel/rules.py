@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from engine.config.errors import ShardingError, did_you_mean
+from engine.base.errors import ShardingError, did_you_mean
 from engine.parallel.mesh import AXES, BATCH_AXES
 
 Rules = Mapping[str, str | Sequence[str] | None]

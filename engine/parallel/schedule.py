@@ -15,7 +15,7 @@ import math
 import jax
 import numpy as np
 
-from engine.config.errors import ShardingError
+from engine.base.errors import ShardingError
 
 
 def microbatch_count(setting: int | None, stages: int) -> int:

@@ -20,11 +20,11 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from engine.cluster.cores import usable_cores
-from engine.config.atomic_file import replacing
+from engine.base.atomic_file import replacing
+from engine.base.cores import usable_cores
+from engine.base.types import Device
+from engine.compile.cache import key, user_directory
 from engine.planning.machine import MEASURED, Machine
-from engine.training.compile_cache import key, user_directory
-from engine.types import Device
 
 REPEATS = 5
 LOOPS = 32

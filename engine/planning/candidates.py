@@ -94,7 +94,7 @@ class Candidate:
 
 
 def candidate_of(config: Config, axes: Axes) -> Candidate:
-    """Returns the candidate that a config is, the inverse of `engine.plan.with_candidate`.
+    """Returns the candidate that a config is, the inverse of `engine.planning.plan.with_candidate`.
 
     Args:
         config: the config.

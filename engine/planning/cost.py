@@ -8,10 +8,10 @@ and the host's time for a dispatch.
 import dataclasses
 import functools
 
+from engine.compile.step_costs import Compiled
 from engine.config.hardware import AXES
 from engine.parallel import schedule
 from engine.planning.candidates import Candidate
-from engine.planning.compiled import Compiled
 from engine.planning.machine import MEASURED, WHOLE
 from engine.planning.memory import Cost, MemoryModel
 from engine.planning.work import Work

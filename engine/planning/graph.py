@@ -15,7 +15,8 @@ from typing import Any
 
 from jax.extend.core import Jaxpr, Literal, Var
 
-from engine.training.flops import equation_flops, inner_jaxprs
+from engine.compile.flops import equation_flops
+from engine.training.jaxprs import inner_jaxprs
 
 PRODUCTS = ("dot_general", "ragged_dot_general", "conv_general_dilated")
 LOOPS = ("scan", "while", "cond")

@@ -4,12 +4,12 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from engine.cluster.cores import usable_cores
-from engine.cluster.host_memory import host_memory
+from engine.base.cores import usable_cores
+from engine.base.host_memory import host_memory
+from engine.base.types import Device
 from engine.config import hardware
 from engine.parallel.memory import allocated_share
-from engine.planning.targets import Target
-from engine.types import Device
+from engine.parallel.targets import Target
 
 EFFICIENCY = {"tpu": 0.7, "gpu": 0.6, "cpu": 1.0}
 """Platform -> share of the published peak that large products reach; assumed until `convoy plan --calibrate`."""

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
-from engine.config.errors import ShardingError
+from engine.base.errors import ShardingError
+from engine.compile.build import DTYPES
 from engine.config.hardware import AXES
 from engine.data.prefetch import dispatches_in_flight
 from engine.parallel import schedule
@@ -22,7 +23,6 @@ from engine.planning.candidates import Attention, Candidate
 from engine.planning.machine import Machine
 from engine.planning.tracing import Traces
 from engine.planning.weight_traffic import WeightTraffic, weight_traffic, zero1_divides
-from engine.training.build import DTYPES
 
 SAFE = 0.9
 """Share of a device's memory that a candidate that fits may need; the rest is for the runtime and fragmentation."""

@@ -4,8 +4,10 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from engine.config.errors import ConvoyError
+from engine.base.errors import ConvoyError
+from engine.compile.program import Program
 from engine.config.schema import Config
+from engine.layers.cpu.control_flow import MAX_UNROLLED_STEPS
 from engine.parallel.layout import NAMED
 from engine.parallel.memory import MEMORY_FRACTION
 from engine.parallel.rules import RULES
@@ -15,9 +17,7 @@ from engine.planning.machine import Machine
 from engine.planning.memory import SAFE, Cost
 from engine.planning.tracing import Traces
 from engine.training.accumulation import check_dropout
-from engine.training.program import Program
 from engine.training.update import has_own_update
-from engine.tuning.control_flow import MAX_UNROLLED_STEPS
 
 REMATS = ("none", "dots", "full")
 SCHEDULES, REPEATS = ("gpipe", "1f1b"), (1, 2, 4)

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Sequence
 
-from engine.observe.formatting import seconds_text
+from engine.base.formatting import aligned, seconds_text, size_text
 from engine.parallel.memory import GPU_SHARE, MEMORY_FRACTION
-from engine.parallel.report import size_text
 from engine.planning.candidates import Candidate
 from engine.planning.cost import CostModel
 from engine.planning.machine import Machine
@@ -48,8 +47,7 @@ def table(model: CostModel, costs: Sequence[Cost], peak: Callable[[str], float])
     if not model.traces.tokens:
         column = COLUMNS.index("tok/s")
         rows = [(*row[:column], *row[column + 1 :]) for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return aligned(rows)
 
 
 def _cells(number: int, model: CostModel, cost: Cost, peak: Callable[[str], float]) -> tuple[str, ...]:

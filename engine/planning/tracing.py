@@ -7,6 +7,9 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
+from engine.base.types import PyTree
+from engine.compile.build import DTYPES
+from engine.compile.program import Program
 from engine.config.hardware import QUANTIZED
 from engine.config.schema import Config
 from engine.data.batch import Batch, abstract_batch
@@ -15,15 +18,12 @@ from engine.parallel.layout import with_layout
 from engine.parallel.rules import RULES, mesh_axes
 from engine.planning.graph import Graph, make_graph, parts_by_rows
 from engine.planning.work import Work, measure
-from engine.training.build import DTYPES
 from engine.training.gradients import gradients
 from engine.training.model import cast
 from engine.training.objective import means_of
-from engine.training.program import Program
 from engine.training.state import TrainState
 from engine.training.step import StepSpec
 from engine.training.update import has_own_update, own_update
-from engine.types import PyTree
 
 FORWARD = "forward"
 """Instead of a remat policy: the loss alone."""

@@ -8,9 +8,9 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine.data.array_record import ArrayRecordSource
     from engine.readers.argoverse2_motion import Argoverse2Motion
     from engine.readers.argoverse2_sensor import Argoverse2Sensor
+    from engine.readers.array_record import ArrayRecordSource
     from engine.readers.arrow import Arrow
     from engine.readers.decode_image import DecodeImage
     from engine.readers.hugging_face import HuggingFace
@@ -47,7 +47,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "engine.data.array_record": ("ArrayRecordSource",),
+    "engine.readers.array_record": ("ArrayRecordSource",),
     "engine.readers.argoverse2_motion": ("Argoverse2Motion",),
     "engine.readers.argoverse2_sensor": ("Argoverse2Sensor",),
     "engine.readers.arrow": ("Arrow",),

@@ -11,15 +11,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from engine.config.errors import DataError, did_you_mean
-from engine.data.files import FINGERPRINT_FILES, sampled_files
+from engine.base.errors import DataError, did_you_mean
 from engine.data.source import SEPARATOR, Example, evenly_spaced
-from engine.mounts import local_path, shown
 from engine.readers.extras import import_extra
+from engine.readers.files import FINGERPRINT_FILES, sampled_files
 from engine.readers.fingerprints import digest
 from engine.readers.parquet import ParquetFormat
 from engine.readers.polylines import cut_polylines
 from engine.readers.tables import Tables
+from engine.storage.mounts import local_path, shown
 
 TYPES = ("vehicle", "pedestrian", "motorcyclist", "cyclist", "bus", "static", "background", "construction")
 TYPES += ("riderless_bicycle", "unknown")

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from engine.config.errors import DataError, did_you_mean
-from engine.data.files import FINGERPRINT_FILES, sampled_files
+from engine.base.errors import DataError, did_you_mean
 from engine.data.source import SEPARATOR, Example, evenly_spaced
-from engine.mounts import local_path, shown
 from engine.readers.arrow import ArrowFormat
 from engine.readers.blocks import BlockCache
 from engine.readers.extras import import_extra
+from engine.readers.files import FINGERPRINT_FILES, sampled_files
 from engine.readers.fingerprints import digest
 from engine.readers.poses import pose_matrices
 from engine.readers.tables import Tables
+from engine.storage.mounts import local_path, shown
 
 LIDAR = ("x", "y", "z", "intensity", "laser_number", "offset_ns")
 POSE = ("tx_m", "ty_m", "tz_m", "qw", "qx", "qy", "qz")

@@ -3,11 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.config.errors import DataError
-from engine.data.files import Pattern, find_files
+from engine.base.errors import DataError
 from engine.readers.blocks import BlockCache
 from engine.readers.decoders import Decoder
 from engine.readers.extras import import_extra
+from engine.readers.files import Pattern, find_files
 from engine.readers.tables import CACHE_BYTES, Tables
 
 FILE_MAGIC = b"ARROW1"  # first bytes of the file format

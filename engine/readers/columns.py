@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.source import Example, Examples
 
 

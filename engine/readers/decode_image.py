@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.stages import stage
 from engine.readers.extras import import_extra
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from engine.base.errors import DataError
+from engine.base.user_errors import describe
 from engine.config import target
-from engine.config.errors import DataError
 from engine.config.schema import Target
-from engine.config.user_errors import describe
 from engine.data.stages import stage
 from engine.readers.fingerprints import digest
 

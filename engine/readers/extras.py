@@ -3,7 +3,7 @@
 import importlib
 from types import ModuleType
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 
 
 def import_extra(module: str, extra: str, files: str) -> ModuleType:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.config.errors import DataError, did_you_mean
-from engine.mounts import local_path
+from engine.base.errors import DataError, did_you_mean
 from engine.readers.arrow import ArrowFormat
 from engine.readers.decoders import Decoder
 from engine.readers.extras import import_extra
 from engine.readers.tables import CACHE_BYTES, Tables
+from engine.storage.mounts import local_path
 
 STATE, SPLITS, INFO = "state.json", "dataset_dict.json", "dataset_info.json"
 

@@ -7,12 +7,12 @@ from typing import Literal
 
 import numpy as np
 
-from engine.config.errors import DataError
-from engine.data.files import FINGERPRINT_FILES, sampled_files
+from engine.base.errors import DataError
 from engine.data.source import SEPARATOR, Example, evenly_spaced
-from engine.mounts import local_path
 from engine.readers.decode_image import DecodeImage
+from engine.readers.files import FINGERPRINT_FILES, sampled_files
 from engine.readers.fingerprints import digest
+from engine.storage.mounts import local_path
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 

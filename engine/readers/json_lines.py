@@ -9,14 +9,14 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from engine.config.errors import DataError
-from engine.data.files import Pattern, file_names, find_files, sampled_files
+from engine.base.errors import DataError
+from engine.base.types import Json
 from engine.data.source import SEPARATOR, SPEC_TRIES, Example
-from engine.mounts import shown
 from engine.readers.decoders import decode, decoder_name, find_decoder
+from engine.readers.files import Pattern, file_names, find_files, sampled_files
 from engine.readers.fingerprints import digest
 from engine.readers.json_values import find_json_values
-from engine.types import Json
+from engine.storage.mounts import shown
 
 BLOCK = 1 << 20  # bytes that are decompressed at once
 ZSTD_BLOCK = 1 << 16  # compressed bytes read at once, which may hold many times as much

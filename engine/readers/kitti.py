@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from engine.config.errors import DataError, did_you_mean
-from engine.data.files import FINGERPRINT_FILES, sampled_files
+from engine.base.errors import DataError, did_you_mean
 from engine.data.source import SEPARATOR, Example, evenly_spaced
-from engine.mounts import local_path, shown
 from engine.readers.decode_image import DecodeImage
+from engine.readers.files import FINGERPRINT_FILES, sampled_files
 from engine.readers.fingerprints import digest
 from engine.readers.lidar_files import read_points
+from engine.storage.mounts import local_path, shown
 
 FOLDERS = {"lidar": ("velodyne", ".bin"), "image": ("image_2", ".png"), "calib": ("calib", ".txt")}
 FOLDERS |= {"boxes": ("label_2", ".txt")}

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from engine.config.errors import DataError
-from engine.mounts import shown
+from engine.base.errors import DataError
+from engine.storage.mounts import shown
 
 
 def read_points(path: str, numbers: int) -> np.ndarray:

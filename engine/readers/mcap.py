@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.config.errors import DataError, did_you_mean
-from engine.data.files import Pattern, file_names, find_files, sampled_files
+from engine.base.errors import DataError, did_you_mean
 from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, SPEC_TRIES, Example, evenly_spaced
-from engine.mounts import shown
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
 from engine.readers.extras import import_extra
+from engine.readers.files import Pattern, file_names, find_files, sampled_files
 from engine.readers.json_values import find_json_values
 from engine.readers.mcap_file import FORM, Messages, Schema, build_index, read_schemas
 from engine.readers.mcap_types import schema_decoder
 from engine.readers.members import default_decoder
 from engine.readers.record_files import RecordFiles
 from engine.readers.saved_index import Index, file_indexes
+from engine.storage.mounts import shown
 
 NS = 1e-9  # seconds in a nanosecond
 

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.config.errors import DataError
-from engine.mounts import shown
+from engine.base.errors import DataError
 from engine.readers.record_files import RecordFiles
 from engine.readers.saved_index import Index
+from engine.storage.mounts import shown
 
 FORM = "mcap-2"
 MAGIC = b"\x89MCAP0\r\n"

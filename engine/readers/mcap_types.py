@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping
 
-from engine.config.errors import DataError
-from engine.mounts import shown
+from engine.base.errors import DataError
 from engine.readers import protobuf_messages, ros2_messages
 from engine.readers.mcap_file import Schema
 from engine.readers.protobuf_messages import ProtobufMessages
 from engine.readers.ros2_messages import Ros2Messages
+from engine.storage.mounts import shown
 
 
 def schema_decoder(topic: str, types: Mapping[tuple[str, Schema | None], str]) -> Ros2Messages | ProtobufMessages:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers.decode_image import DecodeImage
 from engine.readers.decoders import Decoder
 from engine.readers.json_values import JsonValues

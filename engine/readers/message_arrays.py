@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.source import Example, Examples
 from engine.data.text import stack_leaves
 

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from engine.config.errors import DataError, did_you_mean
-from engine.data.files import FINGERPRINT_FILES, sampled_files
+from engine.base.errors import DataError, did_you_mean
 from engine.data.source import SEPARATOR, Example, evenly_spaced
-from engine.mounts import local_path, shown
 from engine.readers.decode_image import DecodeImage
+from engine.readers.files import FINGERPRINT_FILES, sampled_files
 from engine.readers.fingerprints import digest
 from engine.readers.lidar_files import read_points
 from engine.readers.nuscenes_sweeps import COLUMNS, Row, Sweeps, pose_of
 from engine.readers.poses import pose_matrices
 from engine.readers.radar_files import read_radar
+from engine.storage.mounts import local_path, shown
 
 TABLES = ("calibrated_sensor", "category", "ego_pose", "instance", "sample", "sample_annotation", "sample_data")
 TABLES += ("scene", "sensor")

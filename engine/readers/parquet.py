@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from engine.data.files import Pattern, find_files
 from engine.readers.decoders import Decoder
 from engine.readers.extras import import_extra
+from engine.readers.files import Pattern, find_files
 from engine.readers.tables import CACHE_BYTES, Tables
 
 
@@ -30,7 +30,7 @@ class Parquet(Tables):
         """Opens files; of their content, only the column `group_by` is read.
 
         Args:
-            pattern: path or list of paths; shell wildcards and bucket addresses (`engine/mounts.py`) are allowed.
+            pattern: path or list of paths; shell wildcards and bucket addresses (`storage/mounts.py`) are allowed.
             columns: names of the columns to read. Default: all.
             group_by: name of a column. The consecutive rows with one value of this column are an example, with arrays
                 `[rows, ...]`, and the value itself once.

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers.message_arrays import BYTES, TEXT, Field
 from engine.readers.schema_messages import SchemaMessages
 

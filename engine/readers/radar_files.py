@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.config.errors import DataError
-from engine.mounts import shown
+from engine.base.errors import DataError
+from engine.storage.mounts import shown
 
 FIELDS = ("x", "y", "z", "dyn_prop", "id", "rcs", "vx", "vy", "vx_comp", "vy_comp", "is_quality_valid", "ambig_state")
 FIELDS += ("x_rms", "y_rms", "invalid_state", "pdh0", "vx_rms", "vy_rms")

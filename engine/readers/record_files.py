@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.config.errors import DataError
-from engine.mounts import shown
+from engine.base.errors import DataError
+from engine.storage.mounts import shown
 
 MOST_OPEN = 64  # files of one source that are open at a time; the usual limit of a process is 1024
 

@@ -1,6 +1,6 @@
 """Decodes messages of ROS 2 in MCAP logs, with their definitions in the log (extra `mcap`)."""
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers.message_arrays import TEXT, Field
 from engine.readers.schema_messages import SchemaMessages
 

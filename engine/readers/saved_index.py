@@ -20,10 +20,10 @@ from typing import BinaryIO
 
 import numpy as np
 
+from engine.base.errors import DataError
 from engine.cluster.identity import is_primary
-from engine.config.errors import DataError
-from engine.data.bucket_cache import INDEXES as FOLDER
-from engine.mounts import shown
+from engine.readers.bucket_cache import INDEXES as FOLDER
+from engine.storage.mounts import shown
 
 THREADS = 16  # files indexed at the same time: most of the time is spent waiting for the disk or the network
 REPORT_S = 10.0  # between two lines about the progress

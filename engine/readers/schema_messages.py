@@ -5,7 +5,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.source import Example
 from engine.readers.extras import import_extra
 from engine.readers.message_arrays import Field, to_example

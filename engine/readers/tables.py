@@ -13,15 +13,15 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from engine.config.errors import DataError, did_you_mean
-from engine.data.files import file_names, sampled_files
+from engine.base.errors import DataError, did_you_mean
 from engine.data.source import SEPARATOR, SPEC_TRIES, Example, Examples
 from engine.data.text import stack_leaves
-from engine.mounts import shown
 from engine.readers.blocks import BlockCache
 from engine.readers.columns import Column, make_column, plain
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
+from engine.readers.files import file_names, sampled_files
 from engine.readers.fingerprints import digest
+from engine.storage.mounts import shown
 
 CACHE_BYTES = 512 << 20  # default bound on the blocks that a source keeps
 OPENERS = 8  # threads that read the metadata of files

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from engine.config.errors import DataError, did_you_mean
+from engine.base.errors import DataError, did_you_mean
 from engine.data.source import NUMERIC_KINDS, Example
 from engine.readers import wire
 from engine.readers.decode_image import DecodeImage

@@ -10,15 +10,15 @@ from array import array
 
 import numpy as np
 
-from engine.config.errors import DataError
-from engine.data.files import Pattern, file_names, find_files, sampled_files
+from engine.base.errors import DataError
 from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, SPEC_TRIES, Example, evenly_spaced
-from engine.mounts import shown
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
 from engine.readers.extras import import_extra
+from engine.readers.files import Pattern, file_names, find_files, sampled_files
 from engine.readers.record_files import RecordFiles
 from engine.readers.saved_index import Index, file_indexes
 from engine.readers.tf_example import TFExample
+from engine.storage.mounts import shown
 
 FORM = "tfrecord-1"
 BUFFER = 1 << 16  # bytes read at once while the index is built: small records come many at a time

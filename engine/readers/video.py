@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from engine.config.errors import DataError
-from engine.data.files import Pattern, file_names, find_files, sampled_files
+from engine.base.errors import DataError
 from engine.data.source import SEPARATOR, Example
 from engine.data.stages import stage
-from engine.mounts import shown
 from engine.readers.extras import import_extra
+from engine.readers.files import Pattern, file_names, find_files, sampled_files
 from engine.readers.fingerprints import digest
 from engine.readers.saved_index import Index, file_indexes
+from engine.storage.mounts import shown
 
 FORM = "video-1"  # of the saved index
 ADVICE = "Replace the file, or convert it to MP4, as from AVI: ffmpeg -i FILE.avi FILE.mp4."
@@ -51,7 +51,7 @@ class Video:
         """Opens files.
 
         Args:
-            pattern: path or list of paths; shell wildcards and bucket addresses (`engine/mounts.py`) are allowed.
+            pattern: path or list of paths; shell wildcards and bucket addresses (`storage/mounts.py`) are allowed.
             frames: number of frames of a clip.
             stride: distance from one frame of a clip to the next.
             step: distance from the first frame of a clip to that of the next clip of a file. Default: clips do not

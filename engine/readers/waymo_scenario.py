@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from engine.config.errors import DataError, did_you_mean
+from engine.base.errors import DataError, did_you_mean
 from engine.data.source import Example
 from engine.readers import wire
 from engine.readers.polylines import cut_polylines

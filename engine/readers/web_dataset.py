@@ -14,16 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from engine.base.errors import DataError, did_you_mean
 from engine.cluster.identity import is_primary
-from engine.config.errors import DataError, did_you_mean
-from engine.data.files import Pattern, file_names, find_files, sampled_files
 from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, SPEC_TRIES, Example, evenly_spaced
-from engine.mounts import shown
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
+from engine.readers.files import Pattern, file_names, find_files, sampled_files
 from engine.readers.json_values import find_json_values
 from engine.readers.members import default_decoder, is_json
 from engine.readers.record_files import RecordFiles
 from engine.readers.saved_index import Index, file_indexes
+from engine.storage.mounts import shown
 
 FORM = "webdataset-2"
 BLOCK = 512  # bytes: members of a tar file begin at a multiple of it

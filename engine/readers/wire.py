@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 """Types of values on the wire; 3 and 4, groups, are from before proto2 and not supported."""

@@ -1,6 +1,6 @@
 """`code.json`: where the code of a run lies and in which version, as its latest attempt found it.
 
-Reading a run later uses it to import the Task from any folder, and to say what is missing (`engine/saved/run.py`).
+Reading a run later uses it to import the Task from any folder, and to say what is missing (`engine/api/saved_run.py`).
 """
 
 import dataclasses
@@ -14,10 +14,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from engine import __version__
+from engine.base.json_text import dumps, now
+from engine.base.text_file import read_text
+from engine.base.user_errors import is_user_code
 from engine.cluster.consistency_check import LIBRARIES
-from engine.config.text_file import read_text
-from engine.config.user_errors import is_user_code
-from engine.run.json_text import dumps, now
 
 GIT_S = 5.0  # timeout of a git command, which may read a slow disk
 

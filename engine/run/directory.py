@@ -26,15 +26,16 @@ from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
+from engine.base.errors import CheckpointError, RunError
+from engine.base.exit_status import ExitStatus
+from engine.base.text_file import read_text
 from engine.cluster import group
-from engine.cluster.exit_status import ExitStatus
-from engine.config.errors import CheckpointError, RunError
-from engine.config.text_file import read_text
-from engine.mounts import local_path, shown
-from engine.run import lease, status, storage
-from engine.run.atomic import cannot_write
+from engine.run import lease, status
 from engine.run.goodput import Stopwatch
 from engine.run.lease import DirectoryGone, Lease, LeaseLost
+from engine.storage import background
+from engine.storage.atomic import cannot_write
+from engine.storage.mounts import local_path, shown
 
 LONGEST_PATH = 4096 - 256  # bytes: Linux allows 4096, and the longest name below a run has less than 256
 
@@ -150,8 +151,8 @@ class RunDirectory:
                 "Choose another directory with --workdir=DIR."
             )
         try:
-            storage.probe(self.path)
-        except storage.StorageTimeout as error:
+            background.probe(self.path)
+        except background.StorageTimeout as error:
             run_error = RunError(
                 f"{self}: the storage does not answer ({error}). Check that it is mounted and not overloaded, then "
                 "start the same command again."

@@ -19,14 +19,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from engine.cluster.exit_status import ExitStatus
-from engine.config.errors import ConvoyError, RunError
-from engine.config.text_file import read_text
-from engine.mounts import shown
+from engine.base.errors import ConvoyError, RunError
+from engine.base.exit_status import ExitStatus
+from engine.base.text_file import read_text
 from engine.run import lease_copy
-from engine.run.atomic import cannot_write, write_text
 from engine.run.owner import Owner, is_alive
 from engine.run.presence import Presence
+from engine.storage.atomic import cannot_write, write_text
+from engine.storage.mounts import shown
 
 HEARTBEAT_S = 2.0  # between two increments of the counter
 STALE_S = 20.0  # ten heartbeats: an owner on another host that makes no increment for so long loses the lease

@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from engine.cluster import output
-from engine.mounts import shown
-from engine.run.atomic import cannot_write
+from engine.storage.atomic import cannot_write
+from engine.storage.mounts import shown
 
 logger = logging.getLogger("convoy")
 

@@ -11,7 +11,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.run.json_text import now
+from engine.base.json_text import now
 
 TOKEN = "CONVOY_RUN_TOKEN"
 """Name of the environment variable with the token of a job, the same for all its processes and restarts."""

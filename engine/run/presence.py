@@ -4,7 +4,7 @@ import contextlib
 import os
 from pathlib import Path
 
-from engine.mounts import shown
+from engine.storage.mounts import shown
 
 
 class Presence:

@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from engine.config.errors import RunError
-from engine.config.text_file import read_text
-from engine.run import json_text
-from engine.run.json_text import now
+from engine.base import json_text
+from engine.base.errors import RunError
+from engine.base.json_text import now
+from engine.base.text_file import read_text
 from engine.run.lease import ALWAYS_GRANTED, Lease, current_owner
 from engine.run.owner import is_alive
 

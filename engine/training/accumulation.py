@@ -6,7 +6,7 @@ pass changes, such as batch statistics, and random numbers that one call draws f
 
 from collections.abc import Collection
 
-from engine.config.errors import ConfigError
+from engine.base.errors import ConfigError
 from engine.training.model import Model
 
 FLAG = "train.approximate_accumulation=True"

@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engine.config.errors import ConvoyError, TaskError, did_you_mean
-from engine.config.user_errors import describe, location
+from engine.base.errors import ConvoyError, TaskError, did_you_mean
+from engine.base.types import PyTree
+from engine.base.user_errors import describe, location
 from engine.data.text import is_text
-from engine.types import PyTree
 
 _LISTED = 40  # entries of an example in an error text
 

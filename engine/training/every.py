@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from engine.types import PyTree
+from engine.base.types import PyTree
 
 
 class EveryState(NamedTuple):

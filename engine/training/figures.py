@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from engine.config.errors import ConfigError, ConvoyError, DataError, TaskError
-from engine.config.user_errors import describe
+from engine.base.errors import ConfigError, ConvoyError, DataError, TaskError
+from engine.base.types import PyTree
+from engine.base.user_errors import describe
 from engine.data.source import Source, source_name
 from engine.metrics.results import Image, named_results
 from engine.training.author_errors import errors_described
 from engine.training.task import Task
-from engine.types import PyTree
 
 
 def check_figure(task: Task, where: str) -> None:

@@ -13,18 +13,18 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from engine.base.types import PyTree
 from engine.data.batch import Batch
 from engine.data.context import call
 from engine.metrics.mean import divide
 from engine.metrics.pairs import pairs_of
 from engine.parallel.mesh import BATCH_AXES
-from engine.training.flops import keep_all
+from engine.training.jaxprs import keep_all
 from engine.training.model import Arrays, cast
 from engine.training.objective import EVERY, means_of
 from engine.training.state import TrainState, param_shardings
 from engine.training.update import constrain, gather
 from engine.training.whole_kernels import with_whole_kernels
-from engine.types import PyTree
 
 if TYPE_CHECKING:
     from engine.training.step import StepSpec

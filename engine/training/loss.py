@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import jax
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.metrics.mean import sum_examples
 from engine.metrics.metric import Metric
 from engine.metrics.values import describe_value

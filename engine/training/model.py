@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from engine.config.errors import ConfigError, TaskError
+from engine.base.errors import ConfigError, TaskError
+from engine.base.types import PyTree
 from engine.config.target import import_error
 from engine.metrics.values import describe_value
 from engine.parallel.rules import STACKED
 from engine.training.task import Task
-from engine.types import PyTree
 
 Arrays = dict[str, jax.Array]
 AbstractArrays = dict[str, jax.ShapeDtypeStruct]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 import jax
 import jax.numpy as jnp
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.metrics.mean import Mean, by_row, divide
 from engine.metrics.metric import Metric
 from engine.metrics.values import describe_value

@@ -15,17 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from engine.config.duration import RunSize
-from engine.config.errors import ConfigError, FieldError
+from engine.base.duration import RunSize
+from engine.base.errors import ConfigError, FieldError
+from engine.base.types import PyTree
+from engine.base.user_errors import location
 from engine.config.schema import Optimizer
 from engine.config.target import build, parameters_of, resolve
-from engine.config.user_errors import location
 from engine.metrics.values import describe_value
 from engine.parallel.rules import STACKED
 from engine.training import muon
 from engine.training.every import every
 from engine.training.schedules import Count, Number, Schedule, build_schedule, message
-from engine.types import PyTree
 
 Names = Mapping[str, Sequence[str | None]]
 type Leaf = jax.Array | jax.ShapeDtypeStruct

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from engine.base.types import PyTree
 from engine.training.model import cast
 from engine.training.task import Task
-from engine.types import PyTree
 
 
 def rounded_inputs(task: Task, examples: PyTree, dtype: DTypeLike) -> list[str]:

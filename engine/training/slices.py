@@ -14,7 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
+from engine.base.types import PyTree
 from engine.config.schema import Target
 from engine.config.target import check, first_parameter, resolve
 from engine.data.batch import Batch
@@ -23,7 +24,6 @@ from engine.data.source import Example
 from engine.data.text import is_text, without_text
 from engine.metrics.values import describe_value
 from engine.training.author_errors import errors_described
-from engine.types import PyTree
 
 type SliceFunction = Callable[[PyTree], Any]
 """One example -> whether it belongs to the slice, or name -> whether it belongs to this part of the slice."""

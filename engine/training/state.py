@@ -12,13 +12,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from engine.base.types import PyTree
 from engine.parallel.layout import Layout, active
 from engine.parallel.memory import check_host_memory, in_host_memory
 from engine.parallel.mesh import replicated
 from engine.parallel.rules import Rules, partition_specs
 from engine.training.model import Arrays, Model
 from engine.training.task import Task
-from engine.types import PyTree
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
+from engine.base.types import PyTree
 from engine.data.batch import Batch
 from engine.data.context import Context, WatchedContext, call
 from engine.metrics.mean import divide
@@ -30,7 +31,6 @@ from engine.training.state import LOSS_WINDOW, Shardings, TrainState
 from engine.training.task import Task
 from engine.training.update import finish, has_own_update, new_state, optimize, own_update
 from engine.training.whole_kernels import with_whole_kernels
-from engine.types import PyTree
 
 type Step = Callable[[TrainState, Batch, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
 type Steps = Callable[[TrainState, tuple[Batch, ...], jax.Array, jax.Array], tuple[TrainState, jax.Array]]

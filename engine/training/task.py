@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import jax
 from flax import nnx
 
-from engine.config.errors import TaskError, did_you_mean
-from engine.config.user_errors import location
+from engine.base.errors import TaskError, did_you_mean
+from engine.base.types import PyTree
+from engine.base.user_errors import location
 from engine.data.context import Context, call, current, wants_context
 from engine.metrics.metric import Metric
 from engine.metrics.state import check_metrics
 from engine.training.author_errors import entries, leaf_text
 from engine.training.loss import TaskLoss
 from engine.training.objective import check_terms, evaluation_metrics
-from engine.types import PyTree
 
 if TYPE_CHECKING:
     from engine.training.update import UpdateState

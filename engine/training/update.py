@@ -11,7 +11,8 @@ import optax
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from engine.config.errors import ConfigError, TaskError
+from engine.base.errors import ConfigError, TaskError
+from engine.base.types import PyTree
 from engine.data.batch import Batch
 from engine.data.context import Context
 from engine.metrics.mean import Mean
@@ -23,7 +24,6 @@ from engine.training.objective import LOSS
 from engine.training.state import TrainState, param_shardings
 from engine.training.task import Task
 from engine.training.whole_kernels import with_whole_kernels
-from engine.types import PyTree
 
 if TYPE_CHECKING:
     from engine.training.step import StepSpec

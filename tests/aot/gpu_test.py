@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks.aot.measures import largest
+from engine.compile.collectives import collectives
+from engine.compile.options import compiler_options
 from engine.config.schema import MeshSpec
-from engine.parallel.collectives import collectives
+from engine.parallel import targets
 from engine.parallel.memory import check_host_memory, device_memory, in_host_memory
 from engine.parallel.mesh import batch_sharding, make_mesh
-from engine.planning import targets
-from engine.tuning.compiler_options import compiler_options
 from tests.aot.programs import (
     MESHES,
     STAGE_CALLS,

@@ -12,15 +12,15 @@ from flax import nnx
 
 from benchmarks.aot.measures import Measures, kernels, measure, product_flops
 from benchmarks.aot.programs import SIZES, Compiled, Job, compile_engine
+from engine.compile.collectives import Collective, collectives
+from engine.compile.hlo_text import HloText
 from engine.config.schema import MeshSpec
 from engine.layers import Dense, Experts
 from engine.layers.kernels import attend
-from engine.parallel.collectives import Collective, collectives
-from engine.parallel.hlo_text import HloText
+from engine.parallel import targets
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import batch_sharding, make_mesh
 from engine.parallel.rules import RULES, partition_spec
-from engine.planning import targets
 
 TARGETS = {"tpu": "v5e:4x4", "gpu": "h100:2x8"}
 ROWS, TIME = 32, 256

@@ -5,8 +5,8 @@ import pytest
 from benchmarks.aot.measures import largest
 from benchmarks.aot.programs import SIZES
 from engine.config.schema import MeshSpec
+from engine.parallel import targets
 from engine.parallel.mesh import make_mesh
-from engine.planning import targets
 from tests.aot.programs import MESHES, STAGE_CALLS, attention_kernels, dense_gradient, require, step
 
 require("tpu")

@@ -12,7 +12,7 @@ from benchmarks.aot import __main__ as aot
 from benchmarks.aot import measures
 from benchmarks.aot.programs import Compiled
 from benchmarks.aot.rows import ROWS
-from engine.parallel.hlo_text import HloText
+from engine.compile.hlo_text import HloText
 
 LOOP = """HloModule test
 

@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import interleaved, workloads
-from engine.config.errors import ConvoyError
+from engine.base.errors import ConvoyError
 
 
 def test_every_second_round_is_in_reverse_order():

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from engine.base.errors import CheckpointError
 from engine.checkpoint import arrays
-from engine.config.errors import CheckpointError
 
 STATE = {"params": {"w": jnp.arange(6.0), "b": jnp.ones((), jnp.bfloat16)}, "carried": {}}
 

@@ -15,8 +15,8 @@ import pytest
 
 from engine.checkpoint import timeouts
 from engine.checkpoint.async_save import AsyncSave, SaveFailed, Saver, Stage
-from engine.run import storage
 from engine.run.lease import Lease, LeaseLost
+from engine.storage import background
 from tests import runs
 
 LONG = 60.0
@@ -43,7 +43,7 @@ def hang(tmp_path):
         readers = [os.open(pipe, os.O_RDONLY | os.O_NONBLOCK) for pipe in pipes if pipe.exists()]
         pipes.clear()
         end = time.monotonic() + LONG
-        while storage.hanging():
+        while background.hanging():
             assert time.monotonic() < end
             time.sleep(0.01)
         for reader in readers:
@@ -100,7 +100,7 @@ def test_save_on_hanging_storage_fails_at_its_deadline(make, hang, tmp_path):
     words = saver.poll().failure
     assert words.startswith("not written within checkpoint.timeout, 2 s")
     assert saver.free(wait=False)
-    assert storage.hanging()
+    assert background.hanging()
     release()
     assert not (tmp_path / "1").exists()
 

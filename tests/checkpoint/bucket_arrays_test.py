@@ -9,15 +9,15 @@ import pytest
 import tensorstore
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from engine.base.errors import CheckpointError
+from engine.base.exit_status import ExitStatus
 from engine.checkpoint import bucket_arrays
 from engine.checkpoint.bucket_copy import readable
 from engine.checkpoint.manifest import DamagedCheckpoint
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.warm_start import find_step, read_weights
-from engine.cluster.exit_status import ExitStatus
-from engine.config.errors import CheckpointError
 from engine.config.schema import Init
-from engine.mounts import shown
+from engine.storage.mounts import shown
 from tests import runs
 from tests.bucket_store import upload
 from tests.checkpoint.saves import Saves
@@ -141,7 +141,7 @@ import jax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from engine.checkpoint.bucket_copy import readable
 from engine.checkpoint.store import CheckpointStore
-from engine.config.errors import CheckpointError
+from engine.base.errors import CheckpointError
 sharding = NamedSharding(jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,)), PartitionSpec("data"))
 wanted = {"x": jax.ShapeDtypeStruct((8, 1024), "float32", sharding=sharding)}
 try:

@@ -2,9 +2,9 @@
 
 import pytest
 
+from engine.base.errors import CheckpointError
 from engine.checkpoint.bucket_copy import add_step, readable
-from engine.config.errors import CheckpointError
-from engine.mounts import shown
+from engine.storage.mounts import shown
 from tests.bucket_store import upload
 
 pytestmark = pytest.mark.multiprocess

@@ -8,13 +8,13 @@ import time
 import jax.numpy as jnp
 import pytest
 
+from engine.base.duration import Duration
 from engine.checkpoint import timeouts
 from engine.checkpoint.checkpointer import Checkpointer
 from engine.checkpoint.policy import Retention, SavePolicy
 from engine.checkpoint.store import CheckpointStore, StorageError
-from engine.config.duration import Duration
-from engine.run import storage
 from engine.run.lease import ALWAYS_GRANTED, LeaseLost
+from engine.storage import background
 from tests.checkpoint.saves import LostLease
 
 TOTAL = 10
@@ -227,7 +227,7 @@ def test_due_save_is_skipped_and_forced_save_waits_while_a_save_is_in_flight(mak
         )
     finally:
         reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
-    while storage.hanging():
+    while background.hanging():
         time.sleep(0.01)
     os.close(reader)
     assert save(subject, 9)

@@ -8,8 +8,8 @@ from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from safetensors import safe_open
 
+from engine.base.errors import CheckpointError
 from engine.checkpoint.export import export_safetensors
-from engine.config.errors import CheckpointError
 
 
 def state():

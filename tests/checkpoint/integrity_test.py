@@ -6,6 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from engine.base.errors import CheckpointError
+from engine.base.exit_status import ExitStatus
 from engine.checkpoint import timeouts
 from engine.checkpoint.integrity import (
     DamagedCheckpoint,
@@ -27,8 +29,6 @@ from engine.checkpoint.manifest import (
     read_manifest,
     write_manifest,
 )
-from engine.cluster.exit_status import ExitStatus
-from engine.config.errors import CheckpointError
 from tests import runs
 from tests.checkpoint.saves import Saves
 
@@ -83,7 +83,7 @@ import dataclasses
 from engine.checkpoint.manifest import MANIFEST, read_manifest, write_manifest
 from engine.checkpoint.integrity import verify
 from engine.cluster import cluster_detection, group, kv_store, processes
-from engine.config.errors import ConvoyError
+from engine.base.errors import ConvoyError
 from tests.checkpoint.integrity_test import write_step
 
 processes.initialize(cluster_detection.detect().process)

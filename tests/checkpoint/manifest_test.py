@@ -9,6 +9,7 @@ import textwrap
 import numpy as np
 import pytest
 
+from engine.base.errors import CheckpointError
 from engine.checkpoint.manifest import (
     FORMAT,
     MANIFEST,
@@ -24,7 +25,6 @@ from engine.checkpoint.manifest import (
     read_manifest,
     write_manifest,
 )
-from engine.config.errors import CheckpointError
 
 ARRAYS = {"params/encoder/0/kernel": "0123456789abcdef"}
 

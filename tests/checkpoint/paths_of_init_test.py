@@ -5,9 +5,9 @@ from types import MappingProxyType
 
 import pytest
 
+from engine.base.errors import ConfigError
 from engine.checkpoint.paths_of_init import owners, translate
 from engine.config.draft import defaults
-from engine.config.errors import ConfigError
 from engine.config.override import apply
 from engine.config.schema import Init, InitSource
 from engine.config.text import from_text, to_text

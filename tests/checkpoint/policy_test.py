@@ -9,9 +9,9 @@ import textwrap
 
 import pytest
 
+from engine.base.duration import Duration
+from engine.base.errors import CheckpointError, RunError
 from engine.checkpoint.policy import RESULTS, Retention, SavePolicy, ranking, read_results
-from engine.config.duration import Duration
-from engine.config.errors import CheckpointError, RunError
 
 TOTAL = 1000
 ACCURACY = "heldout/accuracy"
@@ -154,7 +154,7 @@ def test_processes_with_different_clocks_save_at_the_same_steps():
         rank = int(sys.argv[1])
         jax.distributed.initialize(sys.argv[2], 2, rank, coordinator_bind_address=sys.argv[2])
         from engine.checkpoint.policy import SavePolicy
-        from engine.config.duration import Duration
+        from engine.base.duration import Duration
         now = 0.0
         saves = SavePolicy(Duration(10, "seconds"), 8, 100, 10_000, clock=lambda: now)
         due = []

@@ -16,12 +16,12 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from engine.base.errors import CheckpointError
+from engine.base.exit_status import ExitStatus
 from engine.checkpoint.integrity import DamagedCheckpoint, list_set_aside
 from engine.checkpoint.manifest import MANIFEST, UnsupportedFormat, read_lock, read_manifest, write_manifest
 from engine.checkpoint.policy import Retention
 from engine.checkpoint.store import CheckpointStore, NoUsableCheckpoint
-from engine.cluster.exit_status import ExitStatus
-from engine.config.errors import CheckpointError
 from tests.checkpoint.saves import CONFIG, POSITION, Saves
 
 
@@ -233,7 +233,7 @@ def test_failed_save_raises_once_and_the_next_save_works(tmp_path, statement):
         import resource, signal, sys
         import jax.numpy as jnp, numpy as np
         from tests.checkpoint.saves import Saves
-        from engine.config.errors import CheckpointError
+        from engine.base.errors import CheckpointError
         store = Saves(sys.argv[1])
         state = {{"params": {{"w": jnp.arange(1000.0)}}}}
         store.save(1, state)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from engine.base.errors import CheckpointError, ConfigError
 from engine.checkpoint.policy import Retention
 from engine.checkpoint.warm_start import find_step, read_weights
-from engine.config.errors import CheckpointError, ConfigError
 from engine.config.schema import Init, InitSource
 from engine.config.text import to_text
 from engine.run.directory import RunDirectory

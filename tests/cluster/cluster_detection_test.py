@@ -5,8 +5,8 @@ import zlib
 
 import pytest
 
+from engine.base.errors import ConfigError
 from engine.cluster.cluster_detection import ProcessInfo, detect, first_host
-from engine.config.errors import ConfigError
 
 THREE = {"CONVOY_COORDINATOR": "10.0.0.1:8476", "CONVOY_NUM_PROCESSES": "4", "CONVOY_PROCESS_ID": "2"}
 

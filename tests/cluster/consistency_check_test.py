@@ -12,7 +12,7 @@ PROGRAM = """
 import sys
 from engine.cluster import cluster_detection, group, processes
 from engine.cluster.consistency_check import check_consistency
-from engine.config.errors import ConvoyError
+from engine.base.errors import ConvoyError
 processes.initialize(cluster_detection.detect().process)
 me = group.index()
 check_consistency({"jax": "0.12.0", f"module only.{me}": "1"}, "start")
@@ -70,7 +70,7 @@ def test_software_returns_versions_and_source_hashes():
         "module tests.zoo",
     } <= facts.keys()
     assert not [name for name in facts if name.startswith(("module optax", "module engine"))]
-    assert facts["engine/loop/trainer.py"] != facts["engine/entry.py"]
+    assert facts["engine/loop/trainer.py"] != facts["engine/api/train.py"]
 
 
 def test_changed_source_file_is_a_difference(tmp_path, monkeypatch):

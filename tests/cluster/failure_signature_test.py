@@ -7,12 +7,12 @@ import textwrap
 
 import pytest
 
+from engine.base.errors import ConfigError, RunError
 from engine.cluster.failure_signature import failure_signature
 from engine.cluster.kv_store import CoordinationError
 from engine.cluster.peer_failure import LostPeer
 from engine.cluster.processes import CannotJoin
-from engine.config.errors import ConfigError, RunError
-from engine.resilience.preemption import Interrupted, Preempted
+from engine.loop.preemption import Interrupted, Preempted
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ import textwrap
 
 import pytest
 
+from engine.base.errors import RunError
 from engine.cluster import group, kv_store
 from engine.cluster.cluster_detection import ProcessInfo
 from engine.cluster.peer_failure import LostPeer
-from engine.config.errors import RunError
 from tests import runs
 
 
@@ -120,7 +120,7 @@ def launch(code: str) -> list[str]:
     program = (
         "import sys, threading, time\n"
         "from engine.cluster import cluster_detection, group, kv_store, processes, processes\n"
-        "from engine.config.errors import RunError\n"
+        "from engine.base.errors import RunError\n"
         "processes.initialize(cluster_detection.detect().process)\n"
         "me = group.index()\n"
         f"{textwrap.dedent(code)}\n"

@@ -11,11 +11,11 @@ import time
 import jax
 import pytest
 
+from engine.base.errors import RunError
 from engine.cluster import kv_store, peer_failure, timeouts, verdict
 from engine.cluster.cluster_detection import ProcessInfo
 from engine.cluster.peer_failure import LostPeer, location_reported, lost_peer_text, lost_peers_reported
 from engine.cluster.verdict import Verdict
-from engine.config.errors import RunError
 from tests import runs
 
 RAISED = Verdict(1, 1, "Traceback (most recent call last):\n  ...\nKeyError: 'x' (a.py:1 in f).", 5.0)

@@ -8,7 +8,7 @@ from engine.cluster import verdict
 
 
 def run(program: str) -> subprocess.CompletedProcess[str]:
-    imports = "import atexit, time\nfrom engine.cluster import shutdown\nfrom engine.config.errors import RunError\n"
+    imports = "import atexit, time\nfrom engine.cluster import shutdown\nfrom engine.base.errors import RunError\n"
     dropped = ("PYTHONUNBUFFERED", verdict.VARIABLE)
     environment = {name: value for name, value in os.environ.items() if name not in dropped}
     return subprocess.run(

@@ -12,7 +12,7 @@ from engine.cluster import stop_signal
 PROGRAM = """
 import signal, threading, time
 from engine.cluster import stop_signal
-from engine.resilience.preemption import Preemption
+from engine.loop.preemption import Preemption
 done = threading.Event()
 def on_continue(seconds):
     print(seconds, flush=True)

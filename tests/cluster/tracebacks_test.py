@@ -4,8 +4,8 @@ import tempfile
 
 import pytest
 
+from engine.base.errors import DataError
 from engine.cluster import tracebacks
-from engine.config.errors import DataError
 
 
 @pytest.fixture

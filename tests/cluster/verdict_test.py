@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from engine.base.errors import RunError
 from engine.cluster import verdict
 from engine.cluster.verdict import Verdict
-from engine.config.errors import RunError
 
 
 @pytest.fixture

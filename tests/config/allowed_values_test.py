@@ -1,7 +1,7 @@
 import pytest
 
+from engine.base.errors import FieldError
 from engine.config.allowed_values import AUTO, AXIS_SIZE, CPU_DEVICES, REMAT, SCHEDULE, SIZE, WORKERS
-from engine.config.errors import FieldError
 
 
 @pytest.mark.parametrize(

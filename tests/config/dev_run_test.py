@@ -1,8 +1,8 @@
 import pytest
 
+from engine.base.errors import ConfigError
 from engine.config.dev_run import tiny
 from engine.config.draft import defaults
-from engine.config.errors import ConfigError
 from engine.config.override import apply
 from engine.config.text import to_text
 from engine.config.validation import validate

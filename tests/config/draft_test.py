@@ -6,8 +6,8 @@ import pickle
 import ml_collections
 import pytest
 
+from engine.base.errors import ConfigError, UnknownFieldError
 from engine.config.draft import Draft, defaults, draft_of, unfreeze
-from engine.config.errors import ConfigError, UnknownFieldError
 from engine.config.schema import Config
 from engine.config.validation import validate
 

@@ -1,6 +1,6 @@
 import pytest
 
-from engine.config.errors import ConfigError, UnknownFieldError
+from engine.base.errors import ConfigError, UnknownFieldError
 from engine.config.fields import (
     OPEN,
     PLAIN,

@@ -3,10 +3,10 @@
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from engine.base.duration import UNITS
+from engine.base.errors import ConvoyError
 from engine.config import defaults, validate
 from engine.config.dev_run import tiny
-from engine.config.duration import UNITS
-from engine.config.errors import ConvoyError
 from engine.config.fields import closed_paths
 from engine.config.override import apply, assign
 from engine.config.schema import Evaluation, Group, Hook

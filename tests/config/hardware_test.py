@@ -1,6 +1,6 @@
 import pytest
 
-from engine.config.errors import ConfigError
+from engine.base.errors import ConfigError
 from engine.config.hardware import (
     AXES,
     DEVICES,

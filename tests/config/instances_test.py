@@ -4,8 +4,8 @@ import dataclasses
 
 import pytest
 
+from engine.base.errors import ConfigError
 from engine.config import defaults, to_text, validate
-from engine.config.errors import ConfigError
 from engine.config.instances import section_of
 from engine.config.schema import Target
 from engine.config.target import build, check

@@ -3,8 +3,8 @@ import sys
 
 import pytest
 
-from engine.config.duration import Duration
-from engine.config.errors import ConfigError
+from engine.base.duration import Duration
+from engine.base.errors import ConfigError
 from engine.config.loading import load
 from engine.config.text import to_text
 

@@ -2,8 +2,8 @@ from typing import Any
 
 import pytest
 
+from engine.base.errors import ConfigError
 from engine.config.draft import defaults
-from engine.config.errors import ConfigError
 from engine.config.override import apply, locate
 
 

@@ -2,9 +2,9 @@
 
 import pytest
 
+from engine.base.duration import RunSize
+from engine.base.errors import ConfigError
 from engine.config.draft import defaults
-from engine.config.duration import RunSize
-from engine.config.errors import ConfigError
 from engine.config.override import apply
 from engine.config.schedules import check_functions, decay_steps, followers
 from engine.config.text import from_text, to_text

@@ -2,8 +2,8 @@ import dataclasses
 
 import pytest
 
+from engine.base.errors import ConfigError
 from engine.config import schema
-from engine.config.errors import ConfigError
 from engine.config.fields import check_value, slots
 
 DATACLASSES = [value for value in vars(schema).values() if dataclasses.is_dataclass(value)]

@@ -2,8 +2,8 @@ import sys
 
 import pytest
 
+from engine.base.errors import ConfigError
 from engine.config.draft import defaults
-from engine.config.errors import ConfigError
 from engine.config.schema import Data, Optimizer, Target
 from engine.config.target import build, check, is_found, resolve
 from engine.config.validation import validate

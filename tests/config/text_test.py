@@ -1,8 +1,8 @@
 import pytest
 
+from engine.base.duration import Duration
+from engine.base.errors import ConfigError
 from engine.config.draft import defaults
-from engine.config.duration import Duration
-from engine.config.errors import ConfigError
 from engine.config.text import flatten, from_text, to_text, value_text
 from engine.config.validation import validate
 

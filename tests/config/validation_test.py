@@ -5,9 +5,9 @@ from types import MappingProxyType
 
 import pytest
 
+from engine.base.duration import Duration
+from engine.base.errors import ConfigError
 from engine.config.draft import defaults
-from engine.config.duration import Duration
-from engine.config.errors import ConfigError
 from engine.config.schema import Config, Group
 from engine.config.validation import validate
 

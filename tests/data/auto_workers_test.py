@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config.errors import DataError, RunError
+from engine.base.errors import DataError, RunError
 from engine.data import auto_workers
 from engine.data.auto_workers import AutoBlocks, BlockIterator, Changeable, Choice, Window
 from engine.data.batches import Batches

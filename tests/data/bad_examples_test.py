@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.config.schema import Data
 from engine.data.bad_examples import ALWAYS_ALLOWED, BadExample, BadExampleCounter, TolerantBatch, TolerantBatches
 from engine.data.batch import Batch

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.ragged.balanced import Balanced
 from engine.data.source import ArraySource

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data import collate
 from engine.data.batches import Batches
 from engine.data.collate import Collator, has_new_arrays, own_copy, stack_examples

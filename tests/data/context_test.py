@@ -9,12 +9,12 @@ import pytest
 from flax import nnx
 
 from engine import ArraySource, Loss, Mean
+from engine.compile.evaluation_program import EVALUATION
 from engine.config.schema import Evaluation as EvaluationConfig
 from engine.config.schema import MeshSpec
 from engine.data.batches import Batches
 from engine.data.context import names_total_steps, wants_context
 from engine.loop.evaluation import Evaluation
-from engine.training.evaluation_program import EVALUATION
 from tests import zoo
 
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data import dataset_summary
-from engine.data.array_record import ArrayRecordSource, write_array_record
 from engine.data.sampling.mixture import Mixture
 from engine.data.source import ArraySource, fingerprint
+from engine.readers.array_record import ArrayRecordSource, write_array_record
 
 
 def source(n=5, offset=0.0):

@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from engine.config.errors import DataError, ShardingError
+from engine.base.errors import DataError, ShardingError
 from engine.config.schema import Data
 from engine.data.batches import Batches
 from engine.data.feed import EvaluationFeed, TrainFeed

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from engine.config.errors import ShardingError
+from engine.base.errors import ShardingError
 from engine.data.batch import Batch
 from engine.data.placement import MEASURE_EVERY, Placement, local_rows, to_global_arrays
 

@@ -13,7 +13,7 @@ from multiprocessing import synchronize
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.batches import Batches
 from engine.data.ragged.packing import Packed
 from engine.data.reader import read

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.sampling.sampler import read_examples
 from engine.data.source import (
     FINGERPRINT_EXAMPLES,

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.config.schema import Data
-from engine.data.array_record import ArrayRecordSource, write_array_record
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.ragged.packing import Packed
 from engine.data.sampling.mixture import Mixture
 from engine.data.sampling.sampler import read_examples
 from engine.data.source import ArraySource, example_spec, fingerprint, limited
 from engine.data.text import has_text, is_text, text_columns, without_text
+from engine.readers.array_record import ArrayRecordSource, write_array_record
 
 NAMES = ["a", "bb", "ccc", "d", "ee"]
 

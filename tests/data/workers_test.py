@@ -15,7 +15,7 @@ import grain
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data import workers
 from engine.data.workers import DataWorkerError, Workers
 

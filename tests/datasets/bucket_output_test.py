@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from engine import mounts
-from engine.config.errors import DataError
-from engine.data.array_record import ArrayRecordSource
+from engine.base.errors import DataError
+from engine.cli.main import main
 from engine.data.source import ArraySource
 from engine.datasets import bucket_output
 from engine.datasets.check import check_dataset
 from engine.datasets.write import write_dataset
-from engine.main import main
-from engine.object_store import Bucket
+from engine.readers.array_record import ArrayRecordSource
+from engine.storage import mounts
+from engine.storage.object_store import Bucket
 
 pytestmark = pytest.mark.multiprocess
 

@@ -4,11 +4,11 @@ import json
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
-from engine.data.array_record import ArrayRecordSource
+from engine.base.errors import DataError
 from engine.data.source import ArraySource, limited
 from engine.datasets.check import check_dataset
 from engine.datasets.write import write_dataset
+from engine.readers.array_record import ArrayRecordSource
 from tests.datasets.scans import Scans, Transformed
 
 pytestmark = pytest.mark.multiprocess

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from engine.config.errors import ConfigError, DataError
+from engine.base.errors import ConfigError, DataError
 from engine.datasets.given import data_section, given_source, is_stream_source, sample_indices
 from tests.data.streams.counting import Counting
 from tests.datasets.scans import Scans

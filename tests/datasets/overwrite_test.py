@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.ragged.padded import Padded
 from engine.datasets.write import write_dataset
 from engine.readers import KittiObject

@@ -1,8 +1,8 @@
 import numpy as np
 
-from engine.data.array_record import ArrayRecordSource
-from engine.data.record_manifest import checksum, load_lengths
 from engine.datasets.shards import ShardJob, ShardWriter, merge_lengths, shard_lengths
+from engine.readers.array_record import ArrayRecordSource
+from engine.readers.record_manifest import checksum, load_lengths
 from tests.datasets.scans import Scans
 
 

@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.config.errors import ConfigError, ConvoyError, DataError
-from engine.data.array_record import ArrayRecordSource, write_array_record
+from engine.base.errors import ConfigError, ConvoyError, DataError
 from engine.data.ragged.padded import Bucketed
-from engine.data.record_manifest import lengths_path, manifest_path, save_lengths
 from engine.data.sampling.mixture import Mixture
 from engine.data.source import ArraySource, limited
 from engine.data.streams.source import as_source
@@ -22,6 +20,8 @@ from engine.datasets import write
 from engine.datasets.check import check_dataset, checksums
 from engine.datasets.write import default_shards, write_dataset
 from engine.readers import WebDataset
+from engine.readers.array_record import ArrayRecordSource, write_array_record
+from engine.readers.record_manifest import lengths_path, manifest_path, save_lengths
 from tests import runs
 from tests.data.streams.counting import Counting
 from tests.datasets.scans import Scans

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import jax
 
-from engine.main import main
+from engine.cli.main import main
 from tests import runs
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +27,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 TIMEOUT_S = 300.0  # of one command
 
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(["engine.entry", "pytest", __name__])
+_FORKS.set_forkserver_preload(["engine.api.train", "pytest", __name__])
 _FENCE = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

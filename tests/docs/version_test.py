@@ -6,7 +6,7 @@ import tomllib
 import pytest
 
 import engine
-from engine.arguments import make_parser
+from engine.cli.arguments import make_parser
 from tests.docs import pages
 
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from engine.data.array_record import write_array_record
 from engine.data.source import ArraySource
+from engine.readers.array_record import write_array_record
 from tests import runs, zoo
 from tests.faults import harness
 
@@ -67,7 +67,7 @@ def damaged(folder: Path) -> Path:
 
 
 def records(folder: Path, **more: Any) -> dict[str, Any]:
-    data = {"target": "engine.data.array_record.ArrayRecordSource", "pattern": str(folder / "train-*.arrayrecord")}
+    data = {"target": "engine.readers.array_record.ArrayRecordSource", "pattern": str(folder / "train-*.arrayrecord")}
     return {"data": {**data, **more}, "evaluations": {}}
 
 
@@ -84,7 +84,7 @@ def test_on_error_stop_reports_the_damaged_record_and_its_file(tmp_path, add_row
         assert job.end() == 1, job.output
         last = job.output.splitlines()[-1]
         assert "Traceback" not in job.output
-    assert last.startswith("DataError: Example 41 of engine.data.array_record.ArrayRecordSource: record 9 of "), last
+    assert last.startswith("DataError: Example 41 of engine.readers.array_record.ArrayRecordSource: record 9 of "), last
     assert f"{folder}/train-1.arrayrecord: " in last
     add_row("a damaged record: stop", code=1)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.main import main
+from engine.cli.main import main
 from tests import runs, zoo
 from tests.faults import harness
 

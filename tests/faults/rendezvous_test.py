@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from engine.cluster.exit_status import ExitStatus
+from engine.base.exit_status import ExitStatus
 from tests import runs
 from tests.faults import harness
 
@@ -53,7 +53,7 @@ def test_missing_processes_are_reported_to_those_that_started(address, tmp_path,
     """In 6 seconds instead of the 5 minutes that hosts of a job have."""
     program = (
         "from engine.cluster import cluster_detection, processes\n"
-        "from engine.config.errors import ConvoyError\nimport sys\n"
+        "from engine.base.errors import ConvoyError\nimport sys\n"
         "try:\n    processes.initialize(cluster_detection.detect().process, timeout_s=6)\n"
         "except ConvoyError as error:\n    print(error)\n    sys.exit(error.exit_code)"
     )

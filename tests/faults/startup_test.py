@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from engine import ArraySource
-from engine.data.array_record import write_array_record
+from engine.readers.array_record import write_array_record
 from tests import zoo
 from tests.faults import harness
 
@@ -195,7 +195,7 @@ def write_records(folder: Path, seed: int, order: str = "ab") -> dict:
     for i, name in enumerate("ab"):
         write_array_record(ArraySource(zoo.examples(32, seed + i)), str(folder / f"{name}.arrayrecord"))
     paths = tuple(str(folder / f"{name}.arrayrecord") for name in order)
-    return {"target": "engine.data.array_record.ArrayRecordSource", "pattern": paths}
+    return {"target": "engine.readers.array_record.ArrayRecordSource", "pattern": paths}
 
 
 @pytest.mark.case("another dataset at resume")

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from benchmarks.disk import Disk, has_compiler
-from engine.run.storage import PROBE_S
+from engine.storage.background import PROBE_S
 from tests import runs, zoo
 from tests.faults import harness
 

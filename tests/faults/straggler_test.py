@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.loop.stragglers import judge
 from engine.run import goodput
-from engine.stragglers import judge
 from tests import runs, zoo
 from tests.faults import harness
 

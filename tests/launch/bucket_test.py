@@ -154,8 +154,8 @@ DATA = """
 import threading
 import numpy as np
 from engine import ArraySource, local_path
-from engine.mounts import shown
-from engine.data.array_record import ArrayRecordSource, write_array_record
+from engine.storage.mounts import shown
+from engine.readers.array_record import ArrayRecordSource, write_array_record
 first = threading.Thread(target=local_path, args=["s3://runs"])  # the mount must outlive this thread
 first.start()
 first.join()

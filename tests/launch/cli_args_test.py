@@ -4,7 +4,7 @@ import shlex
 
 import pytest
 
-from engine.config.errors import ConfigError
+from engine.base.errors import ConfigError
 from engine.launch import cli_args
 from tests.launch.fakes import fake_command, path_with
 

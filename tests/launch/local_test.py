@@ -7,7 +7,7 @@ import textwrap
 
 import pytest
 
-from engine.config.errors import ConfigError
+from engine.base.errors import ConfigError
 from engine.launch.local import launch
 from engine.run import status
 from tests.launch.programs import alive, pids, wait_until_gone

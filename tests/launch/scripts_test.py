@@ -31,7 +31,7 @@ CALLS = {"slurm_gpu": ["--dry-run"], "tpu_vm": ["create", "install", "run", "log
 def printed(script: Path, folder: Path) -> str:
     """Returns what a script prints, with the real `convoy`; `convoy launch local` is printed instead of run."""
     print_local = 'if [[ $2 == local ]]; then printf "%q " convoy "$@"; echo; exit; fi'
-    fake_command(folder, "convoy", f'{print_local}\nexec {sys.executable} -m engine.main "$@"')
+    fake_command(folder, "convoy", f'{print_local}\nexec {sys.executable} -m engine.cli.main "$@"')
     environment = {**os.environ, **FILLED, "PATH": path_with(folder)}
     text = ""
     for words in [[word] for word in CALLS.get(script.stem, [])] or [[]]:

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from engine.config.errors import ShardingError
+from engine.base.errors import ShardingError
 from engine.layers.all_to_all import all_to_all_attention
 from engine.parallel.layout import Layout, active
 from tests.layers import plain

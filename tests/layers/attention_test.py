@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.layers.attention import attention
 from engine.parallel.layout import Layout
 from tests.layers import plain

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.layers import Dropout, fold_in
 
 KEYS = jax.random.split(jax.random.key(0), 8)

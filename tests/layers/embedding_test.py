@@ -7,9 +7,9 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
+from engine.compile.collectives import collectives
 from engine.config.schema import MeshSpec
 from engine.layers import Embed
-from engine.parallel.collectives import collectives
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import make_mesh
 

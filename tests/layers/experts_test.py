@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding
 
-from engine.config.errors import ShardingError, TaskError
+from engine.base.errors import ShardingError, TaskError
 from engine.config.schema import MeshSpec
 from engine.layers import Experts, Stack
 from engine.parallel.layout import QUANTIZED, Layout, active

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.config.schema import MeshSpec
 from engine.layers import cross_entropy, loss
 from engine.parallel.layout import Layout, active

@@ -11,12 +11,12 @@ import pytest
 from flax import nnx
 from jax.sharding import PartitionSpec
 
-from engine.config.errors import ShardingError, TaskError
+from engine.base.errors import ShardingError, TaskError
+from engine.compile.collectives import collectives
+from engine.compile.hlo_text import HloText, arrays
 from engine.config.schema import MeshSpec
 from engine.layers import Dense, Stack, attention
 from engine.parallel import schedule
-from engine.parallel.collectives import collectives
-from engine.parallel.hlo_text import HloText, arrays
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import BATCH_AXES
 from engine.parallel.rules import RULES

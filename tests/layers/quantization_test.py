@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from engine.config.schema import MeshSpec
 from engine.layers import Dense, quantization
+from engine.layers.cpu import products
+from engine.layers.cpu.grouped_products import Blocks
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import batch_sharding, make_mesh
-from engine.tuning import products
-from engine.tuning.grouped_products import Blocks
 from models.moe_decoder import MoeLanguageModel
 from tests import zoo
 from tests.properties import examples

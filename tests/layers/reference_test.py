@@ -3,9 +3,9 @@
 import jax.numpy as jnp
 import pytest
 
+from engine.compile.flops import count_flops
 from engine.layers.attention import attention
 from engine.parallel.layout import Layout
-from engine.training.flops import count_flops
 from tests.layers import plain
 
 LAYOUT = Layout(mesh=plain.mesh(context=4, tensor=2), counts_flops=True)

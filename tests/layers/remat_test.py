@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from engine.config.errors import ConfigError
+from engine.base.errors import ConfigError
 from engine.layers import checkpoint, remat
 from engine.layers.kernels import splash
 from engine.parallel.layout import Layout, active

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from engine.config.errors import ShardingError
+from engine.base.errors import ShardingError
 from engine.layers.ring import ring_attention
 from engine.parallel.layout import Layout, active
 from tests.layers import plain

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.layers import rotary_angles, rotate
 
 Q, K = (jax.random.normal(jax.random.key(i), (1, 6, 2, 8)) for i in range(2))

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from engine.config.errors import ShardingError, TaskError
+from engine.base.errors import ShardingError, TaskError
 from engine.config.schema import MeshSpec
 from engine.layers import Dropout, Stack, fold_in
+from engine.layers.cpu.control_flow import UNROLLED_LAYERS
 from engine.parallel.layout import Layout, active
 from engine.parallel.rules import RULES, partition_spec
 from engine.training.model import describe
-from engine.tuning.control_flow import UNROLLED_LAYERS
 from tests import zoo
 from tests.layers import blocks
 

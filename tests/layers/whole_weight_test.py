@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from engine.compile.collectives import collectives
 from engine.config.schema import MeshSpec
 from engine.layers.whole_weight import ring_reduce_scatter, with_whole_weight
-from engine.parallel.collectives import collectives
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import make_mesh
 from tests.layers.blocks import LikeTpu

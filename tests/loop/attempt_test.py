@@ -7,18 +7,18 @@ import jax
 import numpy as np
 import pytest
 
-from engine import entry
+from engine.api import train as entry
+from engine.base.duration import RunSize
 from engine.checkpoint.checkpointer import build_checkpointer
-from engine.config.duration import RunSize
+from engine.compile.build import build_program
 from engine.config.schema import MeshSpec
 from engine.config.text import to_text
 from engine.data.source import ArraySource
 from engine.loop.attempt import Attempt, reported_if_long
 from engine.loop.phases import Phases
+from engine.loop.watchdog import Watchdog
 from engine.parallel.mesh import make_mesh
-from engine.resilience.watchdog import Watchdog
 from engine.run.directory import RunDirectory
-from engine.training.build import build_program
 from tests import runs, zoo
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 import engine
+from engine.compile.compiler import Compiler
 from engine.loop.compile_ahead import CompileAhead
-from engine.training.compiler import Compiler
 from tests import runs, zoo
 
 THREAD = "compile-evaluations"

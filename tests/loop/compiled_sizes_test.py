@@ -1,14 +1,14 @@
-"""What programs need on each device. tests/auto_size_test.py chooses sizes by it."""
+"""What programs need on each device. tests/api/auto_size_test.py chooses sizes by it."""
 
 import jax
 import pytest
 
+from engine.api.objects import Objects
+from engine.compile.build import build_program, build_task
+from engine.compile.memory_limit import Limit
 from engine.loop.compiled_sizes import CompiledSizes
-from engine.objects import Objects
-from engine.parallel.memory_limit import Limit
+from engine.parallel.memory import device_bytes
 from engine.parallel.mesh import make_mesh
-from engine.parallel.report import device_bytes
-from engine.training.build import build_program, build_task
 from tests import runs
 
 

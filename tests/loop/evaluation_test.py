@@ -14,14 +14,14 @@ import pytest
 
 import engine
 from engine import ArraySource, Balanced, Loss, Mean, Mixture, Packed, metrics
-from engine.config.errors import ConfigError, ShardingError, TaskError
+from engine.base import json_text
+from engine.base.errors import ConfigError, ShardingError, TaskError
+from engine.cli.main import main
 from engine.config.schema import Data, MeshSpec, Target
 from engine.config.schema import Evaluation as Config
 from engine.loop.evaluation import Evaluation, build_evaluations, check_metric_names, check_watched
-from engine.main import main
+from engine.loop.preemption import Preemption
 from engine.metrics.results import json_values, scalars
-from engine.resilience.preemption import Preemption
-from engine.run import json_text
 from tests import zoo
 from tests.measuring import SLICED, Measure
 from tests.predicting import NAMES, SIZES, Ragged, Unreadable, bucketed

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 import engine
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
+from engine.cli.main import main
 from engine.config.schema import Data, MeshSpec
 from engine.config.schema import Evaluation as Config
 from engine.loop.evaluation import Evaluation
-from engine.main import main
 from engine.metrics.results import Image
 from tests import runs, zoo
 from tests.drawing import Draw

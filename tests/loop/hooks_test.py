@@ -11,7 +11,7 @@ import pytest
 
 import engine
 from engine import metrics
-from engine.config.errors import ConfigError, TaskError
+from engine.base.errors import ConfigError, TaskError
 from engine.config.schema import Hook
 from engine.loop.hooks import ReadOnlyDict, build_hooks, parse
 from engine.observe.summary import summary_text

@@ -3,7 +3,7 @@
 import pytest
 
 from engine.loop.phases import CALLING_HOOK, COMPILING, EVALUATING, SAVING, TRAINING, Phases
-from engine.resilience.watchdog import Watchdog
+from engine.loop.watchdog import Watchdog
 from engine.run.goodput import Stopwatch, read, sums
 
 

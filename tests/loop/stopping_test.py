@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import engine
-from engine.config.errors import RunError
+from engine.base.errors import RunError
 from engine.config.schema import Stop
+from engine.loop.replica_check import ReplicaCheck
 from engine.loop.stopping import reason_to_stop, stopped_reason
-from engine.resilience.replica_check import ReplicaCheck
 from engine.run.directory import RunDirectory
 from tests import runs
 from tests.loop.trainer_test import trainer_of

@@ -14,21 +14,21 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import engine
-from engine import entry
+from engine.api import train as entry
+from engine.api.objects import Objects
+from engine.api.saved_run import SavedRun
+from engine.base.duration import Duration
+from engine.base.errors import ConvoyError, DataError
 from engine.checkpoint.store import CheckpointStore
 from engine.config import hardware
-from engine.config.duration import Duration
-from engine.config.errors import ConvoyError, DataError
 from engine.config.schema import Hook, MeshSpec
+from engine.loop.divergence import Diverged
 from engine.loop.hooks import build_hooks
 from engine.loop.trainer import Trainer
-from engine.objects import Objects
 from engine.parallel import layout
 from engine.parallel.mesh import make_mesh
-from engine.resilience.divergence import Diverged
 from engine.run import goodput
 from engine.run.directory import RunDirectory
-from engine.saved.run import SavedRun
 from tests import runs, zoo
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn import metrics as sklearn
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.metrics import ConfusionMatrix, Curve, Image, PrecisionRecall, Roc
 from tests.merging import results
 from tests.properties import examples

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.metrics import Bins, Histogram, Quantiles
 from tests.merging import results
 from tests.properties import examples

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.metrics.distribution import Quantiles
 from engine.metrics.mean import Mean, Ratio, RootMeanSquare, Sum, divide, reduce_mean
 from engine.metrics.state import check_metrics

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.metrics import Metric, collected
 from engine.metrics.metric import array_fields, settings
 from tests.merging import results

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine import Loss, Mean, metrics
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.config.schema import MeshSpec
 from engine.metrics.pairs import MAX_SUMS, TrainingMetrics, pairs_of
 from tests import zoo

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.metrics.results import (
     CURVE_POINTS,
     MAX_NUMBERS,

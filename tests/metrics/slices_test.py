@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.metrics import AveragePrecision, DetectionScore, Mean, Metric, Quantiles, RootMeanSquare, Sum, collected
 from engine.metrics.results import scalars
 from engine.metrics.slices import COUNT, Ranking, SlicedMerger, SlicedStates, rank_slices

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.metrics import Mean, Metric, Sum, collected
 from engine.metrics.state import MetricStates, check_metrics
 

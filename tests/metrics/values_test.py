@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.metrics.values import describe_value, not_real, real_array
 
 

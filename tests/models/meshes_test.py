@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 
 from engine import Task
-from engine.config.errors import ShardingError
+from engine.base.errors import ShardingError
 from engine.config.schema import MeshSpec, Slices
 from engine.parallel.mesh import replicated
 from models.decoder import LanguageModel

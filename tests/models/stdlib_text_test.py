@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine import DataError
-from engine.config.errors import ConfigError
+from engine.base.errors import ConfigError
 from engine.config.schema import Data
 from engine.config.target import check
 from models.stdlib_text import VOCABULARY, Files, Scale, StdlibText, bz2_nats_per_byte, validation_bytes

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 import engine
-from engine import entry
+from engine.api import train as entry
+from engine.api.saved_run import SavedRun
 from engine.config import load
 from engine.config.schema import Config
-from engine.saved.run import SavedRun
 from tests import runs, zoo
 
 ROOT = Path(__file__).parents[2]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from engine.config.errors import RunError
+from engine.base.errors import RunError
 from engine.observe.goodput_table import goodput, goodput_text
 from engine.run.directory import RunDirectory
 from engine.run.goodput import KINDS, SLOW, Time, append

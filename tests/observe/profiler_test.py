@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from engine.config.errors import RunError
+from engine.base.errors import RunError
 from engine.observe.profiler import ProfileWindow, viewer
 
 

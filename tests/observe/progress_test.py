@@ -10,7 +10,7 @@ from importlib.machinery import ModuleSpec
 
 import pytest
 
-from engine.config.errors import ConfigError
+from engine.base.errors import ConfigError
 from engine.observe import progress
 from engine.observe.progress import Progress, row_text
 from engine.run.log import RunLog, logger

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine.config.duration import Duration, Period
+from engine.base.duration import Duration, Period
 from engine.metrics.classification import ConfusionMatrix
 from engine.metrics.mean import Mean, RootMeanSquare
 from engine.metrics.pairs import TrainingMetrics

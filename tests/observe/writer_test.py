@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue], made at import
 
-from engine.config.errors import ConvoyError, RunError
+from engine.base.errors import ConvoyError, RunError
 from engine.metrics.results import Bins, Curve, Image
 from engine.observe import tensorboard as tensorboard_module
 from engine.observe.writer import MetricWriter

@@ -13,9 +13,9 @@ import sys
 import jax
 import pytest
 
+from engine.compile.collectives import collectives
 from engine.config.schema import MeshSpec
-from engine.parallel.collectives import collectives
-from engine.planning import targets
+from engine.parallel import targets
 from tests import zoo
 
 TASK = zoo.Classify(width=64)
@@ -117,7 +117,7 @@ def test_zero1_in_half_precision_is_close_to_data_parallel():
 AHEAD_OF_TIME = """
 import dataclasses, json, sys
 from engine.config.schema import MeshSpec
-from engine.parallel.collectives import collectives
+from engine.compile.collectives import collectives
 from engine.planning import targets
 from tests import zoo
 target, axis, zero1, width, rows = json.loads(sys.argv[1])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from engine.base.errors import ShardingError
 from engine.config import load
-from engine.config.errors import ShardingError
 from engine.config.schema import MeshSpec
 from engine.parallel.layout import Layout, active, constrain, current, make_layout
 from engine.parallel.mesh import make_mesh

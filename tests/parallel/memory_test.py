@@ -1,7 +1,7 @@
 import jax
 import pytest
 
-from engine.config.errors import ConfigError
+from engine.base.errors import ConfigError
 from engine.config.schema import MeshSpec
 from engine.parallel.memory import HOST_MEMORY, check_host_memory, device_memory, device_memory_limit
 from engine.parallel.mesh import make_mesh

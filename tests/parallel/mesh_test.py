@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from engine.config.errors import ConfigError, ShardingError
+from engine.base.errors import ConfigError, ShardingError
 from engine.config.schema import MeshSpec, Slices
 from engine.parallel.mesh import (
     AXES,

@@ -4,7 +4,7 @@ import jax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from engine.config.errors import ShardingError
+from engine.base.errors import ShardingError
 from engine.config.schema import MeshSpec
 from engine.parallel.mesh import make_mesh
 from engine.parallel.rules import RULES, partition_spec, partition_specs, warnings

@@ -6,7 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
-from engine.config.errors import ShardingError
+from engine.base.errors import ShardingError
 from engine.parallel import schedule
 
 CASES = [(2, 4, 1), (4, 5, 1), (4, 1, 1), (2, 2, 2), (2, 6, 3), (4, 8, 2), (8, 8, 4)]  # stages, microbatches, repeats

@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config.errors import ShardingError
+from engine.base.errors import ShardingError
 from engine.config.hardware import AXES
 from engine.config.schema import MeshSpec
 from engine.layers.attention import attention
 from engine.parallel import schedule
 from engine.parallel.layout import Layout, with_layout
 from engine.parallel.mesh import make_mesh, resolve_axes
-from engine.plan import with_candidate
 from engine.planning.candidates import Attention, Candidate, Choices, candidate_of, divisible, meshes, settings
+from engine.planning.plan import with_candidate
 from tests.planning import tiny
 from tests.properties import examples
 

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from engine.parallel.collectives import Collective
+from engine.compile.collectives import Collective
+from engine.compile.step_costs import Compiled
 from engine.planning.candidates import Attention
-from engine.planning.compiled import Compiled
 from engine.planning.cost import CostModel
 from engine.planning.memory import Cost
 from engine.planning.tracing import Traces

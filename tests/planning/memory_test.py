@@ -5,10 +5,10 @@ import math
 import jax
 import pytest
 
+from engine.api.train import program, resolve_config
 from engine.config import defaults
 from engine.config.schema import MeshSpec
-from engine.entry import program, resolve_config
-from engine.parallel.report import device_bytes
+from engine.parallel.memory import device_bytes
 from engine.planning.cost import CostModel
 from engine.planning.tracing import Traces
 from tests import zoo

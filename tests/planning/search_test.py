@@ -3,10 +3,10 @@ import dataclasses
 import jax
 
 from engine import layers
+from engine.compile.build import check_unrolled
 from engine.planning import machine as machines
 from engine.planning import search, table
 from engine.planning.memory import SAFE
-from engine.training.build import check_unrolled
 from tests import zoo
 from tests.planning import tiny
 

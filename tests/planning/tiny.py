@@ -10,14 +10,14 @@ import numpy as np
 from flax import nnx
 
 from engine import ArraySource, Loss, Task, layers
+from engine.api.train import resolve_config
 from engine.config import defaults
 from engine.config.hardware import AXES
-from engine.entry import resolve_config
+from engine.parallel.targets import parse
 from engine.planning import machine as machines
 from engine.planning.candidates import Candidate
 from engine.planning.cost import CostModel
 from engine.planning.machine import Machine
-from engine.planning.targets import parse
 from engine.planning.tracing import Traces
 from tests import zoo
 

@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers import Arrow
 from tests.readers.table_files import write
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers import DecodeImage
 from tests.readers.image_files import encoded, picture
 

@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from engine.config.errors import ConfigError, DataError
+from engine.base.errors import ConfigError, DataError
 from engine.readers.decoders import decode, decoder_name, find_decoder
 from engine.readers.tf_example import TFExample
 

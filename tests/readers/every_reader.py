@@ -18,9 +18,9 @@ from flax import nnx
 import engine
 from engine import Loss, Task
 from engine import readers as r
-from engine.data.array_record import write_array_record
 from engine.data.source import ArraySource
 from engine.metrics import Mean
+from engine.readers.array_record import write_array_record
 from tests import runs
 from tests.readers.driving_files import write_kitti, write_nuscenes
 from tests.readers.image_files import encoded, picture

@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers.extras import import_extra
 
 

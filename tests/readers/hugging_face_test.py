@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.source import fingerprint
 from engine.readers import DecodeImage, HuggingFace
 from engine.readers.hugging_face import files_as_bytes

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.batches import Batches
 from engine.data.streams.cursor import StreamReadError
 from engine.data.streams.source import StreamSource, as_source

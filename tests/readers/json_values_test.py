@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers.json_values import JsonValues, find_json_values
 
 FIRST = [{"v": 1, "pose": {"xy": [0, 1]}, "boxes": [{"w": 1}, {"w": 2.5}], "n": 1}, {"v": 1.5, "on": True, "more": []}]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers.lidar_files import read_points
 
 

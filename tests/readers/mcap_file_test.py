@@ -2,7 +2,7 @@ import pickle
 
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers import mcap_file
 from engine.readers.mcap_file import Messages, build_index
 from engine.readers.record_files import RecordFiles

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from mcap.writer import CompressionType, IndexType  # pyright: ignore[reportMissingImports]
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.bad_examples import TolerantBatches
 from engine.data.batches import Batches
 from engine.data.source import fingerprint

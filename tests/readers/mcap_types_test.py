@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from mcap.writer import Writer  # pyright: ignore[reportMissingImports]
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.ragged.padded import Padded
 from engine.data.source import fingerprint
 from engine.readers import DecodeImage, Mcap

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers.members import default_decoder
 from tests.properties import examples
 

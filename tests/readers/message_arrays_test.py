@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers.message_arrays import Field, to_example
 
 POINT = (Field("x", "float32"), Field("name", "text"))

@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers import Parquet
 
 FIXTURES = Path(__file__).parent / "fixtures"

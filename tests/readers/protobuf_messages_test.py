@@ -1,7 +1,7 @@
 import pytest
 from google.protobuf import descriptor_pb2, struct_pb2, timestamp_pb2, wrappers_pb2
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers.protobuf_messages import ProtobufMessages
 
 

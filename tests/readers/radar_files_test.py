@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers.radar_files import FIELDS, read_radar
 from tests.readers.driving_files import radar_file
 

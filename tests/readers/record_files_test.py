@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers import record_files
 from engine.readers.record_files import RecordFiles
 

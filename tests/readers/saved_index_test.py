@@ -7,7 +7,7 @@ import time
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers import saved_index
 from engine.readers.saved_index import file_indexes, index_paths
 

@@ -9,7 +9,7 @@ pytest.importorskip("mcap_protobuf")
 
 from google.protobuf import descriptor_pb2, timestamp_pb2
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers.protobuf_messages import ProtobufMessages
 from engine.readers.ros2_messages import Ros2Messages
 

@@ -6,7 +6,7 @@ import simplejpeg  # pyright: ignore[reportMissingImports]
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers import TFExample
 from tests.properties import examples
 from tests.readers.wire_format import example, field

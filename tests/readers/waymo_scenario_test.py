@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import engine
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.batches import Batches
 from engine.readers import TFRecord, WaymoScenario
 from tests.properties import examples

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.readers.wire_columns import BOOL, DOUBLE, INTEGER, columns, spans
 from tests.properties import examples
 from tests.readers.wire_format import field

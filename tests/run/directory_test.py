@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from engine.config.errors import RunError
+from engine.base.errors import RunError
 from engine.run import status
 from engine.run.directory import RunDirectory
 from engine.run.lease import DirectoryGone, LeaseLost, acquire

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from engine.cluster.exit_status import ExitStatus
-from engine.config.errors import RunError
+from engine.base.errors import RunError
+from engine.base.exit_status import ExitStatus
 from engine.run.jsonl import JsonLines
 
 

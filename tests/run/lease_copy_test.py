@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config.errors import RunError
+from engine.base.errors import RunError
 from engine.run import lease_copy
 from engine.run.lease import acquire
 

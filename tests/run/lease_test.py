@@ -14,8 +14,8 @@ import time
 
 import pytest
 
-from engine.cluster.exit_status import ExitStatus
-from engine.config.errors import RunError
+from engine.base.errors import RunError
+from engine.base.exit_status import ExitStatus
 from engine.run import lease
 from engine.run.lease import DirectoryGone, LeaseLost, acquire
 from engine.run.owner import TOKEN, Owner
@@ -145,7 +145,7 @@ def test_one_of_many_simultaneous_jobs_gets_the_lease(tmp_path, stale):
     """Processes that start together, on a new directory and on a directory whose owner is dead."""
     program = (
         "import os, sys; from pathlib import Path; from engine.run.lease import acquire\n"
-        "from engine.config.errors import RunError\n"
+        "from engine.base.errors import RunError\n"
         "print('ready', flush=True)\n"
         "while not os.path.exists(sys.argv[2]): pass\n"
         "try: owned = acquire(Path(sys.argv[1]), grace_s=0.3); print('won', flush=True)\n"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.config.errors import RunError
+from engine.base.errors import RunError
 from engine.run import ledger
 from engine.run.ledger import Ledger
 

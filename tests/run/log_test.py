@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from engine.config.errors import RunError
+from engine.base.errors import RunError
 from engine.run.log import RunLog, logger
 
 

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import pytest
 
-from engine.config.errors import RunError
+from engine.base.errors import RunError
 from engine.run import status
 from engine.run.status import Status
 

@@ -65,7 +65,7 @@ def convoy(installed, tmp_path):
     def run(*words, without=()):
         """Runs the words as the installed command does; imports of the modules `without` fail."""
         packages = [entry for entry in sys.path if entry and not (pathlib.Path(entry) / "engine").is_dir()]
-        start = f"import sys; sys.modules.update(dict.fromkeys({without})); from engine.main import run; run()"
+        start = f"import sys; sys.modules.update(dict.fromkeys({without})); from engine.cli.main import run; run()"
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), *packages]), "PYTHONSAFEPATH": "1"}
         command = [sys.executable, "-S", "-c", start, *words]  # -S: no .pth file adds the repository
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
@@ -89,7 +89,7 @@ def test_wheel_contains_every_package_and_no_top_level_models_or_configs(wheel):
     assert files | {"convoy_zoo/__init__.py", "engine/py.typed"} <= set(names)
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"engine", "convoy_zoo"}
     (entry_points,) = [name for name in names if name.endswith("/entry_points.txt")]
-    assert "convoy = engine.main:run" in zipfile.ZipFile(wheel).read(entry_points).decode().splitlines()
+    assert "convoy = engine.cli.main:run" in zipfile.ZipFile(wheel).read(entry_points).decode().splitlines()
 
 
 def test_wheel_trains_resumes_evaluates_and_exports(convoy, tmp_path):

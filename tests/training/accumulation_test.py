@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from engine.config.errors import ConfigError
+from engine.base.errors import ConfigError
 from tests import zoo
 
 

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pytest
 
-from engine.config.errors import ConfigError, TaskError
+from engine.base.errors import ConfigError, TaskError
 from engine.training.author_errors import entries, errors_described
 
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from engine.config.errors import ConfigError, DataError, TaskError
+from engine.base.errors import ConfigError, DataError, TaskError
 from engine.observe.figure_files import png_bytes
 from engine.training.figures import draw_example, draw_figure
 from tests import zoo

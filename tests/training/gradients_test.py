@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from engine import Loss, Mean
+from engine.compile.collectives import collectives
 from engine.config.schema import MeshSpec
-from engine.parallel.collectives import collectives
 from tests import zoo
 
 

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.metrics.mean import Mean
 from engine.training.loss import Loss
 

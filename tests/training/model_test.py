@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from engine import Task
-from engine.config.errors import ConfigError, TaskError
+from engine.base.errors import ConfigError, TaskError
 from engine.training.model import cast, describe
 from tests import zoo
 

@@ -10,7 +10,7 @@ import optax
 from flax import nnx
 
 from engine import Loss, layers
-from engine.config.duration import RunSize
+from engine.base.duration import RunSize
 from engine.config.schema import Group, Optimizer
 from engine.training import muon
 from engine.training.optimizer import build_optimizer, is_muon

@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 from engine import Loss, Mean
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.config.schema import Evaluation as EvaluationConfig
 from engine.config.schema import Group, MeshSpec
 from engine.loop.evaluation import Evaluation

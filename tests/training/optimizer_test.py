@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from engine.config.duration import Duration, RunSize
-from engine.config.errors import ConfigError
+from engine.base.duration import Duration, RunSize
+from engine.base.errors import ConfigError
 from engine.config.schema import Group, Optimizer
 from engine.training.optimizer import build_optimizer, group_labels
 from tests import zoo

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
+from engine.base.duration import Duration, RunSize
+from engine.base.errors import ConfigError
 from engine.config.allowed_values import SCHEDULES
-from engine.config.duration import Duration, RunSize
-from engine.config.errors import ConfigError
 from engine.config.schema import Optimizer
 from engine.training.schedules import Schedule, build_schedule, message
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine.config.errors import ConfigError, TaskError
+from engine.base.errors import ConfigError, TaskError
 from engine.config.schema import Target
 from engine.data.batch import Batch
 from engine.data.text import without_text

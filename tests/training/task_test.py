@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 
 from engine import Loss, Mean, Task
-from engine.config.errors import TaskError
+from engine.base.errors import TaskError
 from engine.training.task import check_examples, check_methods
 from tests import zoo
 

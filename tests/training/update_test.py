@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine import Mean
-from engine.config.errors import ConfigError, TaskError
+from engine.base.errors import ConfigError, TaskError
 from engine.config.schema import MeshSpec
 from engine.metrics import Sum
 from engine.parallel.memory import HOST_MEMORY

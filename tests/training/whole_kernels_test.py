@@ -7,8 +7,8 @@ import numpy as np
 from flax import nnx
 
 from engine import Loss, Task
+from engine.compile.collectives import collectives
 from engine.config.schema import MeshSpec
-from engine.parallel.collectives import collectives
 from tests import zoo
 
 SIZE, ROWS = 16, 32

@@ -7,7 +7,7 @@ from typing import NoReturn
 
 def main(argv: list[str]) -> NoReturn:
     """Runs the command line argv, without the name of the program, and exits with its code."""
-    from engine.tuning.huge_pages import restart_with_huge_pages
+    from engine.cli.huge_pages import restart_with_huge_pages
 
     restart_with_huge_pages()
     # `bazel run` starts a program in the folder of its files. Paths on the command line are relative to the folder
@@ -16,6 +16,6 @@ def main(argv: list[str]) -> NoReturn:
     # Child processes import the same modules.
     os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
 
-    from engine.main import run
+    from engine.cli.main import run
 
     run(argv)

@@ -8,7 +8,7 @@ import heapq
 
 import numpy as np
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.ragged.fields import Sizes
 from engine.data.sampling.sampler import (
     Sampler,

@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from engine.base.errors import DataError
+from engine.base.types import PyTree
 from engine.cluster.identity import is_primary
-from engine.config.errors import DataError
 from engine.data.bad_examples import too_many
 from engine.data.source import Example, Source, has_field_lengths, has_transform, source_name
-from engine.types import PyTree
 
 ADDED = ("mask", "segment_ids", "positions")
 """Entries that padding and packing add to an example."""

@@ -10,13 +10,13 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
+from engine.base.types import PyTree
 from engine.data.ragged.fields import Ragged, RaggedExample, check_index, costs, measured
 from engine.data.ragged.packing_plan import SplitPlanner, WholePlanner
 from engine.data.shared_arrays import zeros
 from engine.data.source import SPEC_TRIES, Examples, Source, has_field_lengths, leaves_with_path, source_name
 from engine.data.stages import stage
-from engine.types import PyTree
 
 TEXT = "UST"  # numpy dtype kinds of text
 TOKEN_ARRAYS = {

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
+from engine.base.types import PyTree
 from engine.data.ragged.fields import Fields, Lengths, Ragged, Sizes
 from engine.data.ragged.packed_rows import FieldRows, Piece, Rows, TokenRows
 from engine.data.ragged.packing_plan import Plan
@@ -25,7 +26,6 @@ from engine.data.source import (
     has_transform,
     source_name,
 )
-from engine.types import PyTree
 
 
 class Packed:

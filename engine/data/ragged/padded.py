@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
+from engine.base.types import PyTree
 from engine.data.collate import stack_examples
 from engine.data.ragged.fields import ADDED, Fields, Lengths, Ragged, RaggedExample, Sizes, check_raw, costs
 from engine.data.sampling.sampler import Order, make_order
@@ -29,7 +30,6 @@ from engine.data.source import (
     source_name,
 )
 from engine.data.stages import stage
-from engine.types import PyTree
 
 MAX_LENGTHS = 8
 """Most lengths of a source: each is a program that the run compiles."""

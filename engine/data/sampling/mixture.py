@@ -13,8 +13,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from engine.config.duration import UNKNOWN_LENGTH
-from engine.config.errors import DataError, did_you_mean
+from engine.base.duration import UNKNOWN_LENGTH
+from engine.base.errors import DataError, did_you_mean
+from engine.base.types import PyTree
 from engine.data.ragged.fields import Sizes
 from engine.data.sampling.mixture_schedule import schedule, shares
 from engine.data.sampling.sampler import (
@@ -45,7 +46,6 @@ from engine.data.source import (
     source_text,
 )
 from engine.data.streams.source import Readable, as_source, counted
-from engine.types import PyTree
 
 
 class Mixture:

@@ -12,7 +12,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 
 PERIOD = 10_000  # positions at most: weights that are not simple fractions are rounded to 1/10,000 of their sum
 

@@ -10,7 +10,8 @@ from typing import Protocol, TypeGuard
 
 import numpy as np
 
-from engine.config.errors import ConvoyError, DataError
+from engine.base.errors import ConvoyError, DataError
+from engine.base.types import Json
 from engine.data.collate import Collator
 from engine.data.ragged.fields import Sizes, source_costs
 from engine.data.sampling.shuffle import EpochPermutation
@@ -23,7 +24,6 @@ from engine.data.source import (
     has_transform,
     source_name,
 )
-from engine.types import Json
 
 type Mark = tuple[int, Json]
 """Number of an item of a shard, and the position from which the shard is opened to read it."""

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from engine.base.duration import DATA_UNITS, Duration
+from engine.base.errors import DataError
 from engine.config.allowed_values import AUTO
-from engine.config.duration import DATA_UNITS, Duration
-from engine.config.errors import DataError
 from engine.config.schema import Train
 from engine.data.sampling.shuffle import PartPermutations, derive_seed
 from engine.data.source import Source

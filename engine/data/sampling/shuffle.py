@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 
 ROUNDS, ROUNDS_SMALL = 8, 16  # Feistel rounds; small sources need more until all permutations are equally likely
 SMALL = 1000  # examples

@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.config.schema import Target
 from engine.config.target import resolve
 from engine.data.ragged.fields import measured
 from engine.data.source import ArraySource, Example, Source, fingerprint, leaves_with_path, source_name
-from engine.mounts import local_path
+from engine.storage.mounts import local_path
 
 FILES = (".npy", ".npz", ".parquet")
 """Endings of files with tags or weights."""

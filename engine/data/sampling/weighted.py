@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from engine.config.errors import DataError, did_you_mean
+from engine.base.errors import DataError, did_you_mean
 from engine.data.sampling.sampler import Order, PermutationSampler
 from engine.data.sampling.share_schedule import Times
 from engine.data.sampling.tags import FILES, Tags, TagsArgument, find_tags, read_array

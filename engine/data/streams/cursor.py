@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from engine.config.errors import ConvoyError, DataError
+from engine.base.errors import ConvoyError, DataError
+from engine.base.types import Json
 from engine.data.sampling.sampler import Mark
 from engine.data.streams.stream import Stream
-from engine.types import Json
 
 FEW = 16  # fetches between two openings of a shard: if there are fewer, threads read too far apart for `keep`
 MOST_KEPT = 2**16  # items of a shard

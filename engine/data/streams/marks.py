@@ -7,12 +7,12 @@ from typing import Any
 
 import jax
 
+from engine.base.types import Json
 from engine.cluster import group
 from engine.data.bad_examples import TolerantBatch
 from engine.data.batch import Batch
 from engine.data.reader import Numbered
 from engine.data.sampling.sampler import Mark, Marks
-from engine.types import Json
 
 GATHER_S = 30.0  # marks that are missing then only make a resume read more
 

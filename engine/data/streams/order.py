@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from engine.config.duration import UNKNOWN_LENGTH
+from engine.base.duration import UNKNOWN_LENGTH
 from engine.data.sampling.shuffle import EpochPermutation
 
 

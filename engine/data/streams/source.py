@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from engine.config.duration import UNKNOWN_LENGTH
-from engine.config.errors import ConvoyError, DataError
+from engine.base.duration import UNKNOWN_LENGTH
+from engine.base.errors import ConvoyError, DataError
+from engine.base.types import Json
 from engine.config.schema import SHUFFLE_WINDOW, Data
 from engine.config.target import build
 from engine.data.collate import Collator
@@ -28,7 +29,6 @@ from engine.data.stages import stage
 from engine.data.streams.cursor import StreamReader
 from engine.data.streams.order import Order
 from engine.data.streams.stream import IterableStream, Stream, is_iterable_only, is_stream
-from engine.types import Json
 
 type Readable = Source | Stream | Iterable[Example] | Callable[[], Iterator[Example]]
 """What `as_source` accepts; the function is a generator function."""

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeGuard
 
-from engine.types import Json
+from engine.base.types import Json
 
 
 class Stream(Protocol):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.ragged.packing import Packed
 from engine.data.source import fingerprint

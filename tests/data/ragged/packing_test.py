@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.ragged.packing import Packed, is_packed
 from engine.data.reader import read

@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.ragged.packing import Packed
 from engine.data.reader import read

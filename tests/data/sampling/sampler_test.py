@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.batches import Batches
 from engine.data.collate import stack_examples
 from engine.data.sampling.sampler import make_sampler, read_examples

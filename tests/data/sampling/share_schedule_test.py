@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config.duration import Duration
-from engine.config.errors import ConfigError, DataError
+from engine.base.duration import Duration
+from engine.base.errors import ConfigError, DataError
 from engine.config.schema import Train
 from engine.data.batches import Batches
 from engine.data.ragged.balanced import Balanced

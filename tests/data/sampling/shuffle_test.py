@@ -4,7 +4,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from engine.config.errors import DataError
+from engine.base.errors import DataError
 from engine.data.sampling.shuffle import EpochPermutation, PartPermutations, derive_seed, random_generators
 
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from engine.config.errors import ConfigError, DataError
+from engine.base.errors import ConfigError, DataError
 from engine.data.ragged import fields as ragged
 from engine.data.sampling.tags import Tags, find_tags
 from engine.data.source import ArraySource

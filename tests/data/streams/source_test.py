@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config.duration import UNKNOWN_LENGTH, Duration
-from engine.config.errors import ConfigError, DataError
+from engine.base.duration import UNKNOWN_LENGTH, Duration
+from engine.base.errors import ConfigError, DataError
 from engine.config.schema import Data
 from engine.data.bad_examples import TolerantBatches
 from engine.data.batches import Batches, OrderedBatches

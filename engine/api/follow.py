@@ -1,0 +1,235 @@
+"""`convoy evaluate --follow`: evaluates each checkpoint of a run once, in a job of its own, while the run trains."""
+
+import contextlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from engine.api.saved_evaluations import SavedEvaluations, StoredResults, read_results
+from engine.api.saved_run import SavedRun
+from engine.base import formatting
+from engine.base.duration import CLOCK_UNITS, Duration
+from engine.base.errors import CheckpointError, ConvoyError, FieldError, RunError
+from engine.base.exit_status import ExitStatus, is_retried
+from engine.cluster import group
+from engine.config.schema import Config
+from engine.data.streams.source import Readable
+from engine.metrics.results import Result
+from engine.run import status
+from engine.run.directory import RunDirectory
+from engine.storage.mounts import local_path, shown
+from engine.training.task import Task
+
+POLL_S, SLOW_POLL_S = 1.0, 10.0  # between two polls of a run that has no new checkpoint: at first, and at last
+UNREADABLE_POLLS = 8  # in a row in which the results cannot be read, before that is an error: 16 to 80 s
+REPORT_S = 600.0  # without a sign of life of the run, until the first report; each report doubles the time to the next
+
+
+def follow(
+    run: str | Path,
+    *,
+    task: Task | None = None,
+    evaluation_data: Mapping[str, Readable] | None = None,
+    overrides: Sequence[str] = (),
+    timeout: str | None = None,
+    on_results: Callable[[dict[str, Result]], None] = lambda results: None,
+    on_message: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Evaluates each checkpoint of a run once, also those that it still writes, until the run is done.
+
+    A step is left out if `evaluations.jsonl` has its results with the same settings, so a restart continues. If the run
+    is resumed with another config, or started again with `--fresh`, that config is used from then on.
+
+    Args:
+        run: the run directory, in which the training may not have started yet.
+        task: the Task, if the run was started with a Task object.
+        evaluation_data: as for `evaluate`.
+        overrides: as for `evaluate`.
+        timeout: how long to wait for a run that does not change, such as "2 hours"; None: without a limit.
+        on_results: called with "step" and the metrics of each step.
+        on_message: called with sentences for the user.
+
+    Raises:
+        RunError: the run has failed, and its exit code is that of the run; or the run has not changed for too long.
+        ConfigError: `timeout` is not a time.
+    """
+    run = local_path(run)  # a bucket is mounted: a copy would not show later checkpoints
+    directory, wait = RunDirectory(run), Wait(shown(run), timeout, on_message)
+    if not has_begun(directory):
+        on_message(f"waiting for a run to start in {directory}")
+    while not group.run_on_primary(
+        lambda: has_begun(directory) or wait.poll(_read_status(directory)), "the begin of the run"
+    ):
+        time.sleep(POLL_S)
+    given = {"task": task, "overrides": overrides, "data": evaluation_data, "on_message": on_message}
+    follower, pause = Follower(SavedEvaluations(run, **given), wait), POLL_S
+    while True:
+        action, step, names, text = group.run_on_primary(follower.next, "the next checkpoint to evaluate")
+        if action == DONE:
+            on_message(text)
+            return
+        if action == RELOAD:
+            on_message("the run was started with another config, which is used from now on")
+            follower = Follower(SavedEvaluations(run, **given), wait)
+        elif action == EVALUATE:
+            pause = POLL_S
+            try:
+                on_results(follower.evaluations.run(step, names))
+            except CheckpointError:
+                if group.run_on_primary(follower.saved.steps, "the checkpoints").count(step):
+                    raise
+                on_message(f"step {step} was deleted before its evaluation. A larger checkpoint.keep_latest keeps it.")
+        else:
+            time.sleep(pause)
+            pause = min(1.2 * pause, SLOW_POLL_S)
+
+
+def has_begun(directory: RunDirectory) -> bool:
+    """Whether the config of a run and its number of steps are known; the context of its evaluations needs both."""
+    if not directory.exists():
+        return False
+    found = _read_status(directory)  # None: `Follower` waits for a status that can be read
+    return found is None or found.total_steps is not None or found.state not in status.RUNNING
+
+
+def _read_status(directory: RunDirectory) -> status.Status | None:
+    try:
+        return status.read(directory.status)
+    except RunError:  # it has not been written yet, or the storage fails for a moment
+        return None
+
+
+EVALUATE, RELOAD, WAIT, DONE = "evaluate", "reload", "wait", "done"
+"""What to do next."""
+
+
+class Follower:
+    """Decides what to evaluate next, in the primary.
+
+    Args:
+        evaluations: the evaluations of the run.
+        wait: measures how long nothing has changed.
+    """
+
+    def __init__(self, evaluations: SavedEvaluations, wait: "Wait"):
+        self.evaluations, self.saved, self._wait = evaluations, evaluations.saved, wait
+        self._taken: set[int] = set()  # by this process: a result may not be stored, or the step deleted
+        self._reported = ""
+        self._unreadable = 0  # polls in a row in which the results could not be read
+
+    def next(self) -> tuple[str, int, list[str], str]:
+        """Returns what to do next; a step and its evaluations to run, or how the run has ended.
+
+        Raises:
+            RunError: the run has failed, its results still cannot be read, or the wait takes too long.
+        """
+        state = _read_status(self.saved.directory)  # before the steps: a run that is done writes no more
+        if self._stored_config() != self.saved.config:
+            if has_begun(self.saved.directory):
+                return RELOAD, 0, [], ""
+            self._wait.poll(state)
+            return WAIT, 0, [], ""
+        known, steps = self._results(), self.saved.steps()
+        if known is None:
+            self._wait.poll(state)
+            return WAIT, 0, [], ""
+        self._taken.intersection_update(steps)  # a run that is started again with --fresh writes these steps again
+        for step in steps:
+            names = self.evaluations.missing(step, known)
+            if names and step not in self._taken:
+                self._taken.add(step)
+                self._wait.restart()
+                return EVALUATE, step, names, ""
+        if state is None or state.state in status.RUNNING or is_retried(state.exit_code or 0):
+            self._report_end(state)
+            self._wait.poll(state)
+            return WAIT, 0, [], ""
+        if state.state == "done":
+            return DONE, 0, [], f"the run is done at step {state.step}, and all of its checkpoints are evaluated"
+        error = RunError(
+            f"{self.saved.directory}: all checkpoints are evaluated, but the run has ended at step {state.step} with "
+            f"exit code {state.exit_code}: {state.reason} After it is resumed, the same command continues."
+        )
+        error.exit_code = state.exit_code or ExitStatus.USER_ERROR
+        raise error
+
+    def _results(self) -> list[StoredResults] | None:
+        """Returns the stored results, or None if they cannot be read now. Raises RunError if that does not end."""
+        try:
+            found = read_results(self.saved.directory.evaluations)
+        except RunError:  # the storage fails for a moment, or reading is not permitted
+            self._unreadable += 1
+            if self._unreadable > UNREADABLE_POLLS:
+                raise
+            return None
+        self._unreadable = 0
+        return found
+
+    def _report_end(self, state: status.Status | None) -> None:
+        """Says once that the run was killed, or has ended with an exit code after which it is restarted."""
+        text = ""
+        with contextlib.suppress(RunError):
+            text = status.missing_end(self.saved.directory.status)
+        if state is not None and state.state not in status.RUNNING:
+            ended = f"attempt {state.attempt} has ended at step {state.step} with exit code {state.exit_code}"
+            text = f"{ended}. The same command resumes it. {state.reason}".strip()
+        if text and text != self._reported:
+            self._reported = text
+            self.evaluations.say(f"waiting: {text}")
+
+    def _stored_config(self) -> Config:
+        """Returns the config of the run, which may be resumed with another one."""
+        try:
+            return SavedRun(self.saved.directory.path).config
+        except ConvoyError:  # the storage fails for a moment
+            return self.saved.config
+
+
+class Wait:
+    """How long a run has not changed: reports it at growing intervals, and ends the wait after the timeout.
+
+    Args:
+        run: name of the run, for the texts.
+        timeout: a time, such as "2 hours"; None: without a limit.
+        say: called with sentences for the user.
+        clock: returns seconds.
+
+    Raises:
+        ConfigError: `timeout` is not a time.
+    """
+
+    def __init__(
+        self, run: str, timeout: str | None, say: Callable[[str], None], clock: Callable[[], float] = time.monotonic
+    ):
+        self._run, self._say, self._clock = run, say, clock
+        self._timeout_s = None if timeout is None else _seconds(timeout)
+        self._updated = ""  # as the status says
+        self.restart()
+
+    def restart(self) -> None:
+        """Counts from now: the run has changed, or its checkpoint was evaluated meanwhile."""
+        self._since, self._report_s = self._clock(), REPORT_S
+
+    def poll(self, state: status.Status | None) -> bool:
+        """Reports a long wait; returns False. Raises RunError after the timeout."""
+        updated = "" if state is None else state.updated
+        if updated != self._updated:
+            self._updated = updated
+            self.restart()
+        seconds = self._clock() - self._since
+        found = "it has no status" if state is None else f"its status is {state.state} at step {state.step}"
+        text = f"the run has not been updated for {formatting.duration(seconds)}: {found}"
+        if self._timeout_s is not None and seconds >= self._timeout_s:
+            raise RunError(f"{self._run}: {text}. After it is resumed, the same command continues.")
+        if seconds >= self._report_s:
+            self._report_s = 2 * seconds
+            self._say(f"waiting: {text}")
+        return False
+
+
+def _seconds(timeout: str) -> float:
+    """Returns the seconds of a time. Raises FieldError for other texts."""
+    found = Duration.parse(timeout, "timeout", tuple(CLOCK_UNITS))
+    if not found.is_clock or not found.value:
+        raise FieldError("timeout", f"found {timeout!r}", f"Allowed: a time above 0 in {', '.join(CLOCK_UNITS)}.")
+    return found.seconds

@@ -1,0 +1,258 @@
+"""Uses a trained run as functions: evaluate it, predict with it, export its weights, list its checkpoints.
+
+These functions read a run directory and need no training data. They do not take the lease of the run.
+"""
+
+import contextlib
+import functools
+import logging
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine.api.prediction_files import check_prediction_file, open_prediction_file
+from engine.api.predictions import EXAMPLE, Columns, Predictor
+from engine.api.saved_evaluations import SavedEvaluations, choose_steps
+from engine.api.saved_program import open_program
+from engine.api.saved_run import SavedRun
+from engine.base.errors import ConfigError, DataError, did_you_mean
+from engine.checkpoint.export import export_safetensors
+from engine.checkpoint.store import StepInfo
+from engine.cluster import group, peer_failure
+from engine.compile.build import build_task
+from engine.compile.out_of_memory import out_of_memory_reported
+from engine.config.instances import section_of
+from engine.config.schema import Config, Data
+from engine.config.target import check
+from engine.data.source import Source, build_source
+from engine.data.streams.source import Readable, limit_source
+from engine.metrics.results import Result
+from engine.observe.figure_files import remove_figures, write_figures
+from engine.storage.mounts import local_path
+from engine.training.figures import check_figure, draw_example
+from engine.training.task import Task
+
+FIGURE = re.compile(r"example-\d+\.png")  # name of a figure of `predict`
+
+
+def warn(text: str) -> None:
+    """Logs a sentence for the user."""
+    logging.getLogger("convoy").warning(text)
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    step: int | str | None = None,
+    task: Task | None = None,
+    evaluation_data: Mapping[str, Readable] | None = None,
+    overrides: Sequence[str] = (),
+) -> dict[str, Result]:
+    """Runs all evaluations of a run on one checkpoint; returns "step" and the metrics. Needs no training data.
+
+    The results are also appended to `evaluations.jsonl` in the run directory.
+
+    Args:
+        run: the run directory.
+        step: step of the checkpoint, "latest", or "best". None, like "best": the best checkpoint if the run selects
+            one, else the newest.
+        task: the Task, if the run was started with a Task object.
+        evaluation_data: name of an evaluation -> its source; a new name is a new evaluation. Fields of the engine, such
+            as `data.limit`, stay as the config sets them.
+        overrides: changes of the run's config, each "evaluations.test.batch_size=64" or "mesh.data=2".
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+        ConfigError: the config of the run has no evaluations, or an override changes something else.
+    """
+    steps = [step]
+    [results] = evaluate_steps(run, steps, task=task, evaluation_data=evaluation_data, overrides=overrides)
+    return results
+
+
+def evaluate_steps(
+    run: str | Path,
+    steps: str | Sequence[int | str | None],
+    *,
+    task: Task | None = None,
+    evaluation_data: Mapping[str, Readable] | None = None,
+    overrides: Sequence[str] = (),
+    on_results: Callable[[dict[str, Result]], None] = lambda results: None,
+    on_message: Callable[[str], None] = warn,
+) -> list[dict[str, Result]]:
+    """Runs all evaluations of a run on several checkpoints; compiles them once. Otherwise as `evaluate`.
+
+    Args:
+        run: the run directory.
+        steps: "all", a text such as "100,200,latest", or a list of steps.
+        task: as for `evaluate`.
+        evaluation_data: as for `evaluate`.
+        overrides: as for `evaluate`.
+        on_results: called with "step" and the metrics of each step.
+        on_message: called with sentences for the user.
+    """
+    evaluations = SavedEvaluations(run, task=task, overrides=overrides, data=evaluation_data, on_message=on_message)
+    found = []
+    for step in group.run_on_primary(lambda: choose_steps(evaluations.saved, steps), "the choice of the checkpoints"):
+        found.append(evaluations.run(step))
+        on_results(found[-1])
+    return found
+
+
+def predict(
+    run: str | Path,
+    *,
+    data: Readable | Mapping[str, Any] | None = None,
+    evaluation: str | None = None,
+    step: int | str | None = None,
+    task: Task | None = None,
+    batch_size: int | None = None,
+    overrides: Sequence[str] = (),
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    figures: int = 0,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, np.ndarray]:
+    """Runs `Task.predict` of a run over a dataset, each example once and in order. Needs no training data.
+
+    Returns the columns by name, one row per example: `example` (its index in the dataset), the predictions, and the
+    text of the examples, such as their identifiers. In a run of several processes, only the primary has the text. All
+    rows are kept in memory, unless they are written to `out`; then the result is empty.
+
+    Args:
+        run: the run directory.
+        data: a source, or a config section such as {"target": "package.module.Name", "split": "test"}. None: the data
+            of an evaluation of the run.
+        evaluation: name of that evaluation; needed if the run has several.
+        step: step of the checkpoint, "latest", or "best". None, like "best": the best checkpoint if the run selects
+            one, else the newest.
+        task: the Task, if the run was started with a Task object.
+        batch_size: rows per batch; None: that of the evaluation, or `train.global_batch_size`.
+        overrides: changes of the run's config, each "mesh.data=2" or "data.limit=100".
+        out: file to write, `.npz` or `.parquet`. It appears once it is complete.
+        overwrite: replace an existing file `out`.
+        figures: number of examples, the first ones, whose predictions `Task.figure` draws as PNG files into the folder
+            `<out without suffix>_figures`.
+        on_progress: called with the number of finished examples and of all examples.
+
+    Raises:
+        CheckpointError: there is no such checkpoint.
+        TaskError: the Task has no valid `predict`.
+        ConfigError, DataError: the data cannot be chosen or read, or the file cannot be written.
+    """
+    path = None if out is None else local_path(out)
+    if figures < 0:
+        raise ConfigError(f"figures = {figures}: allowed is a whole number from 0.")
+    if figures and path is None:
+        raise ConfigError(f"figures = {figures}: they are written next to the file `out`. Set it, too.")
+    if path is not None and group.is_primary():
+        check_prediction_file(path, overwrite)
+    saved = SavedRun(run)
+    name, config = _config_for_predictions(saved, data, evaluation, overrides)
+    section = config.data if name is None else config.evaluations[name].data
+    where = "data" if name is None else f"evaluations.{name}.data"
+    with saved.code_importable(config):
+        task = build_task(config) if task is None else task
+        if figures:
+            check_figure(task, f"figures = {figures}")
+        if isinstance(data, Mapping) or data is None:
+            check(section, where)
+    size = batch_size or (config.evaluations[name].batch_size if name else None) or config.train.global_batch_size
+    config, program = open_program(task, config, overrides, [size], warn)
+    source = _source(data, section, where)
+    with out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
+        chosen = group.run_on_primary(lambda: saved.choose(step), "the choice of the checkpoint")
+        predictor = Predictor(source, section, program, size, where)
+        batches = predictor.run(saved.weights(chosen, program), lambda done: on_progress(done, predictor.examples))
+        if path is None:
+            parts = list(batches)
+            return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
+        folder, drawn = path.with_name(f"{path.stem}_figures"), set[str]()
+        with open_prediction_file(path, overwrite) if group.is_primary() else contextlib.nullcontext() as file:
+            for columns in batches:
+                drawn |= _draw(columns, predictor, task, figures - len(drawn), folder)
+                if file is not None:
+                    file.add(columns)
+        if group.is_primary():
+            with _write_errors_reported(folder):
+                remove_figures(folder, FIGURE, drawn)  # those of earlier predictions
+    return {}
+
+
+def _draw(columns: Columns, predictor: Predictor, task: Task, count: int, folder: Path) -> set[str]:
+    """Draws at most `count` rows of a batch into a folder, in the primary; returns the names of the files.
+
+    Every process calls it, and waits for each figure by itself. If one cannot be drawn, every process raises the error.
+    """
+
+    def draw(row: int, index: int) -> str:
+        prediction = {name: columns[name][row] for name in predictor.names}
+        image = draw_example(task, predictor.source, index, prediction, f"example-{index}.png")
+        with _write_errors_reported(folder):
+            write_figures(folder, {"figure": image})
+        return image.file
+
+    chosen = enumerate(columns[EXAMPLE][:count].tolist())
+    return {group.run_on_primary(functools.partial(draw, row, index), "a figure") for row, index in chosen}
+
+
+@contextlib.contextmanager
+def _write_errors_reported(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be written ({error.strerror or error}). Free space there.") from error
+
+
+def _config_for_predictions(
+    saved: SavedRun, data: Readable | Mapping[str, Any] | None, evaluation: str | None, overrides: Sequence[str]
+) -> tuple[str | None, Config]:
+    """Returns the name of the evaluation whose data is read, and the config; the name is None for `config.data`."""
+    given = [text for text in overrides if text.startswith("data.")]
+    if data is not None or any(text.startswith("data.target=") for text in given):
+        if evaluation is not None:
+            raise ConfigError(f"evaluation = {evaluation!r}: other data is given too. Choose one of the two.")
+        section = data if data is None or isinstance(data, Mapping) else section_of(data)
+        return None, saved.changed_config(overrides, data=section)
+    names = saved.changed_config([text for text in overrides if text not in given]).evaluations
+    if evaluation is None and len(names) == 1:
+        evaluation = next(iter(names))
+    if evaluation not in names:
+        found = f"evaluation = {evaluation!r}: no such evaluation." if evaluation else "predict: no data is chosen."
+        near = did_you_mean(evaluation, names) if evaluation else ""
+        listed = f"name an evaluation of the run ({', '.join(names)})" if names else "the run has no evaluations"
+        advice = "--data.target=package.module.Name, or data=... in Python"
+        raise ConfigError(f"{found}{near} Give a dataset, {advice}; {listed}: --evaluation=NAME.")
+    renamed = [f"evaluations.{evaluation}.{text}" if text in given else text for text in overrides]
+    return evaluation, saved.changed_config(renamed)
+
+
+def _source(data: Readable | Mapping[str, Any] | None, section: Data, where: str) -> Source:
+    if data is None or isinstance(data, Mapping):
+        return build_source(section, where, finite=True)
+    return limit_source(data, section, "data", finite=True)
+
+
+def export(run: str | Path, file: str | Path, *, step: int | str | None = None, task: Task | None = None) -> list[str]:
+    """Writes the weights of a checkpoint as safetensors; the averaged weights if the run has them. Needs no data.
+
+    Returns:
+        The names of the arrays.
+    """
+    saved = SavedRun(run)
+    task = saved.build_task() if task is None else task
+    _, program = open_program(task, saved.config, (), (), warn)
+    with peer_failure.lost_peers_reported():
+        chosen = group.run_on_primary(lambda: saved.choose(step), "the choice of the checkpoint")
+        return export_safetensors(saved.weights(chosen, program).to_tree(), file)
+
+
+def checkpoints(run: str | Path) -> list[StepInfo]:
+    """Returns step, size, time and results of each checkpoint of a run, oldest first; does not initialize devices.
+
+    In a bucket that is read without a mount, a step with a damaged manifest has an `error`.
+    """
+    return SavedRun(run).checkpoints()

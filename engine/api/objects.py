@@ -1,0 +1,135 @@
+"""Objects that a Python program passes to `engine.train`: a Task, sources and hooks, instead of dotted paths.
+
+The config of the run describes them (`config/instances.py`); the engine uses the objects.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+
+from engine.base.errors import ConfigError
+from engine.compile.build import build_task
+from engine.config.draft import draft_of
+from engine.config.instances import TARGET, missing, section_of
+from engine.config.schema import Config, Data, Target, field_names
+from engine.config.schema import Hook as HookConfig
+from engine.config.validation import validate
+from engine.data.sampling.share_schedule import for_run
+from engine.data.source import Source, build_source
+from engine.data.streams.source import check_readable, limit_source
+from engine.loop.hooks import Hook, build_hooks
+from engine.metrics.values import describe_value
+from engine.training.task import Task
+
+type Given = object | str | Mapping[str, Any]
+"""An object, a dotted path, or a config section with a target."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Objects:
+    """The objects of a run, each None or absent where the config names a target."""
+
+    task: Task | None = None
+    data: Source | None = None
+    evaluation_data: Mapping[str, Source] = dataclasses.field(default_factory=dict)
+    hooks: Mapping[str, Hook] = dataclasses.field(default_factory=dict)
+
+    def build_task(self, config: Config) -> Task:
+        """Returns the Task of a run."""
+        return build_task(config) if self.task is None else self.task
+
+    def build_sources(self, config: Config) -> tuple[Source, dict[str, Source]]:
+        """Returns the training source, and evaluation name -> source; `data.limit` is applied to each."""
+        evaluations = {
+            name: _source(self.evaluation_data.get(name), section.data, f"evaluations.{name}.data", finite=True)
+            for name, section in config.evaluations.items()
+        }
+        return for_run(_source(self.data, config.data, "data"), config.train), evaluations
+
+    def build_hooks(self, config: Config) -> dict[str, Hook]:
+        """Returns the hooks by name, in the order of the config."""
+        named = {name: section for name, section in config.hooks.items() if name not in self.hooks}
+        built = build_hooks(named)
+        return {name: self.hooks[name] if name in self.hooks else built[name] for name in config.hooks}
+
+    def check(self, config: Config) -> None:
+        """Raises ConfigError if the config describes an object that was not passed."""
+        sections: list[tuple[Target, object]] = [(config.task, self.task), (config.data, self.data)]
+        sections += [(e.data, self.evaluation_data.get(name)) for name, e in config.evaluations.items()]
+        sections += [(hook, self.hooks.get(name)) for name, hook in config.hooks.items()]
+        for section, found in sections:
+            if section.target == TARGET and found is None:
+                missing(str(section.arguments.get("type")))
+
+
+def _source(found: Source | None, section: Data, where: str, finite: bool = False) -> Source:
+    if found is None:
+        return build_source(section, where, finite=finite)
+    return limit_source(found, section, where, finite)
+
+
+def with_objects(
+    config: Config | ml_collections.ConfigDict | Mapping[str, Any],
+    task: Given | None,
+    data: Given | None,
+    evaluation_data: Mapping[str, Given],
+    hooks: Mapping[str, Given],
+) -> tuple[Config, Objects]:
+    """Returns the config with the sections of what is given, and the objects among them.
+
+    Fields of the engine, such as `data.limit` and `hooks.<name>.every`, stay as the config sets them.
+
+    Raises:
+        ConfigError, DataError: a Task, a source or a hook is not one.
+    """
+    draft = draft_of(config)
+    if task is not None:
+        draft.task = _section(task, {})
+        if not _is_named(task) and not isinstance(task, Task):
+            raise ConfigError(f"task: found {describe_value(task)}. Pass an object of a subclass of engine.Task.")
+    if data is not None:
+        draft.data = _section(data, _fields(draft.data, Data))
+    for name, source in evaluation_data.items():
+        before = draft.evaluations.get(name, {})
+        draft.evaluations[name] = {**before, "data": _section(source, _fields(before.get("data", {}), Data))}
+    for name, hook in hooks.items():
+        draft.hooks[name] = _section(hook, _fields(draft.hooks.get(name, {}), HookConfig))
+        if not _is_named(hook) and (isinstance(hook, type) or not callable(getattr(hook, "run", None))):
+            found = f"the class {hook.__name__}" if isinstance(hook, type) else describe_value(hook)
+            raise ConfigError(
+                f"hooks[{name!r}]: found {found}. Pass an object with a method run(trainer, state, step)."
+            )
+    for where, source in {"data": data, **{f"evaluation_data[{n!r}]": s for n, s in evaluation_data.items()}}.items():
+        if source is not None and not _is_named(source):
+            check_readable(source, where)
+    objects = Objects(
+        task=_object(task),
+        data=_object(data),
+        evaluation_data={name: source for name, source in evaluation_data.items() if not _is_named(source)},  # pyright: ignore[reportArgumentType]
+        hooks={name: hook for name, hook in hooks.items() if not _is_named(hook)},  # pyright: ignore[reportArgumentType]
+    )
+    return validate(draft, "engine.train"), objects
+
+
+def _is_named(value: Given) -> bool:
+    """Whether a value is a dotted path, or a section with a target."""
+    return isinstance(value, str) or (isinstance(value, Mapping | ml_collections.ConfigDict) and "target" in value)
+
+
+def _object(value: Given | None) -> Any:
+    return None if value is None or _is_named(value) else value
+
+
+def _section(value: Given, kept: dict[str, Any]) -> dict[str, Any]:
+    if isinstance(value, str):
+        return {**kept, "target": value}
+    if isinstance(value, Mapping | ml_collections.ConfigDict) and "target" in value:
+        return {**kept, **value}
+    return {**kept, **section_of(value)}
+
+
+def _fields(section: Mapping[str, Any], kind: type[Target]) -> dict[str, Any]:
+    """Returns the fields of the engine in a section, without its target and its arguments."""
+    return {name: section[name] for name in field_names(kind) if name != "target" and name in section}

@@ -1,0 +1,199 @@
+"""Checks of a resume: compares the stored config and datasets of a run with the new ones.
+
+Each check runs on the primary; its result or error is sent to every process. Before the first checkpoint every change
+is allowed. `config/identity.py` lists the identity fields.
+"""
+
+import dataclasses
+import shlex
+from collections.abc import Mapping, Sequence
+
+from engine.api.saved_run import newest_checkpoint
+from engine.base.errors import ConfigError, DataError
+from engine.cluster import group
+from engine.cluster.consistency_check import check_consistency
+from engine.config.identity import identity_differences, only_weights_differ, schedule_change
+from engine.config.schedules import followers
+from engine.config.schema import Config
+from engine.config.text import from_text
+from engine.data import dataset_summary
+from engine.data.sampling.share_schedule import follows_run
+from engine.data.source import Source
+from engine.run.directory import RunDirectory
+
+
+@dataclasses.dataclass(frozen=True)
+class Accepted:
+    """Changes that the user accepts: `--accept-schedule-change`, `--accept-data-change` (also of its weights)."""
+
+    schedule: bool = False
+    data: bool = False
+
+
+def check_config(config: Config, directory: RunDirectory, accepted: Accepted) -> list[str]:
+    """Returns the names of the evaluations whose data section has changed.
+
+    Raises:
+        ConfigError: an identity field differs (of the weights of the data: and that is not accepted), the run would
+            end before its newest checkpoint, or the learning-rate schedule changes and that is not accepted.
+    """
+    return group.run_on_primary(lambda: _check_config(config, directory, accepted), "the check of the earlier config")
+
+
+def _check_config(config: Config, directory: RunDirectory, accepted: Accepted) -> list[str]:
+    newest = newest_checkpoint(directory)
+    if newest is None:
+        return []
+    old = from_text(directory.read_config_text(), str(directory.config))
+    differences = identity_differences(old, config)
+    weights = bool(differences) and only_weights_differ(old, config)
+    if differences and not (weights and accepted.data):
+        accept = (
+            "To continue at the same position with the new weights, add --accept-data-change. To plan a change, give "
+            "weights by time: {'0 steps': ..., '5000 steps': ...}. Otherwise: "
+        )
+        raise ConfigError(
+            f"{directory} holds a run of another config:\n  " + "\n  ".join(differences) + f"\n{accept * weights}"
+            f"Resume with its stored config (--config={directory}), use another --workdir (with its weights: "
+            f"--config.init.checkpoint={directory}), or start a new run with --fresh (the old run is moved aside)."
+        )
+    size = _stored_size(directory)
+    if size and not (accepted.data and config.train.total.unit == "epochs"):
+        _check_total(config, size, directory)
+    change = schedule_change(old, config, newest, size)
+    if change and not accepted.schedule:
+        raise ConfigError(f"{directory}: {change} To resume with it, add --accept-schedule-change.")
+    kept = old.evaluations.keys() & config.evaluations.keys()
+    return [name for name in sorted(kept) if old.evaluations[name].data != config.evaluations[name].data]
+
+
+def check_total(config: Config, dataset_size: int, directory: RunDirectory) -> None:
+    """Checks that the run does not end before its newest checkpoint, for a dataset that is open.
+
+    `check_config` has checked it before with the stored size of the dataset, unless that may change.
+
+    Raises:
+        ConfigError: `train.total` is below the step of that checkpoint.
+    """
+    group.run_on_primary(lambda: _check_total(config, dataset_size, directory), "the check of train.total")
+
+
+def check_total_steps(
+    readers: Sequence[str], source: Source, config: Config, directory: RunDirectory, accepted: Accepted
+) -> None:
+    """Checks that a changed `train.total` does not change the training of a Task or a dataset that depends on it.
+
+    Args:
+        readers: names of the code that reads `context.total_steps`.
+        source: the training data, whose weights may change at percentages of the run.
+        config: config of the resume.
+        directory: the run directory, whose stored config is still that of the attempt before.
+        accepted: changes that the user accepts.
+
+    Raises:
+        ConfigError: it does, and that is not accepted.
+    """
+    changed = []
+    if readers:
+        changed.append(f"context.total_steps, which {' and '.join(readers)} read{'s' * (len(readers) == 1)}")
+    if follows_run(source):
+        changed.append("the times in percent of the run at which the weights of data change")
+    if changed and not accepted.schedule:
+        what = ", and ".join(changed)
+        group.run_on_primary(lambda: _check_total_steps(what, config, directory), "the check of total_steps")
+
+
+def _check_total_steps(what: str, config: Config, directory: RunDirectory) -> None:
+    if newest_checkpoint(directory) is None:
+        return
+    old = from_text(directory.read_config_text(), str(directory.config)).train.total
+    if old != config.train.total:
+        raise ConfigError(
+            f"{directory}: train.total: {old} -> {config.train.total} changes {what}. To resume with it, add "
+            "--accept-schedule-change."
+        )
+
+
+def _check_total(config: Config, dataset_size: int, directory: RunDirectory) -> None:
+    newest, total = newest_checkpoint(directory), _total_steps(config, dataset_size)
+    if newest is None or total >= newest:
+        return
+    stored = from_text(directory.read_config_text(), str(directory.config))
+    path = shlex.quote(str(directory))
+    command, stored_total = f"convoy train --config={path} --workdir={path}", _total_steps(stored, dataset_size)
+    if stored_total < newest:  # an earlier version of the engine stored the config before this check
+        flag = " --accept-schedule-change" if followers(stored) else ""
+        command += f' --config.train.total="{newest} steps"{flag}'
+    found = f"{config.train.total}" + ("" if config.train.total.unit == "steps" else f", which is {total} steps")
+    raise ConfigError(
+        f"train.total: found {found}, but {directory} has a checkpoint of step {newest}. Allowed: {newest} steps or "
+        f"more. Resume with {command}, or start a new run with --fresh (the old run is moved aside)."
+    )
+
+
+def _total_steps(config: Config, dataset_size: int) -> int:
+    return config.train.total.steps(config.train.global_batch_size, dataset_size)
+
+
+def _stored_size(directory: RunDirectory) -> int:
+    """Returns the number of training examples that the run stored; 0 if it stored none."""
+    size = dataset_summary.read(directory.data).get("data", {}).get("examples", "")
+    return int(size) if size.isdecimal() else 0
+
+
+def by_section(source: Source, evaluation_sources: Mapping[str, Source]) -> dict[str, Source]:
+    """Returns config section -> source, the training data first."""
+    return {"data": source} | {f"evaluations.{name}.data": found for name, found in evaluation_sources.items()}
+
+
+def summarize_datasets(source: Source, evaluation_sources: Mapping[str, Source]) -> dict[str, dataset_summary.Summary]:
+    """Returns the summary of each dataset of a run, by config section.
+
+    Raises:
+        InconsistentProcesses: the datasets of the processes differ.
+    """
+    sources = by_section(source, evaluation_sources)
+    summaries: dict[str, dataset_summary.Summary] = {
+        where: dataset_summary.summarize(found) for where, found in sources.items()
+    }
+    check_consistency(
+        {f"{where}: {name}": text for where, found in summaries.items() for name, text in found.items()}, "data"
+    )
+    return summaries
+
+
+def check_data(
+    summaries: Mapping[str, dataset_summary.Summary], directory: RunDirectory, accepted: Accepted
+) -> tuple[list[str], list[str]]:
+    """Returns the names of the evaluations whose data has changed since the start of the run, and messages.
+
+    Raises:
+        DataError: the training data has changed, and that is not accepted.
+    """
+    evaluations, messages = group.run_on_primary(
+        lambda: _check_data(summaries, directory, accepted.data), "the check of the dataset"
+    )
+    return evaluations, messages
+
+
+def _check_data(
+    summaries: Mapping[str, dataset_summary.Summary], directory: RunDirectory, accept: bool
+) -> tuple[list[str], list[str]]:
+    before = {} if newest_checkpoint(directory) is None else dataset_summary.read(directory.data)
+    if not before:
+        return [], []
+    differences = dataset_summary.changes(before.get("data", summaries["data"]), summaries["data"], "data")
+    if differences and not accept:
+        raise DataError(
+            f"{directory} holds a run on another dataset:\n  " + "\n  ".join(differences) + "\n"
+            "Use the original dataset, continue at the same position of the new one with --accept-data-change, use "
+            "another --workdir, or start a new run with --fresh (the old run is moved aside)."
+        )
+    messages = [f"the dataset has changed (--accept-data-change): {text}" for text in differences]
+    evaluations = []
+    for where in sorted((before.keys() & summaries.keys()) - {"data"}):
+        if lines := dataset_summary.changes(before[where], summaries[where], where):
+            name = where.removeprefix("evaluations.").removesuffix(".data")
+            evaluations.append(name)
+            messages.append(f"the dataset of {name} has changed, so its earlier results are dropped: {lines[0]}")
+    return evaluations, messages

@@ -1,0 +1,225 @@
+"""Evaluations of the checkpoints of a run, apart from its training, and their results in `evaluations.jsonl`.
+
+They do not take the lease of the run, so they may run while it trains. A result is one line: step, evaluation, metrics,
+the settings of the evaluation, and the time.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.api.saved_program import open_program
+from engine.api.saved_run import SavedRun
+from engine.base.errors import ConfigError, RunError
+from engine.base.json_text import dumps, now
+from engine.base.text_file import read_text
+from engine.cluster import group, peer_failure
+from engine.compile.build import build_task
+from engine.compile.out_of_memory import out_of_memory_reported
+from engine.config.schema import Config
+from engine.config.target import check
+from engine.config.text import flatten, value_text
+from engine.data.source import Source, build_source, fingerprint
+from engine.data.streams.source import Readable, limit_source
+from engine.loop.evaluation import build_evaluations
+from engine.metrics.results import Result, json_values
+from engine.observe.figure_files import write_figures
+from engine.run.jsonl import open_for_append
+from engine.storage.mounts import address_of_copy, shown
+from engine.training.task import Task
+
+# Settings that change how an evaluation is computed, but not its result beyond rounding.
+NOT_COMPARED = ("mesh.", "sharding.", "cache.", "log.", "data.")
+SCHEDULE = ("every", "at_start", "at_end")  # settings of an evaluation that only choose its steps
+LISTING = ("worst", "score", "worst_mode", "figures")  # settings that change no metric
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredResults:
+    """One line of `evaluations.jsonl`.
+
+    Attributes:
+        step: of the checkpoint.
+        evaluation: name of the evaluation.
+        metrics: full name -> result.
+        settings: settings that differ from those of the run.
+        section: all settings of the evaluation that may change its result, since those of the run may change.
+        time: when it was stored.
+    """
+
+    step: int
+    evaluation: str
+    metrics: Mapping[str, Any]
+    settings: Mapping[str, str]
+    section: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    time: str = ""
+
+
+class SavedEvaluations:
+    """The compiled evaluations of a run.
+
+    Args:
+        run: the run directory.
+        task: the Task, if the run was started with a Task object.
+        overrides: changes of the run's config, each "evaluations.test.batch_size=64".
+        data: a source for each evaluation that reads another one than in the config; new names are new evaluations.
+        on_message: called with sentences for the user.
+
+    Raises:
+        ConfigError: the run has no evaluations, or an override changes something else.
+    """
+
+    def __init__(
+        self,
+        run: str | Path,
+        *,
+        task: Task | None = None,
+        overrides: Sequence[str] = (),
+        data: Mapping[str, Readable] | None = None,
+        on_message: Callable[[str], None] = lambda text: None,
+    ):
+        self.saved, self.say, data = SavedRun(run), on_message, data or {}
+        config = self.saved.changed_config(overrides, evaluation_data=data)
+        if not config.evaluations:
+            raise ConfigError(
+                f"{self.saved.directory.config}: no evaluations. Add one: --evaluations.NAME.data.target=..., or in "
+                "the config of the run, evaluations.<name>.data."
+            )
+        data = {
+            name: limit_source(found, config.evaluations[name].data, f"evaluation_data[{name!r}]", finite=True)
+            for name, found in data.items()
+        }
+        with self.saved.code_importable(config):
+            for name, section in config.evaluations.items():
+                if name not in data:
+                    check(section.data, f"evaluations.{name}.data")
+            task = build_task(config) if task is None else task
+        batch_size, self._sections = config.train.global_batch_size, config.evaluations
+        sizes = [section.batch_size or batch_size for section in self._sections.values()]
+        config, program = open_program(task, config, overrides, sizes, self.say)
+        sources = {
+            name: data[name] if name in data else build_source(section.data, f"evaluations.{name}.data", finite=True)
+            for name, section in self._sections.items()
+        }
+        self._settings = _settings(self.saved.config, config, data)
+        """Evaluation -> what is stored as `settings` and `section`."""
+        self.program = dataclasses.replace(program, total_steps=self.saved.total_steps or 1)
+        self._evaluations = build_evaluations(self._sections, sources, self.program, batch_size)
+        self._config, self._warned = config, False
+
+    def run(self, step: int, only: Sequence[str] | None = None) -> dict[str, Result]:
+        """Runs the evaluations on the checkpoint of a step, stores the results, and returns "step" and the metrics.
+
+        Args:
+            step: of the checkpoint; the same in every process.
+            only: names of the evaluations; None: all.
+
+        Raises:
+            ConvoyError: the Task cannot draw a figure. Every process raises it, after the results are stored.
+        """
+        train, mesh = self._config.train, self._config.mesh
+        results: dict[str, Result] = {"step": step}
+        with out_of_memory_reported(train, mesh), peer_failure.lost_peers_reported():
+            weights = self.saved.weights(step, self.program)
+            for evaluation in self._evaluations:
+                if only is not None and evaluation.name not in only:
+                    continue
+                found = evaluation.run(weights, step=step) or {}
+                results |= found
+                if group.is_primary():
+                    settings, section = self._settings[evaluation.name]
+                    self._store(
+                        StoredResults(step, evaluation.name, json_values(found), settings, section, now()), found
+                    )
+                if evaluation.figure_error is not None:  # in every process; the results are stored
+                    raise evaluation.figure_error
+        return results
+
+    def missing(self, step: int, known: Sequence[StoredResults]) -> list[str]:
+        """Returns the evaluations that have no result for a step with these settings."""
+        stored = [(r.evaluation, (dict(r.settings), dict(r.section))) for r in known if r.step == step]
+        return [name for name in self._sections if (name, self._settings[name]) not in stored]
+
+    def _store(self, result: StoredResults, found: Mapping[str, Result]) -> None:
+        """Appends a line and writes the figures; says so once if the run directory cannot be written."""
+        path = self.saved.directory.evaluations
+        if address_of_copy(path) is not None:
+            if not self._warned:
+                self._warned = True
+                self.say(f"{shown(path)}: is read without a mount, so the results are not stored.")
+            return
+        try:
+            file = open_for_append(path)
+            try:
+                os.write(file, f"{dumps(dataclasses.asdict(result))}\n".encode())
+            finally:
+                os.close(file)
+            path = self.saved.directory.figures
+            write_figures(path, found, result.step)
+        except OSError as error:
+            if not self._warned:
+                self._warned = True
+                what = "results" if path == self.saved.directory.evaluations else "figures"
+                self.say(f"{path}: cannot be written ({error.strerror or error}), so the {what} are not stored.")
+
+
+def read_results(path: Path) -> list[StoredResults]:
+    """Returns the results in a file; lines that are not results are left out. Raises RunError if it cannot be read."""
+    try:
+        lines = read_text(path).splitlines()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror or error}). Move the file away.") from error
+    found = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            found.append(
+                StoredResults(
+                    int(entry["step"]),
+                    entry["evaluation"],
+                    entry["metrics"],
+                    dict(entry["settings"]),
+                    dict(entry.get("section", {})),
+                    entry["time"],
+                )
+            )
+        except (ValueError, TypeError, KeyError, RecursionError):
+            continue
+    return found
+
+
+def _settings(
+    before: Config, now_: Config, data: Mapping[str, Source]
+) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
+    """Returns evaluation -> the settings that differ from those of the run, and those of the evaluation, by field."""
+    old = {name: value_text(name, value) for name, value in flatten(before)}
+    new = {name: value_text(name, value) for name, value in flatten(now_)}
+    changed = {
+        name: new.get(name, "none")
+        for name in {**old, **new}
+        if old.get(name) != new.get(name) and not name.startswith(NOT_COMPARED)
+    }
+    found = {}
+    for name in now_.evaluations:
+        prefix = f"evaluations.{name}."
+        own = {
+            field: text for field, text in changed.items() if field.startswith(prefix) or "evaluations." not in field
+        }
+        if name in data:
+            own[f"{prefix}data"] = f"an object with the content {fingerprint(data[name])}"
+        section = {field.removeprefix(prefix): text for field, text in new.items() if field.startswith(prefix)}
+        found[name] = own, {field: text for field, text in section.items() if field not in (*SCHEDULE, *LISTING)}
+    return found
+
+
+def choose_steps(saved: SavedRun, steps: str | Sequence[int | str | None]) -> list[int]:
+    """Returns the steps for "100,200,latest", "all", or a list, each once. Raises CheckpointError."""
+    words = steps.split(",") if isinstance(steps, str) else list(steps)
+    if words == ["all"]:
+        return saved.steps() or [saved.choose("latest")]
+    return list(dict.fromkeys(saved.choose(word.strip() if isinstance(word, str) else word) for word in words))

@@ -1,0 +1,268 @@
+"""Read access to an existing run: its config, its checkpoints and its trained model."""
+
+import contextlib
+import dataclasses
+import shlex
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from engine.base.errors import CheckpointError, ConfigError, FieldError, RunError
+from engine.checkpoint import timeouts
+from engine.checkpoint.bucket_copy import add_step, readable
+from engine.checkpoint.manifest import read_lock
+from engine.checkpoint.policy import Retention
+from engine.checkpoint.store import CheckpointStore, StepInfo
+from engine.cluster import group
+from engine.compile.build import build_evaluation_program, build_task
+from engine.compile.evaluation_program import EvaluationProgram
+from engine.compile.program import Program
+from engine.config.allowed_values import AUTO
+from engine.config.draft import draft_of
+from engine.config.instances import section_of
+from engine.config.override import apply
+from engine.config.schema import Config, Data, MeshSpec, field_names
+from engine.config.target import is_found
+from engine.config.text import from_text
+from engine.config.validation import validate
+from engine.data.streams.source import Readable
+from engine.observe.goodput_table import goodput_text
+from engine.parallel.mesh import make_mesh
+from engine.run import code, status
+from engine.run.code import Code
+from engine.run.directory import RunDirectory
+from engine.storage import background
+from engine.training.state import TrainState, Weights, evaluation_params
+from engine.training.task import Task
+
+# Prefixes of the fields that an evaluation or a prediction may change.
+CHANGEABLE = (
+    *("evaluations.", "data.", "mesh.", "sharding.", "cache.", "log."),
+    *("train.global_batch_size", "train.precision"),
+)
+
+_DATA_FIELDS = set(field_names(Data)) - {"target"}  # the other fields of a section `data` are arguments of its target
+
+
+class SavedRun:
+    """The directory, the config and the checkpoints of a run.
+
+    Args:
+        path: the run directory, or its address in a bucket. With CONVOY_DATA_CACHE, the bucket is read without a mount;
+            the run is then as it was when this object was made.
+
+    Raises:
+        RunError: the directory is not a run.
+    """
+
+    def __init__(self, path: str | Path):
+        self.directory = RunDirectory(readable(path))
+        self.config = from_text(self.directory.read_config_text(), str(self.directory.config))
+        self._store = CheckpointStore(self.directory.checkpoints)
+
+    def checkpoints(self) -> list[StepInfo]:
+        """Returns step, size, time and results of each checkpoint, oldest first."""
+        return self._store.describe()
+
+    @property
+    def total_steps(self) -> int | None:
+        """Number of steps of the run; None if it has not begun, or its status cannot be read."""
+        try:
+            return status.read(self.directory.status).total_steps
+        except RunError:
+            return None
+
+    def choose(self, step: int | str | None) -> int:
+        """Returns the step for a number, "latest", "best" or None; None, like "best": the best, else the newest.
+
+        Raises:
+            CheckpointError: there is no such checkpoint; the message lists the existing ones.
+        """
+        steps, c = self._store.steps(), self.config.checkpoint
+        best = Retention(self.directory.checkpoints, c.keep_latest, c.best, c.best_mode, c.keep_best).best()
+        if not steps:
+            run = shlex.quote(str(self.directory))
+            raise CheckpointError(
+                f"{self.directory}: no checkpoint yet. Train first: convoy train --config={run} --workdir={run}"
+            )
+        if step in (None, "best") and best is not None and best[0] in steps:
+            return best[0]
+        if step in (None, "best", "latest"):
+            return steps[-1]
+        if str(step).isdecimal() and int(str(step)) in steps:
+            return int(str(step))
+        found = ", ".join(map(str, steps))
+        raise CheckpointError(f"{self.directory}: no checkpoint {step!r}. Found: {found}, latest, best.")
+
+    def changed_config(
+        self,
+        overrides: Sequence[str],
+        *,
+        data: Mapping[str, Any] | None = None,
+        evaluation_data: Mapping[str, Readable] | None = None,
+    ) -> Config:
+        """Returns the config of the run with other settings for evaluations and predictions.
+
+        Args:
+            overrides: each "evaluations.test.batch_size=64".
+            data: replaces the section `data`; None keeps it.
+            evaluation_data: sources of evaluations, by name; a new name is a new evaluation. Fields of the engine, such
+                as `limit`, stay as the config sets them.
+
+        Raises:
+            ConfigError: an override is not valid, or changes the model or the training.
+        """
+        if not overrides and data is None and not evaluation_data:
+            return self.config
+        for text in overrides:
+            name = text.partition("=")[0].strip()
+            if not name.startswith(CHANGEABLE):
+                raise ConfigError(
+                    f"--config.{name}: the run's own config gives the model and its training. Allowed here: "
+                    f"{', '.join(f'{prefix}NAME' if prefix.endswith('.') else prefix for prefix in CHANGEABLE)}."
+                )
+        draft = draft_of(self.config)
+        if data is not None or any(text.startswith("data.target=") for text in overrides):
+            draft.data = data or {}
+        for name, source in (evaluation_data or {}).items():
+            before = draft.evaluations.get(name, {})
+            kept = {field: x for field, x in before.get("data", {}).items() if field in _DATA_FIELDS}
+            draft.evaluations[name] = {**before, "data": {**kept, **section_of(source)}}
+        apply(draft, overrides, "--config.")
+        changed = validate(draft, "the command line")
+        if changed.train.global_batch_size == AUTO:
+            raise FieldError("train.global_batch_size", "found auto", "Only a training chooses it. Give a number.")
+        return changed
+
+    @property
+    def code(self) -> Code:
+        """Where the code of the run lies, as its latest attempt stored it."""
+        return code.read(self.directory.code)
+
+    def build_task(self, config: Config | None = None) -> Task:
+        """Returns the Task of the run, imported from where the run has imported it if it is not found otherwise.
+
+        Raises:
+            ConfigError: its code cannot be imported; the text says where the run was started.
+        """
+        config = self.config if config is None else config
+        with self.code_importable(config):
+            return build_task(config)
+
+    @contextlib.contextmanager
+    def code_importable(self, config: Config) -> Iterator[None]:
+        """Appends the folders of the run's code to sys.path if a target is not found; explains a ConfigError inside."""
+        found, names = self.code, [config.task.target, *(e.data.target for e in config.evaluations.values())]
+        names += [section.target for e in config.evaluations.values() for section in e.slices.values()]
+        inside = self.directory.path.resolve()  # never import from there, see docs/runs.md
+        folders = [Path(folder) for folder in found.folders if not Path(folder).resolve().is_relative_to(inside)]
+        if not all(map(is_found, names)):
+            sys.path += [str(folder) for folder in folders if folder.is_dir() and str(folder) not in sys.path]
+        try:
+            yield
+        except ConfigError as error:
+            if not str(found):
+                raise
+            gone = [folder for folder in folders if not folder.is_dir()]
+            advice = [f"{folder} does not exist here: copy the code there, or set PYTHONPATH." for folder in gone[:1]]
+            raise ConfigError(" ".join([f"{error} The run was started with the code in {found}.", *advice])) from error
+
+    def steps(self) -> list[int]:
+        """Returns the steps of the checkpoints, oldest first."""
+        return self._store.steps()
+
+    def weights(self, step: int, program: EvaluationProgram) -> Weights:
+        """Returns the weights of a checkpoint, sharded as the program requires; the other arrays are not read.
+
+        Every process must call it. Raises CheckpointError, in every process if the checkpoint no longer exists.
+        """
+        wanted = program.abstract_weights(averaged=self.config.train.ema_decay is not None).to_tree()
+        with self._reading(step):
+            return Weights.from_tree(self._store.restore(step, wanted, program.model.stacked, partial=True))
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Keeps a checkpoint from being removed while the block runs. Every process must call it.
+
+        The primary decides whether the checkpoint exists, so that no process waits in a restore that another one cannot
+        begin. Raises CheckpointError in every process if it does not.
+        """
+        path = self.directory.checkpoints / str(step)
+        with contextlib.ExitStack() as stack:
+
+            def lock() -> list[int]:
+                with contextlib.suppress(OSError):  # the restore, which has a timeout too, reports a storage that fails
+                    background.bounded(lambda: stack.enter_context(read_lock(path)), timeouts.LIST_S)
+                return self.steps()
+
+            found = group.run_on_primary(lock, "the checkpoint to read")
+            if step not in found:
+                raise CheckpointError(
+                    f"{self.directory.checkpoints}: there is no checkpoint of step {step}. "
+                    f"Existing steps: {', '.join(map(str, found)) or 'none'}."
+                )
+            add_step(path)
+            yield
+
+    def restore(self, step: int, program: Program) -> TrainState:
+        """Returns the state of a checkpoint, sharded as the program requires."""
+        abstract = program.abstract_state.to_tree()
+        return TrainState.from_tree(self._store.restore(step, abstract, program.spec.model.stacked))
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedRun:
+    """A trained model and the parts of its run.
+
+    Attributes:
+        task: the Task of the run.
+        model: the model in evaluation mode, with the averaged weights if the run has them (`train.ema_decay`). The
+            parameters have their stored precision, whatever `train.precision`.
+        config: the config of the run.
+        step: the step of the checkpoint.
+    """
+
+    task: Task
+    model: nnx.Module
+    config: Config
+    step: int
+
+
+def load(run: str | Path, *, step: int | str | None = None, task: Task | None = None) -> LoadedRun:
+    """Loads a trained model from a run directory, onto the first device. Reads no dataset.
+
+    The code of the Task is imported as usual; if it is not found, from the folder where the run imported it.
+
+    Args:
+        run: the run directory.
+        step: step of the checkpoint, "latest", or "best". None, like "best": the best checkpoint if the run selects
+            one, else the newest.
+        task: the Task, if the run was started with a Task object.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it belongs to another model than the code builds.
+        ConfigError: the code of the Task cannot be imported.
+    """
+    saved = SavedRun(run)
+    chosen = saved.choose(step)
+    task = saved.build_task() if task is None else task
+    mesh = make_mesh(MeshSpec(), jax.local_devices()[:1])
+    program = build_evaluation_program(task, mesh, saved.config)
+    weights = saved.weights(chosen, program)
+    model = program.model.module(evaluation_params(weights, use_ema=True), weights.model_state, None)
+    model.eval()
+    return LoadedRun(task, model, saved.config, chosen)
+
+
+def goodput(run: str | Path) -> str:
+    """Returns a table of how the time of a run was spent, per attempt; does not initialize devices."""
+    return goodput_text(RunDirectory(readable(run)))
+
+
+def newest_checkpoint(directory: RunDirectory) -> int | None:
+    """Returns the step of the newest checkpoint of a run; None if there is nothing to resume from."""
+    return CheckpointStore(directory.checkpoints).latest() if directory.exists() else None

@@ -1,0 +1,1 @@
+"""Compiled programs: lowering, keys, caches, memory, FLOPs and HLO."""

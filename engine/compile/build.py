@@ -1,0 +1,118 @@
+"""Builds the program of a config, from its Task, mesh, data and settings.
+
+Settings that do not fit together raise an error here, before anything is compiled.
+"""
+
+from jax.sharding import Mesh
+
+from engine.base.duration import MAX_STEPS, RunSize
+from engine.base.errors import ConfigError, FieldError
+from engine.compile.evaluation_program import EvaluationProgram
+from engine.compile.options import check_options, compiler_options
+from engine.compile.program import DTYPES, Program
+from engine.config.hardware import check_precision
+from engine.config.schema import Config, Train
+from engine.config.target import build
+from engine.data.source import Source, example_spec, shape_specs
+from engine.layers.cpu.control_flow import MAX_UNROLLED_STEPS
+from engine.metrics.values import describe_value
+from engine.parallel.layout import active, make_layout
+from engine.parallel.mesh import check_batch
+from engine.training.model import describe
+from engine.training.optimizer import build_optimizer
+from engine.training.step import StepSpec
+from engine.training.task import Task, check_examples, check_methods
+
+
+def build_task(config: Config) -> Task:
+    """Returns the Task of a config.
+
+    Raises:
+        ConfigError: `task.target` gives something else.
+        TaskError: a method of the Task does not take the arguments that the engine passes.
+    """
+    task = build(config.task, "task")
+    if not isinstance(task, Task):
+        problem = f"{config.task.target} returned {describe_value(task)}, which is not a Task"
+        raise FieldError("task.target", problem, "Name a subclass of engine.Task, or a function that returns one.")
+    check_methods(task)
+    return task
+
+
+def build_evaluation_program(task: Task, mesh: Mesh, config: Config) -> EvaluationProgram:
+    """Returns the program of a config's evaluations. Needs no data; compiles nothing and allocates no array.
+
+    Raises:
+        TaskError, ShardingError, ConfigError: the Task, the mesh and the settings do not fit together.
+    """
+    layout = make_layout(mesh, config.sharding, config.train)
+    with active(layout):
+        model = describe(task, config.optimizer.trainable)
+    return EvaluationProgram(task, model, layout, DTYPES[config.train.precision], seed=config.train.seed)
+
+
+def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[Program, int]:
+    """Returns the program of a config and its total number of steps. Allocates no array.
+
+    It compiles nothing but a program of one number, which checks `compiler.options` if there are any.
+
+    Raises:
+        ConvoyError: the Task, the data, the mesh, the hardware and the settings do not fit together.
+    """
+    train, size = config.train, len(source)
+    check_precision(mesh.devices.flat[0].device_kind, train.precision)
+    check_batch(mesh, train.global_batch_size, train.accumulate)
+    example = example_spec(source)
+    check_examples(task, example, "data")
+    total = train.total.steps(train.global_batch_size, size)
+    if total > MAX_STEPS:
+        raise ConfigError(f"train.total: {total} steps, allowed are at most {MAX_STEPS}. Write a shorter duration.")
+    evaluation = build_evaluation_program(task, mesh, config)
+    options = compiler_options(evaluation.layout.platform, config.compiler.options)
+    if config.compiler.options:
+        check_options(mesh, options)
+    model = evaluation.model
+    trained = {path: model.params[path] for path in model.trained}
+    spec = StepSpec(
+        task=task,
+        model=model,
+        optimizer=build_optimizer(
+            config.optimizer, RunSize(train.global_batch_size, size, total), trained, model.names
+        ),
+        layout=evaluation.layout,
+        accumulate=train.accumulate,
+        approximate_accumulation=train.approximate_accumulation,
+        compute_dtype=evaluation.compute_dtype,
+        ema_decay=train.ema_decay,
+        skip_bad=config.data.on_error == "skip",
+        spike=config.resilience.spike,
+        total_steps=total,
+        steps_per_epoch=size / train.global_batch_size,
+        compiler_options=options,
+    )
+    shapes = shape_specs(source)
+    check_consecutive(source, len(shapes), train.steps_per_dispatch)
+    return Program(spec, example, batch_size=train.global_batch_size, seed=train.seed, shapes=shapes), total
+
+
+def check_consecutive(source: Source, shapes: int, k: int) -> None:
+    """Raises ConfigError if a dispatch of k steps needs more batches of one shape than the source gives in a row."""
+    consecutive = getattr(source, "consecutive", 1)
+    if shapes > 1 and consecutive % k:
+        raise ConfigError(
+            f"train.steps_per_dispatch = {k}: the steps of a dispatch need batches of one shape, and the source of "
+            f"data gives {consecutive} of its {shapes} lengths in a row. Set its argument consecutive={k}, or "
+            "train.steps_per_dispatch=1."
+        )
+
+
+def check_unrolled(program: Program, train: Train) -> None:
+    """Raises ConfigError if a dispatch has so many unrolled steps that its compilation would take hours."""
+    count = train.steps_per_dispatch * train.accumulate
+    if program.spec.unroll and count > MAX_UNROLLED_STEPS:
+        field = "steps_per_dispatch" if train.steps_per_dispatch > train.accumulate else "accumulate"
+        raise ConfigError(
+            f"train.{field}: found steps_per_dispatch = {train.steps_per_dispatch} x accumulate = {train.accumulate} "
+            f"= {count:,}. The model has convolutions, so a CPU needs each step and microbatch compiled separately: "
+            f"allowed are at most {MAX_UNROLLED_STEPS}. Use train.steps_per_dispatch=1, or fewer microbatches."
+        )

@@ -1,0 +1,76 @@
+"""Options of the XLA compiler for each platform. `compiler.options` of a config overrides them.
+
+The numbers are of programs that were compiled ahead of time (`benchmarks/aot`).
+"""
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from engine.base.errors import ConfigError
+
+type Value = bool | int | float | str
+
+
+class Option(NamedTuple):
+    """A value of an option, and why it is not XLA's own."""
+
+    value: Value
+    reason: str
+
+
+OPTIONS: Mapping[str, Mapping[str, Option]] = {
+    "gpu": {
+        "xla_gpu_reduce_scatter_combine_threshold_bytes": Option(
+            1 << 18,
+            "XLA combines the gradients of all weights of a layer otherwise, and starts to reduce them after the last "
+            "of them is computed. Separate ones overlap with the next product. It counts bytes of a device's part.",
+        ),
+    },
+    "tpu": {
+        "xla_tpu_enable_async_all_to_all": Option(
+            True, "XLA waits for an all-to-all otherwise, such as that of an embedding whose features are split."
+        ),
+    },
+}
+"""Platform -> option -> value and reason."""
+PREFIXES: Mapping[str, tuple[str, ...]] = {"cpu": ("xla_cpu_",), "gpu": ("xla_gpu_",), "tpu": ("xla_tpu_", "xla_jf_")}
+"""Platform -> first letters of the options that it alone has."""
+
+
+def compiler_options(platform: str, chosen: Mapping[str, Value | None]) -> dict[str, Value]:
+    """Returns option -> value for a platform.
+
+    Args:
+        platform: cpu, gpu or tpu.
+        chosen: option -> value of the config; None leaves an option to XLA. Options of other platforms are ignored, so
+            that a config for TPUs also runs on a CPU.
+    """
+    others = tuple(prefix for name, prefixes in PREFIXES.items() if name != platform for prefix in prefixes)
+    table = {name: option.value for name, option in OPTIONS.get(platform, {}).items()}
+    options = {**table, **{name: value for name, value in chosen.items() if not name.startswith(others)}}
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def check_options(mesh: Mesh, options: Mapping[str, Value]) -> None:
+    """Compiles a program of one number with these options.
+
+    Raises:
+        ConfigError: XLA does not know an option, or rejects its value.
+    """
+    number = jax.ShapeDtypeStruct((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec()))
+    lowered = jax.jit(jnp.negative, compiler_options=dict(options)).lower(number)
+    try:
+        lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        problem = re.search(r"No such compile option: '.*?'|While setting option .*", str(error))
+        if not problem:
+            raise
+        raise ConfigError(
+            f"compiler.options: XLA for {mesh.devices.flat[0].platform} reports: {problem[0].rstrip('.')}. Correct or "
+            "remove this option; None leaves it to XLA."
+        ) from None

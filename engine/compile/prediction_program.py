@@ -1,0 +1,71 @@
+"""The compiled predictions of one Task on one mesh."""
+
+import jax
+import jax.numpy as jnp
+
+from engine.base.errors import TaskError
+from engine.base.types import PyTree
+from engine.compile.evaluation_program import EvaluationProgram
+from engine.compile.evaluation_step import EvaluationStep
+from engine.data.batch import Batch, abstract_batch
+from engine.metrics.values import describe_value
+from engine.parallel.layout import with_layout
+from engine.parallel.mesh import replicated
+from engine.training.model import Arrays, cast
+from engine.training.state import Weights
+from engine.training.task import missing_key_reported
+from engine.training.whole_kernels import with_whole_kernels
+
+type PredictionStep = EvaluationStep[tuple[jax.Array, dict[str, jax.Array]]]
+type Shapes = dict[str, tuple[int, ...]]
+"""Name of a prediction -> its shape without the batch."""
+
+SINGLE = "prediction"  # name of the predictions of a Task that returns one array
+
+
+def prediction_step(program: EvaluationProgram, example: PyTree, batch_size: int) -> tuple[PredictionStep, Shapes]:
+    """Returns the step `(params, model state, batch) -> (weight [batch], predictions)` and the predictions' shapes.
+
+    Every device, and so every process, holds the whole result. Names are the paths in the pytree that the Task returns.
+    The step also takes batches of smaller lengths than the example.
+
+    Raises:
+        TaskError: `Task.predict` is missing or does not return arrays `[batch, ...]`.
+    """
+    task = program.task
+
+    def step(params: Arrays, model_state: Arrays, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+        values = with_whole_kernels(program.model, cast(params, program.compute_dtype))
+        module = program.model.module(values, model_state, None)
+        module.eval()
+        with missing_key_reported(task, "predict", batch.examples):
+            found = task.predict(module, cast(batch.examples, program.compute_dtype, task.full_precision))
+        return jnp.asarray(batch.weight), _by_name(found, batch_size, f"{type(task).__name__}.predict")
+
+    weights = program.abstract_weights(averaged=False)
+    batch = abstract_batch(example, batch_size, program.batch_sharding)
+    _, abstract = jax.eval_shape(with_layout(program.layout, step), weights.params, weights.model_state, batch)
+    shapes = {name: abstract[name].shape[1:] for name in sorted(abstract)}
+    jitted = jax.jit(with_layout(program.layout, step), out_shardings=replicated(program.mesh))
+
+    def lower(weights: Weights, batch: Batch) -> jax.stages.Lowered:
+        return jitted.lower(weights.params, weights.model_state, batch)
+
+    return EvaluationStep(jitted, lower, program.mesh), shapes
+
+
+def _by_name(found: PyTree, batch_size: int, where: str) -> dict[str, jax.Array]:
+    """Returns path -> array; 16-bit floats become float32, which every file format holds. Raises TaskError."""
+    arrays = {}
+    for path, leaf in jax.tree.leaves_with_path(found):
+        name = jax.tree_util.keystr(path, simple=True, separator="/") or SINGLE
+        shape, dtype = getattr(leaf, "shape", None), getattr(leaf, "dtype", None)
+        if dtype is None or shape is None or shape[:1] != (batch_size,):
+            raise TaskError(
+                f"{where}: {name} is {describe_value(leaf)}, allowed are arrays with one row for each of the "
+                f"{batch_size} examples of the batch."
+            )
+        arrays[name] = leaf.astype(jnp.float32) if dtype in (jnp.bfloat16, jnp.float16) else leaf
+    if not arrays:
+        raise TaskError(f"{where} returned {describe_value(found)}. Return arrays [batch, ...], usually in a dict.")
+    return arrays

@@ -1,0 +1,237 @@
+"""Plans a run: `convoy plan`."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
+
+import jax
+
+from engine.api.train import AnyConfig, program, resolve_config, set_up_devices
+from engine.base.errors import ConfigError, ConvoyError, first_line
+from engine.base.formatting import size_text
+from engine.base.types import Device
+from engine.compile.program import Program
+from engine.compile.step_costs import read
+from engine.config import hardware
+from engine.config.allowed_values import AUTO
+from engine.config.schema import Config, MeshSpec, Slices
+from engine.config.text import flatten
+from engine.parallel import targets
+from engine.parallel.targets import Target, parse
+from engine.planning import calibration, table
+from engine.planning import machine as machines
+from engine.planning.candidates import Candidate, divisible
+from engine.planning.cost import CostModel
+from engine.planning.machine import Machine
+from engine.planning.memory import Cost
+from engine.planning.search import Ranking, changes, different, rank, simplest_first
+
+SHOWN = 8
+
+
+def plan_parts(
+    config: AnyConfig,
+    target: str,
+    *,
+    compiles: int = 0,
+    calibrates: bool = False,
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> Iterator[str]:
+    """Yields the parts of a plan of a config for a target (`parallel/targets.py`) as soon as they are known.
+
+    Args:
+        config: as for `train`.
+        target: the hardware.
+        compiles: number of the best candidates that are compiled ahead of time.
+        calibrates: whether to measure the rates of the devices at hand first; for the target `local`.
+        on_progress: receives a line before each part of the work.
+
+    Raises:
+        ConfigError: the target is none, the batch is auto, or nothing fits; then its text has the nearest changes
+            that would.
+    """
+    config = resolve_config(config)
+    # JAX cannot read cached programs for devices that are absent, and would warn.
+    config = dataclasses.replace(config, cache=dataclasses.replace(config.cache, compiled=False))
+    found = parse(target)
+    _check(config, found, compiles, calibrates)
+    if found is None:
+        config = set_up_devices(config)  # creates CPU devices, before JAX starts
+    kind = found.kind if found else jax.devices()[0].device_kind
+    hardware.check_precision(kind, config.train.precision)
+    devices = targets.devices(target) if found is None or compiles else None
+    machine = _local(on_progress, calibrates) if found is None else machines.of_target(found)
+    on_progress("building the model on one device")
+    built, _ = program(_on_one_device(config), jax.devices("cpu")[:1])
+    parameters = sum(x.size for x in built.abstract_state.params.values())
+    state = (
+        f"model: {parameters:,} parameters, {built.flops_per_step:.3g} model FLOPs for a step of "
+        f"{built.batch_size} examples"
+    )
+    yield "\n".join(table.machine_text(machine, state, config.train.precision))
+    ranking = rank(built, config, machine, on_progress)
+    if not any(cost.candidate.precision == config.train.precision for cost in ranking.fitting):
+        raise ConfigError(_refusal(ranking, built, config))
+    costs = different(ranking.fitting, SHOWN)
+    if compiles:
+        costs = _compiled(ranking.model, config, costs, compiles, devices, on_progress)
+    if problems := [f"  {cost.candidate}: {cost.problem}" for cost in costs if cost.problem]:
+        yield "\nimpossible when compiled:\n" + "\n".join(problems)
+    possible = [cost for cost in costs if not cost.problem]
+    own = [cost for cost in possible if cost.candidate.precision == config.train.precision]
+    if not own or not ranking.model.fits(own[0]):
+        raise ConfigError(_refusal_when_compiled(machine, own))
+    peak = (hardware.find(kind) or machine).peak
+    yield _ranked(ranking.model, possible, config, peak, compiles)
+    if ranking.problems:
+        reason, count = max(ranking.problems.items(), key=lambda item: item[1])
+        yield f"\nimpossible meshes: {sum(ranking.problems.values())}, such as (x{count}): {reason}"
+
+
+def _ranked(
+    model: CostModel, costs: Sequence[Cost], config: Config, peak: Callable[[str], float], compiles: int
+) -> str:
+    """Returns the table of the candidates, the best one with its settings, and why the others lost.
+
+    Args:
+        model: the cost model.
+        costs: the candidates, the best one first.
+        config: the config, whose settings the best candidate changes.
+        peak: returns the FLOP/s of a device in a `train.precision`, for MFU.
+        compiles: number of candidates that were to be compiled.
+    """
+    best, *others = costs
+    lines = ["", *table.table(model, costs, peak), "", f"best: {best.candidate}"]
+    lines += [f"  {line}" for line in table.details(model, best)]
+    lines += [f"  warning: {text}" for text in table.warnings(best, model.machine)]
+    if compiles and not best.compiled:
+        lines.append("  warning: it fits by formula, and no compiled candidate fits. Compile more with --compile=N")
+    lines += [f"  {table.command(best.candidate, dict(flatten(config)))}", "", "the others:"]
+    lines += [f"  {i}: {table.why(best, cost, model)}" for i, cost in enumerate(others, 2)]
+    return "\n".join(lines)
+
+
+def _check(config: Config, target: Target | None, compiles: int, calibrates: bool) -> None:
+    """Raises ConfigError if the arguments of a plan do not fit together; `target` is None for the devices at hand."""
+    if compiles < 0:
+        raise ConfigError(f"--compile = {compiles}: allowed is a whole number from 0.")
+    if calibrates and target is not None:
+        raise ConfigError(
+            f"--calibrate measures the devices at hand. Use --hardware=local, or leave it out for {target.text}."
+        )
+    if config.train.global_batch_size == AUTO:
+        raise ConfigError(
+            "train.global_batch_size = auto: a plan keeps the global batch, so it needs a number. Set "
+            "--config.train.global_batch_size."
+        )
+
+
+def _on_one_device(config: Config) -> Config:
+    """Returns a config for one device, without the settings that a plan chooses."""
+    train = dataclasses.replace(config.train, remat="none", accumulate=1, offload_optimizer=False, steps_per_dispatch=1)
+    return dataclasses.replace(config, mesh=MeshSpec(), train=train)
+
+
+def _local(on_progress: Callable[[str], None], calibrates: bool) -> Machine:
+    """Returns the devices of this process, with measured rates if there are any."""
+    devices = jax.devices()
+    machine = machines.of_devices(devices)
+    return calibration.calibrate(machine, devices, on_progress) if calibrates else calibration.stored(machine, devices)
+
+
+def _compiled(
+    model: CostModel,
+    config: Config,
+    costs: Sequence[Cost],
+    count: int,
+    devices: Sequence[Device] | None,
+    on_progress: Callable[[str], None],
+) -> list[Cost]:
+    """Returns the candidates with the first `count` compiled, in the order of `compiled_first`."""
+    done: list[Cost] = []
+    for i, cost in enumerate(costs[:count], 1):
+        on_progress(f"compiling {i} of {min(count, len(costs))} ahead of time: {cost.candidate}")
+        try:
+            built, _ = program(with_candidate(config, cost.candidate), devices)
+            done.append(model.with_compiled(cost, read(built, built.trace(1).lower().compile())))
+        except (ConvoyError, jax.errors.JaxRuntimeError) as error:  # the compiler refuses what does not fit a TPU
+            done.append(dataclasses.replace(cost, problem=first_line(error)))
+    return compiled_first(model, config.train.precision, done, costs[count:])
+
+
+def compiled_first(model: CostModel, precision: str, compiled: Sequence[Cost], others: Sequence[Cost]) -> list[Cost]:
+    """Returns candidates with those that fit first, compiled ones before others, and the simplest of the fastest first.
+
+    Args:
+        model: the cost model.
+        precision: that of the config; candidates in another one come after all in this one.
+        compiled: the candidates that were compiled.
+        others: the others, in their order.
+    """
+    possible = [cost for cost in compiled if not cost.problem and model.fits(cost)]
+    possible.sort(key=lambda cost: (cost.candidate.precision != precision, cost.step_s))
+    rest = sorted((cost for cost in compiled if cost not in possible), key=lambda cost: cost.step_s)
+    return sorted(
+        [*simplest_first(possible), *rest, *others],
+        key=lambda cost: (bool(cost.problem), cost.candidate.precision != precision, not model.fits(cost)),
+    )
+
+
+def with_candidate(config: Config, candidate: Candidate) -> Config:
+    """Returns a config with the mesh and the settings of a candidate, without the compilation cache."""
+    within = dict(candidate.within)
+    mesh = dataclasses.replace(
+        config.mesh, preset="auto", **within, dcn=Slices(**dict(candidate.dcn)), cpu_devices=None
+    )
+    train = dataclasses.replace(
+        config.train,
+        remat=candidate.remat,
+        accumulate=candidate.accumulate,
+        precision=candidate.precision,
+        offload_optimizer=candidate.offload_optimizer,
+        steps_per_dispatch=candidate.steps_per_dispatch,
+    )
+    sharding = dataclasses.replace(config.sharding, zero1=candidate.zero1)
+    if candidate.axes["pipeline"] > 1:
+        sharding = dataclasses.replace(
+            sharding, microbatches=candidate.microbatches, schedule=candidate.schedule, repeats=candidate.repeats
+        )
+    if candidate.axes["context"] > 1:
+        sharding = dataclasses.replace(sharding, context=candidate.context)
+    cache = dataclasses.replace(config.cache, compiled=False)
+    return dataclasses.replace(config, mesh=mesh, train=train, sharding=sharding, cache=cache)
+
+
+def _refusal_when_compiled(machine: Machine, compiled: Sequence[Cost]) -> str:
+    """Returns why no candidate fits, of those that fit by formula and were compiled."""
+    least = min(compiled, key=lambda cost: cost.bytes, default=None)
+    needs = ""
+    if least is not None:
+        needs = f" {least.candidate} needs {size_text(least.bytes)} of the {size_text(machine.memory)} of a device."
+    return (
+        f"convoy plan: the best candidates for {machine.text} fit by formula, and none when compiled.{needs} Use a "
+        "smaller train.global_batch_size, or more devices."
+    )
+
+
+def _refusal(ranking: Ranking, built: Program, config: Config) -> str:
+    """Returns why nothing fits, and what would."""
+    machine, nearest = ranking.model.machine, ranking.nearest
+    if nearest is None:
+        return f"convoy plan: no mesh of {machine.text} is possible: {_impossible(ranking)}"
+    parts = ", ".join(f"{name} {size_text(size)}" for name, size in nearest.memory.items() if size)
+    would = "; or ".join(changes(ranking, built, config)) or "a smaller model"
+    return (
+        f"convoy plan: nothing fits {machine.text}. The least of {ranking.examined:,} candidates, {nearest.candidate}, "
+        f"needs {size_text(nearest.bytes)} of the {size_text(machine.memory)} of a device ({parts}). It would fit "
+        f"with: {would}."
+    )
+
+
+def _impossible(ranking: Ranking) -> str:
+    """Returns why no mesh is possible, and the settings with which one would be."""
+    machine, choices = ranking.model.machine, ranking.choices
+    if ranking.problems:
+        return "; ".join(list(ranking.problems)[:3]) + "."
+    sizes = divisible(machine, choices)
+    flags = " ".join(f"--config.{path}={size}" for path, size in sizes.items())
+    return f"its {machine.count} devices do not divide {' and '.join(sizes)}. Use {flags}, or fewer devices."

@@ -1,0 +1,264 @@
+"""Records what `convoy plan` predicts for the mesh and the settings of a run, and what the run measures: `plan.json`.
+
+The primary predicts once in a run, in a thread, when an attempt has trained for a minute (`loop/observers.py`). To
+predict is to trace the loss several times, which takes seconds for a large model. After a minute it is a few percent of
+the run at most, it does not delay the first step, and short runs leave it out. At the end of a run, all hosts would
+wait for it, and runs that are preempted or killed would have no record. A resume takes the prediction from the file.
+"""
+
+import dataclasses
+import json
+import statistics
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from engine.base import json_text
+from engine.base.errors import ConvoyError
+from engine.base.formatting import seconds_text, size_text
+from engine.base.json_text import now
+from engine.base.text_file import read_text
+from engine.base.user_errors import describe
+from engine.run.directory import RunDirectory
+from engine.run.log import logger
+
+WAIT_S = 60.0
+"""Seconds that the end of a run waits for the prediction, which the last minute may have begun."""
+GIB = 2**30
+
+
+class _Stored:
+    """Base of the two parts of the file."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Self:
+        """Returns the object for its fields in the file. Ignores unknown ones, so that a newer file can be read."""
+        known = {field.name for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+        return cls(**{name: value for name, value in fields.items() if name in known})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Predicted(_Stored):
+    """What the cost model of a plan says of a run.
+
+    Attributes:
+        candidate: the mesh and the settings as text: "data=8, remat=full, float32".
+        settings: config field -> value, of the mesh and the settings.
+        rows: rows of the global batch.
+        machine: the devices, their rates, and where the rates are from (`planning/machine.py`).
+        seconds: part -> seconds of a step.
+        memory: part -> bytes of a device.
+        problem: why there is no prediction, a sentence; "" if there is one.
+    """
+
+    candidate: str = ""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    rows: int = 0
+    machine: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    memory: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    problem: str = ""
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step."""
+        return sum(self.seconds.values())
+
+    @property
+    def bytes(self) -> float:
+        """Bytes of a device."""
+        return sum(self.memory.values())
+
+    @property
+    def margin(self) -> float:
+        """Stated relative error of the time."""
+        return self.machine.get("margin", 0.0)
+
+    def has_answer_for(self, other: "Predicted") -> bool:
+        """Whether this is the prediction for the settings and the machine of `other`."""
+        mine, theirs = ((x.candidate, x.settings, x.rows, x.machine) for x in (self, other))
+        return not self.problem and json_text.dumps(mine) == json_text.dumps(theirs)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured(_Stored):
+    """What an attempt measured.
+
+    Attributes:
+        step_s: median over the rows of metrics of the mean time of a step, without compilation, evaluations and hooks.
+        data_wait: median share of this time in which the loop waited for data.
+        seconds: time of all measured steps.
+        bytes: memory that the compiled step needs on a device, by XLA's analysis; None if it is unknown.
+        peak_bytes: highest peak of a device of process 0 so far; None on a platform that does not report it.
+        attempt: number of the attempt.
+        time: of the measurement, ISO text in UTC.
+    """
+
+    step_s: float
+    data_wait: float
+    seconds: float
+    bytes: int | None
+    peak_bytes: int | None
+    attempt: int
+    time: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The content of the file."""
+
+    predicted: Predicted
+    measured: Measured
+
+    @property
+    def time_error(self) -> float | None:
+        """Predicted time divided by the measured one, minus 1; None without a prediction."""
+        return None if self.predicted.problem else self.predicted.step_s / self.measured.step_s - 1
+
+    @property
+    def memory_error(self) -> float | None:
+        """The same of the memory; None also if the memory of the compiled step is unknown."""
+        if self.predicted.problem or not self.measured.bytes:
+            return None
+        return self.predicted.bytes / self.measured.bytes - 1
+
+    def __str__(self) -> str:
+        predicted, measured = self.predicted, self.measured
+        took = f"measured {seconds_text(measured.step_s)} a step"
+        if self.time_error is None:
+            return f"plan: {took}, not predicted: {predicted.problem}"
+        text = (
+            f"plan: predicted {seconds_text(predicted.step_s)} a step +- {predicted.margin:.0%}, {took} "
+            f"(error {self.time_error:+.0%})"
+        )
+        if self.memory_error is not None and measured.bytes:
+            text += (
+                f"; predicted {size_text(predicted.bytes)} of a device, compiled {size_text(measured.bytes)} "
+                f"(error {self.memory_error:+.0%})"
+            )
+        return text + (f", peak {size_text(measured.peak_bytes)}" if measured.peak_bytes else "")
+
+
+type Predict = Callable[[Predicted | None], Predicted]
+"""Returns the prediction for a run; the argument is that of an earlier attempt, which is returned if it still holds."""
+
+
+class PlanRecord:
+    """Measures one attempt from its rows of metrics, predicts in a thread, and writes the file.
+
+    A failure is a line in the log; it never ends the run.
+
+    Args:
+        predict: predicts; called once at most, in the thread.
+        device_bytes: returns the memory that the compiled step needs on a device; None if it is unknown.
+        directory: run directory.
+        say: called with sentences for the user.
+    """
+
+    def __init__(
+        self,
+        predict: Predict,
+        device_bytes: Callable[[], int | None],
+        directory: RunDirectory,
+        say: Callable[[str], None],
+    ):
+        self._predict, self._device_bytes, self._directory, self._say = predict, device_bytes, directory, say
+        self._lock = threading.Lock()  # of what follows: rows arrive while the thread writes
+        self._steps: list[tuple[float, float]] = []  # of each row: mean time of a step, share of waiting for data
+        self._seconds, self._peak_gib, self._last = 0.0, 0.0, 0
+        self._predicted: Predicted | None = None
+        self._abandoned = False
+        # No daemon: the exit of Python would stop such a thread inside JAX, which crashes the process.
+        self._thread = threading.Thread(target=self._run, name="plan")
+
+    def rows(self, rows: Sequence[Mapping[str, float]]) -> None:
+        """Adds rows of training metrics, and starts the prediction. Called in the thread of the writer."""
+        with self._lock:
+            for row in rows:
+                step, step_s = int(row["step"]), row.get("step_time_s")
+                if step_s is not None:  # the first row has no rates
+                    self._steps.append((step_s, row.get("data_wait", 0.0)))
+                    self._seconds += step_s * max(0, step - self._last)  # after a rollback, steps are repeated
+                self._last, self._peak_gib = step, row.get("device_peak_gib", 0.0)
+        if self._thread.ident is None:
+            self._thread.start()
+
+    def close(self, wait: bool) -> None:
+        """Writes and reports the final measurement, if the prediction is known.
+
+        Args:
+            wait: wait for the prediction, for WAIT_S at most; False for a run that may have only seconds to end.
+        """
+        if self._thread.ident is None:
+            return
+        if wait:
+            self._thread.join(WAIT_S)
+        self._abandoned = self._thread.is_alive()
+        if not self._abandoned and (plan := self._write()) is not None:
+            self._say(str(plan))
+
+    def _run(self) -> None:
+        try:
+            found = read(self._directory.plan)
+            self._predicted = self._predict(None if found is None else found.predicted)
+        except (Exception, SystemExit) as error:  # of the author's code, too: the run goes without a prediction
+            self._predicted = Predicted(problem=describe(error))
+        if not self._abandoned:
+            self._write()  # now: the run may be killed
+
+    def _write(self) -> Plan | None:
+        """Writes what is known so far; returns it, or None if it cannot be written."""
+        assert self._predicted is not None
+        with self._lock:
+            times, waits = zip(*self._steps, strict=True)
+            seconds, peak_gib = self._seconds, self._peak_gib
+        measured = Measured(
+            step_s=statistics.median(times),
+            data_wait=statistics.median(waits),
+            seconds=seconds,
+            bytes=self._compiled_bytes(),
+            peak_bytes=round(peak_gib * GIB) or None,
+            attempt=self._directory.attempt,
+            time=now(),
+        )
+        plan = Plan(self._predicted, measured)
+        try:
+            self._directory.lease.replace_text(self._directory.plan, to_text(plan))
+        except ConvoyError as error:  # a full disk, or another job has taken over
+            logger.warning("%s", error)
+            return None
+        return plan
+
+    def _compiled_bytes(self) -> int | None:
+        try:
+            return self._device_bytes()
+        except Exception:  # a compiler without this analysis
+            return None
+
+
+def to_text(plan: Plan) -> str:
+    """Returns the content of the file as text. It has the totals as well."""
+    predicted = {"step_s": plan.predicted.step_s, "bytes": plan.predicted.bytes, **dataclasses.asdict(plan.predicted)}
+    return json_text.dumps({"predicted": predicted, "measured": dataclasses.asdict(plan.measured)}, indent=1) + "\n"
+
+
+def read(path: Path) -> Plan | None:
+    """Returns the content of a file; None if it is missing or cannot be read."""
+    try:
+        parts = json.loads(read_text(path))
+        plan = Plan(Predicted.of(parts["predicted"]), Measured.of(parts["measured"]))
+        # These raise an error for fields of the wrong type.
+        _ = (
+            str(plan),
+            f"{plan.predicted.margin:.0%}",
+            size_text(plan.predicted.bytes),
+            size_text(0 if plan.measured.bytes is None else plan.measured.bytes),
+            seconds_text(plan.measured.step_s),
+            f"{plan.time_error or 0:.0%}, {plan.memory_error or 0:.0%}",
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
+        return None
+    return plan

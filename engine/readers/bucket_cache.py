@@ -1,0 +1,227 @@
+"""Downloads files of buckets to a local cache of limited size, to read `s3://` data without a mount.
+
+The variable CONVOY_DATA_CACHE names the folder of the cache and selects it (`storage/object_store.py`). Processes of a
+host share the cache: locks of files decide who downloads and what may be removed. A file that is in use by a process is
+not removed.
+"""
+
+import contextlib
+import fcntl
+import fnmatch
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+from engine.base.atomic_file import replacing
+from engine.base.errors import DataError
+from engine.readers.record_manifest import LENGTHS, MANIFEST, dataset_of, finished_shards, read_manifest
+from engine.storage.mounts import PROGRAMS, split_address
+from engine.storage.object_store import SWITCH, Bucket
+
+FOLDER, SIZE = SWITCH, "CONVOY_DATA_CACHE_GIB"
+DEFAULT_GIB = 50.0
+DOWNLOADS = 4  # at the same time; each holds one file in memory
+INDEXES = ".convoy_index"
+"""Folder of the saved indexes of files (`engine/readers/saved_index.py`); hidden, so that no wildcard matches it."""
+PART = "part"  # kind of the hidden file that a download writes
+_in_use: dict[Path, IO[str]] = {}  # file -> its lock, which this process holds until it ends
+
+
+def cached_files(address: str) -> list[str]:
+    """Returns the local paths of the files that an address or a pattern names, sorted; downloads what is missing.
+
+    The output of `convoy data write` stands for all of its shards. A file that has changed in the bucket is downloaded
+    again.
+
+    Raises:
+        DataError: the bucket cannot be read, the dataset is not complete, or the cache is too small.
+    """
+    found = split_address(address)
+    assert found is not None
+    scheme, bucket, pattern = found
+    return _Cache(scheme, bucket).fetch(pattern)
+
+
+class _Cache:
+    """A bucket and its folder in the cache."""
+
+    def __init__(self, scheme: str, bucket: str):
+        self._name = f"{scheme}://{bucket}"
+        self._cache = Path(os.environ[FOLDER]).expanduser()
+        self._folder = self._cache / scheme / bucket
+        try:
+            self._limit = int(float(os.environ.get(SIZE) or DEFAULT_GIB) * 2**30)
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except (ValueError, OverflowError) as error:  # "inf" overflows
+            raise DataError(f"{SIZE} = {os.environ[SIZE]}: allowed is a number of GiB.") from error
+        except OSError as error:
+            raise self._unusable(error) from error
+        self._bucket = Bucket(scheme, bucket, DataError)
+
+    def fetch(self, pattern: str) -> list[str]:
+        """Returns the local paths of the files that match a pattern."""
+        prefix = re.split(r"[*?\[]", pattern)[0]
+        keys = set(self._bucket.list(prefix))
+        matches = [pattern] if pattern in keys else [key for key in sorted(keys) if _matches(key, pattern)]
+        matches = [key for key in matches if not key.endswith("/")]
+        if not matches and pattern + MANIFEST in keys:
+            (manifest,) = self._run(self._local, [pattern + MANIFEST])
+            out = manifest.with_name(manifest.name.removesuffix(MANIFEST))
+            found = read_manifest(out)
+            shards = [] if found is None else [shard.file for shard in finished_shards(out, found)]
+            matches = [f"{pattern.rpartition('/')[0]}/{name}".lstrip("/") for name in shards]
+            keys.update(matches)
+        datasets = sorted({str(dataset_of(Path(key))) for key in matches})
+        for dataset in datasets:
+            if not dataset.startswith(prefix):  # "a" of the pattern "a-*": the list above lacks its sidecars
+                keys.update(self._bucket.list(f"{dataset}."))
+        sidecars = {dataset + end for dataset in datasets for end in (MANIFEST, LENGTHS)} - set(matches)
+        self._run(self._local, sorted(sidecars & keys))
+        self._run(self._forget, [key for key in sorted(sidecars - keys) if (self._folder / key).is_file()])
+        return [str(path) for path in self._run(self._local, matches)]
+
+    def _run[T](self, function: Callable[[str], T], keys: list[str]) -> list[T]:
+        try:
+            with ThreadPoolExecutor(DOWNLOADS) as threads:
+                return list(threads.map(function, keys))
+        except OSError as error:
+            raise self._unusable(error) from error
+
+    def _unusable(self, error: OSError) -> DataError:
+        return DataError(
+            f"{FOLDER} = {self._cache}: cannot be used: {error.strerror or error}. Free space there, or name another "
+            "folder."
+        )
+
+    def _path(self, key: str) -> Path:
+        path = self._folder / key
+        if self._folder.resolve() not in path.resolve().parents:
+            raise DataError(f"{self._name}/{key}: leads out of the cache. Rename the file.")
+        return path
+
+    def _forget(self, key: str) -> None:
+        """Removes the copy of a file that is no longer in the bucket."""
+        path = self._path(key)
+        with _lock(self._cache / ".lock"):
+            path.unlink(missing_ok=True)
+
+    def _local(self, key: str) -> Path:
+        """Returns the local path of a file; downloads its present content unless the cache has it."""
+        path = self._path(key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _use(path)
+        with _lock(_hidden(path, "download")):
+            if path.exists() and _version(path) == self._bucket.generation(key):
+                return path
+            content, generation = self._bucket.read(key)
+            if content is None:
+                raise DataError(
+                    f"{self._name}/{key}: does not exist, or was removed while it was read. Write it again, or correct "
+                    "the pattern."
+                )
+            with _lock(self._cache / ".lock"):
+                self._make_space(len(content), path)
+                _replace(path, content, generation)
+        return path
+
+    def _make_space(self, size: int, replaced: Path) -> None:
+        """Removes the files that were used least recently, so that the cache stays below its bound.
+
+        The small indexes of files stay as long as their files. It also removes what killed downloads have left. The
+        caller holds the lock of the cache.
+
+        Args:
+            size: bytes of the file that will be written.
+            replaced: its path. Its earlier content does not count.
+        """
+        if size > self._limit:
+            raise self._too_small(f"{replaced.name} alone needs", size)
+        folders = [self._cache / scheme for scheme in PROGRAMS]  # not what `convoy data write` has not sent yet
+        for part in (part for folder in folders for part in folder.rglob(f".*.{PART}")):
+            part.unlink(missing_ok=True)  # no download runs while the cache is locked
+        found = (path for folder in folders for path in folder.rglob("[!.]*"))
+        others = (path for path in found if path != replaced and path.parent.name != INDEXES)
+        files = [(path, path.stat().st_size) for path in others if path.is_file()]
+        total = sum(size for _, size in files) + size
+        for path, size_of_file in sorted(files, key=lambda file: _last_use(file[0])):
+            if total <= self._limit:
+                return
+            with contextlib.suppress(BlockingIOError), _lock(_hidden(path, "use"), wait=False):
+                path.unlink(missing_ok=True)
+                total -= size_of_file
+                _remove_indexes(path)
+        if total > self._limit:
+            raise self._too_small("its files in use need", total)
+
+    def _too_small(self, what: str, size: int) -> DataError:
+        return DataError(
+            f"{self._name}: {what} {size / 2**30:.3g} GiB, and the cache {self._cache} holds "
+            f"{self._limit / 2**30:.3g}. Set {SIZE} to more, or unset {FOLDER} to mount the bucket instead."
+        )
+
+
+def _matches(key: str, pattern: str) -> bool:
+    """Returns whether a key matches a pattern, whose wildcards do not match a slash."""
+    parts, patterns = key.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
+
+
+def _remove_indexes(path: Path) -> None:
+    """Removes the saved indexes of a file, `<file>.<format>.npz`."""
+    for index in path.parent.glob(f"{INDEXES}/*.npz"):
+        if index.stem.rpartition(".")[0] == path.name:
+            index.unlink(missing_ok=True)
+
+
+def _hidden(path: Path, kind: str) -> Path:
+    return path.with_name(f".{path.name}.{kind}")
+
+
+def _use(path: Path) -> None:
+    """Marks a file as used now, and by this process until it ends."""
+    lock = _hidden(path, "use")
+    if path not in _in_use:
+        file = open(lock, "a")  # noqa: SIM115, open until the process ends
+        fcntl.flock(file, fcntl.LOCK_SH)
+        _in_use[path] = file
+    os.utime(lock)
+
+
+def _last_use(path: Path) -> float:
+    with contextlib.suppress(OSError):
+        return _hidden(path, "use").stat().st_mtime
+    return 0.0
+
+
+def _version(path: Path) -> str:
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        stored = json.loads(_hidden(path, "version").read_text())
+        return stored["generation"] if stored["size"] == path.stat().st_size else ""
+    return ""
+
+
+def _replace(path: Path, content: bytes, generation: str) -> None:
+    """Writes a file, then its version. A process that is killed in between leaves a file without a version."""
+    version, part = _hidden(path, "version"), _hidden(path, PART)
+    try:
+        version.unlink(missing_ok=True)
+        with replacing(path, part) as file:
+            file.write(content)
+        with replacing(version, part) as file:
+            file.write(json.dumps({"generation": generation, "size": len(content)}).encode())
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written: {error.strerror}. Free space there, or set {SIZE} to less."
+        ) from error
+
+
+@contextlib.contextmanager
+def _lock(path: Path, wait: bool = True) -> Iterator[None]:
+    """Holds the lock of a file. Raises BlockingIOError if another process holds it and `wait` is False."""
+    with open(path, "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield

@@ -1,1 +1,0 @@
-"""Failures during a run: preemption, hangs, divergence, silent corruption, restarts."""

@@ -1,1 +1,0 @@
-"""Existing runs: their checkpoints, their trained models, and predictions of these."""

@@ -1,0 +1,56 @@
+"""Atomic replacement of small text files.
+
+A reader sees the old text or the new text, never a part of either, even if the writer is killed.
+"""
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.base.atomic_file import replacing
+from engine.base.errors import RunError
+from engine.base.exit_status import ExitStatus
+from engine.storage.mounts import shown
+
+_STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}
+
+
+def write_text(path: Path, text: str, before_rename: Callable[[], None] = lambda: None) -> None:
+    """Replaces the file `path`: writes a temporary file in the same folder, syncs it, and renames it.
+
+    Several threads may write the same path; the last rename wins. A writer that is killed leaves the old file and at
+    worst a `.tmp` file.
+
+    Args:
+        path: the file.
+        text: its new content.
+        before_rename: called once the text is on disk, which may take long. If it raises, the old file stays.
+
+    Raises:
+        RunError: the file cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
+    try:
+        with replacing(path, temporary, before_rename) as file:
+            file.write(text.encode(errors="backslashreplace"))  # paths may not be UTF-8
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> RunError:
+    """Returns the error for a file or folder of the run that cannot be written.
+
+    Its exit code asks for a restart if the storage has failed, not if the user's path or permissions are wrong. It
+    rules out a restart if the folder was removed: the run would begin at step 0.
+    """
+    run_error = RunError(
+        f"{shown(path)}: cannot be written ({error.strerror or error}). "
+        "Free space there, or choose another directory with --workdir=DIR."
+    )
+    if error.errno in _STORAGE_ERRORS:
+        run_error.exit_code = ExitStatus.RETRY
+    elif error.errno == errno.ENOENT:
+        run_error.exit_code = ExitStatus.STOP
+    return run_error

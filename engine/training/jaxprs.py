@@ -1,0 +1,47 @@
+"""Walks and rewrites traced programs (jaxprs)."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+from jax.extend.core import Jaxpr, JaxprEqn, jaxpr_as_fun
+
+
+def keep_all[**P, R](function: Callable[P, R]) -> Callable[P, R]:
+    """Wraps a traced function of positional arguments so that its gradient recomputes nothing.
+
+    Each `jax.checkpoint` inside, also those that the model's author wrote, keeps all values.
+    """
+
+    def call(*args: P.args, **_: P.kwargs) -> R:
+        closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+        found = jaxpr_as_fun(_keep_all(closed))(*jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shape), found)
+
+    return call
+
+
+def _keep_all(value: Any) -> Any:
+    """Returns a jaxpr, or any parameter of an equation, in which each `jax.checkpoint` keeps all values."""
+    if type(value) in (tuple, list):
+        return type(value)(map(_keep_all, value))
+    if not hasattr(value, "eqns"):
+        return value
+    equations = []
+    for equation in value.eqns:
+        params = equation.params
+        if any(True for _ in inner_jaxprs(equation)):
+            params = {name: _keep_all(param) for name, param in params.items()}
+            if "policy" in params:
+                params["policy"] = jax.checkpoint_policies.everything_saveable
+        equations.append(equation.replace(params=params))
+    return value.replace(eqns=equations)
+
+
+def inner_jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:
+    """Yields the jaxprs nested in an equation: loop bodies, branches and called functions."""
+    for value in equation.params.values():
+        for item in value if isinstance(value, tuple | list) else (value,):
+            inner = getattr(item, "jaxpr", item)
+            if hasattr(inner, "eqns"):
+                yield inner

@@ -1,0 +1,60 @@
+import pytest
+
+from engine.base.formatting import duration, number, pairs, table
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0421349, "0.04213"),
+        (98.5, "98.5"),
+        (1.2e-05, "1.2e-05"),
+        (31250, "31,250"),
+        (31250.4, "31,250"),
+        (2.0, "2"),
+        (-3.25, "-3.25"),
+        (6.1e14, "6.1e+14"),
+        (float("nan"), "nan"),
+        ("NaN", "NaN"),
+        (True, "True"),
+        (None, "None"),
+    ],
+)
+def test_number_has_four_significant_digits(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4249, "0.42 s"),
+        (12.34, "12.3 s"),
+        (59.97, "1 min 00 s"),
+        (185, "3 min 05 s"),
+        (3599.7, "1 h 00 min"),
+        (7620, "2 h 07 min"),
+        (90000, "1 d 01 h"),
+    ],
+)
+def test_duration_uses_two_units_at_most(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_pairs_keep_their_order():
+    assert pairs({"loss": 0.42131, "accuracy": 0.9}) == "loss 0.4213  accuracy 0.9"
+
+
+def test_few_values_are_a_line_and_many_a_table():
+    assert table({"loss": 0.5, "accuracy": 1.0}) == "loss 0.5  accuracy 1"
+    text = table({f"heldout/ap/{i}": i / 7 for i in range(40)})
+    lines = text.splitlines()
+    assert lines[0] == ""
+    assert lines[1].split()[::2] == ["heldout/ap/0", "heldout/ap/10", "heldout/ap/20", "heldout/ap/30"]
+    assert lines[1].split()[1::2] == ["0", "1.429", "2.857", "4.286"]
+    assert max(map(len, lines)) <= 102
+    assert len({len(line) for line in lines[1:11]}) == 1  # aligned
+    lines = table({f"heldout/{i}": i / 7 for i in range(1000)}).splitlines()
+    assert len(lines) == 32
+    assert lines[-1].startswith("  and ")
+    shown = sum(line.count("heldout/") for line in lines)
+    assert lines[-1] == f"  and {1000 - shown} more in metrics.jsonl"

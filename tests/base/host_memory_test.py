@@ -1,0 +1,106 @@
+"""Limits of the memory and counts of killed processes, from the files of Linux."""
+
+import pytest
+
+from engine.base import host_memory
+from engine.base.host_memory import HostMemory
+
+GIB = 2**30
+UNLIMITED = str(2**63 - 4096)  # of a control group of version 1
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A machine with 8 GiB of memory and 2 GiB of swap space; `write(path, text)` adds a file below /sys/fs/cgroup."""
+    monkeypatch.setattr(host_memory, "_MEMORY_INFO", tmp_path / "meminfo")
+    monkeypatch.setattr(host_memory, "_VM_STATISTICS", tmp_path / "vmstat")
+    monkeypatch.setattr(host_memory, "_OWN_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(host_memory, "_CGROUP_ROOT", tmp_path / "fs")
+    (tmp_path / "meminfo").write_text(f"MemTotal: {8 << 20} kB\nSwapTotal: {2 << 20} kB\nHugePages_Total: 0\n")
+
+    def write(path, text):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+
+    return write
+
+
+def test_limit_of_a_machine_includes_its_swap_space(machine):
+    assert host_memory.host_memory() == HostMemory(10 * GIB, container=False)
+    assert str(host_memory.host_memory()) == "10.0 GiB (this machine)"
+
+
+@pytest.mark.parametrize(
+    ("mine", "files", "gib"),
+    [
+        ("0::/\n", {"memory.max": f"{4 * GIB}"}, 6),
+        ("0::/\n", {"memory.max": f"{4 * GIB}", "memory.swap.max": "0"}, 4),
+        ("0::/job/a\n", {"job/a/memory.max": "max", "job/memory.max": f"{GIB}", "job/memory.swap.max": "max"}, 3),
+        ("0::/of/the/host\n", {"memory.max": f"{4 * GIB}", "memory.swap.max": "0"}, 4),
+        ("4:memory:/job\n0::/\n", {"memory/job/memory.limit_in_bytes": f"{4 * GIB}"}, 6),
+        ("4:memory:/job\n", {"memory/job/memory.memsw.limit_in_bytes": f"{3 * GIB}"}, 3),
+        ("4:cpu,memory:/of/the/host\n", {"memory/memory.limit_in_bytes": f"{4 * GIB}"}, 6),
+    ],
+)
+def test_limit_of_a_control_group(machine, mine, files, gib):
+    machine("cgroup", mine)
+    for name, text in files.items():
+        machine(f"fs/{name}", f"{text}\n")
+    assert host_memory.host_memory() == HostMemory(gib * GIB, container=True)
+    assert str(host_memory.host_memory()) == f"{gib}.0 GiB (the limit of this container)"
+
+
+@pytest.mark.parametrize("text", ["max", UNLIMITED, "another format", ""])
+def test_control_group_without_a_limit_leaves_that_of_the_machine(machine, text):
+    machine("cgroup", "4:memory:/job\n0::/job\n")
+    machine("fs/memory/job/memory.limit_in_bytes", text)
+    machine("fs/job/memory.max", text)
+    assert host_memory.host_memory() == HostMemory(10 * GIB, container=False)
+
+
+def test_system_that_states_no_memory_has_no_limit(machine, tmp_path):
+    (tmp_path / "meminfo").unlink()
+    assert host_memory.host_memory() is None
+
+
+@pytest.mark.parametrize(
+    ("mine", "file", "text"),
+    [
+        ("0::/\n", "memory.events", "low 0\noom 4\noom_kill 3\n"),
+        ("0::/job/a\n", "job/a/memory.events", "oom 4\noom_kill 3\n"),
+        ("5:cpu,memory:/job\n0::/\n", "memory/job/memory.oom_control", "under_oom 0\noom_kill 3\n"),
+    ],
+)
+def test_oom_kills_are_read_from_the_control_group(machine, mine, file, text):
+    assert host_memory.oom_kills() == 0
+    machine("cgroup", mine)
+    machine("vmstat", "nr_free 1\noom_kill 2\n")
+    assert host_memory.oom_kills() == 2, "of the machine, where the group has no count"
+    machine(f"fs/{file}", text)
+    assert host_memory.oom_kills() == 3
+    machine(f"fs/{file}", "another format")
+    assert host_memory.oom_kills() == 2
+
+
+def test_numbers_of_this_machine_are_plausible():
+    found = host_memory.host_memory()
+    assert found is None or found.bytes > 2**27
+    assert host_memory.oom_kills() >= 0
+
+
+def test_free_share_is_the_smallest_of_the_machine_and_its_control_groups(machine, tmp_path):
+    assert host_memory.free_share() == 1  # the system does not state it
+    (tmp_path / "meminfo").write_text("MemTotal: 1000 kB\nMemAvailable: 800 kB\n")
+    assert host_memory.free_share() == 0.8
+    machine("cgroup", "0::/job\n")
+    for name, text in {
+        "memory.max": "1000",
+        "memory.current": "900",
+        "memory.stat": "anon 500\ninactive_file 150",
+    }.items():
+        machine(f"fs/job/{name}", text)
+    assert host_memory.free_share() == 0.25
+    machine("cgroup", "4:memory:/job\n")
+    machine("fs/memory/job/memory.limit_in_bytes", "1000")
+    machine("fs/memory/job/memory.usage_in_bytes", "2000")
+    assert host_memory.free_share() == 0

@@ -1,0 +1,42 @@
+"""Huge pages: a program restarts once, with its arguments, if the kernel provides them on request."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from engine.cli import huge_pages
+
+PROGRAM = """
+import os, sys
+from engine.cli.huge_pages import restart_with_huge_pages
+restart_with_huge_pages()
+print(os.environ.get("GLIBC_TUNABLES", ""), sys.argv[1:])
+"""
+
+
+def run(tunables):
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    env.pop(huge_pages.VARIABLE, None)
+    env |= {huge_pages.VARIABLE: tunables} if tunables else {}
+    return subprocess.check_output([sys.executable, "-c", PROGRAM, "a b", "--c"], env=env, text=True).strip()
+
+
+@pytest.mark.parametrize("before", ["", "glibc.malloc.check=0"])
+def test_program_restarts_with_its_arguments_if_huge_pages_are_on_request(before):
+    asks = huge_pages.KERNEL_SETTING.exists() and "[madvise]" in huge_pages.KERNEL_SETTING.read_text()
+    after = ":".join(filter(None, (before, "glibc.malloc.hugetlb=1"))) if asks else before
+    assert run(before) == f"{after} ['a b', '--c']".strip()
+
+
+def test_setting_of_the_user_is_kept():
+    assert run("glibc.malloc.hugetlb=0") == "glibc.malloc.hugetlb=0 ['a b', '--c']"
+    assert not huge_pages.needs_restart("always [madvise] never", "glibc.malloc.hugetlb=0")
+
+
+def test_restart_is_needed_only_if_huge_pages_are_on_request():
+    assert huge_pages.needs_restart("always [madvise] never\n", "")
+    assert not any(
+        huge_pages.needs_restart(kernel, "") for kernel in ("[always] madvise never", "always madvise [never]", "")
+    )

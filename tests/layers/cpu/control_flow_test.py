@@ -1,0 +1,40 @@
+"""Control flow: the choice of loops, blocks and branches on CPUs and accelerators."""
+
+import pytest
+
+from engine.layers.cpu.control_flow import (
+    QUERY_BLOCK,
+    UNROLLED_LAYERS,
+    layers_per_iteration,
+    query_blocks,
+    step_control_flow,
+    unrolls_layers,
+)
+
+
+@pytest.mark.parametrize("has_convolution", [True, False])
+def test_cpu_step_unrolls_with_convolutions_and_branches_without(has_convolution):
+    assert step_control_flow("cpu", has_convolution) == (has_convolution, not has_convolution)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_accelerator_step_scans_and_selects(platform):
+    assert not any(flag for has_convolution in (True, False) for flag in step_control_flow(platform, has_convolution))
+
+
+def test_few_layers_are_unrolled_only_on_cpu():
+    assert unrolls_layers("cpu", UNROLLED_LAYERS) and not unrolls_layers("cpu", UNROLLED_LAYERS + 1)
+    assert not unrolls_layers("tpu", 1)
+
+
+def test_tpus_compute_two_layers_per_iteration_if_they_gather_weights():
+    assert layers_per_iteration("tpu", 20, 16) == 2
+    assert layers_per_iteration("tpu", 20, 1) == layers_per_iteration("gpu", 20, 16) == 1
+    assert layers_per_iteration("tpu", 3, 16) == layers_per_iteration("tpu", 2, 16) == 1
+
+
+def test_query_blocks_cover_all_queries_and_grow_for_long_sequences():
+    assert query_blocks(150) == [(0, QUERY_BLOCK), (QUERY_BLOCK, 2 * QUERY_BLOCK), (2 * QUERY_BLOCK, 150)]
+    assert query_blocks(48) == [(0, 48)]
+    assert query_blocks(50, 20) == [(0, 20), (20, 40), (40, 50)]
+    assert len(query_blocks(4096)) == 16 and query_blocks(4096)[-1] == (3840, 4096)
