@@ -34,7 +34,7 @@ class Objects:
     task: Task | None = None
     data: Source | None = None
     evaluation_data: Mapping[str, Source] = dataclasses.field(default_factory=dict)
-    hooks: Mapping[str, Hook] = dataclasses.field(default_factory=dict)
+    hooks: Mapping[str, Hook[Any]] = dataclasses.field(default_factory=dict)
 
     def build_task(self, config: Config) -> Task:
         """Returns the Task of a run."""
@@ -48,7 +48,7 @@ class Objects:
         }
         return for_run(_source(self.data, config.data, "data"), config.train), evaluations
 
-    def build_hooks(self, config: Config) -> dict[str, Hook]:
+    def build_hooks(self, config: Config) -> dict[str, Hook[Any]]:
         """Returns the hooks by name, in the order of the config."""
         named = {name: section for name, section in config.hooks.items() if name not in self.hooks}
         built = build_hooks(named)

@@ -51,10 +51,10 @@ from engine.data.context import names_total_steps
 from engine.data.sampling.share_schedule import for_run
 from engine.data.source import Source, has_transform, source_name
 from engine.data.streams.source import Readable, descriptions
+from engine.loop.events.replica_check import coverage
 from engine.loop.hooks import Hook
 from engine.loop.phases import COMPILING
 from engine.loop.preemption import start_ended_by_sigterm
-from engine.loop.replica_check import coverage
 from engine.loop.trainer import Trainer
 from engine.observe.reporter import Reporter
 from engine.observe.summary import Summary
@@ -85,7 +85,7 @@ def train(
     task: Task | str | None = None,
     data: Readable | str | Mapping[str, Any] | None = None,
     evaluation_data: Mapping[str, Readable | str | Mapping[str, Any]] | None = None,
-    hooks: Mapping[str, Hook | str | Mapping[str, Any]] | None = None,
+    hooks: Mapping[str, Hook[Trainer] | str | Mapping[str, Any]] | None = None,
     workdir: str | Path | None = None,
     fresh: bool = False,
     fast_dev_run: bool = False,

@@ -1,34 +1,21 @@
-"""Hooks: user-defined objects that the loop calls between two dispatches.
+"""Hooks: user-defined objects that the loop calls between two dispatches. What they receive and return.
 
-A hook reads the state and cannot change it. It may return metrics, and may end the run. What the hooks of a step have
-returned is agreed among the processes once, after the last hook.
+A hook reads the state and cannot change it. It may return metrics, and may end the run.
 """
 
-import contextlib
 import dataclasses
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import Any, NoReturn, Protocol
 
 import jax
 
-from engine.base.duration import Period, RunSize
 from engine.base.errors import FieldError, TaskError
-from engine.cluster import group
-from engine.cluster.peer_failure import LostPeer
 from engine.config.schema import Hook as HookConfig
 from engine.config.target import build
-from engine.loop import timeouts
-from engine.loop.evaluation import check_measured
-from engine.loop.events import Boundary, Event, Results
-from engine.loop.phases import CALLING_HOOK, WAITING_FOR_HOOKS
-from engine.metrics.results import Result, named_results, scalars
+from engine.metrics.results import Result, named_results
 from engine.metrics.values import describe_value
 from engine.training.state import TrainState
-
-if TYPE_CHECKING:
-    from engine.loop.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -48,14 +35,14 @@ type Returned = Mapping[str, Any] | Stop | None
 """What a hook returns: metrics by name, or Stop, or nothing."""
 
 
-class Hook(Protocol):
+class Hook[Trainer](Protocol):
     """A user-defined object that is called at the steps of its period."""
 
-    def run(self, trainer: "Trainer", state: TrainState, step: int) -> Returned:
+    def run(self, trainer: Trainer, state: TrainState, step: int) -> Returned:
         """Called between two dispatches, in every process.
 
         Args:
-            trainer: the trainer of the run.
+            trainer: the trainer of the run, an `engine.Trainer`.
             state: the train state, read-only. The next step reuses its memory: keep a copy, not the state itself.
             step: steps done.
 
@@ -67,7 +54,7 @@ class Hook(Protocol):
         ...
 
 
-def build_hooks(sections: Mapping[str, HookConfig]) -> dict[str, Hook]:
+def build_hooks(sections: Mapping[str, HookConfig]) -> dict[str, Hook[Any]]:
     """Returns the hook of each section by name. Raises ConfigError for a target without a method `run`."""
     hooks = {}
     for name, section in sections.items():
@@ -127,44 +114,6 @@ def _read_only(tree: Any) -> Any:
     return tree
 
 
-@contextlib.contextmanager
-def _deleted_state_explained(name: str) -> Iterator[None]:
-    """Adds a note to JAX's error for an array of an earlier state, whose memory a later step has reused."""
-    try:
-        yield
-    except RuntimeError as error:
-        if "has been deleted" in str(error):
-            error.add_note(
-                f"The hook {name!r} has kept the state of an earlier call, whose memory a later step has reused. Keep "
-                "a copy: jax.tree.map(jnp.copy, state.params)."
-            )
-        raise
-
-
-@dataclass(eq=False)
-class CallHook:
-    """Calls a user-defined hook and keeps what it returned, until `HookResults` collects it."""
-
-    name: str
-    hook: Hook
-    period: Period
-    trainer: "Trainer"
-    returned: dict[str, tuple[dict[str, Result], str]]
-    """Name of a hook -> its results by full name, and its reason to stop, at this step."""
-    phase = CALLING_HOOK
-    ends_dispatch = True
-
-    def next_step(self, after: int) -> float:
-        return self.period.next_after(after)
-
-    def run(self, boundary: Boundary) -> None:
-        if boundary.ended == self.period.due(boundary.step):  # an early end calls the hooks that were not due
-            return
-        with _deleted_state_explained(self.name):
-            returned = self.hook.run(self.trainer, read_only(boundary.state), boundary.step)
-        self.returned[self.name] = parse(returned, self.name)
-
-
 def parse(returned: object, hook: str) -> tuple[dict[str, Result], str]:
     """Returns the results by full name, and the reason to stop, in what a hook has returned.
 
@@ -184,79 +133,3 @@ def parse(returned: object, hook: str) -> tuple[dict[str, Result], str]:
         if not isinstance(name, str) or not name or any(char.isspace() for char in name):
             raise TaskError(f"{where} returned the metric name {name!r}. Use text without spaces, such as 'norm'.")
     return named_results(hook, metrics, where), reason
-
-
-@dataclass(eq=False)
-class HookResults:
-    """Agrees among the processes on what the hooks of a step have returned, records it, and ends the run if asked."""
-
-    hooks: Sequence[CallHook]
-    returned: dict[str, tuple[dict[str, Result], str]]
-    """As in `CallHook`."""
-    results: Results
-    watched: Mapping[str, str]
-    """Metric that the config names -> its field, such as "checkpoint.best"."""
-    timeout_s: float
-    """Seconds for the slowest process to finish its hooks."""
-    phase = WAITING_FOR_HOOKS
-    ends_dispatch = True
-
-    def next_step(self, after: int) -> float:
-        return min((hook.next_step(after) for hook in self.hooks), default=math.inf)
-
-    def run(self, boundary: Boundary) -> None:
-        found = {name: value for results, _ in self.returned.values() for name, value in results.items()}
-        agreed = {hook: (scalars(results), reason) for hook, (results, reason) in self.returned.items()}
-        self.returned.clear()
-        if agreed and group.count() > 1:
-            agreed = group.decide(agreed, _merge, "hooks", self.timeout_s)
-        if not group.is_primary():  # arrays and images are written by the primary only
-            found = {name: value for values, _ in agreed.values() for name, value in values.items()}
-        for hook, (_, reason) in agreed.items():
-            if reason and not boundary.stop:
-                boundary.stop = f"the hook {hook} stopped the run: {reason}"
-        for hook in agreed:
-            check_measured(self.watched, "hook", hook, [n for n in scalars(found) if n.startswith(f"{hook}/")])
-        if found:
-            self.results.add(boundary.step, found)
-
-
-def _merge(
-    values: Mapping[int, Mapping[str, tuple[dict[str, float], str]]], missing: Sequence[int]
-) -> dict[str, tuple[dict[str, float], str]]:
-    """Returns the metrics of the primary, and for each hook the first reason of any process to stop."""
-    if missing:
-        raise LostPeer(f"the hooks of process {missing[0]} have not returned in time. See what they wait for.")
-    reasons = {
-        name: next((value[name][1] for _, value in sorted(values.items()) if value[name][1]), "") for name in values[0]
-    }
-    return {name: (metrics, reasons[name]) for name, (metrics, _) in values[0].items()}
-
-
-@dataclass(frozen=True)
-class HookEvents:
-    """The events of all hooks of a run."""
-
-    events: Sequence[Event]
-    measuring: Mapping[str, Period]
-    """Metric of a hook that the config names -> the steps at which the hook is called."""
-
-
-def hook_events(
-    trainer: "Trainer", hooks: Mapping[str, Hook], size: RunSize, results: Results, watched: Mapping[str, str]
-) -> HookEvents:
-    """Returns the events of all hooks.
-
-    Args:
-        trainer: the trainer of the run, which hooks receive.
-        hooks: the hooks by name.
-        size: sizes of the run.
-        results: receives the metrics of the hooks.
-        watched: metric that the config names -> its field.
-    """
-    sections, returned = trainer.config.hooks, {}
-    calls = [CallHook(name, hook, size.period(sections[name].every), trainer, returned) for name, hook in hooks.items()]
-    timeout_s = timeouts.PATIENCE * trainer.config.resilience.hang.seconds
-    collect = [HookResults(calls, returned, results, watched, timeout_s)] if calls else []
-    measuring = {name: call.period for name in watched for call in calls if name.startswith(f"{call.name}/")}
-    return HookEvents([*calls, *collect], measuring)

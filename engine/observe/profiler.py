@@ -68,7 +68,7 @@ class ProfileWindow:
         elif self._start is not None and step >= self._start:
             self._begin(step, pending)
 
-    def marked(self, programs: Mapping[int, Call], step: int) -> Mapping[int, Call]:
+    def marked[C: Call](self, programs: Mapping[int, C], step: int) -> Mapping[int, C | Call]:
         """Returns the programs with step annotations for the open trace, or unchanged if no trace is open.
 
         Args:

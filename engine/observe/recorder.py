@@ -8,7 +8,7 @@ complete. Results of short steps are read several at a time: reading them one by
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -33,55 +33,74 @@ type Sums = Mapping[str, Sequence[float]]
 """Sums of an unfinished row: name of a metric -> total and weight over its steps so far."""
 
 
+class Columns(NamedTuple):
+    """The metrics of a step, which become columns of a row."""
+
+    names: tuple[str, ...]
+    """Names of the rows of the arrays, in their order."""
+    metrics: "TrainingMetrics"
+    """The metrics of the Task's loss."""
+    last_value: tuple[str, ...]
+    """Metrics of which a row has the value of its last step instead of the mean (learning rate)."""
+    summed: tuple[str, ...]
+    """Metrics of which a row has the sum (skipped steps)."""
+
+
+class Receivers(NamedTuple):
+    """What a recorder calls."""
+
+    on_row: Callable[[Row], None]
+    """Called with each row of training, in the thread of the writer."""
+    on_phase: Callable[[str], None]
+    """Called with "training" and "evaluating", in the thread of the writer."""
+    on_values: Callable[[int, np.ndarray], None]
+    """Called with the first step of a reading and its metrics `[steps, names, 2]`, in the thread of the training loop,
+    independently of the writer."""
+    more: Callable[[int, int], Row] = lambda first, last: {}
+    """Called with the first and the last step of a row of training, in the thread of the writer; returns values that
+    the row has in the files only."""
+
+
+class Pace(NamedTuple):
+    """When results are read."""
+
+    read_every_s: float = 0.0
+    """Longest time before arrived results are read; they are also read when a row ends. 0 reads each dispatch when it
+    arrives, so that every process reads at the same steps."""
+    in_flight: int = IN_FLIGHT
+    """Number of dispatches whose results are not waited for."""
+
+
 class Recorder:
     """Collects the metrics of steps and builds rows.
 
     Args:
-        names: names of the rows of the arrays, in their order.
-        metrics: the metrics of the Task's loss.
-        last_value: metrics of which a row has the value of its last step instead of the mean (learning rate).
-        summed: metrics of which a row has the sum (skipped steps).
+        columns: the metrics of a step.
+        receivers: what is called with rows, phases and readings.
+        pace: when results are read.
         writer: writes the rows.
         throughput: computes rates from arrivals.
         period: the steps at which a row ends.
         attempt: number of the attempt, written into each row.
-        on_row: called with each row of training, in the thread of the writer.
-        on_phase: called with "training" and "evaluating", in the thread of the writer.
-        on_values: called with the first step of a reading and its metrics `[steps, names, 2]`, in the thread of the
-            training loop, independently of the writer.
-        more: called with the first and the last step of a row of training, in the thread of the writer; returns
-            values that the row has in the files only.
-        read_every_s: longest time before arrived results are read; they are also read when a row ends. 0 reads each
-            dispatch when it arrives, so that every process reads at the same steps.
-        in_flight: number of dispatches whose results are not waited for.
     """
 
     def __init__(
         self,
-        names: tuple[str, ...],
+        columns: Columns,
+        receivers: Receivers,
+        pace: Pace,
         *,
-        metrics: "TrainingMetrics",
-        last_value: tuple[str, ...],
-        summed: tuple[str, ...],
         writer: MetricWriter,
         throughput: Throughput,
         period: Period,
         attempt: int,
-        on_row: Callable[[Row], None],
-        on_phase: Callable[[str], None],
-        on_values: Callable[[int, np.ndarray], None],
-        more: Callable[[int, int], Row] = lambda first, last: {},
-        read_every_s: float = 0.0,
-        in_flight: int = IN_FLIGHT,
     ):
-        self._names, self._last_value, self._summed = names, last_value, summed
-        self._metrics = metrics
-        self._writer, self._throughput, self._period = writer, throughput, period
-        self._attempt, self._on_row, self._on_phase, self._on_values = attempt, on_row, on_phase, on_values
-        self._more, self._most_in_flight = more, in_flight
+        names = columns.names
+        self._columns, self._receivers, self._pace = columns, receivers, pace
+        self._writer, self._throughput, self._period, self._attempt = writer, throughput, period, attempt
         self._in_flight: deque[tuple[int, jax.Array]] = deque()  # first step of a dispatch, its metrics `[K, names, 2]`
         self._unread: list[tuple[int, jax.Array]] = []  # dispatches that have arrived, likewise
-        self._read_every_s, self._read_at = read_every_s, 0.0
+        self._read_at = 0.0
         self._sums = self._no_sums = np.zeros((len(names), 2))  # sums over earlier steps of the current row
         self._values: list[np.ndarray] = []  # readings that are not in the sums yet, `[steps, names, 2]` each
         self._row_ends = 0  # last step of the current row; 0: unknown
@@ -102,7 +121,7 @@ class Recorder:
         """
         self._in_flight.append((step, metrics))
         self._wait_s, self._times = wait_s, times
-        if len(self._in_flight) > self._most_in_flight:
+        if len(self._in_flight) > self._pace.in_flight:
             self._arrive()
 
     def _arrive(self) -> None:
@@ -119,8 +138,8 @@ class Recorder:
         step = self._unread[0][0]
         # A copy, so that the arrays of the device are freed at once, by the thread that allocates the next ones.
         values = np.concatenate([np.asarray(metrics) for _, metrics in self._unread])
-        self._unread, self._read_at = [], now + self._read_every_s
-        self._on_values(step, values)
+        self._unread, self._read_at = [], now + self._pace.read_every_s
+        self._receivers.on_values(step, values)
         self._arrived, self._arrived_at = step + len(values), now - self._paused_s
         if self._arrived >= self._row_ends:
             values = self._end_rows(step, values)
@@ -162,13 +181,15 @@ class Recorder:
         """
         sums = _total(self._sums, self._values)
         started = sums.any()  # every step has some weight
-        return dict(zip(self._names, sums.tolist(), strict=True)) if started else {}
+        return dict(zip(self._columns.names, sums.tolist(), strict=True)) if started else {}
 
     def resume(self, sums: Sums) -> None:
         """Continues the row that a checkpoint interrupted, from its saved sums; {} starts a new row."""
-        last = dict.fromkeys(self._last_value, (0.0, 0.0))  # not part of the row, and an earlier engine had fewer
-        if {*sums, *last} == set(self._names):
-            self._sums = np.array([{**last, **sums}[name] for name in self._names])
+        last = dict.fromkeys(
+            self._columns.last_value, (0.0, 0.0)
+        )  # not part of the row, and an earlier engine had fewer
+        if {*sums, *last} == set(self._columns.names):
+            self._sums = np.array([{**last, **sums}[name] for name in self._columns.names])
 
     def note(self, step: int, values: Mapping[str, Result]) -> None:
         """Writes values that are measured once (an evaluation, the time to compile) as a separate row."""
@@ -177,7 +198,7 @@ class Recorder:
 
     def phase(self, name: str) -> None:
         """Reports the phase that starts now through `on_phase`, in order with the rows."""
-        self.call(lambda: self._on_phase(name))
+        self.call(lambda: self._receivers.on_phase(name))
 
     def call(self, report: Callable[[], None]) -> None:
         """Calls a function in the thread of the writer, in order with the rows."""
@@ -234,16 +255,16 @@ class Recorder:
         self._writer.flush()
 
     def _row(self, end: int, sums: np.ndarray, values: list[np.ndarray], rates: Row) -> Mapping[str, Result]:
-        totals, last = _total(sums, values), values[-1][-1]
+        columns, totals, last = self._columns, _total(sums, values), values[-1][-1]
         row: Row = {"step": end, "attempt": self._attempt, "batch": end - 1, "time": time.time()}
-        for name, (total, weight), (value, _) in zip(self._names, totals.tolist(), last.tolist(), strict=True):
+        for name, (total, weight), (value, _) in zip(columns.names, totals.tolist(), last.tolist(), strict=True):
             mean = total / weight if weight else float("nan")
-            if not self._metrics.is_part(name):
-                row[name] = total if name in self._summed else value if name in self._last_value else mean
-        results = self._metrics.results(self._names, totals)
+            if not columns.metrics.is_part(name):
+                row[name] = total if name in columns.summed else value if name in columns.last_value else mean
+        results = columns.metrics.results(columns.names, totals)
         row |= scalars(results) | rates | memory_use()
-        self._on_row(row)
-        return {**row, **results, **self._more(self._period.start(end) + 1, end)}
+        self._receivers.on_row(row)
+        return {**row, **results, **self._receivers.more(self._period.start(end) + 1, end)}
 
 
 def _total(sums: np.ndarray, values: list[np.ndarray]) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import cast
 
 import pytest
 
-from engine.loop.events import Boundary, Schedule
+from engine.loop.events.event import Boundary, Schedule
 from engine.loop.phases import TRAINING
 from engine.training.state import TrainState
 

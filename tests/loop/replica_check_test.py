@@ -8,7 +8,7 @@ import pytest
 
 from engine.base.duration import Duration
 from engine.config.schema import MeshSpec
-from engine.loop.replica_check import ReplicaCheck, ReplicaError, coverage
+from engine.loop.events.replica_check import ReplicaCheck, ReplicaError, coverage
 from tests import zoo
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import engine
 from engine.base.errors import RunError
 from engine.config.schema import Stop
-from engine.loop.replica_check import ReplicaCheck
+from engine.loop.events.replica_check import ReplicaCheck
 from engine.loop.stopping import reason_to_stop, stopped_reason
 from engine.run.directory import RunDirectory
 from tests import runs

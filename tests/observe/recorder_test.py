@@ -14,7 +14,7 @@ from engine.base.duration import Duration, Period
 from engine.metrics.classification import ConfusionMatrix
 from engine.metrics.mean import Mean, RootMeanSquare
 from engine.metrics.pairs import TrainingMetrics
-from engine.observe.recorder import Recorder
+from engine.observe.recorder import Columns, Pace, Receivers, Recorder
 from engine.observe.throughput import Throughput
 from engine.observe.writer import MetricWriter
 
@@ -30,19 +30,17 @@ class Run:
         self.arrived = []  # (first step, values of `skipped`) of each reading
         self.writer = MetricWriter(self.path, None)
         self.recorder = Recorder(
-            NAMES,
-            metrics=TrainingMetrics({}),
-            last_value=("learning_rate",),
-            summed=("skipped",),
+            Columns(NAMES, TrainingMetrics({}), last_value=("learning_rate",), summed=("skipped",)),
+            Receivers(
+                on_row=lambda row: self.reported.append((threading.current_thread().name, row["step"])),
+                on_phase=lambda name: self.reported.append((threading.current_thread().name, name)),
+                on_values=lambda first, values: self.arrived.append((first, values[:, 2, 0].tolist())),
+            ),
+            Pace(read_every_s, in_flight),
             writer=self.writer,
             throughput=Throughput(BATCH_SIZE),
             period=Period(Duration.parse(every, "log.every"), BATCH_SIZE, 64, TOTAL),
             attempt=2,
-            on_row=lambda row: self.reported.append((threading.current_thread().name, row["step"])),
-            on_phase=lambda name: self.reported.append((threading.current_thread().name, name)),
-            on_values=lambda first, values: self.arrived.append((first, values[:, 2, 0].tolist())),
-            read_every_s=read_every_s,
-            in_flight=in_flight,
         )
 
     def steps(self, step, losses, weights=None, skipped=(), wait_s=0.0):
@@ -316,17 +314,13 @@ def test_row_has_the_results_of_metrics_other_than_means(tmp_path):
     with MetricWriter(tmp_path / "metrics.jsonl", None) as writer:
         for steps in (range(3), range(3, 4)):  # an interrupted row, and the rest of it after a restart
             recorder = Recorder(
-                names,
-                metrics=metrics,
-                last_value=(),
-                summed=(),
+                Columns(names, metrics, last_value=(), summed=()),
+                Receivers(rows.append, on_phase=lambda name: None, on_values=lambda first, values: None),
+                Pace(),
                 writer=writer,
                 throughput=Throughput(BATCH_SIZE),
                 period=Period(Duration.parse("4 steps", "log.every"), BATCH_SIZE, 64, TOTAL),
                 attempt=1,
-                on_row=rows.append,
-                on_phase=lambda name: None,
-                on_values=lambda first, values: None,
             )
             recorder.resume(unfinished)
             for n in steps:

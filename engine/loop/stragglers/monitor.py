@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, Self
 
 from engine.base.types import Device
 from engine.cluster import group
@@ -32,7 +32,37 @@ LEDGER_S: Final = 10.0  # between two entries of lost time
 TOPIC: Final = "stragglers"
 
 
-class StragglerMonitor:
+class Stragglers:
+    """Receives what the loop does. This one, of a run of a single process, measures nothing. A context manager."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return
+
+    def begin(self, step: int) -> None:
+        """Called when the loop starts at `step`, with a new feed."""
+
+    def resume(self) -> None:
+        """Called when the host begins its work for the next dispatch: after a dispatch, and after events."""
+
+    def before_dispatch(self, step: int, count: int, wait_s: float, made_s: float, arrived_at: float) -> None:
+        """Called when the batches of a dispatch are ready.
+
+        Args:
+            step: first step of the dispatch.
+            count: number of its steps.
+            wait_s: seconds so far that the feed has waited for data.
+            made_s: seconds so far in which the readers have made the batches.
+            arrived_at: monotonic time at which the latest result has arrived.
+        """
+
+    def report(self, step: int) -> None:
+        """Reports a change of the slowest process, on the primary. Called by the loop, takes nanoseconds otherwise."""
+
+
+class StragglerMonitor(Stragglers):
     """Measures this process; on the primary, it also names the slowest process. A context manager: its thread.
 
     Args:
@@ -72,7 +102,7 @@ class StragglerMonitor:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stragglers", daemon=True)
 
-    def __enter__(self) -> "StragglerMonitor":
+    def __enter__(self) -> Self:
         self._thread.start()
         return self
 
@@ -82,25 +112,15 @@ class StragglerMonitor:
         self._write_lost()
 
     def begin(self, step: int) -> None:
-        """Called when the loop starts at `step`, with a new feed."""
         self._wait_s = self._feed_made_s = 0.0
         self._mark = self._probed_at = time.monotonic()
         self._probed_step, self._next_probe = step, _next_multiple(step, FIRST_PROBE)
 
     def resume(self) -> None:
-        """Called when the host begins its work for the next dispatch: after a dispatch, and after events."""
         self._mark = time.monotonic()
 
     def before_dispatch(self, step: int, count: int, wait_s: float, made_s: float, arrived_at: float) -> None:
-        """Called when the batches of a dispatch are ready. Runs the probe if it is due.
-
-        Args:
-            step: first step of the dispatch.
-            count: number of its steps.
-            wait_s: seconds so far that the feed has waited for data.
-            made_s: seconds so far in which the readers have made the batches.
-            arrived_at: monotonic time at which the latest result has arrived.
-        """
+        """Adds up the times of the loop, and runs the probe if it is due."""
         waited, self._wait_s = wait_s - self._wait_s, wait_s
         self._data_s += waited
         self._made_s += made_s - self._feed_made_s
@@ -126,7 +146,6 @@ class StragglerMonitor:
         self._probed_at, self._probed_step, self._next_probe = begin, step, _next_multiple(step, interval)
 
     def report(self, step: int) -> None:
-        """Reports a change of the slowest process, on the primary. Called by the loop, takes nanoseconds otherwise."""
         slowest, former = self._judge.slowest, self._reported
         if slowest is not former:
             self._write_lost()

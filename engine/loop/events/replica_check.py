@@ -7,14 +7,17 @@ saved between two checks are not verified.
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import jax
 import numpy as np
 
-from engine.base.duration import Duration
+from engine.base.duration import Duration, Period
 from engine.base.errors import ConvoyError
 from engine.base.exit_status import ExitStatus
 from engine.base.types import PyTree
+from engine.loop.events.event import Boundary
+from engine.loop.phases import TRAINING
 from engine.parallel.digest import Digests
 
 SHOWN = 3  # arrays that an error names
@@ -53,6 +56,22 @@ class ReplicaCheck:
         rows = np.asarray(digests.rows(state, gather=True))
         if differing := digests.differing(rows):
             raise ReplicaError(_text(digests, step, differing))
+
+
+@dataclass(eq=False)
+class CheckReplicas:
+    """Compares the replicas of the state on different devices."""
+
+    check: ReplicaCheck
+    period: Period
+    phase = TRAINING
+    ends_dispatch = True
+
+    def next_step(self, after: int) -> float:
+        return self.period.next_after(after)
+
+    def run(self, boundary: Boundary) -> None:
+        self.check.run(boundary.step, boundary.state.to_tree())
 
 
 def _text(digests: Digests, step: int, differing: dict[str, list[int]]) -> str:

@@ -1,0 +1,38 @@
+"""The results of evaluations and hooks."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from engine.base import formatting
+from engine.checkpoint.checkpointer import Checkpointer
+from engine.loop.divergence import list_names
+from engine.metrics.results import MAX_NUMBERS, Result, Table, scalars, table_text, too_large
+from engine.observe.recorder import Recorder
+
+
+@dataclass(eq=False)
+class Results:
+    """The results of evaluations and hooks: prints them, writes them to the metric files and stores them by step."""
+
+    checkpoints: Checkpointer
+    recorder: Recorder
+    say: Callable[[str], None]
+    latest: dict[str, float]
+    """Latest value of each metric that is a number."""
+    warned: set[str] = field(default_factory=set)
+    """Results that are too large for metrics.jsonl, as reported."""
+
+    def add(self, step: int, results: Mapping[str, Result]) -> None:
+        """Adds the results of a step, by full name. Every process adds the same."""
+        values = scalars(results)
+        self.latest |= values
+        self.recorder.note(step, results)
+        self.checkpoints.record(step, values)
+        text = formatting.table(values)
+        self.say(f"step {step}:{text if text.startswith('\n') else f' {text}'}")
+        for name, result in results.items():
+            if isinstance(result, Table):
+                self.say(f"step {step}: {name}:{table_text(result)}")
+        if large := [name for name in too_large(results) if name not in self.warned]:
+            self.warned.update(large)
+            self.say(f"warning: {list_names(large)}: above {MAX_NUMBERS} numbers or rows, so not in metrics.jsonl")

@@ -1,0 +1,93 @@
+"""Saves of the state: when one is due, and what it stores."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from engine.base.duration import Period
+from engine.base.types import PyTree
+from engine.checkpoint.checkpointer import Checkpointer
+from engine.checkpoint.store import StorageError
+from engine.data.streams.marks import gather_marks
+from engine.loop.divergence import Divergence
+from engine.loop.events.event import Boundary
+from engine.loop.phases import PREPARING, SAVING
+from engine.loop.preemption import Interrupted, Preempted, Preemption
+from engine.observe.recorder import Recorder
+from engine.run.directory import RunDirectory
+
+
+@dataclass(eq=False)
+class Save:
+    """Saves by policy, and always at the last step, on a request to stop, and with an evaluation that selects the best.
+
+    When the run was asked to stop, it raises Interrupted or Preempted after the save.
+    """
+
+    checkpoints: Checkpointer
+    directory: RunDirectory
+    divergence: Divergence
+    recorder: Recorder
+    preemption: Preemption
+    selecting: Sequence[Period]
+    """Periods of the evaluations that select the best checkpoint."""
+    total_steps: int
+    say: Callable[[str], None]
+    phase = SAVING
+
+    @property
+    def ends_dispatch(self) -> bool:
+        return not self.checkpoints.policy.is_clock
+
+    def next_step(self, after: int) -> float:
+        selecting = [period.next_after(after) for period in self.selecting]
+        return min([self.checkpoints.policy.next_step(after), *selecting])
+
+    def is_due(self, boundary: Boundary) -> bool:
+        """Whether this boundary is saved."""
+        return self._is_forced(boundary) or self.checkpoints.policy.due(boundary.step)
+
+    def _is_forced(self, boundary: Boundary) -> bool:
+        wanted = boundary.last or any(period.due(boundary.step) for period in self.selecting)
+        return boundary.stopping or boundary.ended or (boundary.step > 0 and wanted)
+
+    def run(self, boundary: Boundary) -> None:
+        if not self.divergence.pending and self.is_due(boundary):
+            row = self.recorder.unfinished()
+            position = {**gather_marks(boundary.position), "skipped": sorted(self.divergence.skipped), "row": row}
+            force = self._is_forced(boundary)
+            if self.checkpoints.maybe_save(boundary.step, boundary.state.to_tree(), position, force):
+                self.say(f"saving checkpoint of step {boundary.step}")
+                self.directory.stopwatch.flush()
+                self.recorder.saved()
+        if boundary.stopping:
+            raise self._stopped(boundary.step)
+
+    def _stopped(self, step: int) -> Interrupted | Preempted:
+        kind = Interrupted if self.preemption.interrupted else Preempted
+        reached = f"step {step} of {self.total_steps}"
+        try:
+            self.checkpoints.finish()
+        except StorageError as error:
+            return kind(f"asked to stop at {reached}. {error}")
+        if not self.directory.kept:
+            return kind(f"asked to stop at {reached}. This run keeps no files; to keep them, add --workdir=DIR.")
+        return kind(f"asked to stop; the state of {reached} is saved in {self.directory}.")
+
+
+@dataclass(eq=False)
+class PrepareSaves:
+    """Compiles the computations of a save after the first step is dispatched, so that they do not delay it."""
+
+    prepare: Callable[[PyTree], None]
+    first_step: int
+    done: bool = False
+    phase = PREPARING
+    ends_dispatch = False
+
+    def next_step(self, after: int) -> float:
+        return math.inf if self.done else max(self.first_step, after) + 1
+
+    def run(self, boundary: Boundary) -> None:
+        self.done = True
+        self.prepare(boundary.state.to_tree())

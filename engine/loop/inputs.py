@@ -1,0 +1,117 @@
+"""The batches of a training run: opens feeds at any step, and reads a batch once more."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jax.sharding import NamedSharding
+
+from engine.cluster import group
+from engine.config.schema import Config
+from engine.data.bad_examples import BadExampleCounter
+from engine.data.batch import Batch
+from engine.data.feed import TrainFeed
+from engine.data.ragged.report import RaggedReport, report
+from engine.data.sampling.drawn import DrawnShares
+from engine.data.source import Source
+from engine.run.directory import RunDirectory
+from engine.run.jsonl import JsonLines
+from engine.run.ledger import Ledger
+
+
+class TrainInputs(contextlib.ExitStack):
+    """Opens the feeds of an attempt, and the files that list its examples. A context manager.
+
+    Args:
+        source: the training examples.
+        config: config of the run.
+        sharding: sharding of the batch dimension of every array.
+        total_steps: steps of the run.
+        directory: run directory.
+        say: called with sentences for the user.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        config: Config,
+        sharding: NamedSharding,
+        total_steps: int,
+        directory: RunDirectory,
+        say: Callable[[str], None],
+    ):
+        super().__init__()
+        self._source, self._data, self._train, self._sharding = source, config.data, config.train, sharding
+        self._total_steps, self._directory, self._say = total_steps, directory, say
+        self._logs_examples = config.log.examples
+        self._ledger: Ledger | None = None
+        self._bad_examples: BadExampleCounter | None = None
+        self._position: Mapping[str, Any] = {}  # in the data, where the latest feed begins
+        self._feed: TrainFeed | None = None  # the latest one
+        self._drawn = DrawnShares(
+            source, batch_size=self._train.global_batch_size, seed=self._train.seed, shuffle=self._data.shuffle
+        )
+
+    def __enter__(self) -> "TrainInputs":
+        who = (group.index(), group.count(), self._directory.attempt)
+        if self._logs_examples:
+            self._ledger = self.enter_context(contextlib.closing(Ledger(self._directory.examples, *who)))
+        if self._data.on_error == "skip":
+            lines = self.enter_context(contextlib.closing(JsonLines(self._directory.bad_examples, *who)))
+            self._bad_examples = BadExampleCounter(lines.add, self._say)
+        return self
+
+    def open(self, step: int, position: Mapping[str, Any]) -> contextlib.closing[TrainFeed]:
+        """Returns the feed of the batches from number `step` on; the caller closes it.
+
+        Args:
+            step: number of the first batch.
+            position: position in the data of the checkpoint from which the run resumes; {} for a new run.
+        """
+        self._position = position
+        self._feed = TrainFeed(
+            self._source,
+            self._data,
+            batch_size=self._train.global_batch_size,
+            seed=self._train.seed,
+            sharding=self._sharding,
+            start=step,
+            stop=self._total_steps,
+            steps_per_dispatch=self._train.steps_per_dispatch,
+            on_batch=self._ledger and self._ledger.write,
+            bad=self._bad_examples,
+            on_message=self._say,
+            saved=position,
+        )
+        return contextlib.closing(self._feed)
+
+    def read_again(self, number: int) -> Batch:
+        """Returns a batch of the run by its number, once more; it is not counted or logged again."""
+        bad = None if self._bad_examples is None else BadExampleCounter(lambda record: None, lambda text: None)
+        saved = None if self._feed is None else self._feed.saved_before(number)
+        feed = TrainFeed(
+            self._source,
+            dataclasses.replace(self._data, workers=0, threads=1, prefetch=1),
+            batch_size=self._train.global_batch_size,
+            seed=self._train.seed,
+            sharding=self._sharding,
+            start=number,
+            stop=number + 1,
+            total=self._total_steps,
+            bad=bad,
+            saved=saved or self._position,
+        )
+        with contextlib.closing(feed):
+            return feed.next(1)[0]
+
+    def drawn_shares(self, first: int, last: int) -> dict[str, float]:
+        """Returns the shares of sources and tags that the steps of a row have drawn; {} where none are known."""
+        return self._drawn.metrics(first, last)
+
+    def report(self) -> RaggedReport | None:
+        """Returns the padding and the costs of ragged examples; None for a source without them."""
+        rows = self._train.global_batch_size
+        ranks = rows // self._sharding.shard_shape((rows,))[0]
+        seed, shuffle = self._train.seed, self._data.shuffle
+        return report(self._source, batch_size=rows, seed=seed, shuffle=shuffle, ranks=ranks)

@@ -1,0 +1,102 @@
+"""The start of an attempt: restores or initializes the state, and compiles the steps."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.checkpoint import warm_start
+from engine.checkpoint.store import CheckpointStore
+from engine.compile.program import Program
+from engine.compile.shapes import CompiledSteps
+from engine.compile.xla_warnings import rematerialization_explained
+from engine.config.schema import Init
+from engine.loop.phases import COMPILING, RESTORING, Phases
+from engine.observe.recorder import Sums
+from engine.training.precision import rounding_note
+from engine.training.state import TrainState
+
+SILENCE_S = 20.0  # a compilation that takes longer is reported
+
+
+@dataclass
+class Start:
+    """The state from which the loop starts or continues."""
+
+    state: TrainState
+    step: int
+    position: Mapping[str, Any]
+    """Position in the data that the checkpoint holds; {} for a new run."""
+
+    @property
+    def skipped(self) -> set[int]:
+        """Numbers of the batches whose updates the run skips."""
+        return set(self.position.get("skipped", ()))
+
+    @property
+    def row(self) -> Sums:
+        """Sums of the row of metrics that was unfinished."""
+        return self.position.get("row", {})
+
+
+def restore(store: CheckpointStore, program: Program, init: Init, phase: Phases, say: Callable[[str], None]) -> Start:
+    """Returns the newest valid checkpoint, or a new state if the run has no checkpoint.
+
+    Args:
+        store: checkpoints of the run.
+        program: the program of the run.
+        init: config section `init`.
+        phase: enters a phase.
+        say: called with sentences for the user.
+    """
+    with phase(RESTORING):
+        found = store.restore_latest(program.abstract_state.to_tree(), program.spec.model.stacked, say)
+    if found is None:
+        with phase(COMPILING):
+            return Start(_initial_state(program, init, say), 0, {})
+    tree, step = found
+    say(f"resuming from step {step}")
+    return Start(TrainState.from_tree(tree), step, store.position(step))
+
+
+def _initial_state(program: Program, init: Init, say: Callable[[str], None]) -> TrainState:
+    """Returns the state of step 0, with random weights or those of `init.checkpoint`."""
+    if not warm_start.is_set(init):
+        return program.init()
+    weights = warm_start.read_weights(init, program.abstract_state.to_tree(), program.spec.model.stacked)
+    say(weights.message)
+    return program.init(weights.params, weights.model_state)
+
+
+def say_notes(program: Program, say: Callable[[str], None]) -> None:
+    """Says what the user should know of a program: warnings, rounded inputs, and notes of the optimizer."""
+    spec = program.spec
+    for text in program.warnings:
+        say(f"warning: {text}")
+    if note := rounding_note(spec.task, program.abstract_batch.examples, spec.compute_dtype, spec.layout.precision):
+        say(note)
+    for text in spec.optimizer.messages:
+        say(text)
+
+
+def compile_steps(program: Program, k: int, say: Callable[[str], None]) -> dict[int, CompiledSteps]:
+    """Returns the compiled programs of 1 and of k steps by their number of steps; reports a long compilation."""
+    split = program.mesh.size > 1
+    explained = rematerialization_explained(say) if split else contextlib.nullcontext()
+    with explained, reported_if_long(say, SILENCE_S):
+        return {count: program.steps(count) for count in {1, k}}
+
+
+@contextlib.contextmanager
+def reported_if_long(say: Callable[[str], None], seconds: float) -> Iterator[None]:
+    """Calls `say`, in a thread, if the body takes longer than `seconds`. The body compiles the step."""
+    text = f"compiling the step, for {seconds:.0f} s so far; a large model takes minutes"
+    timer = threading.Timer(seconds, say, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join(1.0)  # it ends at once, unless the output blocks
