@@ -10,14 +10,14 @@ load("//tools/build:defs.bzl", "py_library")
 GROUPS = {
     "base": [
         {
-            "base": "errors, exit codes, durations, files, text, tables for the terminal; imports no JAX",
+            "base": "errors, durations, files, text, tables for the terminal; imports no JAX",
         },
         {
             "config": "the typed schema, loading, overrides, validation, the hardware table; imports no JAX",
             "storage": "buckets, as mounted folders or as objects; storage that may hang",
         },
         {
-            "cluster": "cluster detection, the process group, agreement, shutdown; imports no JAX",
+            "cluster": "cluster detection, the process group, exit status, shutdown; imports no JAX",
         },
     ],
     "core": [

@@ -57,7 +57,7 @@ def config() -> Any:
 
 def machine() -> str:
     """Returns the kind of this machine and the release of jax: where both are the same, results are bitwise equal."""
-    return compile_cache.key()
+    return cache.key()
 
 
 def facts(run: Path) -> dict[str, Any]:

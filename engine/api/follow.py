@@ -10,8 +10,8 @@ from engine.api.saved_run import SavedRun
 from engine.base import formatting
 from engine.base.duration import CLOCK_UNITS, Duration
 from engine.base.errors import CheckpointError, ConvoyError, FieldError, RunError
-from engine.base.exit_status import ExitStatus, is_retried
 from engine.cluster import group
+from engine.cluster.exit_status import ExitStatus, is_retried
 from engine.config.schema import Config
 from engine.data.streams.source import Readable
 from engine.metrics.results import Result

@@ -1,1 +1,1 @@
-"""What every package uses: errors, exit codes, durations, files, text, and tables for the terminal. Imports no JAX."""
+"""What every package uses: errors, durations, files, text, and tables for the terminal. Imports no JAX."""

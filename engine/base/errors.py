@@ -1,7 +1,7 @@
 """Base classes of the engine's errors, and suggestions for misspelt names.
 
 The message of a `ConvoyError` states where it happened, what was found, what is allowed and what to do next.
-`exit_code` is a value of `engine/base/exit_status.py`; the default 1 means an error of the user.
+`exit_code` is a value of `engine/cluster/exit_status.py`; the default 1 means an error of the user.
 """
 
 import difflib

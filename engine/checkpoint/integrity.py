@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from engine.base.errors import CheckpointError
-from engine.base.exit_status import ExitStatus
 from engine.base.text_file import read_text
 from engine.checkpoint import timeouts
 from engine.checkpoint.arrays import read_smallest, reraise
@@ -32,10 +31,11 @@ from engine.checkpoint.manifest import (
     write_manifest,
 )
 from engine.cluster import group
+from engine.cluster.exit_status import ExitStatus
 from engine.cluster.peer_failure import LostPeer
+from engine.run.atomic import write_text
 from engine.run.lease import Lease
 from engine.storage import background
-from engine.storage.atomic import write_text
 from engine.storage.mounts import address_of_copy
 
 if TYPE_CHECKING:

@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.base.errors import CheckpointError
-from engine.base.exit_status import ExitStatus
 from engine.base.text_file import read_text
-from engine.storage.atomic import write_text
+from engine.cluster.exit_status import ExitStatus
+from engine.run.atomic import write_text
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # version of the content of a step: state, position, config; manifests without a number have format 1

@@ -17,9 +17,9 @@ from engine.base.errors import CheckpointError
 from engine.base.text_file import read_text
 from engine.checkpoint import timeouts
 from engine.cluster import group
+from engine.run.atomic import cannot_write
 from engine.run.lease import ALWAYS_GRANTED, Lease
 from engine.storage import background
-from engine.storage.atomic import cannot_write
 
 RESULTS = "results.json"
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.base.errors import CheckpointError
-from engine.base.exit_status import ExitStatus
 from engine.base.types import PyTree
 from engine.checkpoint import arrays, stored_json, timeouts
 from engine.checkpoint.integrity import (
@@ -34,6 +33,7 @@ from engine.checkpoint.manifest import MANIFEST, delete_lock, read_lock, size_of
 from engine.checkpoint.policy import read_results
 from engine.checkpoint.tree_compat import difference, leaves_of, other_folds, with_stored_folds, with_wanted_folds
 from engine.cluster import group
+from engine.cluster.exit_status import ExitStatus
 from engine.cluster.peer_failure import LostPeer
 from engine.run.lease import Lease
 from engine.storage import background

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from engine.base.errors import ConfigError, RunError
-from engine.base.exit_status import ExitStatus
 from engine.cluster import cluster_detection, group, processes
+from engine.cluster.exit_status import ExitStatus
 from engine.cluster.peer_failure import lost_peers_reported
 
 if TYPE_CHECKING:

@@ -4,8 +4,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 from engine.base.errors import ConfigError, did_you_mean
-from engine.base.exit_status import ExitStatus
 from engine.cli import commands
+from engine.cluster.exit_status import ExitStatus
 from engine.storage.mounts import local_text
 
 if TYPE_CHECKING:

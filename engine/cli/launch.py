@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from engine.base.errors import ConfigError
-from engine.base.exit_status import ExitStatus
+from engine.cluster.exit_status import ExitStatus
 from engine.launch import cli_args, kubernetes, slurm, timeouts, tpu_vm
 
 type AddParser = Callable[..., argparse.ArgumentParser]  # method `add_parser` of the subparsers of `convoy launch`

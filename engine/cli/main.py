@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from engine.base.errors import ConfigError, ConvoyError
-from engine.base.exit_status import ExitStatus, status_of
 from engine.cli import commands, data
 from engine.cli.arguments import make_parser, parse, split_overrides
 from engine.cluster import group, output, processes, shutdown, signal_thread, verdict
+from engine.cluster.exit_status import ExitStatus, status_of
 from engine.cluster.kv_store import CoordinationError
 from engine.cluster.peer_failure import LostPeer, lost_peers_reported
 from engine.storage import background

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from engine.base.errors import ConvoyError, first_line
-from engine.base.exit_status import ExitStatus
 from engine.cluster import timeouts
+from engine.cluster.exit_status import ExitStatus
 from engine.cluster.identity import count
 
 _TOP = "convoy/"

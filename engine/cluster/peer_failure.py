@@ -14,8 +14,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
 from engine.base.errors import ConvoyError, first_line
-from engine.base.exit_status import ExitStatus
 from engine.cluster import kv_store, shutdown, stop_signal, timeouts, verdict
+from engine.cluster.exit_status import ExitStatus
 from engine.cluster.identity import count, index, is_primary
 from engine.cluster.kv_store import CoordinationError
 from engine.cluster.rendezvous import process_list

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypedDict, cast
 
 from engine.base.errors import ConvoyError
-from engine.base.exit_status import ExitStatus
 from engine.cluster import host_address, timeouts
+from engine.cluster.exit_status import ExitStatus
 
 LISTED = 16  # processes that a sentence names: every process receives and prints it
 _FEW_FILES, _OTHER_FILES = 64, 512  # that process 0 opens at least, and may open, beside its connections

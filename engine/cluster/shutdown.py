@@ -12,8 +12,8 @@ from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from engine.base.errors import ConvoyError
-from engine.base.exit_status import status_of
 from engine.cluster import timeouts, verdict
+from engine.cluster.exit_status import status_of
 
 type ExitCallback = Callable[[BaseException], None]
 

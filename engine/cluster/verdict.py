@@ -15,8 +15,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from engine.base.exit_status import status_of
 from engine.cluster import tracebacks
+from engine.cluster.exit_status import status_of
 from engine.cluster.failure_signature import failure_signature
 from engine.storage.mounts import shown
 

@@ -4,7 +4,7 @@ import re
 import signal
 
 from engine.base.errors import ConvoyError
-from engine.base.exit_status import ExitStatus
+from engine.cluster.exit_status import ExitStatus
 
 SHARED = "shared memory (/dev/shm), through which data workers pass batches"
 _LIKELY_REASON = {

@@ -17,9 +17,9 @@ from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, Protocol
 
 from engine.base.errors import ConfigError, ConvoyError, DataError
-from engine.base.exit_status import ExitStatus
 from engine.base.user_errors import describe
 from engine.cluster import parent
+from engine.cluster.exit_status import ExitStatus
 from engine.data.source import Source, source_name
 from engine.data.workers import exits_reported
 

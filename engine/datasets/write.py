@@ -46,7 +46,7 @@ from engine.readers.record_manifest import (
     save_lengths,
     shard_name,
 )
-from engine.storage.atomic import write_text
+from engine.run.atomic import write_text
 from engine.storage.mounts import local_path
 from engine.storage.object_store import is_selected
 

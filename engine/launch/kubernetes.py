@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from engine.base.errors import ConfigError, did_you_mean
-from engine.base.exit_status import KILLED, ExitStatus
 from engine.base.types import Json
+from engine.cluster.exit_status import KILLED, ExitStatus
 from engine.launch import cli_args, timeouts
 from engine.run.owner import TOKEN
 

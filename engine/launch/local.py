@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import IO
 
 from engine.base.errors import ConfigError
-from engine.base.exit_status import ExitStatus
 from engine.base.host_memory import oom_kills
 from engine.cluster import parent, verdict
 from engine.cluster.cluster_detection import VARIABLES
+from engine.cluster.exit_status import ExitStatus
 from engine.launch import postmortem, timeouts
 from engine.launch.signals import Signals
 from engine.run.owner import TOKEN
@@ -60,7 +60,7 @@ def launch(
         grace_s: seconds from the first failure until the others are killed.
 
     Returns:
-        0 if all succeeded, else the exit code of the first failure (`base/exit_status.py`).
+        0 if all succeeded, else the exit code of the first failure (`cluster/exit_status.py`).
 
     Raises:
         ConfigError: a number below 1.

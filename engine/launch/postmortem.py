@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.base.errors import RunError
-from engine.base.exit_status import KILLED, ExitStatus, describe
 from engine.base.host_memory import ADVICE
 from engine.cluster import output, verdict
+from engine.cluster.exit_status import KILLED, ExitStatus, describe
 from engine.run import status
 from engine.run.directory import RunDirectory
 from engine.run.log import RunLog, logger

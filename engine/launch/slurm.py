@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.base.errors import ConfigError
-from engine.base.exit_status import KILLED, ExitStatus
+from engine.cluster.exit_status import KILLED, ExitStatus
 from engine.launch import cli_args, timeouts
 from engine.run.owner import TOKEN
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.base.errors import RunError
-from engine.base.exit_status import ExitStatus, describe
 from engine.checkpoint.store import CheckpointStore
+from engine.cluster.exit_status import ExitStatus, describe
 from engine.launch import local
 from engine.launch.local import ProcessExit
 from engine.launch.signals import Signals

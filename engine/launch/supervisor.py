@@ -7,8 +7,8 @@ loop: a restart would repeat it. Two are enough if the kernel killed a process f
 
 from dataclasses import dataclass
 
-from engine.base.exit_status import KILLED, ExitStatus, describe, is_retried
 from engine.base.host_memory import ADVICE, host_memory
+from engine.cluster.exit_status import KILLED, ExitStatus, describe, is_retried
 from engine.launch import timeouts
 
 SAME_FAILURES = 3  # failures with the same signature that make a crash loop

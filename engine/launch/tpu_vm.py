@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine.base.errors import ConfigError
-from engine.base.exit_status import KILLED, ExitStatus
+from engine.cluster.exit_status import KILLED, ExitStatus
 from engine.launch import cli_args, timeouts
 from engine.run.owner import TOKEN
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from engine.base.errors import ConvoyError
-from engine.base.exit_status import ExitStatus
+from engine.cluster.exit_status import ExitStatus
 
 MAX_BAD_IN_A_ROW = 10  # batches
 SHOWN = 3  # arrays that a message names

@@ -17,8 +17,8 @@ from types import FrameType
 from typing import NoReturn
 
 from engine.base.errors import ConvoyError
-from engine.base.exit_status import ExitStatus
 from engine.cluster import group, shutdown
+from engine.cluster.exit_status import ExitStatus
 from engine.cluster.signal_thread import watching
 from engine.loop import timeouts
 

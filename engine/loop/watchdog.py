@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn, TypedDict
 
 from engine.base.errors import ConvoyError
-from engine.base.exit_status import ExitStatus
 from engine.cluster import group, kv_store, shutdown
+from engine.cluster.exit_status import ExitStatus
 from engine.cluster.kv_store import CoordinationError
 from engine.cluster.peer_failure import LostPeer
 from engine.cluster.rendezvous import LISTED, process_list

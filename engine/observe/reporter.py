@@ -11,9 +11,9 @@ from types import TracebackType
 from typing import Any
 
 from engine.base.errors import ConvoyError, RunError
-from engine.base.exit_status import ExitStatus, status_of
 from engine.base.user_errors import describe, has_traceback
 from engine.cluster import group, shutdown, tracebacks, verdict
+from engine.cluster.exit_status import ExitStatus, status_of
 from engine.observe.progress import Progress
 from engine.observe.summary import Summary, summary_text
 from engine.observe.writer import metrics_of

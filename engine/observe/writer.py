@@ -16,8 +16,8 @@ from typing import Any
 
 from engine.base import json_text
 from engine.base.errors import RunError
-from engine.base.exit_status import ExitStatus
 from engine.cluster import group
+from engine.cluster.exit_status import ExitStatus
 from engine.data.stages import STAGES
 from engine.metrics.results import json_values
 from engine.observe.figure_files import write_figures

@@ -27,14 +27,14 @@ from pathlib import Path
 from types import TracebackType
 
 from engine.base.errors import CheckpointError, RunError
-from engine.base.exit_status import ExitStatus
 from engine.base.text_file import read_text
 from engine.cluster import group
+from engine.cluster.exit_status import ExitStatus
 from engine.run import lease, status
+from engine.run.atomic import cannot_write
 from engine.run.goodput import Stopwatch
 from engine.run.lease import DirectoryGone, Lease, LeaseLost
 from engine.storage import background
-from engine.storage.atomic import cannot_write
 from engine.storage.mounts import local_path, shown
 
 LONGEST_PATH = 4096 - 256  # bytes: Linux allows 4096, and the longest name below a run has less than 256

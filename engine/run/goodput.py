@@ -19,9 +19,9 @@ from typing import Any, NotRequired, TypedDict, TypeGuard
 from engine.base.cores import usable_cores
 from engine.base.errors import RunError
 from engine.base.text_file import read_text
+from engine.run.atomic import cannot_write
 from engine.run.log import logger
 from engine.run.owner import boot_id, start_ticks
-from engine.storage.atomic import cannot_write
 
 SLOW = "slow process"  # kind of entries that estimate how long the run has waited for its slowest process
 KINDS = ("init", "restore", "compile", "step", "data wait", "save stall", "evaluation", "lost", "down")

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from engine.base.types import Json
-from engine.storage.atomic import cannot_write
+from engine.run.atomic import cannot_write
 
 
 def open_for_append(path: Path) -> int:

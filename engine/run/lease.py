@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine.base.errors import ConvoyError, RunError
-from engine.base.exit_status import ExitStatus
 from engine.base.text_file import read_text
+from engine.cluster.exit_status import ExitStatus
 from engine.run import lease_copy
+from engine.run.atomic import cannot_write, write_text
 from engine.run.owner import Owner, is_alive
 from engine.run.presence import Presence
-from engine.storage.atomic import cannot_write, write_text
 from engine.storage.mounts import shown
 
 HEARTBEAT_S = 2.0  # between two increments of the counter

@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from engine.cluster import output
-from engine.storage.atomic import cannot_write
+from engine.run.atomic import cannot_write
 from engine.storage.mounts import shown
 
 logger = logging.getLogger("convoy")

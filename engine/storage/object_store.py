@@ -16,7 +16,7 @@ from engine.storage.mounts import split_address
 SWITCH = "CONVOY_DATA_CACHE"
 STALL = {"TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "30", "TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES": "1"}
 """Variables that TensorStore reads: a request without a byte for so long has failed. By default it waits for ever."""
-RETRY = 42  # as in engine/base/exit_status.py, which is on a higher level
+RETRY = 42  # as in engine/cluster/exit_status.py, which is on a higher level
 REGION = "us-east-1"  # of a server other than Amazon's, if no variable names one
 RETRIES = {"max_retries": 6, "initial_delay": "1s", "max_delay": "32s"}  # at most 63 s in total
 _KEYS = {

@@ -14,7 +14,7 @@ import engine
 from engine.api import train as entry
 from engine.api.saved_run import SavedRun
 from engine.base.errors import CheckpointError, ConfigError, ConvoyError, RunError
-from engine.base.exit_status import ExitStatus
+from engine.cluster.exit_status import ExitStatus
 from engine.compile import memory_check
 from engine.config import to_text
 from engine.config.schema import MeshSpec

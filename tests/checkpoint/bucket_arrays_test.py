@@ -10,12 +10,12 @@ import tensorstore
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from engine.base.errors import CheckpointError
-from engine.base.exit_status import ExitStatus
 from engine.checkpoint import bucket_arrays
 from engine.checkpoint.bucket_copy import readable
 from engine.checkpoint.manifest import DamagedCheckpoint
 from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.warm_start import find_step, read_weights
+from engine.cluster.exit_status import ExitStatus
 from engine.config.schema import Init
 from engine.storage.mounts import shown
 from tests import runs

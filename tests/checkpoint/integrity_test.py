@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from engine.base.errors import CheckpointError
-from engine.base.exit_status import ExitStatus
 from engine.checkpoint import timeouts
 from engine.checkpoint.integrity import (
     DamagedCheckpoint,
@@ -29,6 +28,7 @@ from engine.checkpoint.manifest import (
     read_manifest,
     write_manifest,
 )
+from engine.cluster.exit_status import ExitStatus
 from tests import runs
 from tests.checkpoint.saves import Saves
 

@@ -17,11 +17,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from engine.base.errors import CheckpointError
-from engine.base.exit_status import ExitStatus
 from engine.checkpoint.integrity import DamagedCheckpoint, list_set_aside
 from engine.checkpoint.manifest import MANIFEST, UnsupportedFormat, read_lock, read_manifest, write_manifest
 from engine.checkpoint.policy import Retention
 from engine.checkpoint.store import CheckpointStore, NoUsableCheckpoint
+from engine.cluster.exit_status import ExitStatus
 from tests.checkpoint.saves import CONFIG, POSITION, Saves
 
 

@@ -22,7 +22,7 @@ def cpu_seconds():
 
 
 def test_importing_config_loads_no_heavy_library(tmp_path):
-    code = f"import sys, engine.config, engine.base.exit_status\nprint([m for m in {HEAVY} if m in sys.modules])"
+    code = f"import sys, engine.config, engine.cluster.exit_status\nprint([m for m in {HEAVY} if m in sys.modules])"
     result, _ = run(code, tmp_path)
     assert result.stdout == "[]\n", result.stderr
 

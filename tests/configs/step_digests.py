@@ -18,7 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from engine import ArraySource, entry
+from engine import ArraySource
+from engine.api import train as entry
 from engine.config import load
 
 GOLDEN = Path(__file__).parent / "golden/step_digests.json"

@@ -4,7 +4,7 @@ import threading
 import pytest
 
 from engine.base.errors import ConfigError, DataError
-from engine.base.exit_status import ExitStatus
+from engine.cluster.exit_status import ExitStatus
 from engine.datasets import pool
 from tests.datasets import scans
 

@@ -11,7 +11,7 @@ import engine.layers
 import engine.metrics
 import engine.plot
 import engine.readers
-from engine.base.exit_status import ExitStatus
+from engine.cluster.exit_status import ExitStatus
 from engine.config.override import locate
 from engine.run.status import Status
 from tests.docs import pages

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.base.exit_status import ExitStatus, is_retried
+from engine.cluster.exit_status import ExitStatus, is_retried
 from tests import runs, zoo
 from tests.faults import harness
 

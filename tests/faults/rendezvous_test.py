@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from engine.base.exit_status import ExitStatus
+from engine.cluster.exit_status import ExitStatus
 from tests import runs
 from tests.faults import harness
 

@@ -10,8 +10,8 @@ import yaml
 from kubeflow_trainer_api.models.jobset_v1alpha2_job_set import JobsetV1alpha2JobSet
 
 from engine.base.errors import ConfigError
-from engine.base.exit_status import ExitStatus, is_retried
 from engine.cluster.cluster_detection import detect
+from engine.cluster.exit_status import ExitStatus, is_retried
 from engine.launch.cli_args import LaunchError
 from engine.launch.kubernetes import TPUS, JobSet, Tpu
 from tests.launch.fakes import fake_command, path_with

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from engine.base.errors import ConfigError
-from engine.base.exit_status import ExitStatus, is_retried
+from engine.cluster.exit_status import ExitStatus, is_retried
 from engine.launch.slurm import SlurmJob, time_limit_s
 from tests.launch.fakes import fake_command, linter, path_with
 

@@ -6,7 +6,7 @@ import subprocess
 import pytest
 
 from engine.base.errors import ConfigError
-from engine.base.exit_status import is_retried
+from engine.cluster.exit_status import is_retried
 from engine.launch.tpu_vm import SOURCES, TpuVm
 from tests.launch.fakes import ROOT, fake_command, path_with
 

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from engine.base.errors import DataError
-from engine.base.exit_status import status_of
 from engine.cluster.cluster_detection import ProcessInfo
+from engine.cluster.exit_status import status_of
 from engine.loop.preemption import Preempted
 from engine.observe.reporter import Reporter
 from engine.observe.summary import Summary

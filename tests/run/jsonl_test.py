@@ -5,7 +5,7 @@ import json
 import pytest
 
 from engine.base.errors import RunError
-from engine.base.exit_status import ExitStatus
+from engine.cluster.exit_status import ExitStatus
 from engine.run.jsonl import JsonLines
 
 

@@ -15,7 +15,7 @@ import time
 import pytest
 
 from engine.base.errors import RunError
-from engine.base.exit_status import ExitStatus
+from engine.cluster.exit_status import ExitStatus
 from engine.run import lease
 from engine.run.lease import DirectoryGone, LeaseLost, acquire
 from engine.run.owner import TOKEN, Owner

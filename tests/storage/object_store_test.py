@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from engine.base.errors import DataError
-from engine.base.exit_status import ExitStatus
+from engine.cluster.exit_status import ExitStatus
 from engine.storage import object_store
 from engine.storage.mounts import address_of_copy, register_copy, shown
 from engine.storage.object_store import Bucket, explain, is_selected

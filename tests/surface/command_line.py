@@ -6,7 +6,7 @@ Formatted help differs between versions of Python, so the text lists the propert
 import argparse
 from collections.abc import Iterator
 
-from engine.arguments import SHORT_OVERRIDES, make_parser
+from engine.cli.arguments import SHORT_OVERRIDES, make_parser
 
 
 def text() -> str:

@@ -14,8 +14,8 @@ import numpy as np
 
 from engine.base.duration import Duration, Period
 from engine.base.errors import ConvoyError
-from engine.base.exit_status import ExitStatus
 from engine.base.types import PyTree
+from engine.cluster.exit_status import ExitStatus
 from engine.loop.events.event import Boundary
 from engine.loop.phases import TRAINING
 from engine.parallel.digest import Digests

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from engine.base.atomic_file import replacing
 from engine.base.errors import RunError
-from engine.base.exit_status import ExitStatus
+from engine.cluster.exit_status import ExitStatus
 from engine.storage.mounts import shown
 
 _STORAGE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN}

@@ -4,8 +4,8 @@ import stat
 import pytest
 
 from engine.base.errors import RunError
+from engine.run.atomic import write_text
 from engine.run.lease import LeaseLost
-from engine.storage.atomic import write_text
 
 
 def test_write_text_replaces_the_file_and_leaves_no_temporary_file(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 
 from engine.base.errors import ConfigError
-from engine.base.exit_status import ExitStatus, describe, is_retried
+from engine.cluster.exit_status import ExitStatus, describe, is_retried
 
 
 def test_exit_codes_are_stable():
