@@ -49,7 +49,7 @@ def _fields(descriptor: Any, parents: tuple[str, ...]) -> tuple[Field, ...]:
             content = _dtype(field)
         else:
             content = _fields(inside, (*parents, descriptor.full_name))
-        found.append(Field(field.name, content, _is_list(field), number=field.number))
+        found.append(Field(field.name, content, field.is_repeated, number=field.number))
     return tuple(found)
 
 
@@ -66,9 +66,3 @@ def _dtype(field: Any) -> str:
         field.CPPTYPE_BOOL: "bool",
         field.CPPTYPE_ENUM: "int32",
     }[field.cpp_type]
-
-
-def _is_list(field: Any) -> bool:
-    if hasattr(field, "is_repeated"):
-        return field.is_repeated
-    return field.label == field.LABEL_REPEATED  # protobuf before 6.31

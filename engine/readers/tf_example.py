@@ -11,10 +11,23 @@ import numpy as np
 
 from engine.base.errors import DataError, did_you_mean
 from engine.data.source import NUMERIC_KINDS, Example
-from engine.readers import wire
 from engine.readers.decode_image import DecodeImage
+from engine.readers.protobuf_types import RecordType
 
-_KINDS = {1: "bytes", 2: "float32", 3: "int64"}  # fields of the message Feature
+# A map is a list of entries on the wire; of two entries of a name, the last counts.
+_EXAMPLE = RecordType(
+    "tensorflow.Example",
+    {
+        "BytesList": "repeated bytes value = 1",
+        "FloatList": "repeated float value = 1",
+        "Int64List": "repeated int64 value = 1",
+        "Feature": "oneof BytesList bytes_list = 1; oneof FloatList float_list = 2; oneof Int64List int64_list = 3",
+        "FeatureEntry": "string key = 1; Feature value = 2",
+        "Features": "repeated FeatureEntry feature = 1",
+        "Example": "Features features = 1",
+    },
+)
+_KINDS = {"bytes_list": "bytes", "float_list": "float32", "int64_list": "int64"}
 _TEXT = ("bytes", "str")
 _IMAGE = "image"
 
@@ -71,13 +84,13 @@ class TFExample:
         counts: dict[str, list[int]] = {}
         total = 0
         for total, record in enumerate(records, start=1):  # noqa: B007, used after the loop
-            for name, (kind, a, b) in _lists(record).items():
+            for name, (kind, values) in _lists(record).items():
                 if kinds.setdefault(name, kind) != kind:
                     raise DataError(
                         f"feature {name!r} is {kinds[name]} in one record and {kind} in another. Correct the files, or "
                         "name the features to read: TFExample(features={...})."
                     )
-                counts.setdefault(name, []).append(len(_values(record, kind, a, b)))
+                counts.setdefault(name, []).append(len(values))
         features = {}
         for name in sorted(kinds):
             single = len(counts[name]) == total and set(counts[name]) == {1}
@@ -95,7 +108,7 @@ class TFExample:
         found = _lists(record)
         if self.features is None:
             return self.inferred([record])(record)
-        return {name: _entry(record, name, feature, found) for name, feature in self.features.items()}
+        return {name: _entry(name, feature, found) for name, feature in self.features.items()}
 
 
 def _parse(name: str, spec: FeatureSpec) -> _Feature:
@@ -124,46 +137,16 @@ def _parse(name: str, spec: FeatureSpec) -> _Feature:
     return _Feature(parts[0], shape, parts[2] if len(parts) > 2 else None)
 
 
-def _lists(record: bytes) -> dict[str, tuple[str, int, int]]:
-    """Returns name -> (kind, start, end) of the list of values of each feature that has one."""
-    found: dict[str, tuple[str, int, int]] = {}
-    for number, kind, start, end in wire.fields(record):
-        if number != 1 or kind != wire.BYTES:
-            continue
-        for entry, entry_kind, a, b in wire.fields(record, start, end):
-            if entry == 1 and entry_kind == wire.BYTES:
-                _add_entry(record, a, b, found)
-    return found
+def _lists(record: bytes) -> dict[str, tuple[str, Sequence[Any]]]:
+    """Returns name -> (kind, values) of each feature that has a list of values."""
+    features = {entry.key: entry.value for entry in _EXAMPLE.parse(record).features.feature}
+    lists = {name: (feature.WhichOneof("kind"), feature) for name, feature in features.items()}
+    return {name: (_KINDS[kind], getattr(feature, kind).value) for name, (kind, feature) in lists.items() if kind}
 
 
-def _add_entry(record: bytes, start: int, end: int, found: dict[str, tuple[str, int, int]]) -> None:
-    """Adds one entry of the map from names to features; of two entries of a name, the last counts."""
-    name, feature = "", (start, start)
-    for number, kind, a, b in wire.fields(record, start, end):
-        if kind == wire.BYTES and number == 1:
-            name = wire.text(record, a, b)
-        elif kind == wire.BYTES and number == 2:
-            feature = (a, b)
-    found.pop(name, None)
-    for number, kind, a, b in wire.fields(record, *feature):
-        if kind == wire.BYTES and number in _KINDS:
-            found[name] = (_KINDS[number], a, b)
-
-
-def _values(record: bytes, kind: str, start: int, end: int) -> Sequence[bytes] | np.ndarray:
-    """Returns the values of a list: bytes, float32 `[values]` or int64 `[values]`."""
-    if kind == "float32":
-        return wire.numbers(record, start, end, 1, "<f4")
-    if kind == "int64":
-        return wire.integers(record, start, end, 1)
-    found = wire.fields(record, start, end)
-    return [record[a:b] for number, kind, a, b in found if number == 1 and kind == wire.BYTES]
-
-
-def _entry(record: bytes, name: str, feature: _Feature, found: Mapping[str, tuple[str, int, int]]) -> Any:
+def _entry(name: str, feature: _Feature, found: Mapping[str, tuple[str, Sequence[Any]]]) -> Any:
     if name in found:
-        kind, start, end = found[name]
-        values = _values(record, kind, start, end)
+        kind, values = found[name]
     elif feature.default is not None:
         return _default(name, feature)
     elif feature.shape[:1] == (None,):
@@ -240,5 +223,5 @@ def _text(name: str, feature: _Feature, kind: str, values: Any) -> Any:
 def _objects(values: Sequence[Any]) -> np.ndarray:
     """Returns text as an array of objects: NumPy's own text drops zeros at the end."""
     array = np.empty(len(values), object)
-    array[:] = values
+    array[:] = list(values)  # the lists of protobuf convert themselves to NumPy's text
     return array

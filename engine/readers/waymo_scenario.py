@@ -1,26 +1,53 @@
 """Decodes the `Scenario` message of the Waymo Open Motion Dataset, without Waymo's package and TensorFlow.
 
-The numbers of the fields are those of scenario.proto and map.proto of https://github.com/waymo-research/waymo-open-dataset.
+The fields are those of scenario.proto and map.proto of https://github.com/waymo-research/waymo-open-dataset.
 """
 
-import struct
-from collections.abc import Sequence
-from typing import ClassVar
+from collections.abc import Collection, Sequence
+from itertools import chain
+from operator import attrgetter
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.base.errors import DataError, did_you_mean
 from engine.data.source import Example
-from engine.readers import wire
 from engine.readers.polylines import cut_polylines
-from engine.readers.wire_columns import BOOL, DOUBLE, FLOAT, INTEGER, Span, columns, spans
+from engine.readers.protobuf_types import RecordType
 
-_TIMESTAMPS, _TRACKS, _OF_INTEREST, _ID, _SDC, _SIGNALS, _MAP, _NOW, _TO_PREDICT = 1, 2, 4, 5, 6, 7, 8, 10, 11
-_STATE = {**dict.fromkeys((2, 3, 4), DOUBLE), **dict.fromkeys(range(5, 11), FLOAT), 11: BOOL}
-_POINT = {1: DOUBLE, 2: DOUBLE, 3: DOUBLE}
-# Fields of MapFeature -> (field of the type, field of the points) in the message of this kind of feature.
-_FEATURES = {3: (2, 8), 4: (1, 2), 5: (1, 2), 7: (0, 2), 8: (0, 1), 9: (0, 1), 10: (0, 1)}
-_LANE = 3
+# Enums are integers here: values of later versions of the dataset are kept.
+_SCENARIO = RecordType(
+    "waymo.open_dataset.Scenario",
+    {
+        "MapPoint": "double x = 1; double y = 2; double z = 3",
+        "LaneCenter": "double speed_limit_mph = 1; int32 type = 2; repeated MapPoint polyline = 8",
+        "RoadLine": "int32 type = 1; repeated MapPoint polyline = 2",
+        "RoadEdge": "int32 type = 1; repeated MapPoint polyline = 2",
+        "StopSign": "MapPoint position = 2",
+        "Crosswalk": "repeated MapPoint polygon = 1",
+        "SpeedBump": "repeated MapPoint polygon = 1",
+        "Driveway": "repeated MapPoint polygon = 1",
+        "MapFeature": "int64 id = 1; oneof LaneCenter lane = 3; oneof RoadLine road_line = 4; "
+        "oneof RoadEdge road_edge = 5; oneof StopSign stop_sign = 7; oneof Crosswalk crosswalk = 8; "
+        "oneof SpeedBump speed_bump = 9; oneof Driveway driveway = 10",
+        "TrafficSignalLaneState": "int64 lane = 1; int32 state = 2; MapPoint stop_point = 3",
+        "DynamicMapState": "repeated TrafficSignalLaneState lane_states = 1",
+        "ObjectState": "double center_x = 2; double center_y = 3; double center_z = 4; float length = 5; "
+        "float width = 6; float height = 7; float heading = 8; float velocity_x = 9; float velocity_y = 10; "
+        "bool valid = 11",
+        "Track": "int32 id = 1; int32 object_type = 2; repeated ObjectState states = 3",
+        "RequiredPrediction": "int32 track_index = 1; int32 difficulty = 2",
+        "Scenario": "repeated double timestamps_seconds = 1; repeated Track tracks = 2; "
+        "repeated int32 objects_of_interest = 4; string scenario_id = 5; int32 sdc_track_index = 6; "
+        "repeated DynamicMapState dynamic_map_states = 7; repeated MapFeature map_features = 8; "
+        "int32 current_time_index = 10; repeated RequiredPrediction tracks_to_predict = 11",
+    },
+)
+# Kind of a map feature -> number of its field in MapFeature, and the field of its points.
+_LINES = {"lane": (3, "polyline"), "road_line": (4, "polyline"), "road_edge": (5, "polyline")}
+_AREAS = {"crosswalk": (8, "polygon"), "speed_bump": (9, "polygon"), "driveway": (10, "polygon")}
+_KINDS = {**_LINES, "stop_sign": (7, "position"), **_AREAS}
 
 
 class WaymoScenario:
@@ -93,138 +120,98 @@ class WaymoScenario:
 
     def __call__(self, record: bytes) -> Example:
         """Returns the scenario of a record. Raises DataError if it is damaged or inconsistent."""
-        single = {_SDC: 0, _NOW: 0}
-        found: dict[int, list[Span]] = {number: [] for number in (_TRACKS, _SIGNALS, _MAP, _TO_PREDICT)}
-        name = ""
-        for number, kind, a, b in wire.fields(record):
-            if number in found and kind == wire.BYTES:
-                found[number].append((a, b))
-            elif number in single and kind == wire.VARINT:
-                single[number] = wire.signed(a)
-            elif number == _ID and kind == wire.BYTES:
-                name = wire.text(record, a, b)
-        times = wire.numbers(record, 0, len(record), _TIMESTAMPS, "<f8").astype(np.float64)
-        if not found[_TRACKS] or not len(times):
+        scenario = _SCENARIO.parse(record)
+        times = np.array(scenario.timestamps_seconds, np.float64)
+        if not scenario.tracks or not len(times):
             raise DataError("the record has no tracks or no timestamps: it is no Scenario of Waymo. Name its decoder.")
         example = {
-            "scenario_id": name,
+            "scenario_id": scenario.scenario_id,
             "timestamps": times,
-            "current_time_index": np.array(single[_NOW], np.int32),
-            "sdc_track_index": np.array(single[_SDC], np.int32),
+            "current_time_index": np.array(scenario.current_time_index, np.int32),
+            "sdc_track_index": np.array(scenario.sdc_track_index, np.int32),
         }
         if "tracks" in self.parts:
-            example |= _tracks(record, found[_TRACKS], len(times))
-            example |= _roles(record, found[_TO_PREDICT], example["track_id"])
+            example |= _tracks(scenario.tracks, len(times))
+            example |= _roles(scenario, example["track_id"])
         if "map" in self.parts:
-            example |= _map(record, found[_MAP], self.points)
+            example |= _map(scenario.map_features, self.points)
         if "signals" in self.parts:
-            example |= _signals(record, found[_SIGNALS], len(times))
+            example |= _signals(scenario.dynamic_map_states, len(times))
         return example
 
 
-def _split(record: bytes, message: Span, repeated: int) -> tuple[dict[int, int], list[Span], float]:
-    """Returns the integers in a message by field, where the messages of one field lie, and the double in field 1."""
-    values: dict[int, int] = {}
-    double = 0.0
-    found: list[Span] = []
-    for number, kind, a, b in wire.fields(record, *message):
-        if kind == wire.BYTES:
-            if number == repeated:
-                found.append((a, b))
-        elif kind == wire.VARINT:
-            values[number] = wire.signed(a)
-        elif kind == wire.FIXED64 and number == 1:
-            (double,) = struct.unpack_from("<d", record, a)
-    return values, found, double
+def _columns(messages: Collection[Any], fields: Sequence[str], dtype: npt.DTypeLike) -> np.ndarray:
+    """Returns fields of many messages as an array `[messages, fields]`."""
+    rows = map(attrgetter(*fields), messages)
+    values = rows if len(fields) == 1 else chain.from_iterable(rows)
+    return np.fromiter(values, dtype, len(messages) * len(fields)).reshape(len(messages), len(fields))
 
 
-def _tracks(record: bytes, tracks: list[Span], times: int) -> dict[str, np.ndarray]:
-    states: list[Span] = []
-    heads = []
+def _tracks(tracks: Sequence[Any], times: int) -> dict[str, np.ndarray]:
     for i, track in enumerate(tracks):
-        head, own, _ = _split(record, track, 3)
-        if len(own) != times:
-            raise DataError(f"track {i} has {len(own)} states, the scenario has {times} timestamps.")
-        heads.append((head.get(1, 0), head.get(2, 0)))
-        states += own
-    values = columns(record, states, _STATE)
-    ids, types = np.array(heads, np.int64).T
+        if len(track.states) != times:
+            raise DataError(f"track {i} has {len(track.states)} states, the scenario has {times} timestamps.")
+    states = list(chain.from_iterable(track.states for track in tracks))
 
-    def stacked(*numbers: int) -> np.ndarray:
-        return np.stack([values[number] for number in numbers], -1).reshape(len(tracks), times, len(numbers))
+    def values(dtype: npt.DTypeLike, *fields: str) -> np.ndarray:
+        return _columns(states, fields, dtype).reshape(len(tracks), times, len(fields))
 
     return {
-        "track_id": ids.astype(np.int32),
-        "track_type": types.astype(np.int8),
-        "track_position": stacked(2, 3, 4),
-        "track_size": stacked(5, 6, 7),
-        "track_heading": values[8].reshape(len(tracks), times),
-        "track_velocity": stacked(9, 10),
-        "track_valid": values[11].reshape(len(tracks), times),
+        "track_id": _columns(tracks, ("id",), np.int32)[:, 0],
+        "track_type": _columns(tracks, ("object_type",), np.int32)[:, 0].astype(np.int8),
+        "track_position": values(np.float64, "center_x", "center_y", "center_z"),
+        "track_size": values(np.float32, "length", "width", "height"),
+        "track_heading": values(np.float32, "heading")[..., 0],
+        "track_velocity": values(np.float32, "velocity_x", "velocity_y"),
+        "track_valid": values(bool, "valid")[..., 0],
     }
 
 
-def _roles(record: bytes, to_predict: list[Span], ids: np.ndarray) -> dict[str, np.ndarray]:
+def _roles(scenario: Any, ids: np.ndarray) -> dict[str, np.ndarray]:
     """Returns which tracks are to be predicted, how difficult that is, and which are of interest."""
-    required = columns(record, to_predict, {1: INTEGER, 2: INTEGER})
-    if len(required[1]) and not 0 <= required[1].min() <= required[1].max() < len(ids):
-        raise DataError(f"tracks_to_predict names track {required[1].max()}, the scenario has {len(ids)} tracks.")
+    rows, difficulties = _columns(scenario.tracks_to_predict, ("track_index", "difficulty"), np.int32).T
+    if len(rows) and not 0 <= rows.min() <= rows.max() < len(ids):
+        raise DataError(f"tracks_to_predict names track {rows.max()}, the scenario has {len(ids)} tracks.")
     chosen, difficulty = np.zeros(len(ids), bool), np.zeros(len(ids), np.int8)
-    chosen[required[1]], difficulty[required[1]] = True, required[2]
-    of_interest = np.isin(ids, wire.integers(record, 0, len(record), _OF_INTEREST))
+    chosen[rows], difficulty[rows] = True, difficulties
+    of_interest = np.isin(ids, np.array(scenario.objects_of_interest, np.int32))
     return {"track_to_predict": chosen, "track_difficulty": difficulty, "track_of_interest": of_interest}
 
 
-def _map(record: bytes, features: list[Span], size: int) -> dict[str, np.ndarray]:
+def _map(features: Sequence[Any], size: int) -> dict[str, np.ndarray]:
     """Returns the map features, cut into polylines of at most `size` points."""
-    points: list[Span] = []
-    counts, entries = [], []
+    points, counts, entries = [], [], []
     for feature in features:
-        kind, identifier, body = 0, 0, (0, 0)
-        for number, wire_type, a, b in wire.fields(record, *feature):
-            if number in _FEATURES and wire_type == wire.BYTES:
-                kind, body = number, (a, b)
-            elif number == 1 and wire_type == wire.VARINT:
-                identifier = wire.signed(a)
-        type_field, points_field = _FEATURES[kind] if kind else (0, 0)
-        values, own, limit = _split(record, body, points_field)
+        name = feature.WhichOneof("kind")
+        if name is None:  # a kind of a later version of the dataset
+            continue
+        body, (number, points_field) = getattr(feature, name), _KINDS[name]
+        own = getattr(body, points_field)
+        if name == "stop_sign":
+            own = [own] if body.HasField(points_field) else []
         points += own
         counts.append(len(own))
-        entries.append((kind, values.get(type_field, 0), identifier, limit if kind == _LANE else 0))
-    return _polylines(record, points, np.array(counts, np.int64), size, list(zip(*entries, strict=True)) or [()] * 4)
-
-
-def _polylines(
-    record: bytes, points: list[Span], counts: np.ndarray, size: int, entries: Sequence[Sequence[float]]
-) -> dict[str, np.ndarray]:
-    """Returns `[polylines, size]` points, and the kind, type, id and speed limit of the feature of each polyline."""
-    found = columns(record, points, _POINT)
-    xyz = np.stack([found[1], found[2], found[3]], -1)
-    xyz, valid, pieces = cut_polylines(xyz, counts, size)
+        limit = body.speed_limit_mph if name == "lane" else 0
+        entries.append((number, getattr(body, "type", 0), feature.id, limit))
+    cut, valid, pieces = cut_polylines(_columns(points, ("x", "y", "z"), np.float64), np.array(counts, np.int64), size)
     names = (("map_kind", np.int8), ("map_type", np.int8), ("map_id", np.int64), ("map_speed_limit", np.float32))
     rest = {}
-    for (name, dtype), values in zip(names, entries, strict=True):
+    for (name, dtype), values in zip(names, list(zip(*entries, strict=True)) or [()] * 4, strict=True):
         wide = np.array(values, np.float64 if dtype is np.float32 else np.int64)
         with np.errstate(over="ignore", invalid="ignore"):  # a damaged speed limit
             rest[name] = np.repeat(wide, pieces).astype(dtype)
-    return {"map_points": xyz, "map_valid": valid, **rest}
+    return {"map_points": cut, "map_valid": valid, **rest}
 
 
-def _signals(record: bytes, steps: list[Span], times: int) -> dict[str, np.ndarray]:
+def _signals(steps: Sequence[Any], times: int) -> dict[str, np.ndarray]:
     """Returns the traffic signals by lane; the stop point is the first that a lane has."""
     if len(steps) > times:
         raise DataError(f"{len(steps)} dynamic map states, the scenario has {times} timestamps.")
-    seen = [spans(record, *step, 1) for step in steps]
-    signals = [signal for step in seen for signal in step]
-    values = columns(record, signals, {1: INTEGER, 2: INTEGER})
-    stops = columns(record, [(spans(record, *signal, 3) or [(0, 0)])[-1] for signal in signals], _POINT)
-    lanes, first, index = np.unique(values[1], return_index=True, return_inverse=True)
-    time = np.repeat(np.arange(len(seen)), [len(step) for step in seen])
+    signals = list(chain.from_iterable(step.lane_states for step in steps))
+    by_signal, states = _columns(signals, ("lane", "state"), np.int64).T
+    stops = _columns([signal.stop_point for signal in signals], ("x", "y", "z"), np.float64)
+    lanes, first, index = np.unique(by_signal, return_index=True, return_inverse=True)
+    time = np.repeat(np.arange(len(steps)), [len(step.lane_states) for step in steps])
     state, valid = np.zeros((len(lanes), times), np.int8), np.zeros((len(lanes), times), bool)
-    state[index, time], valid[index, time] = values[2], True
-    return {
-        "signal_lane": lanes,
-        "signal_point": np.stack([stops[1], stops[2], stops[3]], -1)[first],
-        "signal_state": state,
-        "signal_valid": valid,
-    }
+    state[index, time], valid[index, time] = states, True
+    return {"signal_lane": lanes, "signal_point": stops[first], "signal_state": state, "signal_valid": valid}

@@ -98,6 +98,11 @@ def test_later_entry_of_a_name_counts_and_unpacked_values_are_read():
     assert TFExample({"x": ("int64", [None])})(record)["x"].tolist() == [5, -6]
 
 
+def test_zeros_at_the_end_of_bytes_are_kept_in_a_list():
+    found = TFExample({"x": ("bytes", [None])})(example(x=[b"a\0", b"b\0"]))["x"]
+    assert found.tolist() == [b"a\0", b"b\0"]
+
+
 RECORD = example(label=[300, -1], xy=[1.0, 2.0], name=[b"a", b"bc"])
 DECODERS = (
     TFExample({"label": ("int64", [None]), "xy": ("float32", [None]), "name": ("str", [None])}),
