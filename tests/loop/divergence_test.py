@@ -3,9 +3,20 @@
 import numpy as np
 import pytest
 
-from engine.loop.divergence import MAX_BAD_IN_A_ROW, Diverged, Divergence
+from engine.loop.bad_batches import MAX_BAD_IN_A_ROW
+from engine.loop.divergence import Diverged, Divergence, End, RollBack
 
 NAMES = ("loss", "grad_norm", "learning_rate", "skipped")
+
+
+def must_roll_back(policy, step, checkpoints, ending, broken=(), explain=lambda batch: ""):
+    """Acts on a decision as the loop does. Returns whether the run returns to its newest checkpoint."""
+    decision = policy.decide(step, checkpoints, ending, broken)
+    if isinstance(decision, End):
+        raise decision.error("" if decision.explained is None else explain(decision.explained))
+    if isinstance(decision, RollBack):
+        policy.roll_back(decision)
+    return decision is not None
 
 
 class Loop:
@@ -20,7 +31,7 @@ class Loop:
         """Runs to the end, `k` steps at a time, with immediate results; returns the skipped batches."""
         step, corrupted = start, False
         while step < stop:
-            if self.policy.must_roll_back(step, [2, self.saved], False):
+            if must_roll_back(self.policy, step, [2, self.saved], False):
                 step, corrupted = self.saved, False
                 self.rollbacks += 1
                 assert self.rollbacks < 100, "endless rollbacks"
@@ -34,7 +45,7 @@ class Loop:
                 corrupted |= step + i == self.corrupted_by and not skipped[i]
             self.policy.add_results(step, values)
             step += k
-        assert not self.policy.must_roll_back(stop, [2, self.saved], True)
+        assert not must_roll_back(self.policy, stop, [2, self.saved], True)
         return sorted(self.policy.skipped)
 
 
@@ -52,7 +63,7 @@ def test_gradient_and_loss_are_told_apart_and_explained_before_the_end():
     policy = Loop("stop").policy
     policy.add_results(7, values)
     with pytest.raises(Diverged, match=r"step 8: the gradient of a finite loss is not finite; .* Batch 7\. Check"):
-        policy.must_roll_back(10, [4], False, explain=lambda batch: f"Batch {batch}. ")
+        must_roll_back(policy, 10, [4], False, explain=lambda batch: f"Batch {batch}. ")
 
 
 def test_first_of_several_bad_batches_is_reported():
@@ -61,7 +72,7 @@ def test_first_of_several_bad_batches_is_reported():
     values[:, 3, 0], values[0, :2] = 1, 1e9  # a spike, followed by non-finite losses
     policy.add_results(7, values)
     with pytest.raises(Diverged, match="step 8: the loss is a spike"):
-        policy.must_roll_back(10, [4], False)
+        must_roll_back(policy, 10, [4], False)
 
 
 @pytest.mark.parametrize("k", [1, 4])
@@ -103,7 +114,7 @@ def test_rollback_skips_1_2_4_batches_before_a_long_row():
         values = np.zeros((MAX_BAD_IN_A_ROW + count, len(NAMES), 2))
         values[:, 3, 0] = 1
         late.add_results(30 - (skipped - count), values)
-        assert late.must_roll_back(40, [2], False)
+        assert must_roll_back(late, 40, [2], False)
         assert late.skipped == set(range(30 - skipped, 30))
 
 
@@ -117,9 +128,9 @@ def test_rollback_waits_for_more_results_unless_the_run_is_ending():
     values = np.zeros((2, len(NAMES), 2))
     values[:, 3, 0] = 1
     policy.add_results(7, values)
-    assert not policy.must_roll_back(9, [4], False)
+    assert not must_roll_back(policy, 9, [4], False)
     assert policy.pending
-    assert policy.must_roll_back(9, [4], True)
+    assert must_roll_back(policy, 9, [4], True)
     assert policy.skipped == {7, 8}
     assert not policy.pending
 
@@ -127,17 +138,17 @@ def test_rollback_waits_for_more_results_unless_the_run_is_ending():
 @pytest.mark.parametrize("policy", ["stop", "skip"])
 def test_non_finite_state_with_finite_losses_raises(policy):
     with pytest.raises(Diverged, match="step 12: params/w has values that are not finite"):
-        Loop(policy).policy.must_roll_back(12, [4], False, ["params/w"])
+        must_roll_back(Loop(policy).policy, 12, [4], False, ["params/w"])
 
 
 def test_at_most_three_arrays_are_named():
     with pytest.raises(Diverged, match=r"step 12: a, b, c and 2 more have values that are not finite\. Check"):
-        Loop("stop").policy.must_roll_back(12, [4], False, ["a", "b", "c", "d", "e"])
+        must_roll_back(Loop("stop").policy, 12, [4], False, ["a", "b", "c", "d", "e"])
 
 
 def test_rollback_skips_the_batch_before_a_non_finite_state():
     policy = Loop("rollback").policy
-    assert policy.must_roll_back(12, [4], False, ["params/w"])
+    assert must_roll_back(policy, 12, [4], False, ["params/w"])
     assert policy.skipped == {11}
 
 

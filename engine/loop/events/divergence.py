@@ -7,7 +7,7 @@ from engine.checkpoint.checkpointer import Checkpointer
 from engine.cluster import group
 from engine.compile.program import Program
 from engine.data.batch import Batch
-from engine.loop.divergence import Divergence, list_names
+from engine.loop.divergence import Divergence, End, RollBack, list_names
 from engine.loop.events.event import Boundary
 from engine.loop.events.save import Save
 from engine.loop.phases import PREPARING, SAVING, TRAINING, Phases
@@ -55,9 +55,12 @@ class DivergenceCheck:
             self.checkpoints.settle()
         saved = group.run_on_primary(self.checkpoints.store.steps, "the checkpoints")
         ending = boundary.stopping or boundary.last
-        if self.policy.must_roll_back(
-            boundary.step, saved, ending, broken, lambda batch: self._explain(boundary.state, batch)
-        ):
+        decision = self.policy.decide(boundary.step, saved, ending, broken)
+        if isinstance(decision, End):
+            batch = decision.explained
+            raise decision.error("" if batch is None else self._explain(boundary.state, batch))
+        if isinstance(decision, RollBack):
+            self.policy.roll_back(decision)
             raise Rollback
 
     def _explain(self, state: TrainState, batch: int) -> str:
