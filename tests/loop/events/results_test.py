@@ -1,0 +1,25 @@
+"""Results of evaluations and hooks: where they go, and the warning about results that are too large for a file."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from engine.loop.events.results import Results
+from engine.metrics.results import MAX_NUMBERS
+
+
+def test_results_are_noted_stored_and_said_once():
+    noted, stored, said = [], [], []
+    recorder: Any = SimpleNamespace(note=lambda step, results: noted.append((step, [*results])))
+    checkpoints: Any = SimpleNamespace(record=lambda step, values: stored.append((step, values)))
+    latest = {"old": 1.0}
+    results = Results(checkpoints, recorder, said.append, latest)
+    for step in (4, 8):
+        results.add(step, {"a/loss": 0.5, "a/matrix": np.zeros(MAX_NUMBERS + 1)})
+    assert noted == [(4, ["a/loss", "a/matrix"]), (8, ["a/loss", "a/matrix"])]
+    assert stored == [(4, {"a/loss": 0.5}), (8, {"a/loss": 0.5})]
+    assert results.latest == {"old": 1.0, "a/loss": 0.5}
+    assert [text for text in said if "warning" in text] == [
+        f"warning: a/matrix: above {MAX_NUMBERS} numbers or rows, so not in metrics.jsonl"
+    ]
