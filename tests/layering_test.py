@@ -35,6 +35,7 @@ def levels_of(text: str) -> dict[str, int]:
 
 
 LEVELS = levels_of((TOP / "engine/levels.bzl").read_text(encoding="utf-8"))
+PRIVATE_NAMES = (("engine", "__version__"), ("engine", "lazy_exports"))  # names of engine that its packages use
 LAZY = {"engine", *(f"engine.{package}" for package in ("config", "metrics", "readers"))}  # packages with lazy exports
 
 # Names of this repository that packages outside the engine may import. None: any name of it.
@@ -119,7 +120,7 @@ def engine_fault(importer: str, module: str, name: str) -> str | None:
         return "a relative import; write the whole name"
     if first in ("models", "configs"):
         return "the engine may not import models or configs"
-    if first != "engine" or importer == "engine" or (module, name) == ("engine", "__version__"):
+    if first != "engine" or importer == "engine" or (module, name) in PRIVATE_NAMES:
         return None
     mine, theirs = package_of(importer), package_of(module)
     if not theirs:

@@ -4,8 +4,9 @@ Names are imported on first use, so that importing `engine.base.errors` does not
 repeats the imports below, which only type checkers execute; a test compares the two.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from engine import lazy_exports
 
 if TYPE_CHECKING:
     from engine.base.duration import Duration
@@ -40,15 +41,4 @@ _MODULES = {
     "engine.config.validation": ("validate",),
 }
 
-
-def __getattr__(name: str) -> object:
-    module = next((module for module, names in _MODULES.items() if name in names), None)
-    if module is None:
-        raise AttributeError(f"module 'engine.config' has no attribute {name!r}")
-    value = getattr(importlib.import_module(module), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_exports(__name__, _MODULES)

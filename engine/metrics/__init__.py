@@ -4,8 +4,9 @@ Names are imported on first use, so that `engine.metrics.results` does not load 
 below, which only type checkers execute; a test compares the two.
 """
 
-import importlib
 from typing import TYPE_CHECKING
+
+from engine import lazy_exports
 
 if TYPE_CHECKING:
     from engine.driving.detection import AveragePrecision
@@ -53,14 +54,4 @@ _MODULES = {
     "engine.metrics.results": ("Bins", "Curve", "Image", "Table"),
 }
 
-
-def __getattr__(name: str) -> object:
-    module = next((module for module, names in _MODULES.items() if name in names), None)
-    if module is None:
-        raise AttributeError(f"module 'engine.metrics' has no attribute {name!r}")
-    value = globals()[name] = getattr(importlib.import_module(module), name)
-    return value
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__ = lazy_exports(__name__, _MODULES)
