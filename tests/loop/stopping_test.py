@@ -4,7 +4,7 @@ import contextlib
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import engine
@@ -45,6 +45,7 @@ def first_stop(config, values):
     min_delta=st.sampled_from([0.0, 1.0]),
     mode=st.sampled_from(["max", "min"]),
 )
+@example(values=[0.0, -1.0, 1.0, -1.0], patience=2, target=None, min_delta=0.0, mode="max")  # no row of two
 def test_conditions_stop_where_a_counter_stops(values, patience, target, min_delta, mode):
     config = Stop(metric="a/b", patience=patience, target=target, min_delta=min_delta, mode=mode)
     found = None

@@ -59,6 +59,12 @@ def test_run_logs_evaluates_and_saves_at_its_periods(unbroken):
     assert not (path / "tensorboard").exists()
 
 
+def test_step_is_saved_before_it_is_evaluated(unbroken):
+    """So an evaluation that is killed loses no step."""
+    log = (unbroken[0] / "log.txt").read_text()
+    assert log.index("saving checkpoint of step 10") < log.index("step 10: heldout/")
+
+
 def test_resumed_run_matches_a_single_run(tmp_path):
     engine.train(runs.config(train__total="5 steps", optimizer__schedule="constant"), workdir=tmp_path / "a")
     longer = runs.config(train__total="10 steps", optimizer__schedule="constant")

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.mutations.trees import Mutation, Outcome, copy_tree, mutated, read_mutations, run_tests
+from tests.mutations.trees import LIMIT_S, Mutation, Outcome, copy_tree, mutated, read_mutations, run_tests
 
 
 def main(argv: Sequence[str]) -> int:
@@ -45,7 +45,7 @@ def _run(mutations: Sequence[Mutation], folder: Path, jobs: int) -> int:
     first = folder / "0"
     copy_tree(first)
     tests = list(dict.fromkeys(test for mutation in mutations for test in mutation.tests))
-    unchanged = run_tests(first, tests, cache)
+    unchanged = run_tests(first, tests, cache, len(tests) * LIMIT_S)
     print(f"unchanged code: {unchanged.seconds:.0f} s", flush=True)
     if unchanged.code:
         print(f"{unchanged.text}\nThe tests fail without a mutation.")

@@ -22,7 +22,7 @@ CODE = "engine"
 # A failure by one of these says that the mutated code is no code, not that a test caught its behaviour.
 NO_BEHAVIOUR = ("ImportError", "ModuleNotFoundError", "SyntaxError", "IndentationError", "NameError")
 FAILED = 1  # exit code of pytest if tests failed; collection errors have others
-LIMIT_S = 600.0
+LIMIT_S = 600.0  # for the tests of one mutation, on a busy machine
 
 
 class MutationError(Exception):
@@ -110,29 +110,29 @@ def copy_tree(to: Path, top: Path = TOP) -> None:
             shutil.copy2(top / name, to / name)
 
 
-def run_tests(top: Path, tests: Sequence[str], cache: Path, first_failure: bool = True) -> Outcome:
-    """Runs tests of a tree in a process of their own.
+def run_tests(top: Path, tests: Sequence[str], cache: Path, limit_s: float = LIMIT_S) -> Outcome:
+    """Runs tests of a tree in a process of their own, up to the first failure.
 
     Args:
         top: the tree.
         tests: files or node ids, relative to its folder of tests.
         cache: folder for the programs that JAX compiles.
-        first_failure: stop at the first failure.
+        limit_s: seconds after which the tests count as not failed.
     """
     report = top / ".mutation.xml"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    command += ["-x"] * first_failure + [f"tests/{test}" for test in tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    command += [f"tests/{test}" for test in tests]
     path = os.pathsep.join(filter(None, (str(top), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"PYTHONPATH": path, "JAX_COMPILATION_CACHE_DIR": str(cache)}
     start = time.monotonic()
     try:
         result = subprocess.run(
             command, cwd=top, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-            timeout=LIMIT_S,
+            timeout=limit_s,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
-        return Outcome(-1, "", time.monotonic() - start, f"no result within {LIMIT_S:.0f} s\n{error.stdout or ''}")
+        return Outcome(-1, "", time.monotonic() - start, f"no result within {limit_s:.0f} s\n{error.stdout or ''}")
     caught = _first_failure(report) if result.returncode == FAILED else ""
     return Outcome(result.returncode, caught, time.monotonic() - start, result.stdout)
 
