@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from engine.base.duration import MAX_STEPS, RunSize
 from engine.base.errors import ConfigError, FieldError
+from engine.compile.control_flow import MAX_UNROLLED_STEPS
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.options import check_options, compiler_options
 from engine.compile.program import DTYPES, Program
@@ -14,7 +15,6 @@ from engine.config.hardware import check_precision
 from engine.config.schema import Config, Train
 from engine.config.target import build
 from engine.data.source import Source, example_spec, shape_specs
-from engine.layers.cpu.control_flow import MAX_UNROLLED_STEPS
 from engine.metrics.values import describe_value
 from engine.parallel.layout import active, make_layout
 from engine.parallel.mesh import check_batch

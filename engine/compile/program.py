@@ -16,6 +16,7 @@ import numpy as np
 from engine.base.errors import ConfigError, ShardingError, did_you_mean
 from engine.base.types import PyTree
 from engine.compile.compiler import Compiler
+from engine.compile.control_flow import step_control_flow
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.flops import count_flops, has_callback, has_convolution
 from engine.compile.model_flops import model_flops
@@ -23,7 +24,6 @@ from engine.compile.options import Value
 from engine.compile.shapes import ByShape, CompiledSteps, StepsOfRun
 from engine.data.batch import Batch, abstract_batch
 from engine.data.context import call
-from engine.layers.cpu.control_flow import step_control_flow
 from engine.metrics.mean import Mean, by_row
 from engine.metrics.metric import Metric
 from engine.metrics.pairs import TrainingMetrics

@@ -5,9 +5,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from engine.base.errors import ConvoyError
+from engine.compile.control_flow import MAX_UNROLLED_STEPS
 from engine.compile.program import Program
 from engine.config.schema import Config
-from engine.layers.cpu.control_flow import MAX_UNROLLED_STEPS
 from engine.parallel.layout import NAMED
 from engine.parallel.memory import MEMORY_FRACTION
 from engine.parallel.rules import RULES

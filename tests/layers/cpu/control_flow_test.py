@@ -1,25 +1,12 @@
-"""Control flow: the choice of loops, blocks and branches on CPUs and accelerators."""
-
-import pytest
+"""The choice of loops and blocks within a model, on CPUs and accelerators."""
 
 from engine.layers.cpu.control_flow import (
     QUERY_BLOCK,
     UNROLLED_LAYERS,
     layers_per_iteration,
     query_blocks,
-    step_control_flow,
     unrolls_layers,
 )
-
-
-@pytest.mark.parametrize("has_convolution", [True, False])
-def test_cpu_step_unrolls_with_convolutions_and_branches_without(has_convolution):
-    assert step_control_flow("cpu", has_convolution) == (has_convolution, not has_convolution)
-
-
-@pytest.mark.parametrize("platform", ["gpu", "tpu"])
-def test_accelerator_step_scans_and_selects(platform):
-    assert not any(flag for has_convolution in (True, False) for flag in step_control_flow(platform, has_convolution))
 
 
 def test_few_layers_are_unrolled_only_on_cpu():
