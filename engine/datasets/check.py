@@ -126,7 +126,7 @@ class Checker:
     source: Source
     reference: Structure | None
 
-    def __call__(self, job: "_Range | _File", report: pool.Report) -> Statistics | str:
+    def __call__(self, job: "_Range | _File", report: pool.ReportProgress) -> Statistics | str:
         """Returns the statistics of a range; of a file, its path if it is damaged, else an empty text."""
         if isinstance(job, _File):
             try:

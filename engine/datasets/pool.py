@@ -1,4 +1,4 @@
-"""Runs jobs in several processes, which get a pickled copy of the work and send progress and results.
+"""Runs jobs in several processes, which get a pickled copy of the function and send progress and results.
 
 Python's own pools wait for ever, or do not say why, when a process is killed. Here the caller gets an error that names
 the signal. All processes end with the caller, also if it is killed.
@@ -27,7 +27,7 @@ REPORT_S = 0.1  # between two reports of the progress of a process
 EXIT_S = 5.0  # for the processes to end after the last job
 MAX_PROCESSES = 1024
 
-type Report = Callable[[int], None]
+type ReportProgress = Callable[[int], None]
 """Called with the number of examples that were finished since the last call."""
 
 
@@ -37,13 +37,13 @@ class ProcessError(ConvoyError):
     exit_code = ExitStatus.RETRY
 
 
-class Work[J, R](Protocol):
-    """What each process does with a job. It is pickled, with the source that it reads."""
+class JobFunction[J, R](Protocol):
+    """Function that each process calls with a job. It is pickled, with the source that it reads."""
 
     @property
     def source(self) -> Source: ...
 
-    def __call__(self, job: J, report: Report, /) -> R: ...
+    def __call__(self, job: J, report: ReportProgress, /) -> R: ...
 
 
 class _Process(NamedTuple):
@@ -67,26 +67,28 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run[J, R](work: Work[J, R], jobs: Sequence[J], processes: int, report: Report) -> Iterator[tuple[int, R]]:
+def run[J, R](
+    function: JobFunction[J, R], jobs: Sequence[J], processes: int, report: ReportProgress
+) -> Iterator[tuple[int, R]]:
     """Yields (index of the job, result) for each job when it is done; a single process is this one.
 
     Args:
-        work: called with each job.
+        function: called with each job.
         jobs: the jobs, which begin in this order.
         processes: number of processes.
         report: called with numbers of finished examples.
 
     Raises:
-        DataError: the work cannot be pickled, or it raises one. The first error of a job stops all processes.
+        DataError: the function cannot be pickled, or it raises one. The first error of a job stops all processes.
         ProcessError: a process was killed.
     """
     if processes == 1:
         for number, job in enumerate(jobs):
             with exits_reported():
-                result = work(job, report)
+                result = function(job, report)
             yield number, result
         return
-    pool = _start(work, processes)
+    pool = _start(function, processes)
     try:
         yield from _collect(pool, list(enumerate(jobs)), report)
         for one in pool:
@@ -114,15 +116,15 @@ def in_order[R](results: Iterable[tuple[int, R]]) -> Iterator[R]:
             number += 1
 
 
-def _start(work: Any, count: int) -> list[_Process]:
+def _start(function: Any, count: int) -> list[_Process]:
     context = multiprocessing.get_context("spawn")  # a fork of a process that runs JAX may deadlock
     pool: list[_Process] = []
     try:
-        pickled = pickle.dumps(work)
+        pickled = pickle.dumps(function)
     except Exception as error:
         raise DataError(
-            f"{source_name(work.source)} cannot be sent to other processes ({type(error).__name__}: {error}). Define "
-            "its class in a module, open files on first use, or use one process: --processes=1."
+            f"{source_name(function.source)} cannot be sent to other processes ({type(error).__name__}: {error}). "
+            "Define its class in a module, open files on first use, or use one process: --processes=1."
         ) from error
     for _ in range(count):
         ours, theirs = context.Pipe()
@@ -133,7 +135,9 @@ def _start(work: Any, count: int) -> list[_Process]:
     return pool
 
 
-def _collect(pool: list[_Process], jobs: Iterable[tuple[int, Any]], report: Report) -> Iterator[tuple[int, Any]]:
+def _collect(
+    pool: list[_Process], jobs: Iterable[tuple[int, Any]], report: ReportProgress
+) -> Iterator[tuple[int, Any]]:
     """Sends each idle process the next job, and yields the results."""
     waiting, busy = iter(jobs), {}
     for one in pool:
@@ -192,7 +196,7 @@ def _serve(pipe: connection.Connection, pickled: bytes, main: int) -> None:
     _use_cpu()
     progress = _Progress(pipe)
     try:
-        work = pickle.loads(pickled)
+        function = pickle.loads(pickled)
     except Exception as error:
         pipe.recv()
         pipe.send(("failed", -1, DataError(f"the data source cannot be loaded in another process: {describe(error)}")))
@@ -201,7 +205,7 @@ def _serve(pipe: connection.Connection, pickled: bytes, main: int) -> None:
         number, job = message
         try:
             with exits_reported():
-                result = work(job, progress.add)
+                result = function(job, progress.add)
         except BaseException as error:
             known = isinstance(error, ConvoyError)
             pipe.send(("failed", number, error if known else DataError(f"{type(error).__name__}: {error}")))

@@ -13,7 +13,7 @@ from engine.base.user_errors import describe
 from engine.data.bad_examples import ALWAYS_ALLOWED, MAX_BAD_FRACTION
 from engine.data.source import Example, Source, source_name
 from engine.data.streams.cursor import StreamReadError
-from engine.datasets.pool import Report
+from engine.datasets.pool import ReportProgress
 from engine.readers.array_record import cannot_write, write_records
 from engine.readers.record import encode
 from engine.readers.record_manifest import BadRecord, Shard, checksum, save_lengths
@@ -41,7 +41,7 @@ class ShardWriter:
     complete: bool = False
     """Whether the dataset was complete, so that its length index replaces those of the shards."""
 
-    def __call__(self, job: ShardJob, report: Report) -> tuple[Shard, bool]:
+    def __call__(self, job: ShardJob, report: ReportProgress) -> tuple[Shard, bool]:
         """Returns the finished shard, and whether it was kept: a known one whose file is as it was written.
 
         Raises:
@@ -76,7 +76,7 @@ def shard_lengths(path: Path) -> Path:
 class _Examples:
     """Encodes the examples of a shard, and collects the bad ones and the lengths of the others."""
 
-    def __init__(self, source: Source, on_error: str, job: ShardJob, report: Report):
+    def __init__(self, source: Source, on_error: str, job: ShardJob, report: ReportProgress):
         self._source, self._on_error, self._job, self._report = source, on_error, job, report
         self._lengths: dict[str, list[int]] = {}
         self._count = 0
