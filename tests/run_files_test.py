@@ -23,7 +23,7 @@ from engine.loop import stopping
 from engine.observe.goodput_table import goodput_text
 from engine.observe.summary import Summary, summary_text
 from engine.planning import record
-from engine.planning.record import Measured, Plan, Predicted
+from engine.planning.record import Measured, PlanFile, Predicted
 from engine.planning.record_table import plan_table
 from engine.run import lease, ledger, status
 from engine.run.directory import RunDirectory
@@ -67,7 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         candidate="data=1", rows=16, machine={"margin": 0.5}, seconds={"compute": 2.0}, memory={"a": 3.0}
     )
     measured = Measured(step_s=1.0, data_wait=0.0, seconds=9.0, bytes=4, peak_bytes=5, attempt=1, time="")
-    (path / "plan.json").write_text(record.to_text(Plan(predicted, measured)))
+    (path / "plan.json").write_text(record.to_text(PlanFile(predicted, measured)))
     return path
 
 

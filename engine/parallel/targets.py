@@ -75,7 +75,7 @@ _ENVIRONMENT = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
+class HardwareTarget:
     """Hardware that is absent.
 
     Attributes:
@@ -132,7 +132,7 @@ class Target:
             raise ConfigError(f"{self.text}: the compiler has no such topology: {first_line(error)}") from error
 
 
-def parse(text: str) -> Target | None:
+def parse(text: str) -> HardwareTarget | None:
     """Returns the target of `--hardware`; None for `local`, the devices of this process.
 
     Raises:
@@ -154,7 +154,7 @@ def parse(text: str) -> Target | None:
     if wrong:
         form = f"{name}:{'x'.join('4' * wanted)}, or with slices *2" if name in DIMENSIONS else f"{name}:HOSTSxGPUS"
         raise ConfigError(f"--hardware={text}: found {rest!r} after {name}. Write {form}. Forms: {FORMS}.")
-    target = Target(text, name, shape, slices if name in DIMENSIONS else math.prod(shape[:1]))
+    target = HardwareTarget(text, name, shape, slices if name in DIMENSIONS else math.prod(shape[:1]))
     if target.count > MAX_AXIS:
         raise ConfigError(f"--hardware={text}: found {target.count:,} devices. Allowed are at most {MAX_AXIS:,}.")
     return target
@@ -175,7 +175,7 @@ def missing(platform: str) -> str:
     return ", ".join(name for name in PACKAGES[platform] if not _found(name))
 
 
-def _topology(target: Target) -> Sequence[Device]:
+def _topology(target: HardwareTarget) -> Sequence[Device]:
     from jax.experimental import topologies
 
     shape = "x".join(map(str, target.shape))

@@ -9,7 +9,7 @@ from engine.base.host_memory import host_memory
 from engine.base.types import Device
 from engine.config import hardware
 from engine.parallel.memory import allocated_share
-from engine.parallel.targets import Target
+from engine.parallel.targets import HardwareTarget
 
 EFFICIENCY = {"tpu": 0.7, "gpu": 0.6, "cpu": 1.0}
 """Platform -> share of the published peak that large products reach; assumed until `convoy plan --calibrate`."""
@@ -149,13 +149,13 @@ def _share(torus: Sequence[int], axes: Sequence[tuple[str, int]], axis: str) -> 
     raise KeyError(axis)
 
 
-def of_target(target: Target) -> Machine:
+def of_target(target: HardwareTarget) -> Machine:
     """Returns the machine of a target, by the hardware table."""
     row, platform = target.hardware, target.platform
     return _of_row(row, platform, target.count, target.count // target.slices, target.text, _torus(target))
 
 
-def _torus(target: Target) -> tuple[int, ...]:
+def _torus(target: HardwareTarget) -> tuple[int, ...]:
     return target.shape if target.platform == "tpu" else ()
 
 

@@ -16,14 +16,14 @@ from engine.config.allowed_values import AUTO
 from engine.config.schema import Config, MeshSpec, Slices
 from engine.config.text import flatten
 from engine.parallel import targets
-from engine.parallel.targets import Target, parse
+from engine.parallel.targets import HardwareTarget, parse
 from engine.planning import calibration, table
 from engine.planning import machine as machines
 from engine.planning.candidates import Candidate, divisible
 from engine.planning.cost import CostModel
 from engine.planning.machine import Machine
 from engine.planning.memory import Cost
-from engine.planning.search import Ranking, changes, different, rank, simplest_first
+from engine.planning.search import SearchResult, changes, different, rank, simplest_first
 
 SHOWN = 8
 
@@ -68,23 +68,23 @@ def plan_parts(
         f"{built.batch_size} examples"
     )
     yield "\n".join(table.machine_text(machine, state, config.train.precision))
-    ranking = rank(built, config, machine, on_progress)
-    if not any(cost.candidate.precision == config.train.precision for cost in ranking.fitting):
-        raise ConfigError(_refusal(ranking, built, config))
-    costs = different(ranking.fitting, SHOWN)
+    result = rank(built, config, machine, on_progress)
+    if not any(cost.candidate.precision == config.train.precision for cost in result.fitting):
+        raise ConfigError(_refusal(result, built, config))
+    costs = different(result.fitting, SHOWN)
     if compiles:
-        costs = _compiled(ranking.model, config, costs, compiles, devices, on_progress)
+        costs = _compiled(result.model, config, costs, compiles, devices, on_progress)
     if problems := [f"  {cost.candidate}: {cost.problem}" for cost in costs if cost.problem]:
         yield "\nimpossible when compiled:\n" + "\n".join(problems)
     possible = [cost for cost in costs if not cost.problem]
     own = [cost for cost in possible if cost.candidate.precision == config.train.precision]
-    if not own or not ranking.model.fits(own[0]):
+    if not own or not result.model.fits(own[0]):
         raise ConfigError(_refusal_when_compiled(machine, own))
     peak = (hardware.find(kind) or machine).peak
-    yield _ranked(ranking.model, possible, config, peak, compiles)
-    if ranking.problems:
-        reason, count = max(ranking.problems.items(), key=lambda item: item[1])
-        yield f"\nimpossible meshes: {sum(ranking.problems.values())}, such as (x{count}): {reason}"
+    yield _ranked(result.model, possible, config, peak, compiles)
+    if result.problems:
+        reason, count = max(result.problems.items(), key=lambda item: item[1])
+        yield f"\nimpossible meshes: {sum(result.problems.values())}, such as (x{count}): {reason}"
 
 
 def _ranked(
@@ -110,7 +110,7 @@ def _ranked(
     return "\n".join(lines)
 
 
-def _check(config: Config, target: Target | None, compiles: int, calibrates: bool) -> None:
+def _check(config: Config, target: HardwareTarget | None, compiles: int, calibrates: bool) -> None:
     """Raises ConfigError if the arguments of a plan do not fit together; `target` is None for the devices at hand."""
     if compiles < 0:
         raise ConfigError(f"--compile = {compiles}: allowed is a whole number from 0.")
@@ -213,25 +213,25 @@ def _refusal_when_compiled(machine: Machine, compiled: Sequence[Cost]) -> str:
     )
 
 
-def _refusal(ranking: Ranking, built: Program, config: Config) -> str:
+def _refusal(result: SearchResult, built: Program, config: Config) -> str:
     """Returns why nothing fits, and what would."""
-    machine, nearest = ranking.model.machine, ranking.nearest
+    machine, nearest = result.model.machine, result.nearest
     if nearest is None:
-        return f"convoy plan: no mesh of {machine.text} is possible: {_impossible(ranking)}"
+        return f"convoy plan: no mesh of {machine.text} is possible: {_impossible(result)}"
     parts = ", ".join(f"{name} {size_text(size)}" for name, size in nearest.memory.items() if size)
-    would = "; or ".join(changes(ranking, built, config)) or "a smaller model"
+    would = "; or ".join(changes(result, built, config)) or "a smaller model"
     return (
-        f"convoy plan: nothing fits {machine.text}. The least of {ranking.examined:,} candidates, {nearest.candidate}, "
+        f"convoy plan: nothing fits {machine.text}. The least of {result.examined:,} candidates, {nearest.candidate}, "
         f"needs {size_text(nearest.bytes)} of the {size_text(machine.memory)} of a device ({parts}). It would fit "
         f"with: {would}."
     )
 
 
-def _impossible(ranking: Ranking) -> str:
+def _impossible(result: SearchResult) -> str:
     """Returns why no mesh is possible, and the settings with which one would be."""
-    machine, choices = ranking.model.machine, ranking.choices
-    if ranking.problems:
-        return "; ".join(list(ranking.problems)[:3]) + "."
+    machine, choices = result.model.machine, result.choices
+    if result.problems:
+        return "; ".join(list(result.problems)[:3]) + "."
     sizes = divisible(machine, choices)
     flags = " ".join(f"--config.{path}={size}" for path, size in sizes.items())
     return f"its {machine.count} devices do not divide {' and '.join(sizes)}. Use {flags}, or fewer devices."

@@ -107,7 +107,7 @@ class Measured(_Stored):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class PlanFile:
     """The content of the file."""
 
     predicted: Predicted
@@ -209,7 +209,7 @@ class PlanRecord:
         if not self._abandoned:
             self._write()  # now: the run may be killed
 
-    def _write(self) -> Plan | None:
+    def _write(self) -> PlanFile | None:
         """Writes what is known so far; returns it, or None if it cannot be written."""
         assert self._predicted is not None
         with self._lock:
@@ -224,7 +224,7 @@ class PlanRecord:
             attempt=self._directory.attempt,
             time=now(),
         )
-        plan = Plan(self._predicted, measured)
+        plan = PlanFile(self._predicted, measured)
         try:
             self._directory.lease.replace_text(self._directory.plan, to_text(plan))
         except ConvoyError as error:  # a full disk, or another job has taken over
@@ -239,17 +239,17 @@ class PlanRecord:
             return None
 
 
-def to_text(plan: Plan) -> str:
+def to_text(plan: PlanFile) -> str:
     """Returns the content of the file as text. It has the totals as well."""
     predicted = {"step_s": plan.predicted.step_s, "bytes": plan.predicted.bytes, **dataclasses.asdict(plan.predicted)}
     return json_text.dumps({"predicted": predicted, "measured": dataclasses.asdict(plan.measured)}, indent=1) + "\n"
 
 
-def read(path: Path) -> Plan | None:
+def read(path: Path) -> PlanFile | None:
     """Returns the content of a file; None if it is missing or cannot be read."""
     try:
         parts = json.loads(read_text(path))
-        plan = Plan(Predicted.of(parts["predicted"]), Measured.of(parts["measured"]))
+        plan = PlanFile(Predicted.of(parts["predicted"]), Measured.of(parts["measured"]))
         # These raise an error for fields of the wrong type.
         _ = (
             str(plan),

@@ -7,7 +7,7 @@ from pathlib import Path
 from engine.base.formatting import aligned, seconds_text, size_text
 from engine.checkpoint.bucket_copy import readable
 from engine.loop.observers import LEAST_S
-from engine.planning.record import Plan, read
+from engine.planning.record import PlanFile, read
 from engine.run.directory import RunDirectory
 
 COLUMNS = (
@@ -29,7 +29,7 @@ def plan_table(runs: Sequence[RunDirectory]) -> str:
     """
     rows: list[Sequence[str]] = [COLUMNS]
     notes: list[str] = []
-    plans: dict[str, Plan] = {}
+    plans: dict[str, PlanFile] = {}
     for run in runs:
         plan = read(run.plan)
         if plan is None:
@@ -49,7 +49,7 @@ def plan_table(runs: Sequence[RunDirectory]) -> str:
     return "\n".join([*lines, *notes])
 
 
-def _cells(name: str, plan: Plan) -> tuple[str, ...]:
+def _cells(name: str, plan: PlanFile) -> tuple[str, ...]:
     predicted, measured = plan.predicted, plan.measured
     memory = plan.memory_error
     return (

@@ -30,7 +30,7 @@ SIMPLE = 0.02
 
 
 @dataclasses.dataclass
-class Ranking:
+class SearchResult:
     """The scored candidates of a config on a machine."""
 
     model: CostModel
@@ -120,7 +120,7 @@ def cost_model(
 
 def rank(
     program: Program, config: Config, machine: Machine, on_progress: Callable[[str], None] = lambda text: None
-) -> Ranking:
+) -> SearchResult:
     """Returns all candidates of a config that fit a machine, the fastest first.
 
     Args:
@@ -150,7 +150,7 @@ def rank(
                 nearest = found if nearest is None or found.bytes < nearest.bytes else nearest
     on_progress(f"scored {examined:,} candidates by formula, {len(fitting):,} fit")
     fitting.sort(key=lambda cost: (cost.candidate.precision != config.train.precision, cost.step_s, cost.bytes))
-    return Ranking(model, choices, simplest_first(fitting), nearest, examined, problems)
+    return SearchResult(model, choices, simplest_first(fitting), nearest, examined, problems)
 
 
 def _dispatched(model: CostModel, choices: Choices, cost: Cost) -> Cost:
@@ -220,14 +220,14 @@ def different(costs: Sequence[Cost], count: int) -> list[Cost]:
     return sorted(chosen, key=lambda cost: place[id(cost)])
 
 
-def changes(ranking: Ranking, program: Program, config: Config) -> list[str]:
+def changes(result: SearchResult, program: Program, config: Config) -> list[str]:
     """Returns the nearest changes with which a candidate in the precision of the config would fit, where none does."""
-    model, machine = ranking.model, ranking.model.machine
-    choices = dataclasses.replace(ranking.choices, precisions=(config.train.precision,))
-    found = [f"train.precision={ranking.fitting[0].candidate.precision}"] if ranking.fitting else []
+    model, machine = result.model, result.model.machine
+    choices = dataclasses.replace(result.choices, precisions=(config.train.precision,))
+    found = [f"train.precision={result.fitting[0].candidate.precision}"] if result.fitting else []
     if machine.platform == "gpu" and machine.share < LARGEST_SHARE:
         whole = round(machine.memory / machine.share * LARGEST_SHARE)
-        if ranking.nearest is not None and ranking.nearest.bytes <= SAFE * whole:
+        if result.nearest is not None and result.nearest.bytes <= SAFE * whole:
             found.append(f"{MEMORY_FRACTION}={LARGEST_SHARE} in the environment of the plan and of the job")
     for factor in (2, 4, 8, 16, 32, 64):
         rows = choices.rows // factor
@@ -243,8 +243,8 @@ def changes(ranking: Ranking, program: Program, config: Config) -> list[str]:
             more = f" with train.global_batch_size={rows}" if rows != choices.rows else ""
             found.append(f"{larger.count} devices of the same kind{more}")
             break
-    if ranking.nearest is not None:
-        found.append(f"devices with {math.ceil(ranking.nearest.bytes / SAFE / 2**30)} GiB of memory or more")
+    if result.nearest is not None:
+        found.append(f"devices with {math.ceil(result.nearest.bytes / SAFE / 2**30)} GiB of memory or more")
     return found
 
 

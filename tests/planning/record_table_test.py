@@ -4,7 +4,7 @@ import pytest
 
 from engine.base.errors import RunError
 from engine.planning import record
-from engine.planning.record import Measured, Plan, Predicted
+from engine.planning.record import Measured, PlanFile, Predicted
 from engine.planning.record_table import plan_table
 from engine.run.directory import RunDirectory
 
@@ -20,7 +20,7 @@ def run(path, step_s, *, memory: int | None = 200, problem="", source="measured,
         problem=problem,
     )
     measured = Measured(step_s=step_s, data_wait=0.0, seconds=90.0, bytes=memory, peak_bytes=None, attempt=1, time="")
-    (path / "plan.json").write_text(record.to_text(Plan(predicted, measured)))
+    (path / "plan.json").write_text(record.to_text(PlanFile(predicted, measured)))
     return RunDirectory(path)
 
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from engine.planning import record
-from engine.planning.record import Measured, Plan, PlanRecord, Predicted, read
+from engine.planning.record import Measured, PlanFile, PlanRecord, Predicted, read
 from engine.run.directory import RunDirectory
 
 PREDICTED = Predicted(
@@ -110,7 +110,7 @@ def test_record_that_cannot_be_written_does_not_end_the_run(tmp_path):
 
 
 def test_earlier_prediction_holds_for_the_same_settings_and_rates_only(tmp_path):
-    (tmp_path / "plan.json").write_text(record.to_text(Plan(PREDICTED, measured())))
+    (tmp_path / "plan.json").write_text(record.to_text(PlanFile(PREDICTED, measured())))
     plan = read(tmp_path / "plan.json")
     assert plan is not None
     unknown = Predicted(candidate="data=8, float32", settings={"mesh.data": 8}, rows=16, machine=PREDICTED.machine)
