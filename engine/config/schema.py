@@ -156,7 +156,7 @@ class Train:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slices:
+class DcnMeshSpec:
     """Number of slices per mesh axis: the part of each axis that crosses the slow network between slices; 1: none."""
 
     pipeline: int = setting(1, "Pipeline stages on different slices.", AXIS_SIZE)
@@ -184,7 +184,7 @@ class MeshSpec:
     expert: int | None = setting(None, "Rows of the batch and the experts of a layer are split.", AXIS_SIZE)
     context: int | None = setting(None, "Sequences are split.", AXIS_SIZE)
     tensor: int | None = setting(None, "Dimensions of a layer are split.", AXIS_SIZE)
-    dcn: Slices = field(default_factory=Slices)
+    dcn: DcnMeshSpec = field(default_factory=DcnMeshSpec)
     cpu_devices: int | str | None = setting(
         None, "CPU devices to create: a number or auto; None leaves it to JAX (1).", CPU_DEVICES
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from engine.base.types import Device
 from engine.cluster import group
 from engine.config import hardware
-from engine.config.schema import MeshSpec, Slices
+from engine.config.schema import DcnMeshSpec, MeshSpec
 from engine.parallel.mesh import AXES, axes_text
 
 _ORDER = ("tensor", "expert", "context", "pipeline", "fsdp")  # the first takes devices first
@@ -37,7 +37,7 @@ def _model_axes(spec: MeshSpec, kind: str) -> dict[str, int]:
     """Returns the sizes of the axes other than `data`, those of the preset included; 1 if nothing sets them."""
     preset, found = spec.preset, hardware.find(kind)
     if preset == "auto":
-        given = spec.dcn != Slices() or any(getattr(spec, axis) is not None for axis in AXES)
+        given = spec.dcn != DcnMeshSpec() or any(getattr(spec, axis) is not None for axis in AXES)
         preset = "replicated" if given or found is None else found.mesh
     return {axis: getattr(spec, axis) or hardware.mesh_preset(preset).get(axis, 1) for axis in _ORDER}
 
@@ -55,7 +55,7 @@ def _nearest(given: Mapping[str, int], count: int) -> dict[str, int]:
 def _mesh(spec: MeshSpec, sizes: dict[str, int]) -> MeshSpec:
     """Returns the section with these axes, whatever its preset and its factors between slices."""
     given = {axis: sizes.get(axis, 1) for axis in AXES}
-    return dataclasses.replace(spec, preset="auto", dcn=Slices(), **given)
+    return dataclasses.replace(spec, preset="auto", dcn=DcnMeshSpec(), **given)
 
 
 def spec_text(spec: MeshSpec) -> str:

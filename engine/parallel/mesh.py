@@ -21,7 +21,7 @@ from engine.base.errors import ConfigError, ShardingError
 from engine.base.types import Device
 from engine.cluster import group
 from engine.config import hardware
-from engine.config.schema import MeshSpec, Slices
+from engine.config.schema import DcnMeshSpec, MeshSpec
 
 AXES = hardware.AXES
 BATCH_AXES = ("data", "fsdp", "expert")
@@ -87,7 +87,7 @@ def _chosen(
     name, found = config.preset, hardware.find(kind)
     auto = name == "auto"
     if auto:
-        if given or config.dcn != Slices():
+        if given or config.dcn != DcnMeshSpec():
             return within, between, "the config"
         if found is None:
             return within, between, "the default, copies on all devices"

@@ -13,7 +13,7 @@ from engine.compile.program import Program
 from engine.compile.step_costs import read
 from engine.config import hardware
 from engine.config.allowed_values import AUTO
-from engine.config.schema import Config, MeshSpec, Slices
+from engine.config.schema import Config, DcnMeshSpec, MeshSpec
 from engine.config.text import flatten
 from engine.parallel import targets
 from engine.parallel.targets import HardwareTarget, parse
@@ -180,7 +180,7 @@ def with_candidate(config: Config, candidate: Candidate) -> Config:
     """Returns a config with the mesh and the settings of a candidate, without the compilation cache."""
     within = dict(candidate.within)
     mesh = dataclasses.replace(
-        config.mesh, preset="auto", **within, dcn=Slices(**dict(candidate.dcn)), cpu_devices=None
+        config.mesh, preset="auto", **within, dcn=DcnMeshSpec(**dict(candidate.dcn)), cpu_devices=None
     )
     train = dataclasses.replace(
         config.train,

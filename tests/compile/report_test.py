@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from engine.base.formatting import size_text
 from engine.compile.collectives import Collective
 from engine.compile.report import describe, describe_collectives, describe_flops
-from engine.config.schema import MeshSpec, Sharding, Slices
+from engine.config.schema import DcnMeshSpec, MeshSpec, Sharding
 from engine.parallel.mesh import make_mesh
 from tests import zoo
 
@@ -66,7 +66,7 @@ def test_report_lists_optimizer_state_sharded_differently():
 
 
 def test_report_shows_slices_presets_and_changed_rules():
-    spec = MeshSpec(preset="fsdp", dcn=Slices(data=2))
+    spec = MeshSpec(preset="fsdp", dcn=DcnMeshSpec(data=2))
     sharding = Sharding(rules={"mlp": None, "embed": "fsdp", "mine": ("fsdp", "tensor")})
     lines = report(zoo.Classify(), spec, sharding)
     assert lines[:3] == [

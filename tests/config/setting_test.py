@@ -36,7 +36,7 @@ def test_every_field_has_help_and_every_restricted_field_a_rule(section):
         ("Optimizer", "decay", "bias", "Allowed: matrices, all, none."),
         ("Group", "match", "[", "not a regular expression"),
         ("MeshSpec", "fsdp", 0, "Allowed: a number of devices, at most 1048576, or -1 for all remaining devices."),
-        ("Slices", "data", -2, "Allowed: a number of devices, at most 1048576, or -1 for all remaining devices."),
+        ("DcnMeshSpec", "data", -2, "Allowed: a number of devices, at most 1048576, or -1 for all remaining devices."),
         ("MeshSpec", "preset", "fdsp", "Did you mean fsdp?"),
         ("MeshSpec", "cpu_devices", "many", "Allowed: 1 to 4096 devices, auto, or None."),
         ("MeshSpec", "cpu_devices", 0, "Allowed: 1 to 4096 devices, auto, or None."),
@@ -77,7 +77,7 @@ def test_out_of_range_error_states_what_is_allowed(section, field, value, senten
         ("MeshSpec", "cpu_devices", "auto"),
         ("MeshSpec", "data", -1),
         ("MeshSpec", "context", 2),
-        ("Slices", "data", -1),
+        ("DcnMeshSpec", "data", -1),
         ("Train", "ema_decay", None),
     ],
 )

@@ -25,7 +25,7 @@ import pytest
 
 from engine import Task
 from engine.base.errors import ShardingError
-from engine.config.schema import MeshSpec, Slices
+from engine.config.schema import DcnMeshSpec, MeshSpec
 from engine.parallel.mesh import replicated
 from models.decoder import LanguageModel
 from models.digits import Digits
@@ -241,7 +241,7 @@ MESHES: dict[str, tuple[MeshSpec, dict[str, Any]]] = {
     "pipeline 4 x fsdp 2, circular": (MeshSpec(pipeline=4, fsdp=2), {"repeats": 2, "microbatches": 4}),
     "expert 4 x data 2": (MeshSpec(expert=4, data=2), {}),
     "expert 2 x fsdp 2 x tensor 2": (MeshSpec(expert=2, fsdp=2, tensor=2), {}),
-    "DCN data 2 x fsdp 4": (MeshSpec(fsdp=4, dcn=Slices(data=2)), {}),
+    "DCN data 2 x fsdp 4": (MeshSpec(fsdp=4, dcn=DcnMeshSpec(data=2)), {}),
     "data 3 x fsdp 2, 6 devices": (MeshSpec(data=3, fsdp=2), {}),
 }
 

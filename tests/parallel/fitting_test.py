@@ -4,7 +4,7 @@ import jax
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.config.schema import MeshSpec, Slices
+from engine.config.schema import DcnMeshSpec, MeshSpec
 from engine.parallel.fitting import fitting_meshes, spec_text
 from engine.parallel.mesh import AXES, resolve_axes
 from tests.properties import examples
@@ -16,7 +16,7 @@ SIZES = st.sampled_from([None, 1, 2, 3, 4, 6, 8])
 @given(st.fixed_dictionaries(dict.fromkeys(AXES, SIZES)), st.sampled_from([None, *AXES]), st.integers(1, 8))
 def test_every_mesh_fits_its_devices_and_each_axis_divides_that_of_the_run(sizes, free, count):
     given_ = {**sizes, **({free: -1} if free else {})}
-    spec = MeshSpec(**given_, dcn=Slices(data=2), cpu_devices=3)
+    spec = MeshSpec(**given_, dcn=DcnMeshSpec(data=2), cpu_devices=3)
     (first, devices), *others = fitting_meshes(spec, jax.devices()[:count])
     assert (first, len(devices)) == (spec, count)
     for mesh, devices in others:

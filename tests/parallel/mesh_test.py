@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from engine.base.errors import ConfigError, ShardingError
-from engine.config.schema import MeshSpec, Slices
+from engine.config.schema import DcnMeshSpec, MeshSpec
 from engine.parallel.mesh import (
     AXES,
     axes_of,
@@ -65,7 +65,7 @@ def test_axes_are_resolved(config, found):
         (MeshSpec(preset="fsdp", tensor=2), {"fsdp": 4, "tensor": 2}),
         (MeshSpec(preset="hybrid-8", fsdp=2), {"data": 4, "fsdp": 2}),
         (MeshSpec(preset="slices"), {"fsdp": 8}),
-        (MeshSpec(preset="slices", dcn=Slices(data=2)), {"data": 2, "fsdp": 4}),
+        (MeshSpec(preset="slices", dcn=DcnMeshSpec(data=2)), {"data": 2, "fsdp": 4}),
     ],
 )
 def test_preset_sets_the_unset_axes(config, found):
@@ -120,7 +120,7 @@ def test_alternatives_are_found_for_a_thousand_devices():
 
 
 def test_slices_are_the_outermost_factor_of_each_axis():
-    config = MeshSpec(data=2, fsdp=2, dcn=Slices(data=2))
+    config = MeshSpec(data=2, fsdp=2, dcn=DcnMeshSpec(data=2))
     mesh = make_mesh(config)
     assert dict(mesh.shape) == {"pipeline": 1, "data": 4, "fsdp": 2, "expert": 1, "context": 1, "tensor": 1}
     # Devices 0 to 3 are the first slice, which is the first half of `data`.
@@ -128,13 +128,13 @@ def test_slices_are_the_outermost_factor_of_each_axis():
     axes = axes_of(config, jax.devices())
     assert (axes.slices, axes.within["data"], axes.between["data"]) == (2, 2, 2)
     # With slices along an inner axis, its outer half is the second slice, whatever axis precedes it.
-    assert positions(make_mesh(MeshSpec(data=2, fsdp=2, dcn=Slices(fsdp=2)))) == [[0, 1, 4, 5], [2, 3, 6, 7]]
+    assert positions(make_mesh(MeshSpec(data=2, fsdp=2, dcn=DcnMeshSpec(fsdp=2)))) == [[0, 1, 4, 5], [2, 3, 6, 7]]
 
 
 def test_remaining_devices_are_counted_within_a_slice():
-    assert sizes(MeshSpec(dcn=Slices(data=2))) == {"data": 8}
-    assert sizes(MeshSpec(fsdp=-1, dcn=Slices(data=2))) == {"data": 2, "fsdp": 4}
-    assert sizes(MeshSpec(fsdp=-1, dcn=Slices(data=-1)), 8, slices=4) == {"data": 4, "fsdp": 2}
+    assert sizes(MeshSpec(dcn=DcnMeshSpec(data=2))) == {"data": 8}
+    assert sizes(MeshSpec(fsdp=-1, dcn=DcnMeshSpec(data=2))) == {"data": 2, "fsdp": 4}
+    assert sizes(MeshSpec(fsdp=-1, dcn=DcnMeshSpec(data=-1)), 8, slices=4) == {"data": 4, "fsdp": 2}
 
 
 def test_unset_slices_become_data_parallel():
@@ -147,13 +147,13 @@ def test_unset_slices_become_data_parallel():
 @pytest.mark.parametrize(
     ("config", "known", "message"),
     [
-        (MeshSpec(dcn=Slices(data=3)), {}, r"mesh.dcn: data=3 needs a multiple of 3 devices, found 8. Set"),
-        (MeshSpec(dcn=Slices(data=-1)), {}, r"mesh.dcn: data=-1: the slices of these devices are unknown"),
-        (MeshSpec(dcn=Slices(data=-1, fsdp=-1)), {"slices": 2}, r"mesh.dcn: data and fsdp are both -1"),
-        (MeshSpec(dcn=Slices(data=4)), {"slices": 2, "join": False}, r"needs 4 slices, found 2. .* must be 2"),
-        (MeshSpec(dcn=Slices(data=3)), {"slices": 4}, r"needs 3 slices, found 4. .* a divisor of it \(1, 2, 4\)"),
+        (MeshSpec(dcn=DcnMeshSpec(data=3)), {}, r"mesh.dcn: data=3 needs a multiple of 3 devices, found 8. Set"),
+        (MeshSpec(dcn=DcnMeshSpec(data=-1)), {}, r"mesh.dcn: data=-1: the slices of these devices are unknown"),
+        (MeshSpec(dcn=DcnMeshSpec(data=-1, fsdp=-1)), {"slices": 2}, r"mesh.dcn: data and fsdp are both -1"),
+        (MeshSpec(dcn=DcnMeshSpec(data=4)), {"slices": 2, "join": False}, r"needs 4 slices, found 2. .* must be 2"),
+        (MeshSpec(dcn=DcnMeshSpec(data=3)), {"slices": 4}, r"needs 3 slices, found 4. .* a divisor of it \(1, 2, 4\)"),
         (
-            MeshSpec(fsdp=8, dcn=Slices(data=2)),
+            MeshSpec(fsdp=8, dcn=DcnMeshSpec(data=2)),
             {},
             r"fsdp=8 needs a multiple of 8 devices, found 4 in each of 2 slices \(mesh.dcn: data=2\)\. .* fsdp=4",
         ),
@@ -195,9 +195,9 @@ def test_mesh_has_all_devices_and_splits_rows_over_data_fsdp_and_expert():
 PROCESS = """
 import sys, jax
 jax.distributed.initialize("127.0.0.1:" + sys.argv[1], 2, int(sys.argv[2]))
-from engine.config.schema import MeshSpec, Slices
+from engine.config.schema import MeshSpec, DcnMeshSpec
 from engine.parallel.mesh import axes_of, make_mesh
-for config in (MeshSpec(fsdp=2), MeshSpec(fsdp=2, dcn=Slices(data=-1)), MeshSpec(data=2, dcn=Slices(fsdp=2))):
+for config in (MeshSpec(fsdp=2), MeshSpec(fsdp=2, dcn=DcnMeshSpec(data=-1)), MeshSpec(data=2, dcn=DcnMeshSpec(fsdp=2))):
     mesh = make_mesh(config)
     print(axes_of(config, jax.devices()).slices, [d.process_index for d in mesh.devices.flat])
 """
@@ -266,10 +266,10 @@ def test_fake_devices_are_not_created_if_enough_exist(monkeypatch):
 SLICES = """
 import sys
 from jax.experimental import topologies
-from engine.config.schema import MeshSpec, Slices
+from engine.config.schema import MeshSpec, DcnMeshSpec
 from engine.parallel.mesh import axes_text, make_mesh
 devices = topologies.get_topology_desc("v5e:2x4", "tpu", num_slices=2).devices
-for config in (MeshSpec(), MeshSpec(fsdp=4, dcn=Slices(fsdp=2))):
+for config in (MeshSpec(), MeshSpec(fsdp=4, dcn=DcnMeshSpec(fsdp=2))):
     mesh = make_mesh(config, devices)
     print(axes_text(mesh.shape), [device.slice_index for device in mesh.devices.flat])
 devices = topologies.get_topology_desc("v5e:4x8", "tpu").devices
