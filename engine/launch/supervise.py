@@ -20,7 +20,7 @@ from engine.cluster.exit_status import ExitStatus, describe
 from engine.launch import local
 from engine.launch.local import ProcessExit
 from engine.launch.signals import Signals
-from engine.launch.supervisor import Failure, Restart, Stop, Supervisor, kill_signature
+from engine.launch.supervisor import Exit, Failure, Restart, Supervisor, kill_signature
 from engine.launch.timeouts import FIRST_RESTART_S
 from engine.run import status
 from engine.run.directory import RunDirectory
@@ -72,7 +72,7 @@ def supervise(
                 return _code_after_signal(exits[0].code, signals.received)
             failure = _failure(exits, _latest_checkpoint(run), from_outside=kills.include(exits))
             decision = supervisor.after(failure)
-            if isinstance(decision, Stop):
+            if isinstance(decision, Exit):
                 _report_stop(run, decision)
                 return decision.code
             _report(run, _restart_text(decision, failure, exits[0], len(exits) > 1))
@@ -133,7 +133,7 @@ def _report(run: RunDirectory, text: str) -> None:
             logger.info("convoy supervise: %s", text)
 
 
-def _report_stop(run: RunDirectory, stop: Stop) -> None:
+def _report_stop(run: RunDirectory, stop: Exit) -> None:
     """Prints the reason of a stop, if it has one. After a crash loop, also sets the status of the run to failed."""
     if not stop.reason:
         return

@@ -37,7 +37,7 @@ class Restart:
 
 
 @dataclass(frozen=True)
-class Stop:
+class Exit:
     """Decision to exit with this code; `reason` is a sentence, "" if the attempt itself has reported it."""
 
     code: int
@@ -61,18 +61,18 @@ class Supervisor:
         self._restarts = 0
         self._failures: list[Failure] = []  # since the last progress, without failures from outside
 
-    def after(self, failure: Failure) -> Restart | Stop:
+    def after(self, failure: Failure) -> Restart | Exit:
         """Returns the decision after an attempt; exit code 0 stops too."""
         if not is_retried(failure.code):
-            return Stop(failure.code)
+            return Exit(failure.code)
         if failure.checkpoint is not None and (self._checkpoint is None or failure.checkpoint > self._checkpoint):
             self._checkpoint, self._failures = failure.checkpoint, []
         if not failure.from_outside:
             self._failures.append(failure)
             if self._is_loop(failure):
-                return Stop(ExitStatus.STOP, self._loop_text(failure))
+                return Exit(ExitStatus.STOP, self._loop_text(failure))
         if self._restarts == self._max_restarts:
-            return Stop(failure.code, f"the maximum number of restarts ({self._max_restarts}) is reached.")
+            return Exit(failure.code, f"the maximum number of restarts ({self._max_restarts}) is reached.")
         self._restarts += 1
         doublings = max(0, len(self._failures) - 1)
         return Restart(self._restarts, min(timeouts.LONGEST_RESTART_S, self._first_wait_s * 2.0 ** min(doublings, 30)))
