@@ -17,7 +17,7 @@ from pathlib import Path
 from engine.base.atomic_file import replacing
 from engine.base.errors import DataError
 from engine.readers.array_record import cannot_write
-from engine.readers.record_manifest import MANIFEST, Manifest, Shard, lengths_path, manifest_path, read_manifest
+from engine.readers.record_manifest import MANIFEST, RecordManifest, Shard, lengths_path, manifest_path, read_manifest
 from engine.storage.mounts import split_address
 from engine.storage.object_store import SWITCH, Bucket
 
@@ -113,7 +113,7 @@ class BucketOutput:
                 f"{LARGEST / 2**30:.3g}. Repeat the command with more --shards and with --overwrite."
             )
 
-    def _begin(self, manifest: Manifest, shards: Sequence[str]) -> None:
+    def _begin(self, manifest: RecordManifest, shards: Sequence[str]) -> None:
         """Marks the dataset in the bucket as not complete, then deletes the shards of a former one."""
         name = manifest_path(self.path).name
         incomplete = replace(manifest, shards=[None] * len(shards), complete=False)

@@ -37,7 +37,7 @@ from engine.readers.record_manifest import (
     LENGTHS,
     LOCK,
     MANIFEST,
-    Manifest,
+    RecordManifest,
     dataset_of,
     lengths_path,
     load_lengths,
@@ -154,7 +154,7 @@ def default_shards(source: Source) -> int:
 class _Write:
     """One call: runs the jobs, and keeps the manifest up to date."""
 
-    def __init__(self, out: Path, source: Source, manifest: Manifest, on_progress: Callable[[int, int], None]):
+    def __init__(self, out: Path, source: Source, manifest: RecordManifest, on_progress: Callable[[int, int], None]):
         self._out, self._source, self._manifest, self._on_progress = out, source, manifest, on_progress
         self._shards = list(manifest.shards)
         self._unsaved, self._save_at = False, 0.0  # shards that the saved manifest lacks, and the time to save them
@@ -237,7 +237,7 @@ class _Write:
         return WrittenDataset([str(job.path) for job in self._jobs], len(self._source) - len(bad), bad, self._kept)
 
 
-def _begin(out: Path, source: Source, on_error: str, shards: int | None, overwrite: bool) -> Manifest:
+def _begin(out: Path, source: Source, on_error: str, shards: int | None, overwrite: bool) -> RecordManifest:
     """Returns the manifest of an earlier call that this one continues, or a new one.
 
     Raises:
@@ -267,7 +267,7 @@ def _begin(out: Path, source: Source, on_error: str, shards: int | None, overwri
     names = [shard_name(out, number, count) for number in range(count)]
     if not overwrite and (existing := [name for name in names if out.with_name(name).exists()]):
         raise _other(out, f"{existing[0]} exists, and is not in a manifest")
-    manifest = Manifest(identity, on_error, [None] * count)
+    manifest = RecordManifest(identity, on_error, [None] * count)
     save_manifest(out, manifest)
     return manifest
 
@@ -291,7 +291,7 @@ def _other(out: Path, found: str) -> DataError:
     return DataError(f"{out}: {found}. Choose another path, or replace it with --overwrite.")
 
 
-def save_manifest(out: Path, manifest: Manifest) -> None:
+def save_manifest(out: Path, manifest: RecordManifest) -> None:
     """Replaces the manifest. Raises DataError if it cannot be written."""
     try:
         write_text(manifest_path(out), manifest.to_text())

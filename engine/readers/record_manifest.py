@@ -52,7 +52,7 @@ class Shard:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class RecordManifest:
     """The shards of a dataset, and the source that they come from."""
 
     source: Mapping[str, str]
@@ -88,7 +88,7 @@ def lengths_path(out: Path) -> Path:
     return out.with_name(out.name + LENGTHS)
 
 
-def read_manifest(out: Path) -> Manifest | None:
+def read_manifest(out: Path) -> RecordManifest | None:
     """Returns the manifest of an output; None if there is none.
 
     Raises:
@@ -100,7 +100,7 @@ def read_manifest(out: Path) -> Manifest | None:
         if stored.pop("format") != FORMAT:
             raise ValueError("written by another version")
         shards = [None if shard is None else _shard(shard) for shard in stored.pop("shards")]
-        return Manifest(**stored, shards=shards)
+        return RecordManifest(**stored, shards=shards)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
@@ -148,7 +148,7 @@ def known_shards(paths: Sequence[str]) -> dict[str, KnownShard]:
     return found
 
 
-def finished_shards(out: Path, manifest: Manifest) -> list[Shard]:
+def finished_shards(out: Path, manifest: RecordManifest) -> list[Shard]:
     """Returns the shards of a complete dataset. Raises DataError for another one."""
     finished = [shard for shard in manifest.shards if shard is not None]
     if not manifest.complete:

@@ -13,7 +13,7 @@ from engine.readers.array_record import ArrayRecordSource, write_array_record
 from engine.readers.bucket_cache import cached_files
 from engine.readers.record_manifest import (
     MANIFEST,
-    Manifest,
+    RecordManifest,
     Shard,
     checksum,
     lengths_path,
@@ -49,7 +49,7 @@ def write_two_shards(out):
         size = path.stat().st_size
         shards.append(Shard(path.name, 3 * number, 3 * number + 3, 3, size, checksum(path)))
     save_lengths(lengths_path(out), {"x": np.full(6, 2, np.int32)})
-    manifest_path(out).write_text(Manifest({}, "stop", shards, True).to_text())
+    manifest_path(out).write_text(RecordManifest({}, "stop", shards, True).to_text())
 
 
 def test_dataset_in_a_bucket_is_read_with_its_manifest_and_without_a_mount(write, tmp_path):
@@ -81,7 +81,7 @@ def test_pattern_of_shards_uses_the_present_manifest(write, bucket, tmp_path, pa
 
 
 def test_incomplete_dataset_is_reported(write):
-    write(f"a/scans.arrayrecord{MANIFEST}", Manifest({}, "stop", [None, None]).to_text().encode())
+    write(f"a/scans.arrayrecord{MANIFEST}", RecordManifest({}, "stop", [None, None]).to_text().encode())
     write("a/scans-00000-of-00002.arrayrecord", b"a shard")
     for pattern in ("scans.arrayrecord", "scans-*.arrayrecord"):
         with pytest.raises(DataError, match=r"scans\.arrayrecord: 0 of 2 shards are written\. Run the same"):

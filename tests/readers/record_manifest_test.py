@@ -6,7 +6,7 @@ import pytest
 
 from engine.base.errors import DataError
 from engine.readers import record_manifest
-from engine.readers.record_manifest import BadRecord, Manifest, Shard
+from engine.readers.record_manifest import BadRecord, RecordManifest, Shard
 
 SHARD = Shard("a.rec", 0, 5, 4, 10, "xxh3_128:0", (BadRecord(3, "damaged"),))
 SOURCE = {"name": "shop.Scans", "examples": "5", "content": "hash"}
@@ -17,7 +17,7 @@ def save(out, manifest):
 
 
 def test_manifest_round_trips(tmp_path):
-    manifest = Manifest(SOURCE, "skip", [SHARD, None], False)
+    manifest = RecordManifest(SOURCE, "skip", [SHARD, None], False)
     save(tmp_path / "a.rec", manifest)
     assert record_manifest.read_manifest(tmp_path / "a.rec") == manifest
     assert record_manifest.read_manifest(tmp_path / "b.rec") is None
@@ -71,13 +71,13 @@ def test_processes_with_the_same_id_may_write_one_length_index(tmp_path, monkeyp
 def test_files_of_an_incomplete_dataset_and_of_another_size_are_refused(tmp_path):
     out = tmp_path / "a.rec"
     out.write_bytes(bytes(10))
-    save(out, Manifest(SOURCE, "stop", [SHARD], True))
+    save(out, RecordManifest(SOURCE, "stop", [SHARD], True))
     (found,) = record_manifest.known_shards([str(out)]).values()
     assert (found.first, found.count, found.checksum) == (0, 4, SHARD.checksum)
     out.write_bytes(bytes(9))
     with pytest.raises(DataError, match=r"a.rec: has 9 bytes, but 10 were written \(a.rec.manifest.json\)"):
         record_manifest.known_shards([str(out)])
-    save(out, Manifest(SOURCE, "stop", [SHARD, None], False))
+    save(out, RecordManifest(SOURCE, "stop", [SHARD, None], False))
     with pytest.raises(DataError, match=r"1 of 2 shards are written. Run the same `convoy data write` again"):
         record_manifest.known_shards([str(tmp_path / "a-00000-of-00002.rec")])
 
