@@ -21,7 +21,7 @@ from engine.base.errors import ShardingError, TaskError
 from engine.base.types import PyTree
 from engine.layers.cpu.grouped_products import blocks_for
 from engine.layers.quantization import grouped_matmul, matmul
-from engine.layers.routing import Routes, Rows, assign_rows, group_sizes, route
+from engine.layers.routing import Routes, RowAssignment, assign_rows, group_sizes, route
 from engine.parallel import layout
 
 SLOTS = ("batch", "sequence", None)  # of [experts, batch, slots, features]
@@ -113,15 +113,15 @@ def _with_capacity(
     parts = here.size("context")
     slots = -(-capacity // parts) * parts  # extra slots stay empty
 
-    def plan(experts: jax.Array) -> Rows:
+    def plan(experts: jax.Array) -> RowAssignment:
         sizes, starts = group_sizes(experts, count), jnp.arange(count) * slots
         return assign_rows(experts, sizes, starts, jnp.full(count, capacity), count * slots)
 
     rows = jax.vmap(plan)(experts)
-    filled = jax.vmap(Rows.gather)(rows, x).reshape(len(x), count, slots, -1).swapaxes(0, 1)
+    filled = jax.vmap(RowAssignment.gather)(rows, x).reshape(len(x), count, slots, -1).swapaxes(0, 1)
     y = _exchange(_swiglu(_exchange(filled, True), kernels), False).swapaxes(0, 1)
     y = here.constrain(y.reshape(len(x), count * slots, -1), *whole)
-    y = jax.vmap(Rows.combine)(rows, y, routes.weights)
+    y = jax.vmap(RowAssignment.combine)(rows, y, routes.weights)
     unassigned = (rows.row == count * slots).reshape(len(x), -1, x.shape[1]).swapaxes(1, 2) & (experts < count)
     return here.constrain(y, "batch", "sequence", None), unassigned.sum(-1)
 

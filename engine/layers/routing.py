@@ -78,7 +78,7 @@ def _largest(x: jax.Array, top_k: int) -> jax.Array:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class RowAssignment:
     """Assignment of choices to rows, group after group: a table for each direction, so that no scatter is needed."""
 
     row: jax.Array
@@ -107,7 +107,9 @@ def group_sizes(experts: jax.Array, count: int) -> jax.Array:
     return (experts.reshape(-1, 1) == jnp.arange(count)).sum(0)
 
 
-def assign_rows(experts: jax.Array, sizes: jax.Array, starts: jax.Array, capacity: jax.Array, rows: int) -> Rows:
+def assign_rows(
+    experts: jax.Array, sizes: jax.Array, starts: jax.Array, capacity: jax.Array, rows: int
+) -> RowAssignment:
     """Returns a row in its expert's group for each choice, in the order of (rank, position) up to the capacity.
 
     Args:
@@ -128,7 +130,7 @@ def assign_rows(experts: jax.Array, sizes: jax.Array, starts: jax.Array, capacit
     rank = index - starts[group]
     filled = rank < jnp.minimum(sizes, capacity)[group]
     choice = jnp.where(filled, order[jnp.where(filled, first[group] + rank, 0)], flat.shape[0])
-    return Rows(row, choice)
+    return RowAssignment(row, choice)
 
 
 @jax.custom_vjp
