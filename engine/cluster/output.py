@@ -2,7 +2,7 @@
 
 A reader may end (`| head`), a terminal may be closed, a disk may be full. `guard` replaces the two streams of Python by
 streams that discard everything after the first error. The file descriptor is then `/dev/null`, also for libraries that
-write to it directly. The log of the run states the loss (`run/log.py`).
+write to it directly. The log of the run names such a stream (`run/log.py`).
 """
 
 import errno
@@ -27,16 +27,16 @@ class OutputError(ConvoyError):
 
 
 @dataclass(frozen=True)
-class Loss:
+class SilencedStream:
     """A stream that went silent."""
 
-    stream: str  # "standard output" or "standard error"
+    name: str  # "standard output" or "standard error"
     code: int  # errno of the failed write
     text: str  # a sentence
 
 
-_losses: list[Loss] = []
-_reported = 0  # number of losses that `unreported` has returned
+_silenced: list[SilencedStream] = []
+_reported = 0  # number of streams that `unreported` has returned
 
 
 def guard() -> None:
@@ -50,14 +50,16 @@ def guard() -> None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115, open as long as the process
     for attribute, (fd, name) in _STREAMS.items():
         if fd in closed:
-            _losses.append(Loss(name, errno.EBADF, f"{name} is closed: it was closed when this process started."))
+            _silenced.append(
+                SilencedStream(name, errno.EBADF, f"{name} is closed: it was closed when this process started.")
+            )
         setattr(sys, attribute, _stream(fd, name, getattr(sys, attribute)))
 
 
 def unreported() -> list[str]:
     """Returns a sentence for each stream that went silent since the last call."""
     global _reported
-    new = [loss.text for loss in _losses[_reported:]]
+    new = [stream.text for stream in _silenced[_reported:]]
     _reported += len(new)
     return new
 
@@ -70,9 +72,9 @@ def check() -> None:
     """
     with suppress(ValueError):  # a stream that the user's code has closed
         sys.stdout.flush()
-    for loss in _losses:
-        if loss.stream == _STREAMS["stdout"][1] and loss.code not in (errno.EPIPE, errno.EBADF):
-            raise OutputError(f"standard output: cannot be written ({os.strerror(loss.code)}). The output is lost.")
+    for stream in _silenced:
+        if stream.name == _STREAMS["stdout"][1] and stream.code not in (errno.EPIPE, errno.EBADF):
+            raise OutputError(f"standard output: cannot be written ({os.strerror(stream.code)}). The output is lost.")
 
 
 def _fill(fd: int) -> bool:
@@ -133,6 +135,6 @@ class _GuardedFile(io.FileIO):
 
     def _silence(self, error: OSError) -> None:
         text = f"{self._stream_name} cannot be written ({error.strerror or error}); it stays silent from here on."
-        _losses.append(Loss(self._stream_name, error.errno or 0, text))
+        _silenced.append(SilencedStream(self._stream_name, error.errno or 0, text))
         with suppress(OSError):
             _open_null_as(self.fileno())
