@@ -17,7 +17,7 @@ from engine.checkpoint import arrays
 from engine.checkpoint.integrity import DamagedCheckpoint, list_set_aside, verify, verify_all
 from engine.checkpoint.manifest import (
     MANIFEST,
-    Entry,
+    FileEntry,
     Manifest,
     files_of,
     hash_files,
@@ -71,7 +71,7 @@ def put(step, name, entry):
 def test_manifest_that_names_a_file_outside_of_the_step_is_damage(run, name):
     (run / "secret").write_text(SECRET)
     name = str(run / "secret") if name == "/secret" else name
-    put(run / STEP, name, Entry(len(SECRET), "0" * 32))
+    put(run / STEP, name, FileEntry(len(SECRET), "0" * 32))
     with pytest.raises(DamagedCheckpoint, match="is not the path of a file inside of the step") as raised:
         verify(run / STEP)
     assert "found the hash" not in str(raised.value)  # it was not read

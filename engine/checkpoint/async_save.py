@@ -40,7 +40,7 @@ MARKER = "commit_success.txt"  # written before hashing, when the arrays of all 
 _savers = itertools.count()  # processes create their savers in the same order, so a saver has the same number in all
 
 
-class Stage(enum.Enum):
+class SaveStage(enum.Enum):
     """Progress of a save. The value completes "process 3 is ..." in the error at the deadline."""
 
     WRITING = "writing"  # each process writes its part of the arrays
@@ -51,7 +51,10 @@ class Stage(enum.Enum):
     FAILED = "failed"
 
 
-_REPORT = {Stage.WRITING: 1, Stage.HASHING: 2}  # stage -> number of the gather in which each process reports its end
+_REPORT = {
+    SaveStage.WRITING: 1,
+    SaveStage.HASHING: 2,
+}  # stage -> number of the gather in which each process reports its end
 
 
 class SaveFailed(Exception):
@@ -74,7 +77,7 @@ class AsyncSave:
         self.folder, self.size = folder, size  # size: bytes of the state
         self.started = time.monotonic()
         self.copied = threading.Event()  # set when this save no longer reads the arrays of the train state
-        self.stage, self.failure = Stage.WRITING, ""  # only `advance` and `fail` change them, under the lock
+        self.stage, self.failure = SaveStage.WRITING, ""  # only `advance` and `fail` change them, under the lock
         self._lock = threading.Lock()
         self._ended = threading.Event()
 
@@ -86,18 +89,18 @@ class AsyncSave:
         """Waits until the save has ended; returns False after `timeout_s` seconds."""
         return self._ended.wait(timeout_s)
 
-    def advance(self, old: Stage, new: Stage) -> None:
+    def advance(self, old: SaveStage, new: SaveStage) -> None:
         """Moves from one stage to the next.
 
         Raises:
             SaveFailed: the save has failed.
         """
         with self._lock:
-            if self.stage is Stage.FAILED:
+            if self.stage is SaveStage.FAILED:
                 raise SaveFailed
             assert self.stage is old, f"step {self.step} is {self.stage.value}, not {old.value}"
             self.stage = new
-            if new is Stage.DURABLE:
+            if new is SaveStage.DURABLE:
                 self._ended.set()
 
     def fail(self, reason: str) -> bool:
@@ -105,7 +108,7 @@ class AsyncSave:
         with self._lock:
             if self._ended.is_set():
                 return False
-            self.stage, self.failure = Stage.FAILED, reason
+            self.stage, self.failure = SaveStage.FAILED, reason
             self._ended.set()
             return True
 
@@ -239,11 +242,11 @@ class Saver:
             self._remove_abandoned(save)
             part.write(save)
             self._gather(save, {})
-            save.advance(Stage.WRITING, Stage.FINISHING)
+            save.advance(SaveStage.WRITING, SaveStage.FINISHING)
             arrays.finish(save.folder / STATE)
             for name, text in (*texts.items(), (MARKER, "every part is written\n")):
                 write_durably(save.folder / name, text)
-            save.advance(Stage.FINISHING, Stage.HASHING)
+            save.advance(SaveStage.FINISHING, SaveStage.HASHING)
             names = group.scatter(divide_files(files_of(save.folder), group.count()), save.topic)
             parts = self._gather(save, hash_part(save.folder, names, part.digests))
             write_merged_manifest(save.folder, save.step, parts, part.texts)
@@ -277,7 +280,7 @@ class Saver:
         """Renames the folder to its step."""
         target, old = self.directory / str(save.step), save.folder.with_suffix(DELETED)
         with self._lease.writing():
-            save.advance(Stage.HASHING, Stage.COMMITTING)  # raises SaveFailed after a failure
+            save.advance(SaveStage.HASHING, SaveStage.COMMITTING)  # raises SaveFailed after a failure
             if target.exists():
                 target.rename(old)
             save.folder.rename(target)
@@ -322,12 +325,12 @@ class Saver:
             except Exception as error:
                 _report(save, {"error": error_text(error)})
                 return
-            save.advance(Stage.WRITING, Stage.FINISHING)
+            save.advance(SaveStage.WRITING, SaveStage.FINISHING)
             _report(save, {})
             names = group.scatter([], save.topic, self.timeout_s, cancelled=save.ended)
-            save.advance(Stage.FINISHING, Stage.HASHING)
+            save.advance(SaveStage.FINISHING, SaveStage.HASHING)
             found = hash_part(save.folder, names, part.digests)
-            save.advance(Stage.HASHING, Stage.COMMITTING)  # first: the report allows the verdict
+            save.advance(SaveStage.HASHING, SaveStage.COMMITTING)  # first: the report allows the verdict
             _report(save, found)
 
     def _follow_verdict(self, save: AsyncSave) -> None:
@@ -345,7 +348,7 @@ class Saver:
             SaveFailed: `failure` is empty, but the save has failed before.
         """
         if not failure:
-            save.advance(Stage.COMMITTING, Stage.DURABLE)
+            save.advance(SaveStage.COMMITTING, SaveStage.DURABLE)
         elif not save.fail(failure):
             return
         else:

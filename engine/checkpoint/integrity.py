@@ -19,7 +19,7 @@ from engine.checkpoint import timeouts
 from engine.checkpoint.arrays import read_smallest, reraise
 from engine.checkpoint.manifest import (
     DamagedCheckpoint,
-    Entry,
+    FileEntry,
     Manifest,
     UnsupportedFormat,
     divide_files,
@@ -88,7 +88,7 @@ def _is_step(path: Path) -> bool:
 class HashedPart(TypedDict):
     """The report of one process at the end of a save."""
 
-    files: NotRequired[dict[str, Entry]]
+    files: NotRequired[dict[str, FileEntry]]
     arrays: NotRequired[str]  # its part of the digests, uint32 `[arrays, 2]`, little-endian in base64
     error: NotRequired[str]
 
@@ -128,7 +128,7 @@ def write_merged_manifest(
     for process, part in sorted(parts.items()):
         if error := part.get("error"):
             raise CheckpointError(f"process {process}: {error}")
-    files = {name: Entry(*entry) for part in parts.values() for name, entry in part.get("files", {}).items()}
+    files = {name: FileEntry(*entry) for part in parts.values() for name, entry in part.get("files", {}).items()}
     digests = [np.frombuffer(base64.b64decode(part.get("arrays", "")), "<u4") for part in parts.values()]
     total = np.sum(digests, 0, np.uint32).reshape(-1, 2)  # modulo 2^32
     write_manifest(folder, Manifest(step, files, texts(total)))
@@ -323,7 +323,7 @@ def _scatter_files(manifest: Manifest, timeout_s: float) -> Manifest:
         for names in divide_files(sizes, group.count()):
             shares.append((manifest.step, {name: manifest.files[name] for name in names}))
     step, files = group.scatter(shares, "the files to verify", timeout_s)
-    return Manifest(step, {name: Entry(*entry) for name, entry in files.items()}, {})
+    return Manifest(step, {name: FileEntry(*entry) for name, entry in files.items()}, {})
 
 
 def _problems_of_share(directory: Path, share: Manifest, on_bytes: Callable[[int, int], None]) -> list[str]:

@@ -52,7 +52,7 @@ class DamagedCheckpoint(CheckpointError):
         )
 
 
-class Entry(NamedTuple):
+class FileEntry(NamedTuple):
     """Size and hash of one file."""
 
     bytes: int
@@ -65,13 +65,13 @@ class Manifest:
 
     Attributes:
         step: its number.
-        files: path relative to the step's directory, with `/` -> Entry; all files except the manifest itself.
+        files: path relative to the step's directory, with `/` -> FileEntry; all files except the manifest itself.
         arrays: path of each array of the state -> its digest, 16 hexadecimal digits.
         format: version of the stored content.
     """
 
     step: int
-    files: Mapping[str, Entry]
+    files: Mapping[str, FileEntry]
     arrays: Mapping[str, str]
     format: int = FORMAT
 
@@ -106,7 +106,7 @@ class Manifest:
             number = int(content.get("format", 1))
             if intact and number <= FORMAT:
                 step, files, arrays = int(content["step"]), content["files"], dict(content["arrays"])
-                files = {name: Entry(int(entry["bytes"]), str(entry["hash"])) for name, entry in files.items()}
+                files = {name: FileEntry(int(entry["bytes"]), str(entry["hash"])) for name, entry in files.items()}
                 return cls(step, files, arrays, number)
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"is not the text of a manifest ({type(error).__name__}: {error})") from error
@@ -213,7 +213,7 @@ def divide_files(files: Mapping[str, int], count: int) -> list[list[str]]:
     return shares
 
 
-def hash_files(directory: Path, names: Iterable[str]) -> dict[str, Entry]:
+def hash_files(directory: Path, names: Iterable[str]) -> dict[str, FileEntry]:
     """Returns size and hash of files, and makes the files durable (fsync).
 
     Raises:
@@ -328,7 +328,7 @@ def _lock(descriptor: int, kind: int) -> bool:
     return True
 
 
-def _entry(path: Path, on_bytes: Callable[[int], None] = lambda count: None, durable: bool = False) -> Entry:
+def _entry(path: Path, on_bytes: Callable[[int], None] = lambda count: None, durable: bool = False) -> FileEntry:
     import xxhash
 
     hasher, size = xxhash.xxh3_128(), 0
@@ -340,7 +340,7 @@ def _entry(path: Path, on_bytes: Callable[[int], None] = lambda count: None, dur
             hasher.update(buffer[:count])
             size += count
             on_bytes(count)
-    return Entry(size, hasher.hexdigest())
+    return FileEntry(size, hasher.hexdigest())
 
 
 def _with_hash(content: Mapping[str, object]) -> str:

@@ -36,7 +36,7 @@ AVERAGED = "ema"
 
 
 @dataclass(frozen=True)
-class Weights:
+class RestoredWeights:
     """The restored arrays by path, and a sentence about them for the user."""
 
     params: Mapping[str, "jax.Array"]
@@ -49,7 +49,7 @@ def is_set(init: Init) -> bool:
     return bool(init.checkpoint or init.sources)
 
 
-def read_weights(init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapping[str, int]) -> Weights:
+def read_weights(init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapping[str, int]) -> RestoredWeights:
     """Returns the weights of the checkpoints of `init` for the arrays of this model. Every process calls it.
 
     Args:
@@ -75,12 +75,12 @@ def read_weights(init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapp
             messages.append(found.message)
     if not init.checkpoint:
         messages.append(f"random: {_listed([key for key in here if key not in owners])}")
-    return Weights(params, model_state, "; ".join(messages))
+    return RestoredWeights(params, model_state, "; ".join(messages))
 
 
 def _read_source(
     source: InitSource, where: str, abstract_state: Mapping[str, PyTree], stacked: Mapping[str, int]
-) -> Weights:
+) -> RestoredWeights:
     """Returns the weights of one checkpoint for the arrays of `abstract_state`; `where` is the path of its section."""
     directory, step = group.run_on_primary(
         lambda: find_step(source.checkpoint, f"{where}.checkpoint"), "the choice of init.checkpoint"
@@ -95,7 +95,7 @@ def _read_source(
 
 def _read_matching(
     path: Path, source: InitSource, where: str, abstract_state: Mapping[str, PyTree], stacked: Mapping[str, int]
-) -> Weights:
+) -> RestoredWeights:
     with reraise(lambda text: _unreadable(path, where, text)):
         stored = leaves_of(arrays.describe(path / STATE))
     keys = match([f"{s}/{p}" for s in SECTIONS for p in abstract_state[s]], stored, source.paths)
@@ -114,7 +114,7 @@ def _read_matching(
     with reraise(lambda text: _unreadable(path, where, text)):
         read = _read(path / STATE, with_stored_folds(wanted, from_there, folds), keys)
     read = with_wanted_folds(read, wanted, folds)
-    return Weights(read["params"], read["carried"], _sentence(path, keys, stored, abstract_state))
+    return RestoredWeights(read["params"], read["carried"], _sentence(path, keys, stored, abstract_state))
 
 
 def find_step(checkpoint: str, where: str = "init.checkpoint") -> tuple[str, int]:

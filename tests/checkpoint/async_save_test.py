@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import pytest
 
 from engine.checkpoint import timeouts
-from engine.checkpoint.async_save import AsyncSave, SaveFailed, Saver, Stage
+from engine.checkpoint.async_save import AsyncSave, SaveFailed, Saver, SaveStage
 from engine.run.lease import Lease, LeaseLost
 from engine.storage import background
 from tests import runs
@@ -162,7 +162,7 @@ def test_job_that_lost_its_lease_removes_no_files_of_the_new_owner(tmp_path, los
     assert not list(tmp_path.glob("*.deleted"))
 
 
-STAGES = [Stage.WRITING, Stage.FINISHING, Stage.HASHING, Stage.COMMITTING, Stage.DURABLE]
+STAGES = [SaveStage.WRITING, SaveStage.FINISHING, SaveStage.HASHING, SaveStage.COMMITTING, SaveStage.DURABLE]
 
 
 def in_stage(tmp_path, stage):
@@ -176,17 +176,17 @@ def in_stage(tmp_path, stage):
 def test_save_can_fail_once_from_any_stage(tmp_path, stage):
     save = in_stage(tmp_path, stage)
     assert not save.ended() and save.fail("the disk is full")
-    assert save.ended() and save.wait(0) and save.stage is Stage.FAILED
+    assert save.ended() and save.wait(0) and save.stage is SaveStage.FAILED
     assert not save.fail("later") and save.failure == "the disk is full"
     with pytest.raises(SaveFailed):
         save.advance(stage, STAGES[STAGES.index(stage) + 1])
 
 
 def test_durable_save_cannot_fail_and_stages_cannot_be_skipped(tmp_path):
-    save = in_stage(tmp_path, Stage.DURABLE)
+    save = in_stage(tmp_path, SaveStage.DURABLE)
     assert save.ended() and not save.fail("late") and save.failure == ""
     with pytest.raises(AssertionError, match="step 1 is writing, not hashing"):
-        in_stage(tmp_path, Stage.WRITING).advance(Stage.HASHING, Stage.COMMITTING)
+        in_stage(tmp_path, SaveStage.WRITING).advance(SaveStage.HASHING, SaveStage.COMMITTING)
 
 
 TWO = """

@@ -13,7 +13,7 @@ from engine.base.errors import CheckpointError
 from engine.checkpoint.manifest import (
     FORMAT,
     MANIFEST,
-    Entry,
+    FileEntry,
     Manifest,
     UnsupportedFormat,
     delete_lock,
@@ -129,7 +129,7 @@ def test_divide_files_is_even_and_complete():
 
 
 def test_manifest_text_does_not_depend_on_order(step):
-    files = {"b": Entry(1, "0" * 32), "a": Entry(2, "1" * 32)}
+    files = {"b": FileEntry(1, "0" * 32), "a": FileEntry(2, "1" * 32)}
     text = Manifest(1, files, {"y": "0", "x": "1"}).to_text()
     assert text == Manifest(1, dict(sorted(files.items())), {"x": "1", "y": "0"}).to_text()
     assert Manifest.from_text(text) == Manifest(1, files, {"x": "1", "y": "0"})
@@ -156,7 +156,9 @@ def test_manifest_without_format_has_format_1():
 
     content = {"step": 7, "files": {"marker": {"bytes": 4, "hash": "0" * 32}}, "arrays": {"w": "0123456789abcdef"}}
     text = OLD % xxhash.xxh3_128(json.dumps(content).encode()).hexdigest()
-    assert Manifest.from_text(text) == Manifest(7, {"marker": Entry(4, "0" * 32)}, {"w": "0123456789abcdef"}, format=1)
+    assert Manifest.from_text(text) == Manifest(
+        7, {"marker": FileEntry(4, "0" * 32)}, {"w": "0123456789abcdef"}, format=1
+    )
     with pytest.raises(ValueError, match="was changed after it was written"):
         Manifest.from_text(text.replace('"step": 7', '"step": 8'))
 
