@@ -16,7 +16,7 @@ from engine.data.ragged.report import RaggedReport, report
 from engine.data.sampling.drawn import DrawnShares
 from engine.data.source import Source
 from engine.run.directory import RunDirectory
-from engine.run.jsonl import JsonLines
+from engine.run.jsonl import JsonLinesWriter
 from engine.run.ledger import Ledger
 
 
@@ -58,7 +58,7 @@ class TrainInputs(contextlib.ExitStack):
         if self._logs_examples:
             self._ledger = self.enter_context(contextlib.closing(Ledger(self._directory.examples, *who)))
         if self._data.on_error == "skip":
-            lines = self.enter_context(contextlib.closing(JsonLines(self._directory.bad_examples, *who)))
+            lines = self.enter_context(contextlib.closing(JsonLinesWriter(self._directory.bad_examples, *who)))
             self._bad_examples = BadExampleCounter(lines.add, self._say)
         return self
 

@@ -27,7 +27,7 @@ def open_for_append(path: Path) -> int:
     return file
 
 
-class JsonLines:
+class JsonLinesWriter:
     """Lines that one process appends to its file in one attempt. The first line creates the file.
 
     Args:
@@ -41,7 +41,7 @@ class JsonLines:
         self._path, self._attempt = folder / f"{process}-of-{processes}.jsonl", attempt
         self._file: int | None = None
 
-    def open(self) -> "JsonLines":
+    def open(self) -> "JsonLinesWriter":
         """Creates the file now; returns `self`. Raises RunError."""
         try:
             self._path.parent.mkdir(exist_ok=True)

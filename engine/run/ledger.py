@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from engine.run.jsonl import JsonLines
+from engine.run.jsonl import JsonLinesWriter
 
 
 class Ledger:
@@ -30,7 +30,7 @@ class Ledger:
     """
 
     def __init__(self, folder: Path, process: int, processes: int, attempt: int):
-        self._lines = JsonLines(folder, process, processes, attempt).open()
+        self._lines = JsonLinesWriter(folder, process, processes, attempt).open()
 
     def write(
         self, batch: int, rows: Sequence[int], examples: Sequence[int], tags: Mapping[str, int] | None = None
