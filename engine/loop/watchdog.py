@@ -44,7 +44,7 @@ class Activity(NamedTuple):
     rule: str = ""  # how the timeout is derived, such as "checkpoint.timeout"
 
 
-class Progress(NamedTuple):
+class ProcessProgress(NamedTuple):
     """How far a process is."""
 
     phase: str
@@ -55,7 +55,7 @@ class Progress(NamedTuple):
     arrived: int  # steps
 
 
-class Report(TypedDict):
+class HangReport(TypedDict):
     """What a process reports about itself when the run hangs."""
 
     phase: str
@@ -144,11 +144,11 @@ class Watchdog:
         self._since = time.monotonic()
 
     @property
-    def progress(self) -> Progress:
+    def progress(self) -> ProcessProgress:
         """Progress of the main thread."""
-        return Progress(*self._activity, self._since, self.dispatched, self.arrived)
+        return ProcessProgress(*self._activity, self._since, self.dispatched, self.arrived)
 
-    def poll(self) -> tuple[Progress, float | None, str]:
+    def poll(self) -> tuple[ProcessProgress, float | None, str]:
         """Returns the progress of the main thread, its timeout in seconds and the rule of that timeout."""
         self._count_steps()
         progress = self.progress
@@ -164,7 +164,7 @@ class Watchdog:
                 self._steps_s.append((now - begin) / (arrived - before))
                 self._from = (now, arrived)
 
-    def _timeout(self, progress: Progress) -> tuple[float | None, str]:
+    def _timeout(self, progress: ProcessProgress) -> tuple[float | None, str]:
         if progress.phase != _TRAINING:
             return progress.timeout_s, progress.rule
         if not (steps_s := list(self._steps_s)):
@@ -195,7 +195,7 @@ class Watchdog:
             kv_store.put_first("watchdog/hang", overdue)
             self._end(kv_store.try_get("watchdog/hang") or overdue)
 
-    def _publish(self, progress: Progress) -> None:
+    def _publish(self, progress: ProcessProgress) -> None:
         """Publishes the progress of this process, at each check, or more rarely in a large run."""
         if time.monotonic() >= self._publish_at:
             kv_store.put(f"watchdog/progress/{group.index()}", json.dumps(progress._asdict()))
@@ -234,7 +234,7 @@ class Watchdog:
         for index, text in kv_store.entries("watchdog/progress").items():
             if self._peers.get(index, ("", 0.0))[0] != text:
                 self._peers[index] = (text, now)
-            peer = Progress(**json.loads(text))
+            peer = ProcessProgress(**json.loads(text))
             waited = peer.since + now - self._peers[index][1]
             if peer.phase != _TRAINING and (peer.timeout_s is None or waited <= peer.timeout_s):
                 return True
@@ -245,7 +245,7 @@ class Watchdog:
         progress, index = self.progress, group.index()
         file = stacks.dump(self._folder / f"attempt-{self._attempt}-process-{index}.txt")
         print(stacks.main_thread(), file=sys.stderr, flush=True)
-        mine = Report(
+        mine = HangReport(
             phase=progress.phase, dispatched=progress.dispatched, arrived=progress.arrived, where=stacks.where()
         )
         try:
@@ -260,7 +260,7 @@ class Watchdog:
         )
 
 
-def _behind(reports: Mapping[int, Report], missing: list[int]) -> str:
+def _behind(reports: Mapping[int, HangReport], missing: list[int]) -> str:
     """Returns a sentence with the processes that are behind: with the fewest dispatched steps, or without an answer."""
     if missing:
         return f"{process_list(missing).capitalize()} does not answer: stopped, or a thread holds the GIL."

@@ -11,7 +11,7 @@ import pytest
 
 from engine.cluster import kv_store
 from engine.loop import watchdog
-from engine.loop.watchdog import Progress, Watchdog
+from engine.loop.watchdog import ProcessProgress, Watchdog
 from tests import runs
 
 
@@ -91,7 +91,7 @@ def test_evaluation_has_its_own_timeout_between_heartbeats(dog, now):
             now[0] += 500
             dog.arrived = 2
             dog.heartbeat()
-            assert dog.poll()[0] == Progress("evaluating", 600.0, "10 times resilience.hang", now[0], 1, 2)
+            assert dog.poll()[0] == ProcessProgress("evaluating", 600.0, "10 times resilience.hang", now[0], 1, 2)
         assert (dog.progress.phase, dog.poll()[1]) == ("training", 100.0)
         assert dog.progress.since == now[0]
 
@@ -111,10 +111,10 @@ def test_end_of_the_run_has_a_timeout(dog):
 @pytest.mark.parametrize(
     ("peer", "excused"),
     [
-        (Progress("training", 60.0, "", 500.0, 0, 0), False),
-        (Progress("starting", None, "", 5000.0, 0, 0), True),
-        (Progress("saving", 660.0, "", 500.0, 0, 0), True),
-        (Progress("saving", 660.0, "", 700.0, 0, 0), False),
+        (ProcessProgress("training", 60.0, "", 500.0, 0, 0), False),
+        (ProcessProgress("starting", None, "", 5000.0, 0, 0), True),
+        (ProcessProgress("saving", 660.0, "", 500.0, 0, 0), True),
+        (ProcessProgress("saving", 660.0, "", 700.0, 0, 0), False),
     ],
 )
 def test_peer_in_a_longer_phase_excuses_the_wait(dog, now, monkeypatch, peer, excused):
@@ -142,7 +142,7 @@ def test_overdue_process_waits_while_the_primary_knows_a_process_in_a_longer_pha
         assert dog._agree("") == ""
         return decided
 
-    kv_store.put("watchdog/progress/5", json.dumps(Progress("saving", 660.0, "", 0.0, 0, 0)._asdict()))
+    kv_store.put("watchdog/progress/5", json.dumps(ProcessProgress("saving", 660.0, "", 0.0, 0, 0)._asdict()))
     assert not any(poll("late") for _ in range(20))  # process 5 may still save
     now[0] += 700
     assert (poll("late"), poll("late")) == ("", "late")
@@ -153,7 +153,7 @@ def test_overdue_process_waits_while_the_primary_knows_a_process_in_a_longer_pha
 def test_overdue_primary_decides_alone(dog, one_of_two):
     one_of_two(primary=True)
     assert dog._agree("late") == "late"
-    kv_store.put("watchdog/progress/5", json.dumps(Progress("saving", 660.0, "", 0.0, 0, 0)._asdict()))
+    kv_store.put("watchdog/progress/5", json.dumps(ProcessProgress("saving", 660.0, "", 0.0, 0, 0)._asdict()))
     assert dog._agree("late") == ""
 
 

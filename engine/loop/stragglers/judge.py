@@ -45,7 +45,7 @@ class Report(NamedTuple):
     device: int  # the slowest device in the latest of them
 
 
-class Window(NamedTuple):
+class ReportWindow(NamedTuple):
     """What a process measured between two reports."""
 
     steps: int
@@ -72,7 +72,7 @@ class Slowest(NamedTuple):
         return f"process {self.process} (host {self.host})"
 
 
-def window(before: Report, after: Report) -> Window:
+def window(before: Report, after: Report) -> ReportWindow:
     """Returns what happened between two reports of a process; `after` has more steps."""
     steps, seconds = after.steps - before.steps, max(1e-6, after.time_s - before.time_s)
     cpu_s, delay_s = after.cpu_s - before.cpu_s, after.delay_s - before.delay_s
@@ -86,7 +86,7 @@ def window(before: Report, after: Report) -> Window:
         DEVICE: after.probe_s if after.probes > before.probes else None,
     }
     made_s = (after.made_s - before.made_s) / steps
-    return Window(steps, seconds / steps, after.late_steps - before.late_steps, made_s, values)
+    return ReportWindow(steps, seconds / steps, after.late_steps - before.late_steps, made_s, values)
 
 
 def _share(lost_s: float, cpu_s: float, seconds: float) -> float:
@@ -94,7 +94,7 @@ def _share(lost_s: float, cpu_s: float, seconds: float) -> float:
     return min(0.999, lost_s / (lost_s + cpu_s)) if lost_s >= 0.1 * seconds else 0.0
 
 
-def losses(cause: str, windows: Mapping[int, Window]) -> dict[int, float]:
+def losses(cause: str, windows: Mapping[int, ReportWindow]) -> dict[int, float]:
     """Returns by process the share of its time that it loses against the median of the others.
 
     Processes in which the cause was not measured are left out.
@@ -162,7 +162,7 @@ class Judge:
             key = (slowest.name, slowest.cause)
             self.lost_s[key] = self.lost_s.get(key, 0.0) + max(0.0, loss) * w.step_s * w.steps
 
-    def _vote(self, windows: Mapping[int, Window]) -> None:
+    def _vote(self, windows: Mapping[int, ReportWindow]) -> None:
         found = {cause: losses(cause, windows) for cause in LEAST_LOSS}
         for cause, by_process in found.items():
             for process, loss in by_process.items():
@@ -208,7 +208,7 @@ class Judge:
             named = Slowest(process, self._reports[-1][process].host, cause, "")
             self.slowest = named._replace(text=f"{named.name} is the slowest: {self._text(process, cause, windows)}")
 
-    def _latest_windows(self) -> dict[int, Window]:
+    def _latest_windows(self) -> dict[int, ReportWindow]:
         """Returns the latest WINDOWS as one window."""
         found = _windows(self._reports[0], self._reports[-1])
         for process, w in found.items():
@@ -224,7 +224,7 @@ class Judge:
         explains = cause in CPU_CAUSES and former not in CPU_CAUSES
         return explains and self._recent(process, cause) >= NAMED
 
-    def _text(self, process: int, cause: str, windows: Mapping[int, Window]) -> str:
+    def _text(self, process: int, cause: str, windows: Mapping[int, ReportWindow]) -> str:
         own, values = windows[process], _measured(cause, windows)
         value, (excess, others) = values.get(process, 0.0), excesses(values).get(process, (0.0, 0.0))
         more_ms, late_ms = _milliseconds(excess), _milliseconds(excess * own.steps / max(1, own.late_steps))
@@ -239,11 +239,11 @@ class Judge:
         }[cause]
 
 
-def _windows(before: Mapping[int, Report], after: Mapping[int, Report]) -> dict[int, Window]:
+def _windows(before: Mapping[int, Report], after: Mapping[int, Report]) -> dict[int, ReportWindow]:
     return {process: window(before[process], report) for process, report in after.items()}
 
 
-def _measured(cause: str, windows: Mapping[int, Window]) -> dict[int, float]:
+def _measured(cause: str, windows: Mapping[int, ReportWindow]) -> dict[int, float]:
     return {process: value for process, w in windows.items() if (value := w.values[cause]) is not None}
 
 
