@@ -273,7 +273,7 @@ def test_forbidden_import_is_reported_with_both_names(file, text, fault):
     ("file", "text"),
     [
         ("models/street/lidar.py", "from ..decoder import Decoder\nfrom .scenes import StreetScenes"),
-        ("engine/loop/trainer.py", "from engine.loop.evaluation import Evaluation\nimport engine.config, jax"),
+        ("engine/loop/trainer.py", "from engine.loop.evaluation import Evaluator\nimport engine.config, jax"),
         ("models/digits.py", "from engine.layers import Dropout\nfrom engine import Task\nfrom . import base"),
         ("configs/digits.py", "from engine.config import defaults\nfrom . import base\nimport os, ml_collections"),
     ],

@@ -8,7 +8,7 @@ from engine import metrics
 from engine.base import json_text
 from engine.config.schema import Evaluation as Config
 from engine.config.schema import MeshSpec, Target
-from engine.loop.evaluation import Evaluation
+from engine.loop.evaluation import Evaluator
 from engine.metrics.results import json_values
 from tests import zoo
 
@@ -81,5 +81,5 @@ SLICED = Config(
 def results(devices: int | None = None) -> str:
     """Returns the results on a mesh of `devices`, or of all devices, as JSON, with slices and worst examples."""
     program = zoo.program(Measure(), mesh=MeshSpec(), batch_size=12, devices=devices)
-    evaluation = Evaluation("heldout", SLICED, zoo.source(37, seed=5), program.evaluation, 12)
+    evaluation = Evaluator("heldout", SLICED, zoo.source(37, seed=5), program.evaluation, 12)
     return json_text.dumps(json_values(evaluation.run(program.init()) or {}))

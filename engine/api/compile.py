@@ -17,11 +17,11 @@ from engine.base.types import Device
 from engine.checkpoint.warm_start import is_set
 from engine.cluster import group
 from engine.compile.build import build_program, check_unrolled
-from engine.compile.compiler import Compiler
+from engine.compile.compiler import ProgramCompiler
 from engine.compile.program import Program
 from engine.config.text import to_text
 from engine.data.sampling.share_schedule import for_run
-from engine.loop.evaluation import Evaluation, build_evaluations
+from engine.loop.evaluation import Evaluator, build_evaluations
 from engine.parallel import targets
 from engine.parallel.digest import Digests
 from engine.parallel.memory import compiled_bytes
@@ -71,7 +71,7 @@ def precompile(
             "cache.compiled = False: nothing would keep the compiled programs. Write them to a folder with --out=DIR, "
             "or set cache.compiled=True."
         )
-    if out is not None:  # as in `Compiler.compile`
+    if out is not None:  # as in `ProgramCompiler.compile`
         config = dataclasses.replace(config, cache=dataclasses.replace(config.cache, compiled=False))
     config = set_up_config(config)
     folder = out if group.is_primary() else None  # every process of the job loads its files
@@ -82,7 +82,7 @@ def precompile(
     config = choose_sizes(config, task, mesh, source, evaluation_sources, say)
     program, _ = build_program(task, mesh, for_run(source, config.train), config)
     check_unrolled(program, config.train)
-    program.compiler = Compiler(folder, store=folder is not None, config=to_text(config), say=say)
+    program.compiler = ProgramCompiler(folder, store=folder is not None, config=to_text(config), say=say)
     evaluations = build_evaluations(
         config.evaluations, evaluation_sources, program.evaluation, config.train.global_batch_size
     )
@@ -137,7 +137,7 @@ def precompile_for(
 
 
 def _programs(
-    program: Program, evaluations: Sequence[Evaluation], steps: Sequence[int], warm_start: bool
+    program: Program, evaluations: Sequence[Evaluator], steps: Sequence[int], warm_start: bool
 ) -> Iterator[tuple[str, Callable[[], list[jax.stages.Compiled]]]]:
     """Yields the name of each program, or of those that differ in the shapes of batches, and what compiles it."""
     yield "first state", lambda: [program.compile_first_state()]

@@ -35,7 +35,7 @@ _SHOWN = 3  # differences in a warning
 LOAD_S = 300.0  # for all processes to load a program
 
 
-class Compiler:
+class ProgramCompiler:
     """Compiles programs, and loads or stores them. Several threads may use it.
 
     Args:
@@ -177,14 +177,14 @@ def first_problem(problems: Mapping[int, str], missing: Sequence[int]) -> str:
     return f"on process {found[0][0]} {found[0][1]}"
 
 
-def open_compiler(config: Config, say: Callable[[str], None]) -> Compiler:
+def open_compiler(config: Config, say: Callable[[str], None]) -> ProgramCompiler:
     """Returns the compiler of a run, which loads the programs of `cache.programs`.
 
     Raises:
         ConfigError: `cache.programs` is not a folder.
     """
     programs = config.cache.programs
-    return Compiler(None if programs is None else Path(local_text(programs)), config=to_text(config), say=say)
+    return ProgramCompiler(None if programs is None else Path(local_text(programs)), config=to_text(config), say=say)
 
 
 def read_entry(path: Path) -> dict[str, Any] | None:

@@ -6,7 +6,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from engine.compile.compiler import Compiler
+from engine.compile.compiler import ProgramCompiler
 from engine.compile.shapes import shapes_of
 from engine.data.batch import Batch
 from engine.training.model import Arrays
@@ -28,9 +28,9 @@ class EvaluationStep[Result]:
     def __init__(self, jitted: Any, lower: Callable[[Weights, Batch], jax.stages.Lowered], mesh: Mesh):
         self._jitted, self._lower, self._mesh = jitted, lower, mesh
         self._compiled: dict[tuple[tuple[int, ...], ...], jax.stages.Compiled] = {}  # shapes of a batch -> its program
-        self._name, self._say, self._reported = "", Compiler().say, False
+        self._name, self._say, self._reported = "", ProgramCompiler().say, False
 
-    def compile(self, name: str, weights: Weights, batch: Batch, compiler: Compiler) -> jax.stages.Compiled:
+    def compile(self, name: str, weights: Weights, batch: Batch, compiler: ProgramCompiler) -> jax.stages.Compiled:
         """Compiles the program for batches of these shapes, which later calls use, and returns it.
 
         Args:

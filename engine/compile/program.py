@@ -15,7 +15,7 @@ import numpy as np
 
 from engine.base.errors import ConfigError, ShardingError, did_you_mean
 from engine.base.types import PyTree
-from engine.compile.compiler import Compiler
+from engine.compile.compiler import ProgramCompiler
 from engine.compile.control_flow import step_control_flow
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.flops import count_flops, has_callback, has_convolution
@@ -99,7 +99,7 @@ class Program:
         self._trace_after_step()
         self.metric_names = (*self.task_metrics, *spec.engine_metrics)
         self.compile_s = 0.0
-        self.compiler = Compiler()
+        self.compiler = ProgramCompiler()
         """Compiles the programs, or loads them."""
         self._hardware_flops = [0.0] * len(self._abstract_batches)
         self._steps: dict[int, CompiledSteps] = {}

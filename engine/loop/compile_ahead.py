@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from engine.cluster import identity
-from engine.compile.compiler import Compiler
-from engine.loop.evaluation import Evaluation
+from engine.compile.compiler import ProgramCompiler
+from engine.loop.evaluation import Evaluator
 from engine.loop.phases import COMPILING, Phases
 from engine.training.state import TrainState
 
@@ -25,7 +25,7 @@ class CompileAhead:
         phase: enters a phase.
     """
 
-    def __init__(self, evaluations: Sequence[Evaluation], state: TrainState, compiler: Compiler, phase: Phases):
+    def __init__(self, evaluations: Sequence[Evaluator], state: TrainState, compiler: ProgramCompiler, phase: Phases):
         self._evaluations, self._state, self._compiler, self._phase = evaluations, state, compiler, phase
         self._ended = {evaluation.name: threading.Event() for evaluation in evaluations}
         self._stop = False
@@ -44,7 +44,7 @@ class CompileAhead:
         if kind is None and self._evaluations:  # a run that is asked to stop may have only seconds to end
             self._thread.join()
 
-    def wait(self, evaluation: Evaluation) -> None:
+    def wait(self, evaluation: Evaluator) -> None:
         """Waits until an evaluation is compiled, if it is to be; the stopwatch counts the time as compilation."""
         ended = self._ended.get(evaluation.name)
         if ended is not None and not ended.is_set():

@@ -19,7 +19,7 @@ from engine.data.batch import abstract_batch
 from engine.data.prefetch import IN_FLIGHT
 from engine.data.source import Source, example_spec
 from engine.loop.evaluation import IN_FLIGHT as WAITING
-from engine.loop.evaluation import Evaluation, build_evaluations
+from engine.loop.evaluation import Evaluator, build_evaluations
 from engine.parallel.memory import HOST_MEMORY, compiled_bytes, device_bytes, working_bytes
 from engine.parallel.mesh import batch_sharding
 from engine.training.task import Task
@@ -95,7 +95,7 @@ class CompiledSizes:
     def _build(self, train: Train) -> tuple[Program, int]:
         return build_program(self._task, self._mesh, self._source, dataclasses.replace(self._config, train=train))
 
-    def _evaluation_bytes(self, program: Program, evaluation: Evaluation) -> float:
+    def _evaluation_bytes(self, program: Program, evaluation: Evaluator) -> float:
         """Returns the bytes on each device while an evaluation runs: its program, the train state, and its batches."""
         state = program.abstract_state
         found = max(map(working_bytes, evaluation.compile(state, program.compiler)))

@@ -14,11 +14,11 @@ import jax
 
 from engine.base.duration import Period, RunSize
 from engine.base.errors import ConfigError, ConvoyError, TaskError, did_you_mean
-from engine.compile.compiler import Compiler
+from engine.compile.compiler import ProgramCompiler
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.memory_check import check_memory, evaluation_batches
 from engine.compile.program import Program
-from engine.config.schema import Evaluation as EvaluationConfig
+from engine.config.schema import Evaluation
 from engine.data.batch import Batch, abstract_batch
 from engine.data.feed import EvaluationFeed
 from engine.data.placement import to_global_arrays
@@ -51,7 +51,7 @@ class _End:
 _END = _End()
 
 
-class Evaluation:
+class Evaluator:
     """A named evaluation of a program's Task.
 
     Args:
@@ -67,7 +67,7 @@ class Evaluation:
     """
 
     def __init__(
-        self, name: str, config: EvaluationConfig, source: Source, program: EvaluationProgram, batch_size: int
+        self, name: str, config: Evaluation, source: Source, program: EvaluationProgram, batch_size: int
     ):
         where = f"evaluations.{name}"
         check_batch(program.mesh, batch_size, 1, f"{where}.batch_size")
@@ -131,7 +131,7 @@ class Evaluation:
         """What ended the drawing of figures early in the latest run, in every process; None if all were drawn."""
         return self._figures.error if self._figures is not None else None
 
-    def compile(self, state: TrainState, compiler: Compiler) -> list[jax.stages.Compiled]:
+    def compile(self, state: TrainState, compiler: ProgramCompiler) -> list[jax.stages.Compiled]:
         """Compiles the programs that `run` calls, and returns them.
 
         Args:
@@ -303,7 +303,7 @@ def _check_unpacked(source: Source, field: str) -> None:
         )
 
 
-def check_watched(watched: Mapping[str, str], evaluations: Sequence[Evaluation], hooks: Collection[str]) -> None:
+def check_watched(watched: Mapping[str, str], evaluations: Sequence[Evaluator], hooks: Collection[str]) -> None:
     """Checks the metrics that the config names, as far as they are known before a run; `check_measured` does the rest.
 
     Args:
@@ -374,11 +374,11 @@ def check_metric_names(program: Program, evaluations: Collection[str], hooks: Co
 
 
 def build_evaluations(
-    sections: Mapping[str, EvaluationConfig],
+    sections: Mapping[str, Evaluation],
     sources: Mapping[str, Source],
     program: EvaluationProgram,
     batch_size: int,
-) -> list[Evaluation]:
+) -> list[Evaluator]:
     """Returns the evaluations of a config.
 
     Args:
@@ -389,5 +389,5 @@ def build_evaluations(
     """
     found = []
     for name, section in sections.items():
-        found.append(Evaluation(name, section, sources[name], program, section.batch_size or batch_size))
+        found.append(Evaluator(name, section, sources[name], program, section.batch_size or batch_size))
     return found

@@ -9,7 +9,7 @@ import numpy as np
 from engine.base.errors import ConvoyError
 from engine.cluster import group
 from engine.cluster.peer_failure import LostPeer
-from engine.compile.compiler import Compiler
+from engine.compile.compiler import ProgramCompiler
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.prediction_program import prediction_step
 from engine.config.schema import Data
@@ -54,7 +54,7 @@ class Figures:
         self._batch = abstract_batch(example, self._batch_size, program.batch_sharding)
         self._step, _ = prediction_step(program, example, self._batch_size)
 
-    def compile(self, weights: Weights, compiler: Compiler) -> jax.stages.Compiled:
+    def compile(self, weights: Weights, compiler: ProgramCompiler) -> jax.stages.Compiled:
         """Compiles the predictions that `draw` calls, and returns the program; `weights` are abstract."""
         return self._step.compile(f"figures of {self._name}", weights, self._batch, compiler)
 

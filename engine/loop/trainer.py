@@ -28,13 +28,13 @@ from engine.data.source import Source, check_source, example_spec
 from engine.loop.compile_ahead import CompileAhead
 from engine.loop.dispatcher import Dispatcher
 from engine.loop.divergence import Divergence
-from engine.loop.evaluation import Evaluation, build_evaluations, check_metric_names, check_watched
+from engine.loop.evaluation import Evaluator, build_evaluations, check_metric_names, check_watched
 from engine.loop.events.divergence import DivergenceCheck, Rollback
 from engine.loop.events.early_stop import EarlyStop
 from engine.loop.events.evaluate import Evaluate
-from engine.loop.events.event import Boundary, Event, Schedule
+from engine.loop.events.event import Boundary, Event, EventSchedule
 from engine.loop.events.hook import CallHook, HookResults, hook_events
-from engine.loop.events.profile import Profile
+from engine.loop.events.profile import ProfileEvent
 from engine.loop.events.replica_check import CheckReplicas, ReplicaCheck
 from engine.loop.events.results import Results
 from engine.loop.events.save import PrepareSaves, Save
@@ -194,7 +194,7 @@ class Trainer:
     def _train_from(self, start: Start, dispatcher: Dispatcher, events: Sequence[Event]) -> Generator[Boundary]:
         """Trains from a restored state to the last step. Raises Rollback if the run has to restore another one."""
         dispatcher.recorder.resume(start.row)
-        schedule = Schedule(events, start.step)
+        schedule = EventSchedule(events, start.step)
         with dispatcher.open(start.step, start.position):
             dispatcher.recorder.phase(TRAINING.name)
             for boundary in self._train_steps(start.state, dispatcher, schedule):
@@ -208,7 +208,7 @@ class Trainer:
                     dispatcher.recorder.end_row()
                     write(self.directory, StopRecord.of(self.step, self._stop_reason, self.config))
 
-    def _train_steps(self, state: TrainState, dispatcher: Dispatcher, schedule: Schedule) -> Iterator[Boundary]:
+    def _train_steps(self, state: TrainState, dispatcher: Dispatcher, schedule: EventSchedule) -> Iterator[Boundary]:
         """Yields a boundary whenever an event is due, and dispatches the steps in between without waiting for them."""
         first, ended = dispatcher.step, False
         last = self.total_steps if dispatcher.programs else first  # a finished run has no programs
@@ -232,7 +232,7 @@ class Trainer:
                 continue
             state = dispatcher.run(state, *schedule.advance(step, last))
 
-    def _end_early(self, boundary: Boundary, schedule: Schedule) -> None:
+    def _end_early(self, boundary: Boundary, schedule: EventSchedule) -> None:
         """Makes those events due at this boundary that run at the end of a run."""
         self._stop_reason = boundary.stop
         self.say(f"step {boundary.step}: the run ends: {boundary.stop}")
@@ -323,7 +323,7 @@ class Trainer:
                 step=step,
             )
 
-    def _events(self, recorder: Recorder, ready: Callable[[Evaluation], None]) -> list[Event]:
+    def _events(self, recorder: Recorder, ready: Callable[[Evaluator], None]) -> list[Event]:
         """Returns all events, in the order in which they run at a boundary; `ready` as for `Evaluate`."""
         config, checkpoints, preemption, size = self.config, self.checkpoints, self._preemption, self._size
         results = Results(checkpoints, recorder, self.say, self._results)
@@ -347,7 +347,7 @@ class Trainer:
         checks = [CheckReplicas(replicas, size.period(every))] if every and replicas.has_copies else []
         stops = [EarlyStop(config.stop, measuring[config.stop.metric], checkpoints)] if config.stop.metric else []
         prepare = PrepareSaves(checkpoints.prepare, self.step)
-        return [prepare, divergence, *checks, save, evaluate, *hooks, *stops, Profile(self._profile)]
+        return [prepare, divergence, *checks, save, evaluate, *hooks, *stops, ProfileEvent(self._profile)]
 
     def _poll(self) -> None:
         """Updates the stopwatch, and polls the lease and finished saves.

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from engine.base.errors import ConfigError
-from engine.compile.compiler import Compiler, first_problem
+from engine.compile.compiler import ProgramCompiler, first_problem
 
 CONFIG = "name: a\ntrain.seed: 0\ntrain.global_batch_size: 16\n"
 
@@ -26,14 +26,14 @@ def lowered(mesh, factor=2.0):
 
 @pytest.fixture
 def folder(tmp_path):
-    Compiler(tmp_path / "programs", store=True, config=CONFIG).compile("step", lowered(mesh()), mesh())
+    ProgramCompiler(tmp_path / "programs", store=True, config=CONFIG).compile("step", lowered(mesh()), mesh())
     return tmp_path / "programs"
 
 
 def load(folder, name="step", on=None, factor=2.0, config=CONFIG):
     """Returns whether the program was loaded, and the warnings; checks its result in any case."""
     said, on = [], on or mesh()
-    compiler = Compiler(folder, config=config, say=said.append)
+    compiler = ProgramCompiler(folder, config=config, say=said.append)
     compiled = compiler.compile(name, lowered(on, factor), on)
     x = jax.device_put(jnp.arange(8.0), NamedSharding(on, PartitionSpec("x")))
     result = compiled(x)
@@ -54,7 +54,7 @@ def test_program_that_jax_has_in_its_cache_can_be_stored_and_loaded(folder, tmp_
     lowered(mesh()).compile()  # the tests have a cache of compiled programs
     jax.clear_caches()
     again = tmp_path / "again"
-    Compiler(again, store=True, config=CONFIG).compile("step", lowered(mesh()), mesh())
+    ProgramCompiler(again, store=True, config=CONFIG).compile("step", lowered(mesh()), mesh())
     assert load(again) == (True, [])
     assert jax.config.jax_enable_compilation_cache
 
@@ -124,7 +124,7 @@ def test_options_of_xla_belong_to_a_program(folder, monkeypatch):
 
 def test_compiler_options_of_a_step_belong_to_its_program(folder):
     said = []
-    compiler, options = Compiler(folder, config=CONFIG, say=said.append), {"xla_tpu_option": True}
+    compiler, options = ProgramCompiler(folder, config=CONFIG, say=said.append), {"xla_tpu_option": True}
     compiler.compile("step", lowered(mesh()), mesh(), options)
     assert compiler.loaded == []
     assert "options " in said[0] and "xla_tpu_option=True)" in said[0]
@@ -146,7 +146,7 @@ def test_folder_that_others_may_write_to_is_refused(folder):
     folder.chmod(0o770)
     for store in (False, True):
         with pytest.raises(ConfigError, match=r"users other than its owner may write to it \(mode 770\).* chmod go-w"):
-            Compiler(folder, store=store)
+            ProgramCompiler(folder, store=store)
 
 
 def test_file_that_others_may_write_to_is_not_loaded(folder):
@@ -162,7 +162,7 @@ def test_program_that_calls_python_is_left_to_the_job(tmp_path):
         return {"y": x * 2.0, "sum": x.sum()}
 
     said, x = [], jax.ShapeDtypeStruct((8,), jnp.float32)
-    compiler = Compiler(tmp_path / "programs", store=True, say=said.append)
+    compiler = ProgramCompiler(tmp_path / "programs", store=True, say=said.append)
     compiler.compile("step", jax.jit(call).lower(x), mesh(0))
     [text] = said
     assert text.startswith("warning: program 'step' is not stored, so the job compiles it: ")
@@ -171,4 +171,4 @@ def test_program_that_calls_python_is_left_to_the_job(tmp_path):
 
 def test_missing_folder_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"cache.programs: .*absent is not a folder. convoy compile --out=.* makes"):
-        Compiler(tmp_path / "absent")
+        ProgramCompiler(tmp_path / "absent")

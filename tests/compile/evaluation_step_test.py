@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from engine.compile.compiler import Compiler
+from engine.compile.compiler import ProgramCompiler
 from engine.compile.evaluation_step import first_difference
 from engine.config.schema import MeshSpec
 from engine.data.batch import abstract_batch
@@ -34,7 +34,7 @@ def test_compiled_program_and_jitted_function_give_equal_results():
         step, _, _ = evaluations.evaluation(example_spec(zoo.source()), 16)
         expected = step(dict(state.params), dict(state.model_state), batch, point, None)
         weights = Weights(dict(program.abstract_state.params), dict(program.abstract_state.model_state))
-        step.compile("evaluation", weights, abstract(16, program), Compiler(say=said.append))
+        step.compile("evaluation", weights, abstract(16, program), ProgramCompiler(say=said.append))
         with runs.compilations() as compiled:
             found = step(dict(state.params), dict(state.model_state), batch, point, None)
         assert compiled == []

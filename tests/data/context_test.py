@@ -10,11 +10,10 @@ from flax import nnx
 
 from engine import ArraySource, Loss, Mean
 from engine.compile.evaluation_program import EVALUATION
-from engine.config.schema import Evaluation as EvaluationConfig
-from engine.config.schema import MeshSpec
+from engine.config.schema import Evaluation, MeshSpec
 from engine.data.batches import Batches
 from engine.data.context import names_total_steps, wants_context
-from engine.loop.evaluation import Evaluation
+from engine.loop.evaluation import Evaluator
 from tests import zoo
 
 
@@ -202,7 +201,7 @@ def test_evaluation_draws_equal_numbers_for_each_example_with_any_batch_size():
     found = []
     for mesh, batch_size in ((None, 8), (MeshSpec(data=2, fsdp=4), 16)):
         program = zoo.program(Drawn(), mesh=mesh)
-        evaluation = Evaluation("heldout", EvaluationConfig(), zoo.source(37), program.evaluation, batch_size)
+        evaluation = Evaluator("heldout", Evaluation(), zoo.source(37), program.evaluation, batch_size)
         results = evaluation.run(program.init(), step=3)
         assert results is not None
         found.append(results)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import engine
-from engine.compile.compiler import Compiler
+from engine.compile.compiler import ProgramCompiler
 from engine.loop.compile_ahead import CompileAhead
 from tests import runs, zoo
 
@@ -43,7 +43,7 @@ def test_run_waits_only_for_the_evaluation_that_is_due():
     never: Any = SimpleNamespace(name="never due")
     state: Any = None
     phase: Any = contextlib.nullcontext
-    with CompileAhead([first, second], state, Compiler(), phase) as ahead:
+    with CompileAhead([first, second], state, ProgramCompiler(), phase) as ahead:
         ahead.wait(first)
         assert compiled == ["first"]
         release.set()

@@ -19,7 +19,7 @@ from engine.base.errors import ConfigError, ShardingError, TaskError
 from engine.cli.main import main
 from engine.config.schema import Data, MeshSpec, Target
 from engine.config.schema import Evaluation as Config
-from engine.loop.evaluation import Evaluation, build_evaluations, check_metric_names, check_watched
+from engine.loop.evaluation import Evaluator, build_evaluations, check_metric_names, check_watched
 from engine.loop.preemption import Preemption
 from engine.metrics.results import json_values, scalars
 from tests import zoo
@@ -38,7 +38,7 @@ class Sums(zoo.Classify):
 
 
 def evaluation(program, batch_size=16, **config):
-    return Evaluation("heldout", Config(**config), zoo.source(N, seed=5), program.evaluation, batch_size)
+    return Evaluator("heldout", Config(**config), zoo.source(N, seed=5), program.evaluation, batch_size)
 
 
 def expected(program, state):
@@ -97,7 +97,7 @@ def test_slices_are_evaluations_of_their_examples_on_any_mesh_with_any_batch_siz
     results = []
     for mesh, batch_size in ((None, 37), (None, 10), (MeshSpec(data=2, fsdp=4), 16)):
         program = zoo.program(Measure(), mesh=mesh)
-        subject = Evaluation("heldout", config, Unreadable(bad), program.evaluation, batch_size)
+        subject = Evaluator("heldout", config, Unreadable(bad), program.evaluation, batch_size)
         found = subject.run(program.init())
         assert found is not None
         assert subject.is_known(scalars(found))
@@ -114,7 +114,7 @@ def test_slices_are_evaluations_of_their_examples_on_any_mesh_with_any_batch_siz
     program = zoo.program(Measure())
     for name, chosen in members.items():
         alone = ArraySource({key: rows[chosen] for key, rows in data.items()})
-        whole = Evaluation("alone", Config(), alone, program.evaluation, 8).run(program.init())
+        whole = Evaluator("alone", Config(), alone, program.evaluation, 8).run(program.init())
         assert whole is not None
         expected = {key.replace("alone/", f"heldout/{name}/"): value for key, value in json_values(whole).items()}
         assert json_text.dumps({key: results[0][key] for key in expected}) == json_text.dumps(expected)
@@ -137,7 +137,7 @@ def test_bucketed_examples_are_sliced_and_named_by_their_index_with_one_program_
             return {"points": metrics.Sum.of(batch["points"] * batch["mask"])}
 
     program = zoo.program(Points())
-    subject = Evaluation(
+    subject = Evaluator(
         "heldout",
         Config(slices=SLICED.slices, worst=4, score="points", worst_mode="min"),
         bucketed(),
@@ -160,12 +160,12 @@ def test_packed_rows_have_no_slices():
     source = Mixture({"a": Balanced(packed, 1)}, {"a": 1})
     for field, config in (("slices", Config(slices=SLICED.slices)), ("worst", Config(worst=1))):
         with pytest.raises(TaskError, match=rf"^evaluations.heldout.{field}: a row of .*Mixture holds several packed"):
-            Evaluation("heldout", config, source, zoo.program(zoo.Classify()).evaluation, 8)
+            Evaluator("heldout", config, source, zoo.program(zoo.Classify()).evaluation, 8)
 
 
 def test_number_of_a_slice_may_select_the_best_and_its_name_must_be_free():
     program = zoo.program(Measure())
-    subject = Evaluation("heldout", SLICED, zoo.source(N, seed=5), program.evaluation, 16)
+    subject = Evaluator("heldout", SLICED, zoo.source(N, seed=5), program.evaluation, 16)
     check_watched({"heldout/class/one/error/p50": "checkpoint.best"}, [subject], [])
 
     class Clash(zoo.Classify):

@@ -13,7 +13,7 @@ from engine.base.errors import TaskError
 from engine.cli.main import main
 from engine.config.schema import Data, MeshSpec
 from engine.config.schema import Evaluation as Config
-from engine.loop.evaluation import Evaluation
+from engine.loop.evaluation import Evaluator
 from engine.metrics.results import Image
 from tests import runs, zoo
 from tests.drawing import Draw
@@ -24,7 +24,7 @@ from tests.predicting import NAMES, Unreadable, bucketed
 def figures(config, source, mesh=None) -> tuple[Any, dict[str, Any], Any]:
     program = zoo.program(Draw(), mesh=mesh)
     state = program.init()
-    found = Evaluation("heldout", config, source, program.evaluation, 16).run(state, step=7)
+    found = Evaluator("heldout", config, source, program.evaluation, 16).run(state, step=7)
     assert found is not None
     images = {name: x for name, x in found.items() if isinstance(x, Image)}
     model = program.spec.model.module(jax.device_get(state.params), jax.device_get(state.model_state), None)
@@ -53,7 +53,7 @@ def test_first_readable_examples_are_drawn_without_a_ranking(count):
 
 def test_task_that_cannot_draw_is_an_error():
     with pytest.raises(TaskError, match=r"^evaluations.heldout.figures: Classify has no figure\(self, example, pred"):
-        Evaluation("heldout", Config(figures=1), zoo.source(), zoo.program(zoo.Classify()).evaluation, 16)
+        Evaluator("heldout", Config(figures=1), zoo.source(), zoo.program(zoo.Classify()).evaluation, 16)
 
 
 def test_error_of_a_figure_keeps_the_results_and_the_figures_before_it():
@@ -67,7 +67,7 @@ def test_error_of_a_figure_keeps_the_results_and_the_figures_before_it():
             return super().figure(example, prediction)
 
     program = zoo.program(Breaks())
-    subject = Evaluation("heldout", Config(figures=5), Unreadable(), program.evaluation, 16)
+    subject = Evaluator("heldout", Config(figures=5), Unreadable(), program.evaluation, 16)
     found = subject.run(program.init())
     assert found is not None
     assert [name for name in found if "figures" in name] == ["heldout/figures/0", "heldout/figures/1"]
@@ -91,7 +91,7 @@ def test_progress_is_reported_between_the_texts_and_between_the_figures():
             return super().__getitem__(index)
 
     program = zoo.program(Drawn())
-    subject = Evaluation("heldout", Config(worst=4, figures=3), Read(), program.evaluation, 16)
+    subject = Evaluator("heldout", Config(worst=4, figures=3), Read(), program.evaluation, 16)
     assert subject.run(program.init()) is not None  # the first run also reads an example for the shapes
     seen.clear()
     assert subject.run(program.init(), on_progress=lambda: seen.append(".")) is not None

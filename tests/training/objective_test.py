@@ -11,9 +11,8 @@ from flax import nnx
 
 from engine import Loss, Mean
 from engine.base.errors import TaskError
-from engine.config.schema import Evaluation as EvaluationConfig
-from engine.config.schema import Group, MeshSpec
-from engine.loop.evaluation import Evaluation
+from engine.config.schema import Evaluation, Group, MeshSpec
+from engine.loop.evaluation import Evaluator
 from tests import zoo
 
 SGD: dict[str, Any] = dict(target="optax.sgd", clip_norm=None, batch_size=32)
@@ -179,7 +178,7 @@ def test_invalid_sum_raises_task_error(result, message):
 
 def test_evaluation_of_a_sum_has_its_terms_and_their_sum():
     program = zoo.program(TwoTerms())
-    evaluation = Evaluation("heldout", EvaluationConfig(), zoo.source(37), program.evaluation, 16)
+    evaluation = Evaluator("heldout", Evaluation(), zoo.source(37), program.evaluation, 16)
     found: Any = evaluation.run(program.init())
     _, value, _ = hand_written(program, zoo.examples(37))
     assert found["heldout/loss"] == pytest.approx(float(value), rel=1e-5)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from engine.base.duration import Period
 from engine.loop.divergence import list_names
-from engine.loop.evaluation import Evaluation, check_measured
+from engine.loop.evaluation import Evaluator, check_measured
 from engine.loop.events.event import Boundary
 from engine.loop.events.results import Results
 from engine.loop.phases import EVALUATING
@@ -18,14 +18,14 @@ from engine.metrics.results import Result, scalars
 class Evaluate:
     """Runs the named evaluations that are due and records their results."""
 
-    evaluations: Sequence[tuple[Evaluation, Period]]
+    evaluations: Sequence[tuple[Evaluator, Period]]
     results: Results
     watched: Mapping[str, str]
     """Metric that the config names -> its field, such as "checkpoint.best"."""
     preemption: Preemption
     heartbeat: Callable[[], None]
     say: Callable[[str], None]
-    ready: Callable[[Evaluation], None] = lambda evaluation: None
+    ready: Callable[[Evaluator], None] = lambda evaluation: None
     """Waits until the programs of an evaluation are compiled."""
     phase = EVALUATING
     ends_dispatch = True

@@ -54,7 +54,7 @@ class Event(Protocol):
         ...
 
 
-class Schedule:
+class EventSchedule:
     """The next step of each event.
 
     Args:

@@ -8,7 +8,7 @@ from engine.observe.profiler import ProfileWindow
 
 
 @dataclass(eq=False)
-class Profile:
+class ProfileEvent:
     """Starts and ends the trace of the profiler."""
 
     window: ProfileWindow

@@ -5,7 +5,7 @@ from typing import cast
 
 import pytest
 
-from engine.loop.events.event import Boundary, Schedule
+from engine.loop.events.event import Boundary, EventSchedule
 from engine.loop.phases import TRAINING
 from engine.training.state import TrainState
 
@@ -43,7 +43,7 @@ def names(schedule, step):
 
 
 def test_due_events_run_in_list_order():
-    schedule = Schedule([Every("save", 4), Never("never", 1), Every("evaluate", 2), Every("hook", 4)], 0)
+    schedule = EventSchedule([Every("save", 4), Never("never", 1), Every("evaluate", 2), Every("hook", 4)], 0)
     assert names(schedule, 0) == []
     assert schedule.advance(0, 100) == (2, 2)
     assert names(schedule, 2) == ["evaluate"]
@@ -52,27 +52,27 @@ def test_due_events_run_in_list_order():
 
 
 def test_event_at_the_first_step_of_a_resumed_run_is_due():
-    assert names(Schedule([Every("evaluate", 4), Every("hook", 3)], 4), 4) == ["evaluate"]
+    assert names(EventSchedule([Every("evaluate", 4), Every("hook", 3)], 4), 4) == ["evaluate"]
 
 
 def test_clock_event_does_not_end_a_dispatch_and_runs_at_the_next_boundary():
-    schedule = Schedule([Every("save", 3, ends_dispatch=False), Every("evaluate", 8)], 0)
+    schedule = EventSchedule([Every("save", 3, ends_dispatch=False), Every("evaluate", 8)], 0)
     assert schedule.advance(0, 100) == (3, 8)
     assert names(schedule, 4) == ["save"]
 
 
 @pytest.mark.parametrize("events", [[], [Never("never", 1)], [Every("hook", 50)]])
 def test_dispatch_ends_at_the_last_step(events):
-    assert Schedule(events, 0).advance(0, 10) == (10, 10)
+    assert EventSchedule(events, 0).advance(0, 10) == (10, 10)
 
 
 def test_no_event_runs_after_an_interrupted_event():
-    schedule = Schedule([Every("evaluate", 2, interrupts=True), Every("hook", 2)], 2)
+    schedule = EventSchedule([Every("evaluate", 2, interrupts=True), Every("hook", 2)], 2)
     assert names(schedule, 2) == ["evaluate"]
 
 
 def test_event_can_be_brought_forward():
-    schedule = Schedule([Never("never", 1), Every("save", 8)], 0)
+    schedule = EventSchedule([Never("never", 1), Every("save", 8)], 0)
     schedule.advance(0, 100)
     schedule.bring_forward(3, Never)
     assert names(schedule, 3) == ["never"]
