@@ -36,12 +36,13 @@ from engine.training.model import Arrays
 from engine.training.objective import LOSS, Objective, check_groups, means_of, objective_of
 from engine.training.state import Shardings, TrainState, abstract_state, initial_state, optimizer_shardings
 from engine.training.step import (
+    OffloadShardings,
     StepSpec,
-    make_finite,
-    make_finite_gradient,
+    make_finite_check,
+    make_gradient_check,
     make_steps,
     make_train_step,
-    move_optimizer,
+    optimizer_to_device,
 )
 from engine.training.task import check_loss, missing_key_reported
 from engine.training.update import (
@@ -104,7 +105,7 @@ class Program:
         self._hardware_flops = [0.0] * len(self._abstract_batches)
         self._steps: dict[int, CompiledSteps] = {}
         self._skip_masks: dict[tuple[bool, ...], jax.Array] = {}
-        self._finite = jax.jit(make_finite(self.spec), out_shardings=replicated(self.mesh))
+        self._are_finite = jax.jit(make_finite_check(self.spec), out_shardings=replicated(self.mesh))
 
     def _trace_loss(self) -> tuple[str, ...]:
         """Traces and checks the Task's loss, completes `spec`, and returns the metric names, "loss" first."""
@@ -157,7 +158,7 @@ class Program:
 
         def update(state: TrainState, batch: Batch, key: jax.Array) -> dict[str, Metric]:
             with missing_key_reported(self.spec.task, "update", batch.examples):
-                state = move_optimizer(self.spec, state, 1)
+                state = optimizer_to_device(self.spec, state)
                 after, metrics = own_update(self.spec, state, batch, key, state.step)
             changed.extend(changed_frozen(self.spec, state.params, {**state.params, **after.frozen}))
             return dict(metrics)
@@ -202,12 +203,13 @@ class Program:
         shardings: Shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state.params)
         return optimizer_shardings(self.spec.model, shardings, self.spec.layout.zero1)
 
-    def _offload_shardings(self) -> tuple[PyTree, PyTree] | None:
+    def _offload_shardings(self) -> OffloadShardings | None:
         """Returns the shardings of the optimizer state in host and in device memory; None if it is not offloaded."""
         if not self.spec.layout.offload_optimizer:
             return None
         on_host, memory = jax.tree.map(lambda x: x.sharding, self.abstract_state.opt_state), device_memory(self.mesh)
-        return on_host, jax.tree.map(lambda sharding: sharding.with_memory_kind(memory), on_host)
+        on_device = jax.tree.map(lambda sharding: sharding.with_memory_kind(memory), on_host)
+        return OffloadShardings(on_host, on_device)
 
     def _check_used(self) -> None:
         """Raises ShardingError or ConfigError for a mesh axis or remat setting that no layer of the model supports."""
@@ -357,13 +359,13 @@ class Program:
         return jax.make_array_from_process_local_data(replicated(self.mesh), values)
 
     def not_finite(self, state: TrainState) -> list[str]:
-        """Returns the paths of arrays of a state with values that are not finite (`make_finite`); waits for it."""
-        return [path for path, finite in self._finite(state).items() if not finite]
+        """Returns the paths of arrays of a state with values that are not finite; waits for the device."""
+        return [path for path, finite in self._are_finite(state).items() if not finite]
 
     def not_finite_gradients(self, state: TrainState, batch: Batch, step: int) -> list[str]:
         """Returns the paths of parameters whose gradient is not finite with this state, batch and step. Compiles."""
-        finite = jax.jit(with_layout(self.spec.layout, make_finite_gradient(self.spec, self.task_metrics)))
-        return [path for path, is_finite in finite(state, batch, jnp.asarray(step)).items() if not is_finite]
+        are_finite = jax.jit(with_layout(self.spec.layout, make_gradient_check(self.spec, self.task_metrics)))
+        return [path for path, finite in are_finite(state, batch, jnp.asarray(step)).items() if not finite]
 
     def trace(self, k: int, shape: int = -1) -> jax.stages.Traced:
         """Returns the traced, not yet compiled, program of k steps; of several shapes, that of one, the largest."""

@@ -8,6 +8,7 @@ changes, if the loss or the gradient is not finite, if the loss is a spike, or i
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,13 @@ ENGINE_METRICS = ("grad_norm", "learning_rate", "skipped")
 BAD_EXAMPLES = "bad_examples"  # additional metric with data.on_error=skip
 
 
+class OffloadShardings(NamedTuple):
+    """Shardings of an offloaded optimizer state: between the steps, and within a step."""
+
+    host: PyTree
+    device: PyTree
+
+
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
     """The parts and settings of a train step."""
@@ -56,14 +64,14 @@ class StepSpec:
     unroll: bool = False  # unroll microbatches and K steps: a while loop around a convolution is slow on CPU
     loss_on_each_device: bool = True  # the loss may be called with a part of a microbatch, in a `jax.shard_map`
     grad_shardings: Shardings = dataclasses.field(default_factory=dict)  # path -> sharding of the summed gradient
-    opt_shardings: tuple[PyTree, PyTree] | None = None  # of an offloaded optimizer state: on the host, on the device
+    opt_shardings: OffloadShardings | None = None  # None: the optimizer state is not offloaded
     spike: float | None = None  # skip an update whose loss is above this many times the median of the loss window
     objective: Objective = dataclasses.field(default_factory=Objective)  # names of the losses
-    total_steps: int = 0  # for the context, as is the next one
-    steps_per_epoch: float = 1.0
+    total_steps: int = 0  # steps of the run, for the context
+    steps_per_epoch: float = 1.0  # for the context
     changed_frozen: tuple[str, ...] = ()  # paths of frozen parameters that the Task changes in `after_step` or `update`
     reads: list[str] = dataclasses.field(default_factory=list)  # see `WatchedContext`; filled while tracing
-    compiler_options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)  # of XLA
+    compiler_options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)  # those of XLA
     branch: bool = False  # the guard branches instead of selecting each value: faster on CPU without convolutions
 
     @property
@@ -123,7 +131,7 @@ def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:
 
     def step(state: TrainState, batch: Batch, skip: jax.Array, numbers: jax.Array) -> tuple[TrainState, jax.Array]:
         spec = settings.with_numbers(numbers)
-        state = move_optimizer(spec, state, 1)
+        state = optimizer_to_device(spec, state)
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         if has_own_update(spec.task):
             after, means = own_update(spec, state, batch, key, state.step)
@@ -146,7 +154,8 @@ def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:
             new = jax.lax.cond(ok, update, lambda: state)
         else:
             new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), update(), state)
-        new = dataclasses.replace(move_optimizer(spec, new, 0), step=state.step + 1, rng=state.rng, loss_window=window)
+        new = optimizer_to_host(spec, new)
+        new = dataclasses.replace(new, step=state.step + 1, rng=state.rng, loss_window=window)
         values = {
             "grad_norm": grad_norm,
             **spec.optimizer.rates(state.opt_state, state.step),
@@ -169,7 +178,7 @@ def is_spike(loss: jax.Array, window: jax.Array, factor: float) -> jax.Array:
     return (count >= MIN_LOSSES) & (loss > median + (factor - 1) * jnp.abs(median))
 
 
-def make_finite(spec: StepSpec) -> Callable[[TrainState], dict[str, jax.Array]]:
+def make_finite_check(spec: StepSpec) -> Callable[[TrainState], dict[str, jax.Array]]:
     """Returns `state -> {path: bool}`: whether all values of an array are finite.
 
     The arrays are the parameters that the run changes, their averages and the optimizer state. Scalars of the optimizer
@@ -178,7 +187,7 @@ def make_finite(spec: StepSpec) -> Callable[[TrainState], dict[str, jax.Array]]:
     """
 
     def finite(state: TrainState) -> dict[str, jax.Array]:
-        state = move_optimizer(spec, state, 1)
+        state = optimizer_to_device(spec, state)
         changed = {path: state.params[path] for path in (*spec.model.trained, *spec.changed_frozen)}
         parts = {"params": changed, "opt_state": state.opt_state, "ema": state.ema}
         found = {}
@@ -193,13 +202,13 @@ def make_finite(spec: StepSpec) -> Callable[[TrainState], dict[str, jax.Array]]:
     return finite
 
 
-def make_finite_gradient(spec: StepSpec, metric_names: tuple[str, ...]) -> Callable[..., dict[str, jax.Array]]:
+def make_gradient_check(spec: StepSpec, metric_names: tuple[str, ...]) -> Callable[..., dict[str, jax.Array]]:
     """Returns `(state, batch, step) -> {path: bool}`: whether the gradient of a parameter is finite in this step."""
 
     def finite(state: TrainState, batch: Batch, step: jax.Array) -> dict[str, jax.Array]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), step)
         if has_own_update(spec.task):
-            after, _ = own_update(spec, move_optimizer(spec, state, 1), batch, key, step)
+            after, _ = own_update(spec, optimizer_to_device(spec, state), batch, key, step)
             return {path: jnp.isfinite(x).all() for path, x in after.params.items()}
         grads, _, _ = gradients(spec, metric_names, state, batch, key, step)
         return {path: jnp.isfinite(grad).all() for path, grad in grads.items()}
@@ -207,11 +216,18 @@ def make_finite_gradient(spec: StepSpec, metric_names: tuple[str, ...]) -> Calla
     return finite
 
 
-def move_optimizer(spec: StepSpec, state: TrainState, where: int) -> TrainState:
-    """Returns the state with an offloaded optimizer state in host memory (0) or device memory (1)."""
-    if spec.opt_shardings is None:
-        return state
-    return dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, spec.opt_shardings[where]))
+def optimizer_to_device(spec: StepSpec, state: TrainState) -> TrainState:
+    """Returns the state with an offloaded optimizer state in device memory."""
+    return state if spec.opt_shardings is None else _move_optimizer(state, spec.opt_shardings.device)
+
+
+def optimizer_to_host(spec: StepSpec, state: TrainState) -> TrainState:
+    """Returns the state with an offloaded optimizer state in host memory."""
+    return state if spec.opt_shardings is None else _move_optimizer(state, spec.opt_shardings.host)
+
+
+def _move_optimizer(state: TrainState, shardings: PyTree) -> TrainState:
+    return dataclasses.replace(state, opt_state=jax.device_put(state.opt_state, shardings))
 
 
 def _update(
