@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 _IN_A_LINE = 6  # values
 _WIDTH = 100  # characters of a table
-_MAX_LINES = 30  # of a table
+_MAX_LINES = 30  # largest number of lines in a table
 
 
 def number(value: float | str | None) -> str:

@@ -14,7 +14,7 @@ from engine.base.errors import ConvoyError
 _ENGINE = {file.parents[1] for file in (Path(__file__), Path(__file__).resolve())}  # Bazel runs links to the files
 _LIBRARY = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
 _INSTALLED = ("site-packages", "dist-packages")
-_LIBRARY_NOTE = "has removed its internal frames"  # of JAX and of Grain
+_LIBRARY_NOTE = "has removed its internal frames"  # text of JAX's and Grain's note
 _LONGEST = 600  # characters of an error's text in a sentence; the traceback has all of them
 _target_packages: set[str] = set()  # top-level packages that the targets of a config name
 

@@ -87,7 +87,7 @@ def read(folder: Path, abstract_state: PyTree, *, partial: bool = False) -> PyTr
     """Returns a stored state; each process reads what its devices hold. Raises like `write`.
 
     Args:
-        folder: of a finished state.
+        folder: folder of a finished state.
         abstract_state: the stored arrays, as jax.ShapeDtypeStruct with the requested shardings.
         partial: allow further stored arrays, which are not read.
     """

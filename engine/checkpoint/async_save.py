@@ -117,9 +117,9 @@ class Saver:
     """Writes the steps of a run into its directory, one at a time.
 
     Args:
-        directory: of the step directories.
+        directory: directory of the step directories.
         timeout_s: seconds from the start of a save to its end, even if the storage hangs.
-        lease: of the run directory, verified before files are removed and before a folder gets its final name.
+        lease: lease of the run directory, verified before files are removed and before a folder gets its final name.
 
     All processes call `free` and `save` at the same steps.
     """

@@ -25,10 +25,10 @@ from engine.storage.mounts import split_address
 if TYPE_CHECKING:
     import jax
 
-METADATA = "_METADATA"  # of Orbax: the paths of the arrays
-_ARRAY = "jax.Array"  # of Orbax: the type of a leaf; the others are empty containers
+METADATA = "_METADATA"  # Orbax's file with the paths of the arrays
+_ARRAY = "jax.Array"  # Orbax's type of an array leaf; the others are empty containers
 READS = 8  # arrays that are read at the same time
-_CACHE = {"total_bytes_limit": 100 << 20}  # of the nodes of OCDBT's tree
+_CACHE = {"total_bytes_limit": 100 << 20}  # cache for the nodes of OCDBT's tree
 _DAMAGE = re.compile("DATA_LOSS|OUT_OF_RANGE")  # TensorStore has found a wrong checksum, or an object that is too short
 
 
@@ -36,8 +36,8 @@ def describe(folder: Path, address: str) -> PyTree:
     """Returns the stored tree, with jax.ShapeDtypeStruct as leaves.
 
     Args:
-        folder: of the state, in the copy of the small files.
-        address: of the state.
+        folder: folder of the state in the copy of the small files.
+        address: address of the state.
 
     Raises:
         CheckpointError: the bucket cannot be read.
@@ -128,7 +128,7 @@ def _array(folder: Path, address: str, store: Any, sharding: "jax.sharding.Shard
 def _result(folder: Path, address: str, future: Any) -> Any:
     try:
         return future.result()
-    except ValueError as error:  # of TensorStore, for every failure
+    except ValueError as error:  # TensorStore raises it for every failure
         text = str(error).partition(" [tensorstore_spec")[0][:300]
         if _DAMAGE.search(text):
             raise DamagedCheckpoint(folder.parent, [f"{folder.name}: {text}"]) from error

@@ -22,9 +22,9 @@ from engine.storage.object_store import Bucket, is_selected
 READS = 16  # at the same time
 _STEP_FILES = r"manifest\.json|state/_METADATA"
 _SMALL = re.compile(
-    r"config\.txt|[^/]+\.json|(?:evaluations|goodput)\.jsonl"  # of a run
+    r"config\.txt|[^/]+\.json|(?:evaluations|goodput)\.jsonl"  # files of a run
     rf"|checkpoints/[^/]+|checkpoints/\d+/(?:{_STEP_FILES})"
-    rf"|{_STEP_FILES}"  # of a step
+    rf"|{_STEP_FILES}"  # files of a step
 )
 
 

@@ -55,7 +55,7 @@ class Checkpointer:
         self._config_text, self._on_failure, self._say = config_text, on_failure, say
         self._lease = store.writable("save")
         self._saver = Saver(store.directory, store.timeout_s, self._lease)
-        self._failure: StorageError | None = None  # of the latest save that has ended
+        self._failure: StorageError | None = None  # error of the latest save that has ended
 
     def prepare(self, state: PyTree) -> None:
         """Compiles the computations of a save, so that the first save is as fast as later saves."""

@@ -98,7 +98,7 @@ def hash_part(folder: Path, names: Sequence[str], digests: Callable[[], "np.ndar
 
     Args:
         folder: where all processes write the step.
-        names: of the share.
+        names: names of the files of the share.
         digests: returns this process's part of the digests, uint32 `[arrays, 2]`; may wait for the device.
     """
     try:
@@ -114,7 +114,7 @@ def write_merged_manifest(
     """Writes the manifest of a step from the parts of all processes.
 
     Args:
-        folder: of the step.
+        folder: folder of the step.
         step: its number.
         parts: by process.
         texts: returns path -> digest, from the sum of all parts.
@@ -138,7 +138,7 @@ def read_back(folder: Path, state: str) -> None:
     """Reads the manifest, the metadata and the smallest array of a step that was just written.
 
     Args:
-        folder: of the step.
+        folder: folder of the step.
         state: name of the subfolder with the arrays.
 
     Raises:
@@ -176,7 +176,7 @@ def verify(
     a step in a bucket that is not mounted, only the copied files are compared (`bucket_arrays.py`).
 
     Args:
-        directory: of the step.
+        directory: directory of the step.
         timeout_s: seconds until all processes must have finished.
         on_bytes: called with the bytes that this process has read, and its total.
 
@@ -271,7 +271,7 @@ def verify_all(
     """Verifies every step of a run, oldest first, without changing a file: `convoy checkpoints verify`. Needs no JAX.
 
     Args:
-        directory: of the step directories.
+        directory: directory of the step directories.
         say: called with a line for each step.
         progress: called with a text about once a second while a step is read.
 

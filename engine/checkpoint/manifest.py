@@ -149,7 +149,7 @@ def size_of(directory: Path, listed: bool) -> tuple[int, CheckpointError | None]
     """Returns the size of a step's files, and None.
 
     Args:
-        directory: of the step.
+        directory: directory of the step.
         listed: whether to take the size from the manifest. If that is damaged or has a newer format, the result is 0
             and a DamagedCheckpoint or an UnsupportedFormat.
     """
@@ -256,9 +256,9 @@ def find_problems(
     """Compares files with the manifest; returns a sentence for each file that differs, with found and expected values.
 
     Args:
-        directory: of the step.
-        manifest: of the step.
-        names: of files in it.
+        directory: directory of the step.
+        manifest: manifest of the step.
+        names: names of files in it.
         on_bytes: called with the number of bytes of each read.
         sizes_only: compare the sizes and read no file.
     """

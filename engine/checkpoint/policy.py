@@ -92,7 +92,7 @@ class _AgreedTimer:
         self._first = 0  # first step of this attempt
         self._agree_at: int | None = None  # step of the next agreement
         self._asked: int | None = None  # step of the last call of `due`
-        self._answer = False  # of that call
+        self._answer = False  # result of that call
         self._last = (0, self._start)  # step and time of the last agreement
 
     def due(self, step: int) -> bool:
@@ -125,12 +125,12 @@ class Retention:
     """Decides which steps of a run are kept, from the evaluation results, which it also stores.
 
     Args:
-        directory: of the checkpoints.
+        directory: directory of the checkpoints.
         keep_latest: number of newest checkpoints to keep.
         best: "evaluation/metric", or None.
         best_mode: "max" or "min".
         keep_best: number of best checkpoints to keep in addition.
-        lease: of the run directory.
+        lease: lease of the run directory.
 
     Every process of a run has a Retention, with the same records and decisions. The primary reads and writes the file.
     """

@@ -31,7 +31,7 @@ from engine.storage.mounts import shown
 if TYPE_CHECKING:
     import jax
 
-SECTIONS = ("params", "carried")  # of a stored state, that a warm start takes; "carried" is the model state
+SECTIONS = ("params", "carried")  # sections of a stored state that a warm start reads; "carried" is the model state
 AVERAGED = "ema"
 
 

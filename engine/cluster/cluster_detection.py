@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from engine.base.errors import ConfigError
 
-PORT = 8476  # of the coordinator if the scheduler sets none
+PORT = 8476  # port of the coordinator if the scheduler sets none
 FLAGS = {"coordinator": "--coordinator", "count": "--num-processes", "index": "--process-id"}
 VARIABLES = {
     "coordinator": "CONVOY_COORDINATOR",
@@ -36,7 +36,7 @@ class ProcessInfo:
     index: int = 0
     count: int = 1
     coordinator: str = ""  # HOST:PORT at which process 0 listens
-    local_devices: tuple[int, ...] | None = None  # of this host, if its processes divide the devices; None: all
+    local_devices: tuple[int, ...] | None = None  # devices of this process, if those of its host are divided; None: all
     detected_by_jax: bool = False  # the other fields are unknown: JAX detects them itself
 
 

@@ -59,7 +59,7 @@ def check_consistency(facts: Mapping[str, str], what: str) -> None:
     Processes compare hashes of the facts. Only a process whose hash differs reads the facts of process 0.
 
     Args:
-        facts: of this process. Facts of a module are compared only if both processes have loaded it.
+        facts: facts of this process. Facts of a module are compared only if both processes have loaded it.
         what: what is compared, one word.
 
     Raises:

@@ -184,7 +184,7 @@ def peek(topic: str, call: int = 1) -> dict[int, object]:
     """Returns the values that have arrived so far for a gather. Never waits; any process may call it.
 
     Args:
-        topic: of the gather.
+        topic: topic of the gather.
         call: number of the gather on this topic, from 1.
     """
     return {i: json.loads(text) for i, text in _texts(f"group/gather/{topic}#{call}")}
@@ -204,9 +204,9 @@ def decide[T, V](value: T, judge: Callable[[Mapping[int, T], list[int]], V], top
     """Calls `judge(values, missing)` on the primary only, and returns its result in every process.
 
     Args:
-        value: of this process.
+        value: value of this process.
         judge: receives the values by process, and the processes whose value has not arrived in time.
-        topic: of the gather and of the answer.
+        topic: topic of the gather and of the answer.
         timeout_s: seconds for all values to arrive at the primary.
 
     Raises:
@@ -265,7 +265,7 @@ class StepAgreement:
         self._topic, self._on_agreed = topic, on_agreed
         self._passed = 0  # number of steps
         self._agreed = math.inf  # the first step, counted from 1, at which `reached` is true
-        self._request = ""  # of this process
+        self._request = ""  # request of this process
         self._closed = self._reported = False
         self._poll_s = kv_store.poll_period(timeouts.REQUEST_POLL_S, timeouts.LONGEST_REQUEST_POLL_S)
         self._wake = threading.Event()  # set by a request of this process and by the exit of the context

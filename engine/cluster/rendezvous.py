@@ -75,9 +75,9 @@ def wait_for_all(
     """Takes part in the rendezvous; returns when all processes have called.
 
     Args:
-        index: of this process.
-        count: of all processes.
-        address: of the coordinator, as the user gave it.
+        index: index of this process.
+        count: number of processes.
+        address: address of the coordinator, as the user gave it.
         host, port: where process 0 listens and the others connect.
         timeout_s: seconds for all to call.
         secure: whether this process will use TLS once it has joined; the rendezvous itself does not.

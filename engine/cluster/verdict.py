@@ -26,18 +26,18 @@ STATUS = "status"
 """File in that folder that contains the path of the run's status."""
 _BEGAN = ".began"  # suffix of the file from `begin` to `done`
 
-_file: Path | None = None  # of this process, once `begin` has read the variable
+_file: Path | None = None  # file of this process, once `begin` has read the variable
 
 
 @dataclass(frozen=True)
 class Verdict:
     """How and why a process ended."""
 
-    index: int  # of the process
+    index: int  # index of the process
     code: int  # its exit code
     text: str  # a sentence as its last line, without a trailing newline; a traceback may precede it
     time: float  # when it decided to exit, by the monotonic clock that all processes of a machine share
-    signature: str = ""  # of its error (`failure_signature.py`)
+    signature: str = ""  # signature of its error (`failure_signature.py`)
 
     @staticmethod
     def of(error: BaseException, index: int) -> "Verdict":

@@ -38,7 +38,7 @@ type Groups = np.ndarray  # [groups, devices of a group], indices of devices
 class Collective:
     """A collective of a program, or the sum of several of the same kind and axes."""
 
-    kind: str  # of KINDS
+    kind: str  # one of KINDS
     axes: tuple[str, ...] | None  # mesh axes along which the devices of a group differ; None: unknown
     group: int  # devices per group
     count: int  # executions in one run of the program

@@ -83,7 +83,7 @@ class ProgramCompiler:
             seconds = time.monotonic() - begin
             try:
                 payload = serialize_executable.serialize(compiled)[0]
-            except Exception as error:  # of pickle, or of JAX
+            except Exception as error:  # pickle and JAX raise many types
                 self.say(
                     f"warning: program {name!r} is not stored, so the job compiles it: {type(error).__name__}: "
                     f"{first_line(error)}. Programs that call Python (jax.debug.print, jax.pure_callback) cannot be."
@@ -135,7 +135,7 @@ class ProgramCompiler:
             loaded = serialize_executable.deserialize_and_load(
                 payload, lowered.in_tree, lowered.out_tree, devices[0].client, devices
             )
-        except Exception as error:  # of the storage, of pickle, or of XLA, which checks its own version
+        except Exception as error:  # storage, pickle or XLA, which checks its own version, may fail
             return None, f"{path} cannot be loaded ({type(error).__name__}: {first_line(error)})"
         return loaded, ""
 

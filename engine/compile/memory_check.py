@@ -20,7 +20,7 @@ from engine.data.prefetch import least_ahead
 from engine.parallel.memory import HOST_MEMORY, device_memory_limit
 from engine.parallel.mesh import batch_sharding
 
-WARN_SHARE = 0.8  # of the memory: beyond it, activations and libraries hardly fit
+WARN_SHARE = 0.8  # share of the memory; beyond it, activations and libraries hardly fit
 # Row numbers and addresses (int64) and weights (float32) of the rows of a batch, see `data/batches.py`.
 ROW_BYTES = 20
 

@@ -12,8 +12,8 @@ from engine.cluster import group, timeouts
 from engine.cluster.host_address import machine_id, network_id
 from engine.parallel.memory import device_memory_limit
 
-DEVICE_SHARE = 0.9  # of the memory that JAX can allocate: the rest is for fragments and for small programs
-HOST_SHARE = 0.5  # of the memory of the host, which also holds the data and the libraries
+DEVICE_SHARE = 0.9  # share of what JAX can allocate; the rest is for fragments and for small programs
+HOST_SHARE = 0.5  # share of the host's memory, which also holds the data and the libraries
 
 
 @dataclasses.dataclass(frozen=True)

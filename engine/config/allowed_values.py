@@ -5,8 +5,8 @@ from engine.base.errors import FieldError
 from engine.config.setting import Rule, at_least, in_units, matching, one_of
 
 MAX_WORKERS, MAX_DEVICES, MAX_AXIS = 1024, 4096, 2**20  # so that a typing error does not overload the machine
-MAX_GIB = 2**20  # of a file system
-AUTO = "auto"  # of train.global_batch_size and train.accumulate, until the run has chosen a number
+MAX_GIB = 2**20  # GiB in a file system
+AUTO = "auto"  # value of train.global_batch_size and train.accumulate until the run has chosen a number
 
 
 def _axis_size(value: object, path: str) -> None:

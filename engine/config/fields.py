@@ -28,7 +28,7 @@ _WORDS = {
     Duration: "a duration",
     type(None): "None",
 }
-MAX_BITS, MAX_DEPTH = 64, 20  # of an integer, and of tuples and dicts inside each other
+MAX_BITS, MAX_DEPTH = 64, 20  # bits of an integer, and levels of nested tuples and dicts
 
 _ENTRY_NAME = re.compile(r"[A-Za-z_][\w-]*")
 

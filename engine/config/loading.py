@@ -53,7 +53,7 @@ def _read(reference: str) -> Draft:
     if re.match(r"[\w+.-]+://", reference):
         advice = f"load(str(engine.local_path({reference!r})))"
         raise ConfigError(f"{reference}: found the address of a bucket. Name its folder on this machine: {advice}.")
-    path = Path(os.path.expanduser(reference))  # of the text: Path("./~") is a path to expand
+    path = Path(os.path.expanduser(reference))  # not Path.expanduser, which would expand "./~" too
     if path.is_dir():
         path = path / CONFIG_TEXT
         if not path.is_file():

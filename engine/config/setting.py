@@ -16,7 +16,7 @@ from engine.base.errors import FieldError, did_you_mean
 type Check = Callable[[object, str], None]
 """Called with a value of the right type and its path; raises FieldError if the value is not allowed."""
 
-MAX_INTEGER, MAX_NUMBER = 2**31 - 1, 1e30  # of int32, in which devices count; and well within float32
+MAX_INTEGER, MAX_NUMBER = 2**31 - 1, 1e30  # the largest int32, in which devices count; a number well within float32
 
 _KEY = "setting"
 

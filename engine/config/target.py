@@ -69,7 +69,7 @@ def is_found(path: str) -> bool:
         return hasattr(sys.modules[first], rest[0])
     except ModuleNotFoundError as error:  # the first part is a module, not a package
         return error.name == f"{first}.{rest[0]}"
-    except Exception:  # of the user's code, which is reported where it is imported
+    except Exception:  # the user's code may raise anything; `resolve` reports it
         return True
 
 

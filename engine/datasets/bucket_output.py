@@ -30,7 +30,7 @@ class BucketOutput:
     """The output of `convoy data write` in a bucket.
 
     Args:
-        address: of the dataset, such as `s3://bucket/scenes.arrayrecord`.
+        address: address of the dataset, such as `s3://bucket/scenes.arrayrecord`.
 
     Attributes:
         path: where the dataset is written before it is sent.

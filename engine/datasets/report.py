@@ -12,7 +12,7 @@ from engine.data.stages import STAGES
 from engine.datasets.advice import advice, notes
 from engine.datasets.statistics import FieldStatistics, Statistics, UnusableExample, histogram, quantiles
 
-BINS, BAR = 8, 30  # of a histogram: bins, and characters of the longest bar
+BINS, BAR = 8, 30  # a histogram's bins, and characters of its longest bar
 MOST_SHAPES, MOST_CLASSES = 5, 20  # shapes and classes of a field that are listed
 SHOWN_BAD = 20  # bad examples in the text; the JSON names more
 

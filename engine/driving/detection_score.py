@@ -16,7 +16,7 @@ from engine.metrics.values import real_array, rows_and_mask
 
 THRESHOLDS = (0.5, 1.0, 2.0, 4.0)  # metres between the centres
 ERRORS = ("translation", "scale", "orientation", "velocity", "attribute")
-_MATCHED_AT = 2  # of THRESHOLDS: the matches whose errors count
+_MATCHED_AT = 2  # index in THRESHOLDS of the matches whose errors count
 _LEAST_RECALL = 0.1
 
 
@@ -238,7 +238,7 @@ def matched_errors(scores: np.ndarray, hits: np.ndarray, errors: np.ndarray, tot
     Args:
         scores: `[predictions]`.
         hits: whether each has a label, likewise.
-        errors: of each that has a label, `[predictions, errors]`; NaN where an error is not defined.
+        errors: errors of each prediction that has a label, `[predictions, errors]`; NaN where an error is not defined.
         total: number of labels, at least 1.
     """
     order = np.argsort(-scores, kind="stable")

@@ -41,7 +41,7 @@ class ProcessExit:
     text: str = ""  # text of its verdict, if it recorded one
     signature: str = ""  # failure signature of its verdict, if it recorded one
     step: int | None = None  # steps done, if it counted any
-    explanation: str = ""  # of the first failure: meaning of its code
+    explanation: str = ""  # meaning of the exit code of the first failure
     out_of_memory: bool = False  # whether it was killed, while the kernel killed a process for lack of memory
 
 

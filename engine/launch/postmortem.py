@@ -38,7 +38,7 @@ def unfinished(folder: Path, index: int, pids: Sequence[int]) -> str:
 
     Args:
         folder: the folder of verdicts, which also names the status file of the run.
-        index: of the process.
+        index: index of the process.
         pids: processes of the job; a status that another process wrote is not read.
     """
     if verdict.is_unfinished(folder, index):

@@ -21,7 +21,7 @@ class Failure:
     """How an attempt ended without completing the run."""
 
     code: int  # exit code of the job, as a shell reports it
-    signature: str  # of the error or signal, "" if a peer or a scheduler caused the failure
+    signature: str  # signature of the error or signal, "" if a peer or a scheduler caused the failure
     step: int  # last step that it reached
     checkpoint: int | None  # newest checkpoint at that time
     from_outside: bool = False  # whether it was an announced kill
@@ -32,7 +32,7 @@ class Failure:
 class Restart:
     """Decision to start the same command again."""
 
-    number: int  # of this restart, from 1
+    number: int  # number of this restart, from 1
     wait_s: float  # seconds to wait before it
 
 

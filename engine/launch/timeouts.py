@@ -6,7 +6,7 @@ FAILURE_GRACE_S: Final = 5.0  # after the first failure, for the primary to writ
 OUTPUT_S: Final = 5.0  # for the last output lines of a process that has ended
 TIDY_S: Final = 2.0  # for workers to end after their process and remove their shared memory
 STOP_GRACE_S: Final = 120  # from SIGTERM to SIGKILL in a pod or service, for the step in flight and a checkpoint
-RESTART_S: Final = 15  # of the service on a TPU VM: all hosts must have ended before one restarts
+RESTART_S: Final = 15  # wait of the service on a TPU VM: all hosts must have ended before one restarts
 SLURM_NOTICE_S: Final = (
     180  # from SIGTERM to the time limit; Slurm may send SIGTERM up to a minute earlier, never later
 )

@@ -24,7 +24,7 @@ from engine.layers.quantization import grouped_matmul, matmul
 from engine.layers.routing import Routes, RowAssignment, assign_rows, group_sizes, route
 from engine.parallel import layout
 
-SLOTS = ("batch", "sequence", None)  # of [experts, batch, slots, features]
+SLOTS = ("batch", "sequence", None)  # logical axes of the last three of [experts, batch, slots, features]
 
 
 class Experts(nnx.Module):
@@ -156,7 +156,7 @@ class _Split:
     """How dropless computation is split over the mesh."""
 
     platform: str
-    tokens: PartitionSpec  # of [batch, time, features]
+    tokens: PartitionSpec  # spec of an array [batch, time, features]
     exchanged: int  # devices of the axis `expert` that exchange tokens; 1 for none
     hidden: tuple[str, ...]  # mesh axes that split the hidden size of an expert
 

@@ -131,7 +131,7 @@ def splash_kernel(heads: int, queries: int, keys: int, *, causal: bool, **option
         heads: number of heads.
         queries, keys: numbers of positions, multiples of SPLASH_LANES.
         causal: whether a position attends only to itself and earlier ones.
-        options: of `make_splash_mha_single_device`.
+        options: options of `make_splash_mha_single_device`.
     """
     from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 

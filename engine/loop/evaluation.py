@@ -66,9 +66,7 @@ class Evaluator:
         ConfigError: its batches do not fit into memory.
     """
 
-    def __init__(
-        self, name: str, config: Evaluation, source: Source, program: EvaluationProgram, batch_size: int
-    ):
+    def __init__(self, name: str, config: Evaluation, source: Source, program: EvaluationProgram, batch_size: int):
         where = f"evaluations.{name}"
         check_batch(program.mesh, batch_size, 1, f"{where}.batch_size")
         spec = example_spec(source)

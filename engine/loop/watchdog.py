@@ -71,7 +71,7 @@ class Watchdog:
         hang_s: `resilience.hang` in seconds.
         timeout_s: `checkpoint.timeout` in seconds.
         folder: for the stacks of each process; created when needed.
-        attempt: of the run.
+        attempt: number of the attempt.
         k: steps of a dispatch.
     """
 
@@ -81,7 +81,7 @@ class Watchdog:
         """Steps whose program was called. The loop sets it just before the call."""
         self.arrived = 0
         """Steps whose result has arrived. The loop sets it."""
-        self._since = time.monotonic()  # of the latest heartbeat, or of the start of the phase
+        self._since = time.monotonic()  # time of the latest heartbeat or of the start of the phase
         self._activity = Activity("starting")
         self._seen = (0, 0)  # dispatched and arrived, at the latest poll
         self._from = (0.0, 0)  # start of the present step: time of the latest poll with a result, steps by then

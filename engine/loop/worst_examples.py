@@ -30,8 +30,8 @@ class WorstExamples:
 
         Args:
             score: name of the score.
-            scores: of the worst examples, the worst first.
-            indices: of these examples in the dataset.
+            scores: scores of the worst examples, the worst first.
+            indices: indices of these examples in the dataset.
             on_progress: called after each example whose text is read.
         """
         columns: dict[str, Sequence[Any]] = {EXAMPLE: indices.tolist(), score: scores.tolist()}

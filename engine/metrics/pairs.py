@@ -15,7 +15,7 @@ from engine.metrics.metric import Metric
 from engine.metrics.results import Result
 from engine.metrics.state import MetricStates, compute
 
-MAX_SUMS = 1024  # of one metric
+MAX_SUMS = 1024  # largest number of sums in one metric
 
 
 def pairs_of(metrics: Mapping[str, Metric], rows: jax.Array | np.ndarray | None) -> dict[str, jax.Array]:

@@ -14,10 +14,10 @@ import numpy as np
 from engine.base.errors import TaskError
 from engine.base.formatting import aligned
 
-MAX_NUMBERS = 4096  # of an array in metrics.jsonl, and rows of a table
+MAX_NUMBERS = 4096  # largest size of an array in metrics.jsonl, and most rows of a table
 _SHOWN = 16  # numbers of an array as text
 _PNG = b"\x89PNG\r\n\x1a\n"  # first bytes of a PNG file
-CURVE_POINTS = 256  # of a curve in metrics.jsonl and TensorBoard
+CURVE_POINTS = 256  # points kept of a curve in metrics.jsonl and TensorBoard
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

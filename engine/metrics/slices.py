@@ -119,7 +119,7 @@ class SlicedMerger:
         self._whole = states.states.merger()
         slices = len(states.slices)
         self._sums = {kind: np.stack([x] * slices) if slices else x for kind, x in self._whole.sums.items()}
-        self._members: list[np.ndarray] = []  # of each batch `[slices, rows]`, if a metric collects
+        self._members: list[np.ndarray] = []  # one array `[slices, rows]` for each batch, if a metric collects
         self._counts = np.zeros(slices, np.int64)
         self._worst = np.zeros(0), np.zeros(0, np.int64)  # scores and indices of the worst examples so far
 

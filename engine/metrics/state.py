@@ -95,7 +95,7 @@ class _Field:
     kind: str  # "float32" or "int32" of a sum, "" of a collected field
     shape: tuple[int, ...]  # without the batch; of a collected field, the largest
     dtype: Any
-    fill: float = 0  # of a collected field
+    fill: float = 0  # value of the rows that pad a collected field
 
     @property
     def size(self) -> int:

@@ -25,7 +25,7 @@ def rows_and_mask(
         kind: the class, for errors.
         values: `[batch, ...]`.
         where: mask, `[batch]` up to `[batch, ...]`; None keeps every value.
-        name: of the mask, for errors.
+        name: name of the mask, for errors.
     """
     values = real_array(values, f"{kind}.of needs values")
     if values.ndim == 0:

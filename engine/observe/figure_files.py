@@ -24,9 +24,9 @@ def write_figures(folder: Path, results: Mapping[str, Any], step: int | None = N
     A file appears complete. Figures of examples replace all those that an earlier evaluation of the same step has left.
 
     Args:
-        folder: of the figures.
+        folder: folder of the figures.
         results: by full name, such as "heldout/figures/0".
-        step: of the results. The figures of an earlier evaluation are removed even if the results have none.
+        step: step of the results. The figures of an earlier evaluation are removed even if the results have none.
     """
     prefixes = {name.partition("/")[0] for name in results if "/" in name} if step is not None else ()
     written: dict[Path, set[str]] = {folder / prefix / str(step): set() for prefix in prefixes}

@@ -17,7 +17,7 @@ class FlopsCount:
     def __init__(self, count: Callable[[], float], say: Callable[[str], None]):
         self._count, self._say = count, say
         self._value: float | None = None
-        self._error: Exception | SystemExit | None = None  # of the author's code, until it is reported
+        self._error: Exception | SystemExit | None = None  # an error of the author's code, until it is reported
         self._ended = threading.Event()  # set when the count has ended or is abandoned
         # No daemon: the exit of Python would stop such a thread inside JAX, which crashes the process.
         self._thread = threading.Thread(target=self._run, name="flops-count")

@@ -17,7 +17,7 @@ from engine.config import hardware
 HOST_MEMORY = "pinned_host"  # JAX's name
 UNLISTED: Mapping[str, Sequence[str]] = {"gpu": ("device", HOST_MEMORY)}
 """Platform -> the memories of a device that lists none, the default one first."""
-GPU_SHARE = 0.75  # of a GPU's memory, that JAX allocates at its start unless MEMORY_FRACTION is set
+GPU_SHARE = 0.75  # share of a GPU's memory that JAX allocates at its start unless MEMORY_FRACTION is set
 MEMORY_FRACTION = "XLA_CLIENT_MEM_FRACTION"  # environment variable of JAX
 
 

@@ -128,7 +128,7 @@ class HardwareTarget:
             jax.config.update("jax_platforms", "cpu")  # JAX reads the variable at its import
         try:
             return list(_topology(self))
-        except Exception as error:  # of the compiler, in C++
+        except Exception as error:  # the compiler raises C++ errors of any type
             raise ConfigError(f"{self.text}: the compiler has no such topology: {first_line(error)}") from error
 
 

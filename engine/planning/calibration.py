@@ -130,7 +130,7 @@ class _Probe:
     ) -> float:
         """Returns the seconds of a function from arrays to arrays of the same shape within a longer program."""
 
-        def loop(x: jax.Array, times: jax.Array) -> jax.Array:  # of a length that XLA does not know, so not unrolled
+        def loop(x: jax.Array, times: jax.Array) -> jax.Array:  # XLA does not know its length, so it does not unroll it
             return jax.lax.fori_loop(0, times, lambda _, x: function(x), x)
 
         return max(self._seconds(loop, shape, dtype) - self.dispatch, 1e-9) / LOOPS

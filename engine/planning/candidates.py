@@ -25,8 +25,8 @@ class Candidate:
     `precision` alone changes the result, by rounding.
     """
 
-    sizes: tuple[int, ...]  # of each axis, over all slices
-    between: tuple[int, ...]  # of each axis, between slices of TPUs
+    sizes: tuple[int, ...]  # size of each axis, over all slices
+    between: tuple[int, ...]  # factor of each axis between slices of TPUs
     remat: str = "none"
     accumulate: int = 1
     precision: str = "float32"

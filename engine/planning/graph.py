@@ -42,7 +42,7 @@ class Operation:
     params: Mapping[str, Any]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
-    flops: int  # of one execution, without those of nested graphs
+    flops: int  # FLOPs per execution, without those of nested graphs
     nested: tuple["Graph", ...] = ()
     times: int = 1  # executions of the nested graphs
 

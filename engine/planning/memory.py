@@ -186,7 +186,7 @@ class MemoryModel:
         work = self.traces.work(on_device(candidate.remat), candidate.precision, rows)
         microbatches = candidate.microbatches or stages
         inputs, kept = schedule.memory(stages, microbatches, candidate.repeats, candidate.schedule)
-        layers = min(max(work.kept, 0.0) / self.divided(candidate), whole)  # of all microbatches and repeats
+        layers = min(max(work.kept, 0.0) / self.divided(candidate), whole)  # bytes for all microbatches and repeats
         carry = work.carry / microbatches / candidate.axes["context"] / candidate.axes["tensor"]
         return whole + layers * (kept / (microbatches * candidate.repeats) - 1) + inputs * carry
 

@@ -94,7 +94,7 @@ class Measured(_Stored):
         bytes: memory that the compiled step needs on a device, by XLA's analysis; None if it is unknown.
         peak_bytes: highest peak of a device of process 0 so far; None on a platform that does not report it.
         attempt: number of the attempt.
-        time: of the measurement, ISO text in UTC.
+        time: time of the measurement, ISO text in UTC.
     """
 
     step_s: float
@@ -166,8 +166,8 @@ class PlanRecord:
         say: Callable[[str], None],
     ):
         self._predict, self._device_bytes, self._directory, self._say = predict, device_bytes, directory, say
-        self._lock = threading.Lock()  # of what follows: rows arrive while the thread writes
-        self._steps: list[tuple[float, float]] = []  # of each row: mean time of a step, share of waiting for data
+        self._lock = threading.Lock()  # guards the fields below: rows arrive while the thread writes
+        self._steps: list[tuple[float, float]] = []  # by row: mean time of a step, share of waiting for data
         self._seconds, self._peak_gib, self._last = 0.0, 0.0, 0
         self._predicted: Predicted | None = None
         self._abandoned = False
@@ -204,7 +204,7 @@ class PlanRecord:
         try:
             found = read(self._directory.plan)
             self._predicted = self._predict(None if found is None else found.predicted)
-        except (Exception, SystemExit) as error:  # of the author's code, too: the run goes without a prediction
+        except (Exception, SystemExit) as error:  # the author's code may raise anything; the run then has no prediction
             self._predicted = Predicted(problem=describe(error))
         if not self._abandoned:
             self._write()  # now: the run may be killed

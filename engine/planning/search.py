@@ -36,7 +36,7 @@ class SearchResult:
     model: CostModel
     choices: Choices
     fitting: list[Cost]  # the fastest first
-    nearest: Cost | None  # of those that do not fit, in the precision of the config, the one with the least memory
+    nearest: Cost | None  # the candidate in the config's precision that needs least memory, if none of them fits
     examined: int
     problems: Mapping[str, int]  # why meshes are impossible -> number of meshes
 

@@ -39,7 +39,7 @@ def tracks(
         past: `[agents, steps, 2]`; positions that are not finite are left out.
         future: likewise.
         predicted: `[agents, steps, 2]`, or `[agents, modes, steps, 2]`.
-        scores: of the modes, `[agents, modes]`, 0 to 1; a mode with a low score is faint.
+        scores: scores of the modes, `[agents, modes]`, 0 to 1; a mode with a low score is faint.
         lanes: polylines `[points, 2]`, in a sequence or as one array `[lanes, points, 2]`.
         valid: agents to draw, `[agents]`; None draws all.
         ax: axes to draw into; None makes a figure.

@@ -200,7 +200,7 @@ def write_array_record(source: Source, path: str, progress: Callable[[int, int],
             if progress is not None:
                 progress(index + 1, len(source))
 
-    for sidecar in (manifest_path(Path(path)), lengths_path(Path(path))):  # of the file that is replaced
+    for sidecar in (manifest_path(Path(path)), lengths_path(Path(path))):  # they describe the file that is replaced
         with contextlib.suppress(OSError):
             sidecar.unlink()
     return write_records(records(), path, f"{path}.unfinished")

@@ -61,7 +61,7 @@ class ArrowFormat:
         return _open(path)[0].schema
 
     def block_rows(self, path: str) -> list[int]:
-        reader, is_file = _open(path, [0])  # of a compressed file, only the first column is decompressed
+        reader, is_file = _open(path, [0])  # in a compressed file, only the first column is decompressed
         batches = map(reader.get_batch, range(reader.num_record_batches)) if is_file else self._streams.get(path)
         return [batch.num_rows for batch in batches]
 

@@ -102,7 +102,7 @@ def decompressed(content: bytes, position: int) -> bytes:
         chunk = Chunk.read(ReadDataStream(io.BytesIO(content)))
         stream, size = get_chunk_data_stream(chunk, validate_crc=True)
         return stream.read(size)
-    except Exception as error:  # of the libraries of the compressions, too
+    except Exception as error:  # the compression libraries raise errors of their own
         raise DataError(
             f"the chunk at byte {position} cannot be read: {type(error).__name__}: {error}. Try `mcap recover`."
         ) from error

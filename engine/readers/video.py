@@ -20,7 +20,7 @@ from engine.readers.fingerprints import digest
 from engine.readers.saved_index import Index, file_indexes
 from engine.storage.mounts import shown
 
-FORM = "video-1"  # of the saved index
+FORM = "video-1"  # format of the saved index
 ADVICE = "Replace the file, or convert it to MP4, as from AVI: ffmpeg -i FILE.avi FILE.mp4."
 SEEKS = 3  # keyframes from which a frame is searched before the file is decoded from its begin
 

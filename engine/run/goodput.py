@@ -25,7 +25,7 @@ from engine.run.owner import boot_id, start_ticks
 
 SLOW = "slow process"  # kind of entries that estimate how long the run has waited for its slowest process
 KINDS = ("init", "restore", "compile", "step", "data wait", "save stall", "evaluation", "lost", "down")
-_LARGEST = 1e15  # of a number in a valid entry
+_LARGEST = 1e15  # largest number in a valid entry
 NOTHING_READ: Mapping[str, float] = {}
 EVERY_S = 1.0  # seconds between two writes of entries while the loop runs steps
 LEAST_S = 1e-3  # shorter times are not written, but added to the next entry of their kind
@@ -42,7 +42,7 @@ class Entry(TypedDict):
     time: float  # unix seconds
     clock: float  # monotonic seconds
     boot: str  # id of the boot that `clock` counts from
-    pid: int  # of the writer
+    pid: int  # process id of the writer
     wall: NotRequired[bool]  # seconds are from the wall clock: monotonic clocks of two boots are not comparable
     process: NotRequired[str]  # with SLOW: "process 2 (host a)"
     cause: NotRequired[str]  # with SLOW: what that process waits for

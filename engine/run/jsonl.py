@@ -34,7 +34,7 @@ class JsonLinesWriter:
         folder: with the files of all processes.
         process: index of this process.
         processes: number of processes.
-        attempt: of the run; a field of each line.
+        attempt: number of the attempt; a field of each line.
     """
 
     def __init__(self, folder: Path, process: int, processes: int, attempt: int):

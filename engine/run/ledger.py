@@ -20,10 +20,10 @@ class Ledger:
     """Writes the lines of one process in one attempt.
 
     Args:
-        folder: of the ledger; created if it is missing.
+        folder: folder of the ledger; created if it is missing.
         process: index of this process.
         processes: number of processes.
-        attempt: of the run.
+        attempt: number of the attempt.
 
     Raises:
         RunError: the folder or the file cannot be written.

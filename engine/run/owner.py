@@ -33,7 +33,7 @@ class Owner:
     namespace: str = field(default_factory=lambda: _link("/proc/self/ns/pid"))
     machine: str = field(default_factory=lambda: _text("/etc/machine-id"))
     folder: str = ""  # absolute path of the folder with its lease
-    identity: str = ""  # of that folder (`lease_copy.py`)
+    identity: str = ""  # identity of that folder (`lease_copy.py`)
 
     def __str__(self) -> str:
         return f"process {self.pid} on host {self.host}, since {self.since}"

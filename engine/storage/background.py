@@ -29,7 +29,7 @@ class Background[T]:
 
     Args:
         function: called in the thread.
-        name: of the thread.
+        name: name of the thread.
     """
 
     def __init__(self, function: Callable[[], T], name: str):

@@ -17,7 +17,7 @@ SWITCH = "CONVOY_DATA_CACHE"
 STALL = {"TENSORSTORE_CURL_LOW_SPEED_TIME_SECONDS": "30", "TENSORSTORE_CURL_LOW_SPEED_LIMIT_BYTES": "1"}
 """Variables that TensorStore reads: a request without a byte for so long has failed. By default it waits for ever."""
 RETRY = 42  # as in engine/cluster/exit_status.py, which is on a higher level
-REGION = "us-east-1"  # of a server other than Amazon's, if no variable names one
+REGION = "us-east-1"  # region for a server other than Amazon's, if no variable names one
 RETRIES = {"max_retries": 6, "initial_delay": "1s", "max_delay": "32s"}  # at most 63 s in total
 _KEYS = {
     "s3": "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or use ~/.aws/credentials or a role that may access it.",
@@ -94,7 +94,7 @@ class Bucket:
         """Returns the result of a function, whose errors of TensorStore are raised as `error`."""
         try:
             return function()
-        except ValueError as error:  # of TensorStore, for every failure
+        except ValueError as error:  # TensorStore raises it for every failure
             raise failure(self._error, f"{self.name}/{key}".rstrip("/"), error, done) from error
 
 

@@ -187,7 +187,7 @@ def _losses(
     means = means_of(call(spec.task.loss, module, examples, keys, context=spec.context(shared.step, keys)))
     # Without skip_bad every weight is 1. A weighted sum would then only round differently and change old runs.
     weight = batch.weight if spec.skip_bad else None
-    zero = jnp.zeros(2)  # of the metric "loss" if it is the sum of several, which `complete` computes
+    zero = jnp.zeros(2)  # for the metric "loss" if it is the sum of several losses, which `complete` computes
     found = pairs_of(means, weight)
     # Otherwise a metric gets a zero cotangent: wasted work, and NaN where its derivative is infinite.
     sums = jax.lax.stop_gradient(jnp.stack([found.get(name, zero) for name in shared.metric_names]))

@@ -159,7 +159,7 @@ def _traced(function: SliceFunction, first: PyTree, examples: PyTree, where: str
     """Returns part -> bool `[batch]`; to be traced. The function sees the entries with text, but cannot use the text.
 
     Args:
-        function: of one example.
+        function: function of one example.
         first: a host batch with its text.
         examples: pytree of arrays `[batch, ...]`, without text.
         where: config field of the slice, for error texts.
@@ -178,7 +178,7 @@ def _on_host(function: SliceFunction, batch: Batch, parts: tuple[str, ...] | Non
     """Returns part -> bool `[rows]`, False for rows of weight 0.
 
     Args:
-        function: of one example.
+        function: function of one example.
         batch: a host batch with its text.
         parts: what the function must return; None: what it returns for the first row.
         where: config field of the slice, for error texts.

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 WINDOWS: Final = 10  # latest windows that count
-NAMED: Final = 9  # of them with a small loss: the process is named if its loss over all of them is not small
-CLEARED: Final = 3  # of them with a small loss: it is not named any more
-REASON: Final = 5  # of them with a small loss of this cause: it may be the reason that is named
+NAMED: Final = 9  # a process with so many windows with a small loss is named, if its loss over all windows is not small
+CLEARED: Final = 3  # with so few windows with a small loss, it is not named any more
+REASON: Final = 5  # a cause of so many windows with a small loss may be the reason that is named
 LONG: Final = 80  # latest windows in which a small loss counts
-LONG_NAMED: Final = 64  # of them with a small loss: the process is named
+LONG_NAMED: Final = 64  # a process with so many of the LONG windows with a small loss is named
 SMALL: Final = 0.5  # a small loss, as a share of the least loss
 LEAST_S: Final = 5e-4  # shorter excess per step is noise of the host, or the writing of the primary
 SWITCH: Final = 2.0  # another process is named if it loses so many times more
@@ -139,7 +139,7 @@ class Judge:
 
     def __init__(self, count: int, cpu_devices: bool):
         self._count, self._cpu_devices = count, cpu_devices
-        self._reports: deque[Mapping[int, Report]] = deque(maxlen=WINDOWS + 1)  # of all processes
+        self._reports: deque[Mapping[int, Report]] = deque(maxlen=WINDOWS + 1)  # by process, latest last
         self._votes: dict[tuple[int, str], int] = {}  # process and cause -> a bit per window: 1 for a small loss
         self.slowest: Slowest | None = None
         """The process that slows down the run."""

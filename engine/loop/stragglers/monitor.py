@@ -25,7 +25,7 @@ from engine.run.goodput import Stopwatch
 PROBE_BUDGET: Final = 1e-3  # share of the time that the probe takes at most
 THREAD_BUDGET: Final = 5e-3  # share of a core that the thread takes at most
 LEAST_PERIOD_S: Final = 0.25  # between two reports of a process
-REPORTS_PER_S: Final = 100  # of all processes together: the load of the primary does not grow with their number
+REPORTS_PER_S: Final = 100  # all processes together: the load of the primary does not grow with their number
 LATE_S: Final = 1e-3  # a longer wait for data makes a step late
 FIRST_PROBE: Final = 8  # steps before the first probe, whose cost is not known
 LEDGER_S: Final = 10.0  # between two entries of lost time
