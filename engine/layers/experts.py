@@ -23,6 +23,7 @@ from engine.layers.cpu.grouped_products import blocks_for
 from engine.layers.quantization import grouped_matmul, matmul
 from engine.layers.routing import Routes, RowAssignment, assign_rows, group_sizes, route
 from engine.parallel import layout
+from engine.parallel.rules import axes_of
 
 SLOTS = ("batch", "sequence", None)  # logical axes of the last three of [experts, batch, slots, features]
 
@@ -141,7 +142,7 @@ def _exchange(x: jax.Array, to_experts: bool) -> jax.Array:
     here = layout.current()
     by_row, by_expert = (here.spec((name, *SLOTS), x.shape) for name in (None, "expert"))
     source, target = (by_row, by_expert) if to_experts else (by_expert, by_row)
-    if by_expert[0] != "expert" or "expert" not in _names(by_row[1]):
+    if by_expert[0] != "expert" or "expert" not in axes_of(by_row[1]):
         return here.constrain(x, "expert" if to_experts else None, *SLOTS)  # XLA chooses the collective
     split, concat = (0, 1) if to_experts else (1, 0)
 
@@ -163,7 +164,7 @@ class _Split:
     @property
     def axes(self) -> tuple[str, ...]:
         """All mesh axes of the split."""
-        return tuple(axis for entry in self.tokens for axis in _names(entry)) + self.hidden
+        return tuple(axis for entry in self.tokens for axis in axes_of(entry)) + self.hidden
 
     @property
     def kernels(self) -> tuple[PartitionSpec, ...]:
@@ -177,8 +178,8 @@ def _dropless(x: jax.Array, routes: Routes, kernels: tuple[jax.Array, ...]) -> j
     """Returns the result without dropped choices. Each device sorts its own tokens by expert."""
     here = layout.current()
     tokens = here.spec(("batch", "sequence", None), x.shape)
-    taken = {axis for entry in tokens for axis in _names(entry)}
-    exchanged = here.axes("expert", kernels[0].shape[0]) == ("expert",) and "expert" in _names(tokens[0])
+    taken = {axis for entry in tokens for axis in axes_of(entry)}
+    exchanged = here.axes("expert", kernels[0].shape[0]) == ("expert",) and "expert" in axes_of(tokens[0])
     hidden = tuple(axis for axis in here.axes("mlp", kernels[0].shape[2]) if axis not in taken)
     split = _Split(here.platform, tokens, here.size("expert") if exchanged else 1, hidden)
     args = (x, routes.experts, routes.weights, kernels)
@@ -227,7 +228,7 @@ def _mapped[**P](
 ) -> Callable[P, jax.Array]:
     """Returns a function under `jax.shard_map` over the mesh axes that its specs name."""
     leaves = jax.tree.leaves((in_specs, out_specs), is_leaf=lambda x: isinstance(x, PartitionSpec))
-    axes = {axis for spec in leaves for entry in spec for axis in _names(entry)}
+    axes = {axis for spec in leaves for entry in spec for axis in axes_of(entry)}
     return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, axis_names=axes)
 
 
@@ -241,9 +242,4 @@ def _vary(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 
 def _in(axis: str, specs: tuple[PartitionSpec, ...]) -> bool:
-    return any(axis in _names(entry) for spec in specs for entry in spec)
-
-
-def _names(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    """Returns the mesh axes of one entry of a PartitionSpec."""
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+    return any(axis in axes_of(entry) for spec in specs for entry in spec)

@@ -16,6 +16,7 @@ from engine.base.types import PyTree
 from engine.layers import blockwise
 from engine.layers.remat import KERNEL
 from engine.parallel.layout import Layout
+from engine.parallel.rules import axes_of
 
 CUDNN_HEAD_DIM = 128
 """Largest head size that cuDNN's kernel supports on all of its GPUs."""
@@ -183,8 +184,7 @@ def specs(here: Layout, q: jax.Array, time_axis: str | None = None) -> tuple[Par
         heads.
     """
     batch, _, heads, _ = here.spec(("batch", None, "heads", None), q.shape)
-    axes = () if heads is None else (heads,) if isinstance(heads, str) else heads
-    parts = math.prod(here.size(axis) for axis in axes)
+    parts = math.prod(here.size(axis) for axis in axes_of(heads))
     return PartitionSpec(batch, time_axis, heads, None), PartitionSpec(batch, time_axis), parts
 
 

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding, SingleDev
 
 from engine.base.types import PyTree
 from engine.parallel.memory import device_memory
+from engine.parallel.rules import axes_of
 
 _LANES = ((0x9E3779B1, 0x7FEB352D, 0x846CA68B), (0x85EBCA77, 0x2C1B3C6D, 0x297A2D39))
 """For each of the two sums: the factor of the index, and the factors of the finalizer; all are odd."""
@@ -155,8 +156,7 @@ def _local_digest(part: jax.Array, *, spec: PartitionSpec, shape: tuple[int, ...
     index = jnp.zeros(part.shape, jnp.uint32)
     stride = 1
     for d in reversed(range(part.ndim)):
-        axes = spec[d] if d < len(spec) else None
-        axes = () if axes is None else axes if isinstance(axes, tuple) else (axes,)
+        axes = axes_of(spec[d]) if d < len(spec) else ()
         first = lax.axis_index(axes).astype(jnp.uint32) * np.uint32(part.shape[d]) if axes else np.uint32(0)
         index += (lax.broadcasted_iota(jnp.uint32, part.shape, d) + first) * np.uint32(stride % 2**32)
         stride *= shape[d]

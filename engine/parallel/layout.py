@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from engine.config import hardware
 from engine.config.schema import Sharding, Train
-from engine.parallel.rules import RULES, Rules, mesh_axes
+from engine.parallel.rules import RULES, Rules, mesh_axes, to_entry
 
 NAMED = "named:"  # prefix of the names of values in Layout.used
 QUANTIZED = "quantized"  # in Layout.used if a layer has products in eight bits
@@ -97,7 +97,7 @@ class Layout:
         for i, name in enumerate(names):
             axes = tuple(a for a in self.axes(name, None if shape is None else shape[i]) if a not in used)
             used.update(axes)
-            entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
+            entries.append(to_entry(axes))
         return PartitionSpec(*entries)
 
     def constrain(self, x: jax.Array, *names: str | None) -> jax.Array:

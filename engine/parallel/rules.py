@@ -124,7 +124,7 @@ def partition_spec(
                 f"Use a multiple of {shards} ({-(-size // shards) * shards}), "
                 f"{axes[0]}={math.gcd(size, mesh.shape[axes[0]])}, or map {name!r} to None in sharding.rules."
             )
-        entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
+        entries.append(to_entry(axes))
     return PartitionSpec(*entries)
 
 
@@ -146,8 +146,7 @@ def mesh_axes(path: str, name: str | None, rules: Rules) -> tuple[str, ...]:
             f"{path}: no sharding rule for axis {name!r}.{did_you_mean(name, rules)} "
             f"Rules here: {', '.join(rules)}. Add one with --config.sharding.rules.{name}=fsdp (or None)."
         )
-    value = rules[name]
-    axes = () if value is None else (value,) if isinstance(value, str) else tuple(value)
+    axes = axes_of(rules[name])
     for axis in axes:
         if axis not in AXES:
             raise ShardingError(
@@ -182,7 +181,7 @@ def warnings(
         params, names, rules, mesh: as for `partition_specs`.
     """
     specs = partition_specs(params, names, rules, mesh)
-    used = {path: {axis for entry in spec for axis in _as_tuple(entry)} for path, spec in specs.items()}
+    used = {path: {axis for entry in spec for axis in axes_of(entry)} for path, spec in specs.items()}
     found = [
         f"mesh.{axis} = {mesh.shape[axis]} splits no parameter, so these devices hold identical parameters"
         f"{' and repeat the same computation' if axis not in BATCH_AXES else ''}. {_advice(axis, rules)}"
@@ -198,14 +197,23 @@ def warnings(
     return found + _replication_warnings(params, names, rules, mesh, used)
 
 
-def _as_tuple(entry: str | Sequence[str] | None) -> tuple[str, ...]:
+def axes_of(entry: str | Sequence[str] | None) -> tuple[str, ...]:
     """Returns the mesh axes of a rule or of one entry of a PartitionSpec as a tuple."""
-    return () if entry is None else (entry,) if isinstance(entry, str) else tuple(entry)
+    if entry is None:
+        return ()
+    return (entry,) if isinstance(entry, str) else tuple(entry)
+
+
+def to_entry(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
+    """Returns the entry of a PartitionSpec for a dimension that is split over these mesh axes."""
+    if len(axes) > 1:
+        return axes
+    return axes[0] if axes else None
 
 
 def _advice(axis: str, rules: Rules) -> str:
     """Returns how to make mesh axis `axis` split a parameter, or to omit the axis."""
-    mapped = [name for name, axes in rules.items() if axis in _as_tuple(axes) and name not in ACTIVATIONS]
+    mapped = [name for name, axes in rules.items() if axis in axes_of(axes) and name not in ACTIVATIONS]
     names = f"Name dimensions {' or '.join(map(repr, mapped))} in the model, or use" if mapped else "Use"
     return f"{names} mesh.{axis}=1."
 

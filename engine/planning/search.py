@@ -10,7 +10,7 @@ from engine.compile.program import Program
 from engine.config.schema import Config
 from engine.parallel.layout import NAMED
 from engine.parallel.memory import MEMORY_FRACTION
-from engine.parallel.rules import RULES
+from engine.parallel.rules import RULES, axes_of
 from engine.planning.candidates import Attention, Candidate, Choices, meshes, settings
 from engine.planning.cost import CostModel
 from engine.planning.machine import Machine
@@ -50,7 +50,7 @@ def choices_of(program: Program, config: Config, machine: Machine) -> Choices:
         machine: the devices.
     """
     model, used, rules = program.spec.model, program.spec.layout.used, {**RULES, **config.sharding.rules}
-    mapped = {axis for names in model.names.values() for name in names for axis in _axes(rules.get(name or ""))}
+    mapped = {axis for names in model.names.values() for name in names for axis in axes_of(rules.get(name or ""))}
     axes = ["data", "fsdp"]
     axes += [axis for axis in ("expert", "context", "pipeline") if axis in used]
     axes += ["tensor"] if "tensor" in mapped else []
@@ -79,10 +79,6 @@ def choices_of(program: Program, config: Config, machine: Machine) -> Choices:
         steps=STEPS_PER_DISPATCH if len(program.shape_shares) == 1 else (config.train.steps_per_dispatch,),
         unrolled=MAX_UNROLLED_STEPS if machine.platform == "cpu" and program.spec.unroll else None,
     )
-
-
-def _axes(rule: str | Sequence[str] | None) -> Sequence[str]:
-    return () if rule is None else (rule,) if isinstance(rule, str) else rule
 
 
 def _accumulates(program: Program, approximate: bool) -> bool:
