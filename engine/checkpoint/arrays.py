@@ -152,8 +152,9 @@ class _OrbaxFilter(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         verbose = logging.getLogger("absl").getEffectiveLevel() <= logging.INFO
-        unretrieved = record.name == "asyncio" and "exception was never retrieved" in record.getMessage()
-        return verbose or not (unretrieved or f"{os.sep}orbax{os.sep}" in record.pathname)
+        from_asyncio = record.name == "asyncio" and "exception was never retrieved" in record.getMessage()
+        from_orbax = f"{os.sep}orbax{os.sep}" in record.pathname
+        return verbose or not (from_asyncio or from_orbax)
 
 
 _FILTER = _OrbaxFilter()

@@ -255,7 +255,7 @@ def _tpu(env: Environment) -> Settings:
     hosts = env.get("TPU_WORKER_HOSTNAMES", "").split(",")
     worker = env.get("TPU_WORKER_ID", "")
     slices, number = env.get("MEGASCALE_NUM_SLICES", "1"), env.get("MEGASCALE_SLICE_ID", "0")
-    if not worker.isdecimal() or not slices.isdecimal() or not number.isdecimal() or not hosts[0]:
+    if not hosts[0] or not all(text.isdecimal() for text in (worker, slices, number)):
         return {}
     if len(hosts) * int(slices) == 1:
         return {}

@@ -213,7 +213,8 @@ def _result(shape: str, kind: str, start: bool) -> str:
     For an all-reduce the operand may be missing; the shape is then not a tuple of tuples.
     """
     shape = without_layout(shape)
-    if not start or not shape.startswith("(") or (kind == "all-reduce" and not shape.startswith("((")):
+    with_operand = "((" if kind == "all-reduce" else "("
+    if not start or not shape.startswith(with_operand):
         return shape
     depth, parts = 0, [""]
     for sign in shape[1:-1]:

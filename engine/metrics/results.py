@@ -136,7 +136,8 @@ def _check_shape(value: Image | Curve | Bins | Table, where: str, name: str) -> 
             raise TaskError(f"{where} an Image of bytes that are no PNG file as {name!r}. Save it as PNG.")
     else:
         shape = np.shape(value.pixels)
-        if not (len(shape) == 2 or (len(shape) == 3 and shape[2] == 3)) or 0 in shape:
+        is_gray, is_rgb = len(shape) == 2, len(shape) == 3 and shape[2] == 3
+        if 0 in shape or not (is_gray or is_rgb):
             raise TaskError(
                 f"{where} an Image of shape {list(shape)} as {name!r}. Allowed: [height, width] and [height, width, 3]."
             )

@@ -150,8 +150,9 @@ def parse(text: str) -> HardwareTarget | None:
     shape = tuple(int(n) for n in match[1].split("x")) if match else ()
     wanted = DIMENSIONS.get(name, 2)
     slices = int(match[2] or 1) if match else 1
-    wrong = len(shape) != wanted or not all(shape) or not slices or (slices > 1 and name not in DIMENSIONS)
-    if wrong:
+    has_shape = len(shape) == wanted and all(shape)
+    has_slices = slices >= 1 if name in DIMENSIONS else slices == 1  # only TPUs have slices
+    if not has_shape or not has_slices:
         form = f"{name}:{'x'.join('4' * wanted)}, or with slices *2" if name in DIMENSIONS else f"{name}:HOSTSxGPUS"
         raise ConfigError(f"--hardware={text}: found {rest!r} after {name}. Write {form}. Forms: {FORMS}.")
     target = HardwareTarget(text, name, shape, slices if name in DIMENSIONS else math.prod(shape[:1]))

@@ -44,8 +44,9 @@ def is_alive(owner: Owner) -> bool | None:
     here = Owner()
     if here.boot and here.namespace and (here.boot, here.namespace) == (owner.boot, owner.namespace):
         return _runs_here(owner)
-    if here.host == owner.host and not (here.boot or owner.boot) and not _exists(owner.pid):
-        return False  # no Linux: the pid is unused, so the owner has ended; a used pid may be another process by now
+    without_boot_ids = not here.boot and not owner.boot  # both hosts run another system than Linux
+    if without_boot_ids and here.host == owner.host and not _exists(owner.pid):
+        return False  # the pid is unused, so the owner has ended; a used pid may be another process by now
     same_machine = here.machine and (here.host, here.machine) == (owner.host, owner.machine)
     if same_machine and here.namespace == owner.namespace == _HOST_NAMESPACE:
         return False  # outside of containers, another boot id means that this machine has rebooted

@@ -127,8 +127,9 @@ def _summed_once(spec: "StepSpec") -> tuple[str, ...]:
     pipeline sums once in each microbatch; XLA cannot compile its `jax.shard_map` within another one.
     """
     sizes = {axis: spec.mesh.shape[axis] for axis in (*BATCH_AXES, "pipeline")}
-    alone = sizes["data"] > 1 and all(size == 1 for axis, size in sizes.items() if axis != "data")
-    if not alone or spec.layout.zero1 or spec.approximate_accumulation or not spec.loss_on_each_device:
+    only_data = sizes["data"] > 1 and all(size == 1 for axis, size in sizes.items() if axis != "data")
+    exact = spec.loss_on_each_device and not spec.approximate_accumulation
+    if not only_data or not exact or spec.layout.zero1:
         return ()
     shardings = param_shardings(spec.model, spec.mesh, spec.layout.rules).values()
     return () if any("data" in jax.tree.leaves(tuple(x.spec)) for x in shardings) else ("data",)

@@ -116,9 +116,9 @@ def check_terms(result: object, where: str) -> dict[str, Metric]:
             if not isinstance(term.metrics, Mapping):
                 problem = f"the metrics are {describe_value(term.metrics)}, allowed is a dict of name -> metric"
                 raise TaskError(f"{where}: {problem}.")
-            alone = term is result  # a plain Loss is the only term with the name "loss"
+            is_plain = term is result  # a plain Loss, the only term that has the name "loss"
             for name, mean in [(term_name, Mean(term.total, term.weight)), *term.metrics.items()]:
-                if name == LOSS and not (alone and LOSS not in seen):
+                if name == LOSS and (not is_plain or LOSS in seen):
                     raise TaskError(f"{where}: the engine uses the metric name 'loss' itself. Rename this metric.")
                 if name in seen:
                     raise TaskError(f"{where}: two losses or metrics have the name {name!r}. Rename one of them.")

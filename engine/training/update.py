@@ -255,7 +255,8 @@ def constrain(spec: "StepSpec", arrays: Mapping[str, jax.Array]) -> Arrays:
 def gather(spec: "StepSpec", params: Arrays) -> Arrays:
     """Returns parameters that `spec.splits_params` splits as the layers use them; their gradients are split again."""
     # The first trace of a loss has no shardings yet. The trace that counts model FLOPs has one device.
-    if not (spec.splits_params and spec.grad_shardings) or spec.mesh.size == 1:
+    is_split = spec.splits_params and spec.grad_shardings and spec.mesh.size > 1
+    if not is_split:
         return params
     shardings = param_shardings(spec.model, spec.mesh, spec.layout.rules)
 

@@ -35,8 +35,8 @@ class CallHook:
         return self.period.next_after(after)
 
     def run(self, boundary: Boundary) -> None:
-        was_called = boundary.ended and self.period.due(boundary.step)  # before the run ended at this step
-        if was_called or not (boundary.ended or self.period.due(boundary.step)):
+        is_due = self.period.due(boundary.step)
+        if boundary.ended == is_due:  # a due hook was called before the run ended at this step; then the others are
             return
         with _deleted_state_explained(self.name):
             returned = self.call(read_only(boundary.state), boundary.step)
