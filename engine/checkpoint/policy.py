@@ -160,14 +160,14 @@ class Retention:
         """
         self._results[step] = self._results.get(step, {}) | {name: float(value) for name, value in results.items()}
         if self._writing is None or self._writing.done:  # otherwise the disk hangs, which is already reported
-            self._write()
+            self._write_results()
 
     def flush(self) -> None:
         """Writes results that could not be written before. Raises like `record`."""
         if self._writing is not None and self._writing.done:
-            self._write()
+            self._write_results()
 
-    def _write(self) -> None:
+    def _write_results(self) -> None:
         if not group.is_primary():
             return
         text = json_text.dumps({step: self._results[step] for step in sorted(self._results)}, indent=1)
@@ -186,7 +186,7 @@ class Retention:
     def to_delete(self, steps: Collection[int]) -> list[int]:
         """Returns the steps to delete out of the durable steps, oldest first. The newest step is always kept."""
         kept = set(sorted(steps)[-max(1, self._keep_latest) :])
-        ranked = self._ranking({step: self._results[step] for step in steps if step in self._results})
+        ranked = self._ranked_steps({step: self._results[step] for step in steps if step in self._results})
         return sorted(set(steps) - kept - set(ranked[: self._keep_best]))
 
     def forget(self, evaluation: str) -> None:
@@ -205,10 +205,10 @@ class Retention:
 
     def best(self) -> tuple[int, float] | None:
         """Returns (step, value) of the best result so far, or None. Step 0 does not count: it is never saved."""
-        ranked = self._ranking({step: results for step, results in self._results.items() if step > 0})
+        ranked = self._ranked_steps({step: results for step, results in self._results.items() if step > 0})
         return (ranked[0], self._results[ranked[0]][self._best]) if self._best and ranked else None
 
-    def _ranking(self, results: Results) -> list[int]:
+    def _ranked_steps(self, results: Results) -> list[int]:
         return ranking(results, self._best, self._best_mode) if self._best else []
 
 

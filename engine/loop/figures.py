@@ -94,11 +94,11 @@ class Figures:
                 rank = number * self._batch_size + row
                 prediction = {name: rows[row] for name, rows in found.items()}
                 if self.error is None:
-                    images |= self._draw(rank, indices[rank], prediction, step)
+                    images |= self._draw_one(rank, indices[rank], prediction, step)
                 on_progress()
         return images
 
-    def _draw(self, rank: int, index: int, prediction: Mapping[str, np.ndarray], step: int) -> dict[str, Image]:
+    def _draw_one(self, rank: int, index: int, prediction: Mapping[str, np.ndarray], step: int) -> dict[str, Image]:
         """Returns the figure of an example by name, in the primary; the other processes wait for it.
 
         They wait for each figure by itself, so the timeout does not limit the time of all figures.

@@ -99,17 +99,17 @@ jax.tree_util.register_pytree_with_keys(ReadOnlyDict, _flatten, _unflatten)
 
 def read_only(state: TrainState) -> TrainState:
     """Returns a state of the same arrays in new containers, whose dicts cannot be changed."""
-    return _read_only(jax.tree.map(lambda x: x, state))
+    return _with_read_only_dicts(jax.tree.map(lambda x: x, state))
 
 
-def _read_only(tree: Any) -> Any:
+def _with_read_only_dicts(tree: Any) -> Any:
     if isinstance(tree, dict):
-        return ReadOnlyDict({key: _read_only(value) for key, value in tree.items()})
+        return ReadOnlyDict({key: _with_read_only_dicts(value) for key, value in tree.items()})
     if isinstance(tree, TrainState):
-        fields = {field.name: _read_only(getattr(tree, field.name)) for field in dataclasses.fields(tree)}
+        fields = {field.name: _with_read_only_dicts(getattr(tree, field.name)) for field in dataclasses.fields(tree)}
         return dataclasses.replace(tree, **fields)
     if isinstance(tree, tuple):
-        values = [_read_only(value) for value in tree]
+        values = [_with_read_only_dicts(value) for value in tree]
         return type(tree)(*values) if hasattr(tree, "_fields") else tuple(values)
     return tree
 

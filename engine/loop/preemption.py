@@ -162,7 +162,7 @@ class Preemption:
         elif now - self._first_at > timeouts.SAME_SIGNAL_S:
             with contextlib.suppress(OSError):  # the terminal is closed
                 os.write(2, b"\nSecond signal: ending now, without the save in progress.\n")
-            self._end(
+            self._end_process(
                 "a second signal ended this process at once, without the save in progress. Earlier checkpoints are "
                 "intact.",
                 state="failed",
@@ -177,9 +177,9 @@ class Preemption:
     def _end_unanswered(self) -> None:
         if not (self._answered or self.has_steps_to_save):
             busy = f"still {self._activity()} after {timeouts.START_GRACE_S:g} s"
-            self._end(f"asked to stop before the first step, and {busy}. {_NOTHING_LOST}")
+            self._end_process(f"asked to stop before the first step, and {busy}. {_NOTHING_LOST}")
 
-    def _end(self, text: str, state: str = "") -> NoReturn:
+    def _end_process(self, text: str, state: str = "") -> NoReturn:
         error = (Interrupted if self.interrupted else Preempted)(text)
         error.state = state or error.state
         shutdown.end(error)

@@ -65,7 +65,8 @@ def _reading(entries: Sequence[Entry], total: Mapping[str, Time]) -> list[str]:
     wait = total["data wait"].seconds / wall if wall > 0 else 0.0
     reading = Reading(wait, seconds, wall, measured[-1].get("readers", 1), measured[-1].get("cores", 1))
     sentence = reading.sentence()
-    return [f"Reading data: {reading.shares()} of the readers' time."] + ([f"The run {sentence}."] if sentence else [])
+    text = f"Reading data: {reading.shares_text()} of the readers' time."
+    return [text, f"The run {sentence}."] if sentence else [text]
 
 
 def _slow_processes(entries: Sequence[Entry]) -> list[str]:

@@ -30,7 +30,7 @@ class Reading(NamedTuple):
         seconds = {name: rates.get(f"data_{name}_s", 0.0) for name in STAGES}
         return cls(rates["data_wait"], seconds, rates["step_time_s"], readers, usable_cores())
 
-    def shares(self) -> str:
+    def shares_text(self) -> str:
         """Returns the stages of the readers and their shares, the largest first; "" without times."""
         return ", ".join(f"{name} {share:.0%}" for name, share in self._shares())
 

@@ -155,11 +155,11 @@ class Recorder:
         while step < self._row_ends <= self._arrived:
             last, values = values[: self._row_ends - step], values[self._row_ends - step :]
             self._values.append(last)
-            self._end_row()
+            self._push_row()
             step += len(last)
         return values
 
-    def _end_row(self) -> None:
+    def _push_row(self) -> None:
         end, sums, values, rates = self._row_ends, self._sums, self._values, self._rates_until_now()
         self._writer.push(lambda: [self._row(end, sums, values, rates())])
         self._sums, self._values, self._row_ends = self._no_sums, [], self._period.next_after(end)
@@ -226,7 +226,7 @@ class Recorder:
         self.settle()
         if self._values:
             self._row_ends = self._arrived
-            self._end_row()
+            self._push_row()
 
     def rollback(self) -> None:
         """Drops the unfinished row and restarts the rates, since the loop continues from an earlier step."""

@@ -102,7 +102,7 @@ class MetricWriter:
 
     def sync(self) -> None:
         """Requests an fsync of everything that was pushed so far; does not wait."""
-        self.push(self._sync)
+        self.push(self._fsync)
         self._hurry.set()
 
     def flush(self) -> None:
@@ -193,7 +193,7 @@ class MetricWriter:
                 raise _write_error(path, error.strerror or str(error)) from error
             self._warn(path, error, "They are kept in memory")
 
-    def _sync(self) -> None:
+    def _fsync(self) -> None:
         if self._file is not None and self._path is not None:
             self._write_lines(self._path)
             try:

@@ -188,7 +188,7 @@ def _factorizations(n: int, parts: int) -> Iterator[tuple[int, ...]]:
 
 def axes_of(config: MeshSpec, devices: Sequence[Device]) -> Axes:
     """Returns the size of every axis for these devices. Raises ShardingError if they do not fit."""
-    slices, join = _slices(devices)
+    slices, join = _count_slices(devices)
     return resolve_axes(config, len(devices), kind=devices[0].device_kind, slices=slices, join=join)
 
 
@@ -208,7 +208,7 @@ def make_mesh(config: MeshSpec, devices: Sequence[Device] | None = None) -> Mesh
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _slices(devices: Sequence[Device]) -> tuple[int | None, bool]:
+def _count_slices(devices: Sequence[Device]) -> tuple[int | None, bool]:
     """Returns the number of slices (None if unknown), and whether a mesh may treat several as one.
 
     TPU slices are fixed. Hosts of GPUs, and processes on CPUs, may be treated as one slice. JAX gives GPUs that are

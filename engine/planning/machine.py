@@ -162,7 +162,7 @@ def _torus(target: HardwareTarget) -> tuple[int, ...]:
 def of_devices(devices: Sequence[Device]) -> Machine:
     """Returns the machine of these devices, by the hardware table; of CPUs and unknown devices by assumption."""
     first, count = devices[0], len(devices)
-    row, slices = hardware.find(first.device_kind), _slices(devices)
+    row, slices = hardware.find(first.device_kind), _count_slices(devices)
     text = f"{count} x {first.device_kind}"
     own = None if first.platform == "cpu" else (first.memory_stats() or {}).get("bytes_limit")
     if row is not None:
@@ -191,7 +191,7 @@ def of_devices(devices: Sequence[Device]) -> Machine:
     )
 
 
-def _slices(devices: Sequence[Device]) -> int:
+def _count_slices(devices: Sequence[Device]) -> int:
     """Returns the number of slices of these devices. Where JAX does not number them, as on CPUs, a process is one."""
     numbered = devices[0].platform != "cpu" and hasattr(devices[0], "slice_index")
     return len({getattr(device, "slice_index" if numbered else "process_index", 0) for device in devices})

@@ -246,10 +246,10 @@ class MemoryModel:
         stages, times = candidate.axes["pipeline"], (2.0, 1.0)
         if stages > 1:
             times = schedule.passes(stages, candidate.microbatches or stages, candidate.repeats, candidate.schedule)
-        return self._weights(candidate.sizes, self.width(candidate), loops, *times)
+        return self._traffic(candidate.sizes, self.width(candidate), loops, *times)
 
     @functools.cache  # noqa: B019
-    def _weights(self, sizes: tuple[int, ...], width: int, loops: int, passes: float, sums: float) -> WeightTraffic:
+    def _traffic(self, sizes: tuple[int, ...], width: int, loops: int, passes: float, sums: float) -> WeightTraffic:
         return weight_traffic(
             {path: shape for path, (shape, _) in self.params.items()},
             self.specs(sizes),

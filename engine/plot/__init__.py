@@ -103,13 +103,13 @@ def boxes(
         ax.plot(cloud[:, 0], cloud[:, 1], ",", color=PAST, zorder=1)
     if truth is not None:
         for box in _array(truth, "truth", (5,), 2):
-            _outline(ax, box, TRUTH, 1.0)
+            _draw_outline(ax, box, TRUTH, 1.0)
     found = _array(predicted, "predicted", (5,), 2)
     values = np.ones(len(found)) if scores is None else np.asarray(scores, float)
     for number, (box, score) in enumerate(zip(found, values, strict=True)):
         if score < least:
             continue
-        _outline(ax, box, PREDICTED, _alpha(score, 0.2))
+        _draw_outline(ax, box, PREDICTED, _alpha(score, 0.2))
         text = " ".join([*([names[number]] if names else []), *([] if scores is None else [f"{score:.2f}"])])
         ax.text(box[0], box[1], text, color=PREDICTED, fontsize=6, zorder=5, clip_on=True)
     return figure
@@ -173,7 +173,7 @@ def outline(box: npt.ArrayLike) -> np.ndarray:
     return corners @ np.array([[cos, sin], [-sin, cos]]) + [x, y]
 
 
-def _outline(ax: Any, box: np.ndarray, color: str, alpha: float) -> None:
+def _draw_outline(ax: Any, box: np.ndarray, color: str, alpha: float) -> None:
     """Draws a box, and a line from its centre to its front."""
     corners = outline(box)
     closed = np.concatenate([corners, corners[:1]])

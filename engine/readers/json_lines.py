@@ -71,7 +71,7 @@ class JsonLines:
         at: Any = position or (0, 0)
         first, offset = at
         for number, path in enumerate(self._files(shard)[first:], first):
-            with _open(path) as file:
+            with _open_decompressed(path) as file:
                 _skip(file, offset)
                 for line in file:
                     start, offset = offset, offset + len(line)
@@ -112,13 +112,13 @@ class JsonLines:
 def _count(path: str) -> int:
     """Returns the number of lines of a file that are not empty. Raises DataError."""
     try:
-        with _open(path) as file:
+        with _open_decompressed(path) as file:
             return sum(not line.isspace() for line in file)
     except Exception as error:  # gzip and zlib raise errors of several kinds
         raise DataError(f"{shown(path)} cannot be read: {error}. Copy or write the file again.") from error
 
 
-def _open(path: str) -> io.BufferedIOBase:
+def _open_decompressed(path: str) -> io.BufferedIOBase:
     if path.endswith(".gz"):
         return gzip.open(path, "rb")
     if path.endswith(".zst"):

@@ -108,14 +108,14 @@ class Tables:
             raise IndexError(f"{index} is not below {len(self)}, the number of examples")
         if self._one_per_file:
             path = self.paths[index]
-            return self._example(shown(path), lambda: self._rows([self._file(path)]))
+            return self._example(shown(path), lambda: self._join_rows([self._file(path)]))
         if self._group_by is None:
             block, row = self._locate(index)
             return self._example(self._row_name(index), lambda: self._row(self._block(block), row))
         start, stop = self._groups[index : index + 2].tolist()
         where = f"{self._row_name(start)} and the {stop - start - 1} rows after it"
         return self._example(
-            where, lambda: self._rows([(self._block(n), a, b) for n, a, b in self._parts(start, stop)])
+            where, lambda: self._join_rows([(self._block(n), a, b) for n, a, b in self._parts(start, stop)])
         )
 
     def take(self, indices: np.ndarray) -> Examples:
@@ -124,7 +124,7 @@ class Tables:
         if self._group_by is None and not self._one_per_file and not self._decode:
             blocks, rows = self._locate(indices[order])
             try:
-                return self._take(blocks, rows, np.argsort(order))
+                return self._take_from_blocks(blocks, rows, np.argsort(order))
             except DataError:  # the loop below names the example
                 pass
         examples: list[Example] = [None] * len(indices)
@@ -171,7 +171,7 @@ class Tables:
     def _row(self, block: Block, row: int) -> dict[str, Example]:
         return {name: column.row(row) for name, column in block.items()}
 
-    def _rows(self, parts: Sequence[tuple[Block, int, int]]) -> dict[str, Example]:
+    def _join_rows(self, parts: Sequence[tuple[Block, int, int]]) -> dict[str, Example]:
         """Returns the rows of parts of blocks, each (block, start, stop), as arrays `[rows, ...]` by column."""
         example = {}
         for name in self.columns:
@@ -180,7 +180,7 @@ class Tables:
             example[name] = _only_value(joined, name) if name in self._single else joined
         return example
 
-    def _take(self, blocks: np.ndarray, rows: np.ndarray, order: np.ndarray) -> Examples:
+    def _take_from_blocks(self, blocks: np.ndarray, rows: np.ndarray, order: np.ndarray) -> Examples:
         """Returns rows of blocks, which are sorted, in another order."""
         numbers, firsts = np.unique(blocks, return_index=True)
         parts = []

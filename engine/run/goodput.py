@@ -99,7 +99,7 @@ class Stopwatch:
         """Starts to count time for "step". Moves steps after `step` to "lost", in all attempts: they are repeated."""
         self.flush()
         if (path := self._path) is not None:
-            self._submit(lambda: self._append(path, self._move_to_lost(path, step)))
+            self._submit(lambda: self._append_or_warn(path, self._move_to_lost(path, step)))
         self._step = self._written_step = step
         self._write([self._entry("step", 0.0)])  # an entry of this attempt and process for `record_death`
         self._wait_s = 0.0
@@ -172,9 +172,9 @@ class Stopwatch:
 
     def _write(self, entries: Sequence[Entry]) -> None:
         if (path := self._path) is not None:
-            self._submit(lambda: self._append(path, entries))
+            self._submit(lambda: self._append_or_warn(path, entries))
 
-    def _append(self, path: Path, entries: Sequence[Entry]) -> None:
+    def _append_or_warn(self, path: Path, entries: Sequence[Entry]) -> None:
         try:
             if entries:
                 append(path, entries)
@@ -287,11 +287,10 @@ def _is_reading(entry: Mapping[str, Any]) -> bool:
     """Returns whether the times of reading are numbers; older files have none."""
     reading = entry.get("reading", {})
     counts = [entry.get(name, 1) for name in ("readers", "cores")]
-    return (
-        isinstance(reading, dict)
-        and all(type(seconds) in (int, float) and abs(seconds) < _LARGEST for seconds in reading.values())
-        and all(type(count) is int and 0 < count < _LARGEST for count in counts)
-    )
+    if not isinstance(reading, dict):
+        return False
+    are_times = all(type(seconds) in (int, float) and abs(seconds) < _LARGEST for seconds in reading.values())
+    return are_times and all(type(count) is int and 0 < count < _LARGEST for count in counts)
 
 
 @dataclass

@@ -15,23 +15,23 @@ def keep_all[**P, R](function: Callable[P, R]) -> Callable[P, R]:
 
     def call(*args: P.args, **_: P.kwargs) -> R:
         closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
-        found = jaxpr_as_fun(_keep_all(closed))(*jax.tree.leaves(args))
+        found = jaxpr_as_fun(_keep_all_in(closed))(*jax.tree.leaves(args))
         return jax.tree.unflatten(jax.tree.structure(shape), found)
 
     return call
 
 
-def _keep_all(value: Any) -> Any:
+def _keep_all_in(value: Any) -> Any:
     """Returns a jaxpr, or any parameter of an equation, in which each `jax.checkpoint` keeps all values."""
     if type(value) in (tuple, list):
-        return type(value)(map(_keep_all, value))
+        return type(value)(map(_keep_all_in, value))
     if not hasattr(value, "eqns"):
         return value
     equations = []
     for equation in value.eqns:
         params = equation.params
         if any(True for _ in inner_jaxprs(equation)):
-            params = {name: _keep_all(param) for name, param in params.items()}
+            params = {name: _keep_all_in(param) for name, param in params.items()}
             if "policy" in params:
                 params["policy"] = jax.checkpoint_policies.everything_saveable
         equations.append(equation.replace(params=params))

@@ -12,7 +12,7 @@ def test_sentence_names_the_slowest_stage_of_the_readers_and_what_would_help():
     assert reading().sentence() == (
         "waits for data 12% of the time: decode takes 71% of the readers' time; more workers would help (data.workers)"
     )
-    assert reading().shares() == "decode 71%, read 25%, collate 4%"
+    assert reading().shares_text() == "decode 71%, read 25%, collate 4%"
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_advice_fits_the_bottleneck(values, advice):
 def test_no_sentence_without_a_wait_or_without_times():
     assert reading(wait=0.009).sentence() == ""
     assert Reading(0.5, {}, 1.0, 2, 4).sentence() == ""
-    assert Reading(0.5, {}, 1.0, 2, 4).shares() == ""
+    assert Reading(0.5, {}, 1.0, 2, 4).shares_text() == ""
 
 
 def test_reading_of_rates_is_that_of_a_step():

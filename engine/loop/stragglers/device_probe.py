@@ -53,9 +53,9 @@ class DeviceProbe:
 
     def measure(self) -> Probed:
         """Runs the probe on all devices at once and waits for it. The devices must have nothing else to do."""
-        return min(self._measure() for _ in range(_REPEATS))
+        return min(self._run_once() for _ in range(_REPEATS))
 
-    def _measure(self) -> Probed:
+    def _run_once(self) -> Probed:
         begin = time.perf_counter()
         ready = []
         for shard in self._run(self._argument).addressable_shards:

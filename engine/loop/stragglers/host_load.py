@@ -34,7 +34,7 @@ class HostLoad:
 
     def read(self) -> Load:
         """Returns the load so far."""
-        return Load(time.process_time(), self._run_delay_ns() / 1e9, self._throttled_s())
+        return Load(time.process_time(), self._run_delay_ns() / 1e9, self._read_throttled_s())
 
     def _run_delay_ns(self) -> int:
         """Returns the sum over all threads. The delay of a thread that has ended stays in the sum."""
@@ -47,7 +47,7 @@ class HostLoad:
         self._delays_ns = delays
         return self._delay_ns
 
-    def _throttled_s(self) -> float:
+    def _read_throttled_s(self) -> float:
         with suppress(OSError):
             if (membership := _content("/proc/self/cgroup")) != self._membership:
                 self._membership, self._statistics = membership, cpu_statistics(membership.decode())

@@ -183,11 +183,11 @@ class StragglerMonitor(Stragglers):
 
     def _publish(self) -> None:
         if self._steps > self._published_steps:
-            report = self._report()
+            report = self._make_report()
             self._published_steps = report.steps
             group.publish([round(value, 7) if isinstance(value, float) else value for value in report], TOPIC)
 
-    def _report(self) -> Report:
+    def _make_report(self) -> Report:
         count, steps = len(self._probed), self._steps  # the loop may add a probe meanwhile
         probed = [self._probed.popleft() for _ in range(count)]
         self._probes += count
