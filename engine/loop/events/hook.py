@@ -36,7 +36,9 @@ class CallHook:
 
     def run(self, boundary: Boundary) -> None:
         is_due = self.period.due(boundary.step)
-        if boundary.ended == is_due:  # a due hook was called before the run ended at this step; then the others are
+        if boundary.ended:  # the boundary is repeated: the hooks that are due have been called, the others have not
+            is_due = not is_due
+        if not is_due:
             return
         with _deleted_state_explained(self.name):
             returned = self.call(read_only(boundary.state), boundary.step)
