@@ -59,7 +59,7 @@ def _check_config(config: Config, directory: RunDirectory, accepted: Accepted) -
         )
     size = _stored_size(directory)
     if size and not (accepted.data and config.train.total.unit == "epochs"):
-        _check_total(config, size, directory)
+        _refuse_total_before_checkpoint(config, size, directory)
     change = schedule_change(old, config, newest, size)
     if change and not accepted.schedule:
         raise ConfigError(f"{directory}: {change} To resume with it, add --accept-schedule-change.")
@@ -67,7 +67,7 @@ def _check_config(config: Config, directory: RunDirectory, accepted: Accepted) -
     return [name for name in sorted(kept) if old.evaluations[name].data != config.evaluations[name].data]
 
 
-def check_total(config: Config, dataset_size: int, directory: RunDirectory) -> None:
+def check_total_reaches_checkpoint(config: Config, dataset_size: int, directory: RunDirectory) -> None:
     """Checks that the run does not end before its newest checkpoint, for a dataset that is open.
 
     `check_config` has checked it before with the stored size of the dataset, unless that may change.
@@ -75,10 +75,12 @@ def check_total(config: Config, dataset_size: int, directory: RunDirectory) -> N
     Raises:
         ConfigError: `train.total` is below the step of that checkpoint.
     """
-    group.run_on_primary(lambda: _check_total(config, dataset_size, directory), "the check of train.total")
+    group.run_on_primary(
+        lambda: _refuse_total_before_checkpoint(config, dataset_size, directory), "the check of train.total"
+    )
 
 
-def check_total_steps(
+def check_readers_of_total(
     readers: Sequence[str], source: Source, config: Config, directory: RunDirectory, accepted: Accepted
 ) -> None:
     """Checks that a changed `train.total` does not change the training of a Task or a dataset that depends on it.
@@ -100,10 +102,10 @@ def check_total_steps(
         changed.append("the times in percent of the run at which the weights of data change")
     if changed and not accepted.schedule:
         what = ", and ".join(changed)
-        group.run_on_primary(lambda: _check_total_steps(what, config, directory), "the check of total_steps")
+        group.run_on_primary(lambda: _refuse_changed_total(what, config, directory), "the check of total_steps")
 
 
-def _check_total_steps(what: str, config: Config, directory: RunDirectory) -> None:
+def _refuse_changed_total(what: str, config: Config, directory: RunDirectory) -> None:
     if newest_checkpoint(directory) is None:
         return
     old = from_text(directory.read_config_text(), str(directory.config)).train.total
@@ -114,13 +116,13 @@ def _check_total_steps(what: str, config: Config, directory: RunDirectory) -> No
         )
 
 
-def _check_total(config: Config, dataset_size: int, directory: RunDirectory) -> None:
-    newest, total = newest_checkpoint(directory), _total_steps(config, dataset_size)
+def _refuse_total_before_checkpoint(config: Config, dataset_size: int, directory: RunDirectory) -> None:
+    newest, total = newest_checkpoint(directory), _steps_of_run(config, dataset_size)
     if newest is None or total >= newest:
         return
     stored = from_text(directory.read_config_text(), str(directory.config))
     path = shlex.quote(str(directory))
-    command, stored_total = f"convoy train --config={path} --workdir={path}", _total_steps(stored, dataset_size)
+    command, stored_total = f"convoy train --config={path} --workdir={path}", _steps_of_run(stored, dataset_size)
     if stored_total < newest:  # an earlier version of the engine stored the config before this check
         flag = " --accept-schedule-change" if followers(stored) else ""
         command += f' --config.train.total="{newest} steps"{flag}'
@@ -131,7 +133,7 @@ def _check_total(config: Config, dataset_size: int, directory: RunDirectory) -> 
     )
 
 
-def _total_steps(config: Config, dataset_size: int) -> int:
+def _steps_of_run(config: Config, dataset_size: int) -> int:
     return config.train.total.steps(config.train.global_batch_size, dataset_size)
 
 

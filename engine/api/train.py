@@ -20,8 +20,8 @@ from engine.api.resume import (
     by_section,
     check_config,
     check_data,
-    check_total,
-    check_total_steps,
+    check_readers_of_total,
+    check_total_reaches_checkpoint,
     summarize_datasets,
 )
 from engine.api.saved_run import SavedRun
@@ -183,7 +183,7 @@ def _build_trainer(
     source = for_run(source, config.train)
     summaries = summarize_datasets(source, evaluation_sources)
     changed_data, messages = check_data(summaries, directory, accepted)
-    check_total(config, len(source), directory)
+    check_total_reaches_checkpoint(config, len(source), directory)
     directory.messages += messages
     directory.messages += descriptions(by_section(source, evaluation_sources))
     trainer = Trainer(
@@ -203,7 +203,7 @@ def _build_trainer(
     readers = [type(trainer.program.spec.task).__name__] if trainer.program.reads_total_steps else []
     if has_transform(source) and names_total_steps(source.transform):
         readers.append(f"{source_name(source)}.transform")
-    check_total_steps(readers, source, config, directory, accepted)
+    check_readers_of_total(readers, source, config, directory, accepted)
     directory.write_config_text(to_text(config))  # after all checks of the config
     directory.write_data_text(dataset_summary.to_text(summaries))
     if group.is_primary():
