@@ -19,7 +19,7 @@ from engine.checkpoint.manifest import MANIFEST
 from engine.storage.mounts import address_of_copy, local_path, register_copy, split_address
 from engine.storage.object_store import Bucket, is_selected
 
-READS = 16  # at the same time
+READS = 16  # files that are read at the same time
 _STEP_FILES = r"manifest\.json|state/_METADATA"
 _SMALL = re.compile(
     r"config\.txt|[^/]+\.json|(?:evaluations|goodput)\.jsonl"  # files of a run

@@ -24,7 +24,7 @@ from engine.cluster.rendezvous import LISTED, process_list
 _WAITING = "waiting"  # key next to the processes: those that the primary waits for in a gather
 _lock = threading.Lock()
 _calls: Counter[str] = Counter()  # number of calls by function and topic
-_deleted: dict[str, int] = {}  # by topic, the number of the latest gather whose values are deleted
+_deleted: dict[str, int] = {}  # topic -> number of the latest gather whose values are deleted
 
 
 class PrimaryError(ConvoyError):

@@ -22,7 +22,7 @@ from engine.cluster import host_address, timeouts
 from engine.cluster.exit_status import ExitStatus
 
 LISTED = 16  # processes that a sentence names: every process receives and prints it
-_FEW_FILES, _OTHER_FILES = 64, 512  # that process 0 opens at least, and may open, beside its connections
+_FEW_FILES, _OTHER_FILES = 64, 512  # files that process 0 opens at least, and may open, beside its connections
 _LINE = 4096  # maximum length in bytes
 _SHOWN = 4  # hosts in one message
 

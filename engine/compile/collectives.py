@@ -96,7 +96,7 @@ class _Reader:
 
     def __init__(self, program: HloText, mesh: Mesh):
         self.program, self.mesh = program, mesh
-        self.known: dict[str, list[Collective]] = {}  # by computation
+        self.known: dict[str, list[Collective]] = {}  # computation -> its collectives
         # Channels of collectives that a TPU starts in one fusion and advances in others, also in loops in between.
         self.started = {
             channel[1]

@@ -10,7 +10,7 @@ from engine.config.validation import validate
 
 BATCH_SIZE = 8
 EVERY_STEP = "1 step"
-MEASUREMENTS = 3  # at most, at steps 0, 1 and 2: so many without an improvement are not possible
+MEASUREMENTS = 3  # most measurements, at steps 0, 1 and 2: so many without an improvement are not possible
 
 
 def tiny(config: Config, row_unit: Callable[[Config], int] = lambda config: 1) -> Config:

@@ -22,7 +22,7 @@ from engine.storage.mounts import split_address
 from engine.storage.object_store import SWITCH, Bucket
 
 UNSENT = "unsent"
-SENDS = 4  # at the same time; each holds one file in memory
+SENDS = 4  # files that are sent at the same time, each of them held in memory
 LARGEST = 5 << 30  # bytes of an object that S3 accepts in one request
 
 

@@ -18,7 +18,7 @@ type Match = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 _THRESHOLDS = {"distance": (0.5, 1.0, 2.0, 4.0), "iou": tuple(round(0.5 + 0.05 * i, 2) for i in range(10))}
 _AREAS = ("sum", "voc", "coco", "nuscenes")
-_NONE, _IGNORED = -1, -2  # in place of the label of a prediction
+_NONE, _IGNORED = -1, -2  # values in place of the label of a prediction
 
 
 class AveragePrecision(Metric):

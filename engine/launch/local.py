@@ -35,7 +35,7 @@ class ProcessExit:
     """How a process ended."""
 
     index: int
-    code: int  # as a shell reports it: 128 + the signal for a killed process
+    code: int  # exit code as a shell reports it: 128 + the signal for a killed process
     time: float  # monotonic seconds: when it recorded its verdict, else when it exited
     pid: int
     text: str = ""  # text of its verdict, if it recorded one

@@ -59,7 +59,7 @@ class Supervisor:
     ):
         self._checkpoint, self._max_restarts, self._first_wait_s = checkpoint, max_restarts, first_wait_s
         self._restarts = 0
-        self._failures: list[Failure] = []  # since the last progress, without failures from outside
+        self._failures: list[Failure] = []  # failures since the last progress, without those from outside
 
     def after(self, failure: Failure) -> Restart | Exit:
         """Returns the decision after an attempt; exit code 0 stops too."""

@@ -47,7 +47,7 @@ class TrainInputs(contextlib.ExitStack):
         self._logs_examples = config.log.examples
         self._ledger: Ledger | None = None
         self._bad_examples: BadExampleCounter | None = None
-        self._position: Mapping[str, Any] = {}  # in the data, where the latest feed begins
+        self._position: Mapping[str, Any] = {}  # position in the data at which the latest feed begins
         self._feed: TrainFeed | None = None  # the latest one
         self._drawn = DrawnShares(
             source, batch_size=self._train.global_batch_size, seed=self._train.seed, shuffle=self._data.shuffle

@@ -8,7 +8,7 @@ PATIENCE: Final = 10.0  # times `resilience.hang`: for the first step, a batch o
 STORAGE_MARGIN_S: Final = 60.0  # beyond twice `checkpoint.timeout`, at which a save or restore itself fails
 WATCHDOG_POLL_S: Final = 1.0  # longest time between two polls; a tenth of `resilience.hang` if that is less
 WATCHDOG_LONGEST_POLL_S: Final = 2.0  # in a large run (`kv_store.poll_period`); less than STACKS_S
-UNANSWERED_POLLS: Final = 5  # after which an overdue process no longer waits for the decision of process 0
+UNANSWERED_POLLS: Final = 5  # an overdue process no longer waits for the decision of process 0 after so many
 STACKS_S: Final = 5.0  # for the stacks of all processes to arrive
 
 # Signals.

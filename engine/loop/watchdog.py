@@ -40,7 +40,7 @@ class Activity(NamedTuple):
     """What the main thread does."""
 
     phase: str
-    timeout_s: float | None = None  # between two heartbeats; None: unlimited, or for steps the median's multiple
+    timeout_s: float | None = None  # between two heartbeats; None: unlimited, or for steps the multiple of their median
     rule: str = ""  # how the timeout is derived, such as "checkpoint.timeout"
 
 

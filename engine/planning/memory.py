@@ -123,7 +123,7 @@ class MemoryModel:
         cost = Cost(candidate)
         try:
             stored, grads, optimizer = self.stored(candidate)
-            params, _, _ = self.state(candidate.sizes, candidate.zero1)  # as the layers use them
+            params, _, _ = self.state(candidate.sizes, candidate.zero1)  # their bytes as the layers use them
         except ShardingError as error:
             cost.problem = str(error).splitlines()[0]
             return cost

@@ -167,7 +167,7 @@ class PlanRecord:
     ):
         self._predict, self._device_bytes, self._directory, self._say = predict, device_bytes, directory, say
         self._lock = threading.Lock()  # guards the fields below: rows arrive while the thread writes
-        self._steps: list[tuple[float, float]] = []  # by row: mean time of a step, share of waiting for data
+        self._steps: list[tuple[float, float]] = []  # row -> mean time of a step, share of waiting for data
         self._seconds, self._peak_gib, self._last = 0.0, 0.0, 0
         self._predicted: Predicted | None = None
         self._abandoned = False

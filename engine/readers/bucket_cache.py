@@ -24,7 +24,7 @@ from engine.storage.object_store import SWITCH, Bucket
 
 FOLDER, SIZE = SWITCH, "CONVOY_DATA_CACHE_GIB"
 DEFAULT_GIB = 50.0
-DOWNLOADS = 4  # at the same time; each holds one file in memory
+DOWNLOADS = 4  # files that are read at the same time, each of them held in memory
 INDEXES = ".convoy_index"
 """Folder of the saved indexes of files (`engine/readers/saved_index.py`); hidden, so that no wildcard matches it."""
 PART = "part"  # kind of the hidden file that a download writes

@@ -59,7 +59,7 @@ class RunDirectory:
         self.attempt = 0  # number of this start; 0 if the directory is only read
         self.moved_to: Path | None = None  # where `open(fresh=True)` put the earlier run
         self.kept = True  # whether the directory is kept after the run
-        self.messages: list[str] = []  # for the user: takeovers and moved runs
+        self.messages: list[str] = []  # messages for the user: takeovers and moved runs
         self.stopwatch = Stopwatch()  # measures this attempt; before `open` it writes nothing
         self.lease: Lease = lease.ALWAYS_GRANTED  # in the primary, the lease of this job from `open` to `close`
         self.config = self.path / "config.txt"

@@ -188,7 +188,7 @@ class _Reading:
     """Seconds of each stage of reading that are in no entry yet."""
 
     def __init__(self) -> None:
-        self._total: dict[str, float] = {}  # since `restart`
+        self._total: dict[str, float] = {}  # kind -> seconds since `restart`
         self._written: dict[str, float] = {}  # part of it that is in an entry
         self._readers = 0
 

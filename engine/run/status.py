@@ -38,9 +38,9 @@ class Status:
     total_steps: int | None = None  # None while it is not known yet
     reason: str = ""  # why it ended, a sentence
     exit_code: int | None = None  # None while it runs
-    slowest: str = ""  # which process slows down the run, and why, a sentence; "" if none
+    slowest: str = ""  # sentence: which process slows down the run, and why; "" if none
     metrics: Mapping[str, float] = field(default_factory=dict)  # latest value by name: {"heldout/accuracy": 0.98}
-    attempt: int = 1  # which start of this run
+    attempt: int = 1  # number of this start of the run
     host: str = field(default_factory=socket.gethostname)
     pid: int = field(default_factory=os.getpid)
     started: str = field(default_factory=now)  # this attempt, ISO time in UTC

@@ -61,6 +61,6 @@ class Evaluate:
     def _runs(self, period: Period, boundary: Boundary) -> bool:
         """Whether an evaluation runs at this boundary; if the run ends early, those that the last step would run."""
         if boundary.ended:
-            has_run = period.due(boundary.step)  # before the run ended at this step
+            has_run = period.due(boundary.step)  # it ran before the run ended at this step
             return period.at_end and not has_run
         return period.due(boundary.step)

@@ -27,7 +27,7 @@ class HostLoad:
     """Reads the load of this process. One reading takes about 7 us per thread."""
 
     def __init__(self) -> None:
-        self._delays_ns: dict[str, int] = {}  # by thread
+        self._delays_ns: dict[str, int] = {}  # thread -> its run delay
         self._delay_ns = 0
         self._membership = b""  # content of /proc/self/cgroup
         self._statistics: list[Path] = []

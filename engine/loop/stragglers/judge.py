@@ -33,10 +33,10 @@ class Report(NamedTuple):
     time_s: float
     steps: int
     data_s: float  # waits for data
-    made_s: float  # in which the readers, working in parallel, have made the batches
+    made_s: float  # time in which the readers, working in parallel, have made the batches
     late_steps: int  # steps with such a wait
     hooks_s: float
-    host_s: float  # from the arrival of a result to the next dispatch, without waits for data and hooks
+    host_s: float  # time from the arrival of a result to the next dispatch, without waits for data and hooks
     cpu_s: float
     delay_s: float  # ready to run, but without a core; summed over the threads
     throttled_s: float  # stopped by a CPU limit; summed over the cores
@@ -139,7 +139,7 @@ class Judge:
 
     def __init__(self, count: int, cpu_devices: bool):
         self._count, self._cpu_devices = count, cpu_devices
-        self._reports: deque[Mapping[int, Report]] = deque(maxlen=WINDOWS + 1)  # by process, latest last
+        self._reports: deque[Mapping[int, Report]] = deque(maxlen=WINDOWS + 1)  # by process
         self._votes: dict[tuple[int, str], int] = {}  # process and cause -> a bit per window: 1 for a small loss
         self.slowest: Slowest | None = None
         """The process that slows down the run."""

@@ -90,10 +90,10 @@ class StragglerMonitor(Stragglers):
         self._judge = Judge(group.count(), devices[0].platform == "cpu")
         self._load = HostLoad()
         self._steps = self._late_steps = self._probes = 0
-        self._probed: deque[Probed] = deque()  # since the previous report
+        self._probed: deque[Probed] = deque()  # probes since the previous report
         self._data_s = self._made_s = self._host_s = 0.0
         self._wait_s = self._feed_made_s = 0.0  # sums of the feed at the latest dispatch
-        self._mark = self._probed_at = time.monotonic()  # since when the host works; time of the latest probe
+        self._mark = self._probed_at = time.monotonic()  # time from which the host works; time of the latest probe
         self._probed_step, self._next_probe = 0, math.inf
         self._published_steps = 0
         self._reported: Slowest | None = None
