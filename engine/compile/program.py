@@ -327,7 +327,7 @@ class Program:
 
     def compile_finite(self) -> None:
         """Compiles the check of `not_finite`."""
-        self._finite.lower(self.abstract_state).compile()
+        self._are_finite.lower(self.abstract_state).compile()
 
     def steps(self, k: int) -> CompiledSteps:
         """Returns the compiled program of k steps."""
