@@ -15,6 +15,7 @@ from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import make_mesh
 
 ROWS, WIDTH, STAGES = 4, 64, 2  # of a microbatch
+FEW, MANY = 8, 40  # microbatches
 
 
 class Wide(nnx.Module):
@@ -30,6 +31,7 @@ class Wide(nnx.Module):
         return x, count + 1
 
 
+@functools.cache
 def compiled(schedule, microbatches):
     """Returns the compiled gradient of a sum over a pipeline of two stages, and its input."""
     layout = Layout(
@@ -49,7 +51,6 @@ def compiled(schedule, microbatches):
     return jax.jit(jax.grad(loss, (0, 1, 2))).lower(params, x, offset).compile(), (params, x, offset)
 
 
-@functools.cache
 def memory(schedule, microbatches):
     """Returns the temporary memory of a device in units of a microbatch of activations."""
     found = compiled(schedule, microbatches)[0].memory_analysis()
@@ -59,13 +60,13 @@ def memory(schedule, microbatches):
 
 def test_memory_grows_with_the_queues_alone():
     """Each device has its share of the queues: of inputs, results, and the gradients of both."""
-    few, many = 8, 40
-    growth = {kind: (memory(kind, many) - memory(kind, few)) / (many - few) for kind in ("gpipe", "1f1b")}
+    growth = {kind: (memory(kind, MANY) - memory(kind, FEW)) / (MANY - FEW) for kind in ("gpipe", "1f1b")}
     assert growth["1f1b"] <= 6 / STAGES < 16 <= growth["gpipe"]
 
 
 def test_gradients_equal_those_of_gpipe_also_of_shared_inputs():
-    found, wanted = (jax.tree.leaves(program(*inputs)) for program, inputs in map(compiled, ("1f1b", "gpipe"), (4, 4)))
+    programs = [compiled(schedule, FEW) for schedule in ("1f1b", "gpipe")]
+    found, wanted = (jax.tree.leaves(program(*inputs)) for program, inputs in programs)
     for a, b in zip(found, wanted, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 

@@ -1,5 +1,7 @@
 """Rematerialisation changes which values are kept, and no result."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -20,6 +22,7 @@ def layer(w, x):
     return jnp.sin(hidden @ w[1])
 
 
+@functools.cache
 def gradient(choice: str):
     """Returns the jaxpr of the gradient of three layers, the number of products in its program, and its value."""
 

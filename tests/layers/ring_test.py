@@ -17,8 +17,10 @@ MESHES = {
 }
 
 
-@pytest.mark.parametrize("mesh", MESHES)
-@pytest.mark.parametrize("causal", [True, False])
+# Both orders with each axis, and with a ring of two devices; one_key_head... has the causal order with `tensor`.
+@pytest.mark.parametrize(
+    ("mesh", "causal"), [("8", True), ("2x4", False), ("2x2x2", False), ("2", False), ("2x3", True)]
+)
 def test_result_and_gradients_equal_the_formula_on_every_mesh(mesh, causal):
     layout = Layout(mesh=plain.mesh(**MESHES[mesh]))
     plain.check(ring_attention, causal=causal, segmented=True, layout=layout)

@@ -1,5 +1,6 @@
 """A stack equals its layers in sequence, in every form of storage and application."""
 
+import functools
 from typing import Any
 
 import jax
@@ -19,6 +20,13 @@ from tests import zoo
 from tests.layers import blocks
 
 ONE = Layout()
+REPEATS = blocks.make_layout(MeshSpec(pipeline=2, tensor=4), repeats=2)
+
+
+@functools.cache
+def eight_layers(by_repeat: bool) -> Stack:
+    """Returns a stack for one device, or for a pipeline with repeats; not to be changed."""
+    return blocks.stack(8, REPEATS if by_repeat else ONE)
 
 
 def apply(stack: Stack, carry, mask, keys):
@@ -57,10 +65,10 @@ def test_cpu_unrolls_few_layers_and_scans_many():
 
 @pytest.mark.optimized
 def test_initial_layer_values_depend_only_on_seed_and_index():
-    three, five = (jax.tree.leaves(nnx.state(blocks.stack(count, ONE))) for count in (3, 5))
-    for few, many in zip(three, five, strict=True):
+    three, five = (blocks.stack(count, ONE) for count in (3, 5))
+    for few, many in zip(*(jax.tree.leaves(nnx.state(stack)) for stack in (three, five)), strict=True):
         np.testing.assert_array_equal(few, many[:3])
-    layers: Any = blocks.stack(3, ONE).layers
+    layers: Any = three.layers
     kernel = layers.up.kernel.get_value()
     assert len({float(x) for x in kernel[:, 0, 0]}) == 3
 
@@ -75,18 +83,17 @@ def test_parameters_have_a_leading_layer_dimension():
 
 @pytest.mark.optimized
 def test_pipeline_with_repeats_stores_parameters_by_repeat():
-    layout = blocks.make_layout(MeshSpec(pipeline=2, tensor=4), repeats=2)
-    plain, by_repeat = nnx.state(blocks.stack(8, ONE)), nnx.state(blocks.stack(8, layout))
+    plain, by_repeat = nnx.state(eight_layers(False)), nnx.state(eight_layers(True))
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(by_repeat), strict=True):
         assert b.shape == (2, 4, *a.shape[1:])
         np.testing.assert_array_equal(a, b.reshape(a.shape))
-    with active(layout):
+    with active(REPEATS):
         model = describe(blocks.Classify())
     path = "decoder/layers/up/kernel"
     assert model.names[path] == ("repeats", "layers", "embed", "mlp")
     assert model.stacked[path] == 2
-    assert layout.mesh is not None
-    spec = partition_spec(path, model.params[path].shape, model.names[path], RULES, layout.mesh)
+    assert REPEATS.mesh is not None
+    spec = partition_spec(path, model.params[path].shape, model.names[path], RULES, REPEATS.mesh)
     assert tuple(spec) == (None, "pipeline", "fsdp", "tensor")
 
 
@@ -98,9 +105,7 @@ def test_repeats_have_no_effect_without_a_pipeline():
 
 @pytest.mark.optimized
 def test_parameters_stored_by_repeat_run_on_one_device():
-    plain = blocks.stack(8, ONE)
-    by_repeat = blocks.stack(8, blocks.make_layout(MeshSpec(pipeline=2, tensor=4), repeats=2))
-    zoo.assert_equal(apply(by_repeat, *blocks.batch(4)), apply(plain, *blocks.batch(4)))
+    zoo.assert_equal(*(apply(eight_layers(by_repeat), *blocks.batch(4)) for by_repeat in (True, False)))
 
 
 class Modes(nnx.Module):
