@@ -63,9 +63,9 @@ def test_fields_of_two_axes_are_padded_to_their_own_lengths():
 
 
 def in_small_groups(source, batch_size, seed, rows=None):
-    """Returns batches whose addresses are computed for 64 rows at once; 4,096 would be hundreds of short epochs."""
+    """Returns batches whose addresses are computed for 16 rows at once; 4,096 would be hundreds of short epochs."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engine.data.batches.GROUP", 64)
+        patch.setattr("engine.data.batches.GROUP", 16)
         return Batches(source, batch_size, seed, True, rows)
 
 

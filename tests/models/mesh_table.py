@@ -1,0 +1,50 @@
+"""The rows of meshes_test.py: which models are trained on which mesh, or refused by it.
+
+The rows are a part of all models x meshes. Each pair of settings that occurs there occurs here too (`pairs`).
+"""
+
+import itertools
+import re
+from collections.abc import Collection
+
+WHOLE = "digits fashion mlp cnn forecast lidar"  # context, pipeline and expert cannot split these models
+TABLE = {
+    "data 8": "mlp",
+    "fsdp 8": "mlp",
+    "data 8, ZeRO-1": "fashion mlp cnn moe bfloat16",
+    "fsdp 2 x tensor 4": "digits fashion mlp cnn decoder vit forecast lidar traffic tokens bfloat16",
+    "data 2 x context 4, ring": f"moe decoder bfloat16 {WHOLE}",
+    "data 2 x context 4, all-to-all": "dropless vit",
+    "pipeline 2 x data 2 x tensor 2": f"dropless decoder {WHOLE}",
+    "pipeline 4 x fsdp 2, circular": "moe vit",
+    "expert 4 x data 2": f"dropless decoder vit {WHOLE}",
+    "expert 2 x fsdp 2 x tensor 2": "moe",
+    "DCN data 2 x fsdp 4": "fashion mlp cnn dropless vit",
+    "data 3 x fsdp 2, 6 devices": "digits mlp cnn moe forecast cameras",
+}
+ROWS = [(subject, mesh) for mesh, subjects in TABLE.items() for subject in subjects.split()]
+
+# What a model has in common with others.
+TRAITS = {
+    "dropout": "mlp cnn moe decoder vit",
+    "convolution": "fashion cnn lidar cameras",
+    "batch statistics": "cnn",
+    "packed rows": "moe dropless decoder forecast",
+    "experts": "moe dropless",
+}
+
+
+def pairs(subject: str, mesh: str, unsplit: Collection[str], adamw: bool) -> set[tuple[str, str]]:
+    """Returns the pairs of settings of a row; `unsplit` are the axes of the mesh that refuse the model.
+
+    They are: model x axis, trait x axis or option of the mesh, AdamW x axis or option, and two of the mesh.
+    """
+    if unsplit:
+        return {(subject, axis) for axis in unsplit}
+    of_mesh = sorted({part.strip(" 0123456789") for part in re.split(" x |, ", mesh)})
+    axes = {"data", "fsdp", "tensor", "context", "pipeline", "expert"}.intersection(of_mesh)
+    traits = [trait for trait, subjects in TRAITS.items() if subject in subjects.split()] + ["AdamW"] * adamw
+    found = itertools.chain(
+        itertools.product([subject], axes), itertools.product(traits, of_mesh), itertools.combinations(of_mesh, 2)
+    )
+    return set(found)
