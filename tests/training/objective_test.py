@@ -45,14 +45,14 @@ def hand_written(program, batch):
         first = (losses * batch["valid"]).sum() / batch["valid"].sum()
         return first + 0.5 * penalised.sum() / (4 * (batch["y"] == 1).sum())
 
-    return params, *jax.value_and_grad(value)(params)
+    return params, *jax.jit(jax.value_and_grad(value))(params)
 
 
 def test_sum_of_losses_divides_each_term_by_its_own_global_weight():
     (batch,) = zoo.batches(1, 32)
+    params, value, gradient = hand_written(zoo.program(TwoTerms(), **SGD), batch)
     for accumulate, mesh in ((1, None), (4, None), (2, MeshSpec(data=2, fsdp=4))):
         program = zoo.program(TwoTerms(), accumulate=accumulate, mesh=mesh, learning_rate=1.0, **SGD)
-        params, value, gradient = hand_written(program, batch)
         state, metrics = zoo.run(program, [batch])
         zoo.assert_close(state.params, jax.tree.map(jnp.subtract, params, gradient), 1e-6)
         assert program.metric_names[:5] == ("loss", "accuracy", "class_", "penalty", "rows")
@@ -117,21 +117,26 @@ def test_each_loss_trains_its_group_as_a_hand_written_loop_with_two_optimizers_d
         name: {path: x for path, x in params.items() if path.startswith(name)} for name in optimizers
     }
     states = {name: tx.init(parts[name]) for name, tx in optimizers.items()}
-    for step, batch in enumerate(batches):
+
+    def values(parts, batch, keys):
+        model: Any = program.spec.model.module({**parts["generator"], **parts["critic"]}, {}, None)
+        fake, real = model.critic(model.generator(draw(keys)))[:, 0], model.critic(batch["x"])[:, 0]
+        of_real = (nnx.softplus(-real) * batch["valid"]).sum() / batch["valid"].sum()
+        return {"generator": nnx.softplus(-fake).mean(), "critic": of_real + nnx.softplus(fake).mean()}
+
+    @jax.jit
+    def hand_written_step(parts, states, batch, step):
         key = jax.random.fold_in(jax.random.key(0), step)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(32))
-
-        def values(parts, batch=batch, keys=keys):
-            model: Any = program.spec.model.module({**parts["generator"], **parts["critic"]}, {}, None)
-            noise = draw(keys)
-            fake, real = model.critic(model.generator(noise))[:, 0], model.critic(batch["x"])[:, 0]
-            of_real = (nnx.softplus(-real) * batch["valid"]).sum() / batch["valid"].sum()
-            return {"generator": nnx.softplus(-fake).mean(), "critic": of_real + nnx.softplus(fake).mean()}
-
-        gradients = {name: jax.grad(lambda parts, name=name: values(parts)[name])(parts)[name] for name in optimizers}
+        trained, after = {}, {}
         for name, tx in optimizers.items():
-            updates, states[name] = tx.update(gradients[name], states[name])
-            parts[name] = optax.apply_updates(parts[name], updates)
+            gradient = jax.grad(lambda parts, name=name: values(parts, batch, keys)[name])(parts)[name]
+            updates, after[name] = tx.update(gradient, states[name])
+            trained[name] = optax.apply_updates(parts[name], updates)
+        return trained, after
+
+    for step, batch in enumerate(batches):
+        parts, states = hand_written_step(parts, states, batch, step)
     for accumulate, mesh in ((1, None), (4, MeshSpec(data=2, fsdp=4))):
         found = zoo.program(Duel(), accumulate=accumulate, mesh=mesh, **settings)
         state, metrics = zoo.run(found, batches)
