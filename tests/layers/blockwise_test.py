@@ -19,7 +19,7 @@ def test_result_and_gradients_equal_the_formula_for_every_block_size(block, caus
     plain.check(function, causal=causal, segmented=True)
 
 
-@pytest.mark.parametrize("kv_heads", [1, 4, 8])
+@pytest.mark.parametrize("kv_heads", [1, 8])  # the other tests have 2
 def test_query_heads_share_key_heads(kv_heads):
     function = functools.partial(blockwise.attention, block=16)
     plain.check(function, causal=True, segmented=False, kv_heads=kv_heads)

@@ -1,6 +1,7 @@
 """The decoder: packed documents, causality, tied embeddings and router losses."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -41,11 +42,17 @@ TASKS = {
 }
 
 
+def call_of(task):
+    """Returns the jitted `batch -> losses of all positions` of the untrained model."""
+    graph, params = nnx.split(task.build(nnx.Rngs(0)))
+    return functools.partial(jax.jit(lambda params, batch: nnx.merge(graph, params)(batch, None)[0]), params)
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_packed_documents_have_the_losses_of_single_documents(name):
-    model = TASKS[name].build(nnx.Rngs(0))
-    packed, _ = model(row(*DOCUMENTS), None)
-    single = [model(row(document), None)[0][0, : len(document) - 1] for document in DOCUMENTS]
+    model = call_of(TASKS[name])
+    packed = model(row(*DOCUMENTS))
+    single = [model(row(document))[0, : len(document) - 1] for document in DOCUMENTS]
     np.testing.assert_allclose(packed[0, :11], np.concatenate(single), atol=1e-5)
     assert len(np.unique(np.round(packed[0, :11], 3))) > 5
 
@@ -54,8 +61,10 @@ def test_gradient_of_a_packed_row_is_the_sum_over_its_documents():
     task = TASKS["dense"]
     graph, params = nnx.split(task.build(nnx.Rngs(0)), nnx.Param)
 
-    def gradient(batch):
-        return jax.grad(lambda p: task.loss(nnx.merge(graph, p), batch, None).total.sum())(params)
+    def total(params, batch):
+        return task.loss(nnx.merge(graph, params), batch, None).total.sum()
+
+    gradient = functools.partial(jax.jit(jax.grad(total)), params)
 
     parts = jax.tree.map(jnp.add, *(gradient(row(document)) for document in DOCUMENTS))
     # Relative to the norm of each array, as in meshes_test.py: that of the embedding is a hundred times larger.
@@ -66,10 +75,9 @@ def test_gradient_of_a_packed_row_is_the_sum_over_its_documents():
 
 
 def test_attention_is_causal():
-    model = TASKS["dense"].build(nnx.Rngs(0))
-    batch = row(DOCUMENTS[0])
+    model, batch = call_of(TASKS["dense"]), row(DOCUMENTS[0])
     changed = batch | {"tokens": batch["tokens"].at[0, 3].add(1)}
-    before, after = model(batch, None)[0], model(changed, None)[0]
+    before, after = model(batch), model(changed)
     assert jnp.array_equal(before[0, :3], after[0, :3]) and not jnp.allclose(before[0, 3:5], after[0, 3:5])
 
 

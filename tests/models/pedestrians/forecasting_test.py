@@ -1,4 +1,4 @@
-"""Forecasts: symmetries of the model, its loss and errors in plain numpy, and the table of all places."""
+"""Forecasts: symmetries of the model, its loss and errors in plain numpy, and wrong command lines."""
 
 import shutil
 import types
@@ -129,22 +129,6 @@ def test_every_mode_learns_at_the_start_and_the_best_one_at_the_end():
     start, end = (np.abs(gradient(PARAMS, step)["modes"].get_value()).sum(axis=1) for step in (0, 9))  # [modes]
     assert (start > 1e-6).all()
     assert 1 <= (end > 1e-6 * end.max()).sum() <= 2  # the best means and the best last steps
-
-
-def test_command_trains_tests_and_prints_the_table(tmp_path, capsys):
-    folder = recordings.write(tmp_path / "data", walkers=3, frames=21)
-    arguments = [f"--folder={folder}", f"--workdir={tmp_path}/runs", "--seeds=0", "--modes=3"]
-    tiny = ["task.width=8", "task.heads=2", "task.temporal=1", "train.total=2 steps", "train.global_batch_size=8"]
-    forecasting.main([*arguments, "--places=eth", *tiny])
-    lines = capsys.readouterr().out.splitlines()
-    head = next(index for index, line in enumerate(lines) if line.startswith("ADE/FDE"))
-    assert lines[head].split()[-3:] == ["eth", "average", "seeds"]
-    names = [line.split("  ")[0] for line in lines[head + 1 :]]
-    assert [name for name in names if "two agents" not in name] == [
-        "this model, K = 3",
-        "its first of 3",
-        "constant velocity, K = 1",
-    ]
 
 
 @pytest.mark.parametrize(
