@@ -1,6 +1,7 @@
 """Settings that every test, and every process that a test starts, needs before it imports JAX."""
 
 import atexit
+import gc
 import os
 import pathlib
 import shutil
@@ -21,6 +22,10 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache
     atexit.register(shutil.rmtree, _cache, ignore_errors=True)
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+
+# Most objects of JAX live as long as the tests. Searching them for cycles after every 700 new ones, as Python does by
+# default, took 2 to 5 % of the CPU time.
+gc.set_threshold(100_000)
 
 # A child process imports the same tree, from whatever folder it is started in.
 os.environ["PYTHONPATH"] = os.pathsep.join(
