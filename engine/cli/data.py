@@ -1,12 +1,11 @@
-"""The commands about datasets: `convoy data write` and `convoy data check`."""
+"""`convoy data write` and `convoy data check`: write a dataset as ArrayRecord files, or check every example of it."""
 
 import argparse
 from typing import TYPE_CHECKING
 
 from engine.base.errors import ConfigError, did_you_mean
-from engine.cli import commands
+from engine.cli import common
 from engine.cluster.exit_status import ExitStatus
-from engine.storage.mounts import local_text
 
 if TYPE_CHECKING:
     from engine.config.schema import Data
@@ -14,7 +13,32 @@ if TYPE_CHECKING:
 SHOWN = 10  # bad examples that are printed
 
 
-def data(args: argparse.Namespace, overrides: list[str]) -> int:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the parsers of the actions."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, prog="convoy data")
+    write = actions.add_parser(
+        "write", help="write every example to ArrayRecord files; again, to continue after a kill"
+    )
+    write.add_argument(
+        "--out", required=True, help="file to write; NAME-00003-of-00016.arrayrecord for NAME.arrayrecord in 16 shards"
+    )
+    write.add_argument("--shards", type=int, help="number of files (default: one for each 64 MiB, at most 1024)")
+    write.add_argument("--overwrite", action="store_true", help="replace an existing dataset")
+    check = actions.add_parser(
+        "check", help="read every example, and report bad ones, shapes, sizes, classes and throughput"
+    )
+    check.add_argument("--json", action="store_true", help="print the report as JSON")
+    for action in (write, check):
+        common.add_config_flag(action, required=False)
+        action.add_argument("--evaluation", metavar="NAME", help="the data of this evaluation, instead of training")
+        action.add_argument("--processes", type=int, help="number of processes (default: one per core)")
+        action.add_argument_group(
+            "data", "--data.target=NAME and --data.ARGUMENT=VALUE give a dataset without a config"
+        )
+        action.set_defaults(parser=action)
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """Runs `convoy data ACTION`."""
     section = _section(args, overrides)
     return _write(args, section) if args.action == "write" else _check(args, section)
@@ -23,9 +47,7 @@ def data(args: argparse.Namespace, overrides: list[str]) -> int:
 def _section(args: argparse.Namespace, overrides: list[str]) -> "Data":
     """Returns the section that the flags describe: of a config, or of `--data.*` alone."""
     if args.config is not None:
-        from engine.config import load
-
-        config = load(local_text(args.config), overrides)
+        config = common.load_config(args.config, overrides)
         if args.evaluation is None:
             return config.data
         if args.evaluation not in config.evaluations:
@@ -44,7 +66,7 @@ def _section(args: argparse.Namespace, overrides: list[str]) -> "Data":
 
 
 def _write(args: argparse.Namespace, section: "Data") -> int:
-    with commands.fast_import():
+    with common.fast_import():
         from engine.datasets.write import write_dataset
     from engine.observe.progress import CountProgress
 
@@ -75,7 +97,7 @@ def _write(args: argparse.Namespace, section: "Data") -> int:
 
 
 def _check(args: argparse.Namespace, section: "Data") -> int:
-    with commands.fast_import():
+    with common.fast_import():
         from engine.datasets.check import check_dataset
     from engine.observe.progress import CountProgress
 

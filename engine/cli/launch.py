@@ -1,28 +1,63 @@
-"""The arguments of `convoy launch slurm`, `k8s` and `tpu-vm`, and the jobs that are built from them.
+"""`convoy launch`: runs a command in several processes, on this machine or on a cluster.
 
-`engine/cli/arguments.py` has the arguments of all other verbs, and of `convoy launch local`.
+A launcher is a function that adds its arguments and a function that runs it, in the table at the end.
 """
 
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from engine.base.errors import ConfigError
+from engine.cli import common, supervise
 from engine.cluster.exit_status import ExitStatus
 from engine.launch import cli_args, kubernetes, slurm, timeouts, tpu_vm
-
-type AddParser = Callable[..., argparse.ArgumentParser]  # method `add_parser` of the subparsers of `convoy launch`
 
 ACTIONS = ("create", "install", "run", "logs", "stop", "delete")  # on a TPU VM, in their usual order
 
 
-def add_slurm(add: AddParser) -> None:
-    """Adds the parser of `convoy launch slurm`."""
-    parser = add(
-        "slurm",
-        help="submit a Slurm job that saves before its time limit and requeues itself",
-        usage="convoy launch slurm --nodes N --time LIMIT [options] -- train ...",
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the parsers of the launchers."""
+    parser.usage = "convoy launch WHERE [options] -- VERB ..."
+    launchers = parser.add_subparsers(dest="where", metavar="WHERE", required=True, prog="convoy launch")
+    for name, launcher in _LAUNCHERS.items():
+        below = launchers.add_parser(name, help=launcher.help)
+        launcher.add_arguments(below)
+        below.set_defaults(parser=below)
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Runs `convoy launch WHERE` and returns the exit code.
+
+    Args:
+        args: the parsed arguments; `args.command` is the command after `--`.
+        overrides: overrides before `--`, which are errors.
+
+    Raises:
+        ConfigError: the arguments do not describe a valid job.
+        LaunchError: the command of the scheduler is missing or failed.
+    """
+    return _LAUNCHERS[args.where].run(args, overrides)
+
+
+def _add_local(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "convoy launch local --processes N [options] -- VERB ..."
+    parser.add_argument("--processes", type=int, required=True, help="number of processes")
+    common.add_devices_flag(parser)
+    parser.add_argument("--restarts", type=int, default=0, help="maximum number of restarts of a failed training")
+
+
+def _run_local(args: argparse.Namespace, overrides: list[str]) -> int:
+    from engine.launch import local
+
+    if args.restarts:
+        return supervise.run(args, overrides)
+    words = common.command_words(args, overrides, "convoy launch local", "a verb")
+    return local.launch(words, processes=args.processes, devices=args.devices_per_process)
+
+
+def _add_slurm(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "convoy launch slurm --nodes N --time LIMIT [options] -- train ..."
     parser.add_argument("--nodes", type=int, required=True, help="number of nodes")
     parser.add_argument("--time", required=True, help="time limit until the job is requeued, such as 4:00:00 or 2-12")
     parser.add_argument("--gpus-per-node", type=int, default=0, help="GPUs to request on each node (default: none)")
@@ -53,13 +88,53 @@ def add_slurm(add: AddParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the batch script without submitting it")
 
 
-def add_k8s(add: AddParser) -> None:
-    """Adds the parser of `convoy launch k8s`."""
-    parser = add(
-        "k8s",
-        help="print a Kubernetes JobSet, or apply it",
-        usage="convoy launch k8s --name NAME --image IMAGE --claim CLAIM [options] -- train ...",
+def _run_slurm(args: argparse.Namespace, overrides: list[str]) -> int:
+    common.refuse_overrides_before_command(overrides)
+    if args.container_image is None:
+        _check_command(args)
+    job = slurm.SlurmJob(
+        command=args.command,
+        nodes=args.nodes,
+        time=args.time,
+        gpus_per_node=args.gpus_per_node,
+        task_per=args.task_per,
+        cpus_per_task=args.cpus_per_task,
+        name=args.name,
+        partition=args.partition,
+        account=args.account,
+        options=args.option,
+        program=_program(args),
+        image=args.container_image,
+        mounts=args.container_mount,
+        logs=args.logs,
+        stop_before_s=args.stop_before,
+        restarts=args.restarts,
     )
+    if args.dry_run:
+        print(job.script(), end="")
+    else:
+        job.submit()
+    return ExitStatus.DONE
+
+
+def _check_command(args: argparse.Namespace) -> None:
+    """Raises errors in a command now instead of after hours in a queue."""
+    command, overrides = args.parse_command()
+    if command.verb == "train":
+        common.load_config(command.config, overrides)
+
+
+def _program(args: argparse.Namespace) -> Sequence[str]:
+    """Returns the words that start convoy on a node: by default the Python of this process."""
+    if args.container_image:
+        return ["convoy"]
+    if args.venv:
+        return [f"{args.venv.rstrip('/')}/bin/convoy"]
+    return [args.binary] if args.binary else [sys.executable, "-m", "engine.cli.main"]
+
+
+def _add_k8s(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "convoy launch k8s --name NAME --image IMAGE --claim CLAIM [options] -- train ..."
     parser.add_argument("--name", required=True, help="name of the JobSet")
     parser.add_argument("--image", required=True, help="image with convoy (see the Dockerfile), with a tag or digest")
     parser.add_argument(
@@ -94,77 +169,8 @@ def add_k8s(add: AddParser) -> None:
     parser.add_argument("--apply", action="store_true", help="pass the JobSet to kubectl instead of printing it")
 
 
-def add_tpu_vm(add: AddParser) -> None:
-    """Adds the parser of `convoy launch tpu-vm`."""
-    parser = add(
-        "tpu-vm",
-        help="print gcloud commands for Cloud TPU VMs, or run them",
-        usage=f"convoy launch tpu-vm {{{','.join(ACTIONS)}}} --name NAME --zone ZONE [options] [-- train ...]",
-    )
-    parser.add_argument("action", choices=ACTIONS, help="what to do; this is the usual order")
-    parser.add_argument("--name", required=True, help="name of the TPU VM or queued resource")
-    parser.add_argument("--zone", required=True, help="zone, such as us-central2-b")
-    parser.add_argument("--project", help="Google Cloud project (default: gcloud's)")
-    parser.add_argument("--type", default="", help="for create: accelerator type, such as v5litepod-16")
-    parser.add_argument("--version", default="", help="for create: image of the VM, such as v2-alpha-tpuv5-lite")
-    parser.add_argument("--queued", action="store_true", help="use a queued resource; the same flag for every action")
-    parser.add_argument("--slices", type=int, default=1, help="number of slices of a queued resource (default: 1)")
-    parser.add_argument("--spot", action="store_true", help="for create: cheaper VMs that may be preempted")
-    parser.add_argument(
-        "--env", action="append", default=[], metavar="NAME=VALUE", help="for run: a variable; not for secrets"
-    )
-    parser.add_argument("--execute", action="store_true", help="run the commands instead of printing them")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Runs `convoy launch slurm`, `k8s` or `tpu-vm` and returns the exit code.
-
-    Args:
-        args: the parsed arguments; `args.command` is the command after `--`.
-
-    Raises:
-        ConfigError: the arguments do not describe a valid job.
-        LaunchError: the command of the scheduler is missing or failed.
-    """
-    _RUN[args.where](args)
-    return ExitStatus.DONE
-
-
-def _slurm(args: argparse.Namespace) -> None:
-    job = slurm.SlurmJob(
-        command=args.command,
-        nodes=args.nodes,
-        time=args.time,
-        gpus_per_node=args.gpus_per_node,
-        task_per=args.task_per,
-        cpus_per_task=args.cpus_per_task,
-        name=args.name,
-        partition=args.partition,
-        account=args.account,
-        options=args.option,
-        program=_program(args),
-        image=args.container_image,
-        mounts=args.container_mount,
-        logs=args.logs,
-        stop_before_s=args.stop_before,
-        restarts=args.restarts,
-    )
-    if args.dry_run:
-        print(job.script(), end="")
-    else:
-        job.submit()
-
-
-def _program(args: argparse.Namespace) -> Sequence[str]:
-    """Returns the words that start convoy on a node: by default the Python of this process."""
-    if args.container_image:
-        return ["convoy"]
-    if args.venv:
-        return [f"{args.venv.rstrip('/')}/bin/convoy"]
-    return [args.binary] if args.binary else [sys.executable, "-m", "engine.cli.main"]
-
-
-def _k8s(args: argparse.Namespace) -> None:
+def _run_k8s(args: argparse.Namespace, overrides: list[str]) -> int:
+    common.refuse_overrides_before_command(overrides)
     if (args.tpu is None) != (args.topology is None):
         raise ConfigError("--tpu and --topology are required together, such as --tpu=v5p --topology=4x4x8.")
     tpu = None if args.tpu is None else kubernetes.Tpu(args.tpu, args.topology, args.slices, args.chips_per_host)
@@ -193,9 +199,28 @@ def _k8s(args: argparse.Namespace) -> None:
         jobset.apply()
     else:
         print(jobset.text(), end="")
+    return ExitStatus.DONE
 
 
-def _tpu_vm(args: argparse.Namespace) -> None:
+def _add_tpu_vm(parser: argparse.ArgumentParser) -> None:
+    parser.usage = f"convoy launch tpu-vm {{{','.join(ACTIONS)}}} --name NAME --zone ZONE [options] [-- train ...]"
+    parser.add_argument("action", choices=ACTIONS, help="what to do; this is the usual order")
+    parser.add_argument("--name", required=True, help="name of the TPU VM or queued resource")
+    parser.add_argument("--zone", required=True, help="zone, such as us-central2-b")
+    parser.add_argument("--project", help="Google Cloud project (default: gcloud's)")
+    parser.add_argument("--type", default="", help="for create: accelerator type, such as v5litepod-16")
+    parser.add_argument("--version", default="", help="for create: image of the VM, such as v2-alpha-tpuv5-lite")
+    parser.add_argument("--queued", action="store_true", help="use a queued resource; the same flag for every action")
+    parser.add_argument("--slices", type=int, default=1, help="number of slices of a queued resource (default: 1)")
+    parser.add_argument("--spot", action="store_true", help="for create: cheaper VMs that may be preempted")
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="NAME=VALUE", help="for run: a variable; not for secrets"
+    )
+    parser.add_argument("--execute", action="store_true", help="run the commands instead of printing them")
+
+
+def _run_tpu_vm(args: argparse.Namespace, overrides: list[str]) -> int:
+    common.refuse_overrides_before_command(overrides)
     vm = tpu_vm.TpuVm(
         name=args.name,
         zone=args.zone,
@@ -215,7 +240,20 @@ def _tpu_vm(args: argparse.Namespace) -> None:
             cli_args.run_command(command)
         else:
             print(cli_args.format_command(command))
+    return ExitStatus.DONE
 
 
-ADD_PARSER = {"slurm": add_slurm, "k8s": add_k8s, "tpu-vm": add_tpu_vm}
-_RUN = {"slurm": _slurm, "k8s": _k8s, "tpu-vm": _tpu_vm}
+class _Launcher(NamedTuple):
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, list[str]], int]
+    help: str
+
+
+_LAUNCHERS = {
+    "local": _Launcher(_add_local, _run_local, "on this machine"),
+    "slurm": _Launcher(
+        _add_slurm, _run_slurm, "submit a Slurm job that saves before its time limit and requeues itself"
+    ),
+    "k8s": _Launcher(_add_k8s, _run_k8s, "print a Kubernetes JobSet, or apply it"),
+    "tpu-vm": _Launcher(_add_tpu_vm, _run_tpu_vm, "print gcloud commands for Cloud TPU VMs, or run them"),
+}

@@ -1,6 +1,6 @@
 """The command line: runs one verb, and turns errors into messages and exit codes.
 
-Heavy libraries are imported only by the verbs that need them, so that `convoy --help` answers at once.
+`verbs.py` lists the verbs. They import heavy libraries only when they run, so that `convoy --help` answers at once.
 """
 
 from engine.cli.huge_pages import restart_with_huge_pages
@@ -8,28 +8,23 @@ from engine.cli.huge_pages import restart_with_huge_pages
 if __name__ == "__main__":
     restart_with_huge_pages()  # before the imports below, which the restarted program would repeat
 
-import argparse
 import contextlib
 import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 from engine.base.errors import ConfigError, ConvoyError
-from engine.cli import commands, data
 from engine.cli.arguments import make_parser, parse, split_overrides
+from engine.cli.verbs import VERBS
 from engine.cluster import group, output, processes, shutdown, signal_thread, verdict
 from engine.cluster.exit_status import ExitStatus, status_of
 from engine.cluster.kv_store import CoordinationError
-from engine.cluster.peer_failure import LostPeer, lost_peers_reported
+from engine.cluster.peer_failure import LostPeer
 from engine.storage import background
-from engine.storage.mounts import local_text, unmount
-
-if TYPE_CHECKING:
-    from engine.config import Config
-    from engine.run.directory import RunDirectory
+from engine.storage.mounts import unmount
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,185 +80,11 @@ def _run(words: list[str]) -> int:
     if args.verb is None:
         make_parser()[0].print_help()
         return ExitStatus.DONE
-    code = _VERBS[args.verb](args, overrides)
-    if args.verb not in _TRAINING:
+    verb = VERBS[args.verb]
+    code = verb.module.run(args, overrides)
+    if verb.prints_result:
         output.check()
     return code
-
-
-def _train(args: argparse.Namespace, overrides: list[str]) -> int:
-    config = _load(args.config, overrides)
-    commands.join(args)
-    with commands.fast_import():
-        from engine.api import train as entry
-    from engine.run.goodput import process_start
-
-    with lost_peers_reported():
-        entry.train(
-            config,
-            workdir=args.workdir,
-            fresh=args.fresh,
-            fast_dev_run=args.fast_dev_run,
-            accept_schedule_change=args.accept_schedule_change,
-            accept_data_change=args.accept_data_change,
-            began=process_start(),
-        )
-    return ExitStatus.DONE
-
-
-def _load(reference: str, overrides: Sequence[str]) -> "Config":
-    """Loads the config of a file, a module or a run directory, which may be in a bucket."""
-    from engine.config import load
-
-    return load(local_text(reference), overrides)
-
-
-def _doctor(args: argparse.Namespace, overrides: list[str]) -> int:
-    from engine.launch import doctor
-
-    commands.no_overrides(overrides, "doctor")
-    detection = commands.detection(args)
-    for line in doctor.before_joining(detection):
-        print(line, flush=True)
-    processes.initialize(detection.process, timeout_s=args.timeout)
-    for line in doctor.after_joining():
-        print(line, flush=True)
-    return ExitStatus.DONE
-
-
-def _launch(args: argparse.Namespace, overrides: list[str]) -> int:
-    from engine.cli import launch
-    from engine.launch import local
-
-    if args.where != "local":
-        _check_no_overrides_before_command(overrides)
-        if args.where == "slurm" and args.container_image is None:
-            _check_command(args.command)
-        return launch.run(args)
-    if args.restarts:
-        return _supervise(args, overrides)
-    words = _command_words(args, overrides, f"convoy launch {args.where}", "a verb")
-    return local.launch(words, processes=args.processes, devices=args.devices_per_process)
-
-
-def _supervise(args: argparse.Namespace, overrides: list[str]) -> int:
-    from engine.launch.supervise import supervise
-
-    words = _command_words(args, overrides, f"convoy {args.verb}", "train")
-    return supervise(
-        words,
-        _run_directory(args.command),
-        processes=args.processes,
-        devices=args.devices_per_process,
-        restarts=args.restarts,
-    )
-
-
-def _command_words(args: argparse.Namespace, overrides: list[str], verb: str, expected: str) -> list[str]:
-    """Returns the words that start the command after `--`; `expected` is "train", or "a verb" for any verb."""
-    _check_no_overrides_before_command(overrides)
-    found = args.command[0] if args.command else "nothing"
-    fits = found == "train" if expected == "train" else found not in ("nothing", "launch", "supervise")
-    if not fits:
-        raise ConfigError(f"{verb}: found {found} after --. Write {expected}: {verb} ... -- train ...")
-    return [sys.executable, "-m", "engine.cli.main", *args.command]
-
-
-def _check_command(command: list[str]) -> None:
-    """Raises errors in a command now instead of after hours in a queue."""
-    words, overrides = split_overrides(command)
-    if (args := parse(words)).verb == "train":
-        _load(args.config, overrides)
-
-
-def _check_no_overrides_before_command(overrides: list[str]) -> None:
-    if overrides:
-        raise ConfigError(f"--config.{overrides[0]}: belongs to the command. Write it after --.")
-
-
-def _run_directory(command: list[str]) -> "RunDirectory":
-    """Returns the run directory of a command `train ...`."""
-    from engine.run.directory import RunDirectory, default_workdir
-
-    words, overrides = split_overrides(command)
-    args = parse(words)
-    if args.fast_dev_run:
-        raise ConfigError("--fast-dev-run: cannot be combined with restarts. Remove it, or run convoy train alone.")
-    config = _load(args.config, overrides)
-    return RunDirectory(args.workdir or default_workdir(config.name, config.task.target))
-
-
-def _config(args: argparse.Namespace, overrides: list[str]) -> int:
-    from engine.config import help_text, to_text
-
-    if args.help or args.config is None:
-        print(help_text())
-        return ExitStatus.DONE
-    print(to_text(_load(args.config, overrides)), end="")
-    return ExitStatus.DONE
-
-
-def _explain(args: argparse.Namespace, overrides: list[str]) -> int:
-    config = _load(args.config, overrides)
-    from engine.api import train as entry
-
-    wanted = {"devices": args.devices, "collectives": not args.no_collectives, "hardware": args.hardware}
-    for text in entry.explain_parts(config, **wanted):
-        print(text, flush=True)
-    return ExitStatus.DONE
-
-
-def _plan(args: argparse.Namespace, overrides: list[str]) -> int:
-    if args.runs is not None:
-        return commands.plans(args, overrides)
-    if args.config is None:
-        raise ConfigError("convoy plan: no config. Add --config=CONFIG, or --runs DIR for the errors of earlier plans.")
-    config = _load(args.config, overrides)
-    from engine.planning import plan
-
-    def progress(text: str) -> None:
-        print(text, file=sys.stderr, flush=True)
-
-    for text in plan.plan_parts(
-        config, args.hardware, compiles=args.compile, calibrates=args.calibrate, on_progress=progress
-    ):
-        print(text, flush=True)
-    return ExitStatus.DONE
-
-
-def _compile(args: argparse.Namespace, overrides: list[str]) -> int:
-    config = _load(args.config, overrides)
-    if args.hardware is not None and args.out is None:
-        raise ConfigError(
-            f"--hardware={args.hardware}: where are the programs to be written? Add --out=DIR, a folder that the job "
-            "will read, and train with --config.cache.programs=DIR."
-        )
-    commands.join(args)
-    from engine.api.compile import precompile_for
-
-    with lost_peers_reported():
-        for line in precompile_for(config, args.hardware, args.out, commands.say):
-            if group.is_primary():
-                print(line, flush=True)
-    return ExitStatus.DONE
-
-
-_VERBS = {
-    "doctor": _doctor,
-    "train": _train,
-    "evaluate": commands.evaluate,
-    "predict": commands.predict,
-    "config": _config,
-    "explain": _explain,
-    "plan": _plan,
-    "compile": _compile,
-    "checkpoints": commands.checkpoints,
-    "goodput": commands.goodput,
-    "data": data.data,
-    "launch": _launch,
-    "supervise": _supervise,
-}
-_TRAINING = ("train", "launch", "supervise")  # verbs whose result is on disk; the output of the others is the result
 
 
 def _treat_hangup_as_sigterm() -> None:

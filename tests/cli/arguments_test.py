@@ -21,15 +21,6 @@ def test_words_after_two_dashes_are_the_command():
     assert parse([]).verb is None
 
 
-def test_checkpoints_accepts_verify_before_the_run():
-    for words, action, run in [(["runs/x"], None, "runs/x"), (["verify", "runs/x"], "verify", "runs/x")]:
-        args = parse(["checkpoints", *words])
-        assert (args.action, args.run) == (action, run)
-    assert parse(["checkpoints", "verify"]).run == "verify"
-    with pytest.raises(ConfigError, match="invalid choice: 'verifi'"):
-        parse(["checkpoints", "verifi", "runs/x"])
-
-
 @pytest.mark.parametrize(
     ("words", "after", "sentence"),
     [

@@ -5,8 +5,10 @@ import json
 import pytest
 
 from engine.cli.main import main
+from tests import runs
 from tests.datasets.scans import Scans
 
+DIGITS = "--config=configs.digits"
 DATA = f"--data.target={Scans.__module__}.Scans"
 
 
@@ -24,6 +26,18 @@ def test_write_then_check_a_dataset_without_a_config(tmp_path, capsys):
     read = ["--data.target=engine.readers.array_record.ArrayRecordSource", f"--data.pattern={out}"]
     assert main(["data", "check", *read]) == 0
     assert "checksums: 2 of 2 files are as they were written" in capsys.readouterr().out
+
+
+def test_data_write_converts_a_dataset(tmp_path):
+    done = runs.convoy("data", "write", DIGITS, "--out=digits.array_record", "--config.data.limit=40", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "wrote 40 examples" in done.stdout
+    done = runs.convoy(
+        "train", DIGITS, "--config.data.target=engine.readers.array_record.ArrayRecordSource", "--config.data.split=x",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "data.split: engine.readers.array_record.ArrayRecordSource takes no such argument" in done.stderr
 
 
 def test_check_of_bad_examples_fails_and_prints_json(capsys):

@@ -1,4 +1,4 @@
-"""Command lines of `convoy launch slurm`, `k8s` and `tpu-vm`."""
+"""Command lines of `convoy launch`."""
 
 import shlex
 
@@ -6,11 +6,12 @@ import pytest
 import yaml
 
 from engine.base.errors import ConfigError
-from engine.cli.arguments import parse
+from engine.cli.arguments import parse, split_overrides
 from engine.cli.launch import ACTIONS, run
 from tests.launch.fakes import fake_command, path_with
 
 K8S = "launch k8s --name=c --image=r/c:1 --claim=runs"
+DIGITS = "--config=configs.digits"
 TPU_VM = "--name=v5e --zone=z"
 
 
@@ -18,7 +19,8 @@ def launch(text: str) -> int:
     """Runs a command line, given without the word `convoy`."""
     words = shlex.split(text)
     end = words.index("--") if "--" in words else len(words)
-    return run(parse(words[:end], words[end:]))
+    rest, overrides = split_overrides(words[:end])
+    return run(parse(rest, words[end:]), overrides)
 
 
 def printed(capsys, text: str) -> str:
@@ -44,7 +46,7 @@ def test_slurm_submits_without_dry_run(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PATH", path_with(tmp_path))
     monkeypatch.chdir(tmp_path)
     fake_command(tmp_path, "sbatch", "cat > submitted; echo Submitted batch job 7")
-    assert launch("launch slurm --nodes=2 --time=60 --logs=out --name=x -- train --config=c") == 0
+    assert launch("launch slurm --nodes=2 --time=60 --logs=out --name=x -- train --config=configs.digits") == 0
     assert "#SBATCH --nodes=2\n" in (tmp_path / "submitted").read_text()
     assert "out/x-JOB-TASK.out" in capfd.readouterr().out
 
@@ -80,9 +82,19 @@ def test_tpu_vm_prints_or_executes_the_commands(capfd, tmp_path, monkeypatch):
         ("launch slurm --nodes=2 --time=9 --node=3", "--node=3: unknown argument of convoy launch slurm."),
         ("launch slurm --nodes=2 --time=9 --venv=a --binary=b", "convoy launch slurm: argument --binary: not"),
         ("launch slurm --nodes=2 --time=60", "convoy launch slurm: found nothing after --"),
+        ("launch slurm --nodes=2 --time=60 -- trian", "trian: no such verb. Did you mean train?"),
+        (f"launch slurm --nodes=2 --time=60 -- train {DIGITS} --fresch", "--fresch: unknown argument of convoy train."),
+        (f"launch slurm --nodes=2 --time=60 -- train {DIGITS} --config.train.totl=1", "train.totl: unknown field"),
+        (f"{K8S} --config.train.seed=1 -- train", "--config.train.seed=1: belongs to the command. Write it after --."),
         (f"{K8S} --topology=4x4 -- train", "--tpu and --topology are required together"),
         (f"{K8S} --env WANDB_API_KEY=x -- train", "--env WANDB_API_KEY: is a secret, which everybody could read"),
         (f"launch tpu-vm delete {TPU_VM} -- train", "convoy launch tpu-vm delete: takes no command"),
+        ("launch local", "convoy launch local: the following arguments are required: --processes"),
+        ("launch local --processes=2", "convoy launch local: found nothing after --. Write a verb: convoy launch"),
+        ("launch local --processes=2 -- launch", "convoy launch local: found launch after --. Write a verb"),
+        ("launch local --processes=0 -- train", "--processes = 0: allowed is a whole number from 1"),
+        ("launch local --processes=2 --config.train.seed=1 -- train", "--config.train.seed=1: belongs to the command."),
+        ("launch local --processes=2 --restarts=1 -- evaluate x", "convoy launch: found evaluate after --. Write"),
         (f"launch tpu-vm begin {TPU_VM}", "convoy launch tpu-vm: argument action: invalid choice: 'begin'"),
     ],
 )  # fmt: skip

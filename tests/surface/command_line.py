@@ -6,13 +6,18 @@ Formatted help differs between versions of Python, so the text lists the propert
 import argparse
 from collections.abc import Iterator
 
-from engine.cli.arguments import SHORT_OVERRIDES, make_parser
+from engine.cli.arguments import make_parser
+from engine.cli.verbs import VERBS
 
 
 def text() -> str:
     """Returns the lines of `convoy`, then those of each verb and of the verbs below it."""
     top, _ = make_parser()
-    short = [f"{verb}: takes {' '.join(flags)}NAME=VALUE without --config" for verb, flags in SHORT_OVERRIDES.items()]
+    short = [
+        f"{name}: takes {' '.join(verb.short_overrides)}NAME=VALUE without --config"
+        for name, verb in VERBS.items()
+        if verb.short_overrides
+    ]
     return "\n".join([*_lines(top), "overrides:", *(f"  {line}" for line in short)]) + "\n"
 
 

@@ -1,0 +1,61 @@
+"""`convoy evaluate`: runs the evaluations of a run on its checkpoints."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from engine.base.errors import ConfigError
+from engine.cli import common
+from engine.cluster import group
+from engine.cluster.exit_status import ExitStatus
+from engine.cluster.peer_failure import lost_peers_reported
+
+if TYPE_CHECKING:
+    from engine.metrics.results import Result
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `convoy evaluate`."""
+    parser.add_argument("run", help="run directory")
+    parser.add_argument(
+        "--step", help="a step, latest, best, a list 100,200,latest, or all (default: best, else latest)"
+    )
+    parser.add_argument(
+        "--follow", action="store_true", help="evaluate each checkpoint of a running job once, until the run is done"
+    )
+    parser.add_argument(
+        "--timeout", metavar="TIME", help="for --follow: end after this time without a change of the run: '2 hours'"
+    )
+    parser.add_argument_group(
+        "settings", "--evaluations.NAME.data.target=... and other fields of evaluations, or --config.NAME=VALUE"
+    )
+    common.add_process_flags(parser)
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Runs `convoy evaluate`."""
+    if args.follow and args.step:
+        raise ConfigError("--follow evaluates every checkpoint. Remove --step.")
+    if args.timeout and not args.follow:
+        raise ConfigError("--timeout limits how long --follow waits. Add --follow.")
+    common.join(args)
+    with common.fast_import():
+        from engine.api import follow, inference
+        from engine.metrics.results import result_text
+
+    printed = False
+
+    def show(results: "dict[str, Result]") -> None:
+        nonlocal printed
+        if group.is_primary():
+            texts = {name: text for name, value in results.items() if (text := result_text(value))}
+            lines = [f"{name}:{text if text.startswith('\n') else f' {text}'}" for name, text in texts.items()]
+            print("\n".join([*[""] * printed, *lines]), flush=True)
+        printed = True
+
+    with lost_peers_reported():
+        if args.follow:
+            follow.follow(args.run, overrides=overrides, timeout=args.timeout, on_results=show, on_message=common.say)
+        else:
+            steps = args.step or [None]
+            inference.evaluate_steps(args.run, steps, overrides=overrides, on_results=show, on_message=common.say)
+    return ExitStatus.DONE

@@ -1,0 +1,67 @@
+"""What several verbs share: the parser, joining, and the command after `--`."""
+
+import argparse
+import gc
+import sys
+
+import pytest
+
+from engine.base.errors import ConfigError
+from engine.cli import common
+from engine.cli.arguments import parse
+
+
+def test_parse_errors_are_one_sentence_and_flags_cannot_be_abbreviated():
+    parser = common.Parser(prog="convoy test")
+    common.add_config_flag(parser)
+    with pytest.raises(ConfigError, match=r"^convoy test: .* required: --config\. For help: convoy test --help$"):
+        parser.parse_args(["--conf=x"])
+
+
+def test_single_process_joins_silently(capsys):
+    common.join(parse(["evaluate", "run"]))
+    assert capsys.readouterr() == ("", "")
+
+
+def test_refused_overrides_name_the_verb():
+    with pytest.raises(ConfigError, match="convoy goodput reads the run's own config and takes no overrides"):
+        common.refuse_overrides(["a=1"], "goodput")
+    common.refuse_overrides([], "goodput")
+
+
+def test_config_is_loaded_with_its_overrides():
+    assert common.load_config("configs.digits", ["train.seed=7"]).train.seed == 7
+
+
+def test_garbage_collection_is_paused_only_during_an_import(monkeypatch):
+    monkeypatch.delitem(sys.modules, "engine.api.train", raising=False)
+    with common.fast_import():
+        assert not gc.isenabled()
+    assert gc.isenabled()
+    gc.unfreeze()
+
+
+@pytest.mark.parametrize(
+    ("command", "expected", "sentence"),
+    [
+        (["train", "--fresh"], "train", None),
+        (["evaluate", "runs/x"], "a verb", None),
+        (["evaluate", "runs/x"], "train", "convoy x: found evaluate after --. Write train: convoy x ... -- train ..."),
+        ([], "a verb", "convoy x: found nothing after --. Write a verb: convoy x ... -- train ..."),
+        (["launch"], "a verb", "convoy x: found launch after --. Write a verb: convoy x ... -- train ..."),
+    ],
+)
+def test_command_words_start_the_expected_verb(command, expected, sentence):
+    args = argparse.Namespace(command=command)
+    if sentence is None:
+        words = common.command_words(args, [], "convoy x", expected)
+        assert words == [sys.executable, "-m", "engine.cli.main", *command]
+    else:
+        with pytest.raises(ConfigError) as error:
+            common.command_words(args, [], "convoy x", expected)
+        assert str(error.value) == sentence
+
+
+def test_overrides_belong_after_the_dashes():
+    with pytest.raises(ConfigError, match=r"--config\.train\.seed=1: belongs to the command\. Write it after --\."):
+        common.command_words(argparse.Namespace(command=["train"]), ["train.seed=1"], "convoy x", "train")
