@@ -2,6 +2,7 @@
 
 import argparse
 import gc
+import subprocess
 import sys
 
 import pytest
@@ -9,6 +10,16 @@ import pytest
 from engine.base.errors import ConfigError
 from engine.cli import common
 from engine.cli.arguments import parse
+
+ATTEMPT = """
+import os, sys
+from pathlib import Path
+from engine.run import lease, status
+run = Path(sys.argv[1])
+lease.acquire(run / "lease")
+status.write(run / "status.json", status.Status(state="training", step=7))
+os._exit(0)
+"""
 
 
 def test_parse_errors_are_one_sentence_and_flags_cannot_be_abbreviated():
@@ -39,6 +50,17 @@ def test_garbage_collection_is_paused_only_during_an_import(monkeypatch):
         assert not gc.isenabled()
     assert gc.isenabled()
     gc.unfreeze()
+
+
+def test_attempt_that_ended_without_a_verdict_is_reported(tmp_path, capsys):
+    subprocess.run([sys.executable, "-c", ATTEMPT, str(tmp_path)], check=True, timeout=180)
+    common.warn_of_missing_end(str(tmp_path))
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith(f"{tmp_path}: attempt 1 (process ")
+    assert "ended without a verdict after step 7" in printed.err
+    (tmp_path / "status.json").unlink()
+    common.warn_of_missing_end(str(tmp_path))  # the verb reports that this is not a run
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
