@@ -86,6 +86,16 @@ def test_closed_output_pipe_is_not_an_error():
     assert done.stderr == ""
 
 
+def test_result_that_cannot_be_written_is_an_error():
+    words = runs.command("config", "configs.digits")
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            words, stdout=full, stderr=subprocess.PIPE, text=True, env=runs.environment(), timeout=180
+        )
+    assert done.returncode == 1
+    assert "standard output: cannot be written (No space left on device)" in done.stderr
+
+
 def test_exception_in_user_code_is_one_sentence_with_its_line_and_the_file_of_its_traceback(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from engine import Task\nfrom models.digits import Digits\n\n"
