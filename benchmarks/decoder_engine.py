@@ -12,7 +12,7 @@ from benchmarks import interleaved
 from benchmarks.decoder_inputs import LEARNING_RATE, WEIGHT_DECAY, read
 from benchmarks.worker import serve
 from engine import ArraySource
-from engine.api.train import set_up_devices
+from engine.api.prepared import set_up_devices
 from engine.cli.huge_pages import restart_with_huge_pages
 from engine.config import defaults, validate
 from models.decoder import LanguageModel

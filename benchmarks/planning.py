@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from benchmarks.aot.programs import DECODER
-from engine.api.train import program, resolve_config
+from engine.api.prepared import program, resolve_config
 from engine.compile.step_costs import read
 from engine.config import defaults
 from engine.config.hardware import AXES
@@ -54,7 +54,7 @@ def main() -> int:
     print({name: f"{rate:.3g}" for name, rate in rates.items()})
     config = decoder()
     built, _ = program(config, devices[:1])
-    model = cost_model(built, config, machine, ("float32",))
+    model = cost_model(built, config.sharding, config.data.prefetch, machine, ("float32",))
     formula, compiled, runs = [], [], []
     for candidate in candidates():
         print(f"compiling {candidate}", flush=True)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from engine import layers, metrics, plot, readers
+    from engine.api.explain import explain
     from engine.api.follow import follow
     from engine.api.inference import checkpoints, evaluate, evaluate_steps, export, predict
     from engine.api.saved_run import LoadedRun, goodput, load
-    from engine.api.train import explain, train
+    from engine.api.train import train
     from engine.base.errors import ConvoyError, DataError, TaskError
     from engine.data.context import Context
     from engine.data.ragged.balanced import Balanced
@@ -94,7 +95,8 @@ _MODULES = {
     "engine.data.sampling.weighted": ("Weighted",),
     "engine.datasets.check": ("check_dataset",),
     "engine.datasets.write": ("write_dataset",),
-    "engine.api.train": ("explain", "train"),
+    "engine.api.explain": ("explain",),
+    "engine.api.train": ("train",),
     "engine.api.follow": ("follow",),
     "engine.api.inference": ("checkpoints", "evaluate", "evaluate_steps", "export", "predict"),
     "engine.loop.hooks": ("Stop",),

@@ -8,10 +8,10 @@ import pytest
 from safetensors.numpy import load_file
 
 import engine
-from engine.api import train as entry
 from engine.base.errors import RunError
 from engine.cli.main import main
 from engine.cluster import verdict
+from engine.config import load
 from engine.launch.postmortem import correct_status
 from engine.readers.array_record import write_array_record
 from engine.run import status
@@ -54,7 +54,7 @@ def test_warm_start_reads_the_run(run, tmp_path):
     engine.train(config, workdir=tmp_path)
     shown = str(run).encode("utf-8", "backslashreplace").decode()
     assert f"initialized 6 arrays from {shown}/checkpoints/2" in (tmp_path / "log.txt").read_text("utf-8")
-    assert entry.load(str(tmp_path)).init.checkpoint == str(run)
+    assert load(str(tmp_path)).init.checkpoint == str(run)
 
 
 def test_status_of_a_killed_run_is_corrected_in_a_folder_that_is_not_utf8(tmp_path, monkeypatch):

@@ -13,12 +13,10 @@ import pytest
 from flax import nnx
 
 from engine import Loss, Mean, Task
-from engine.api.objects import Objects
+from engine.api.prepared import prepare
 from engine.base.errors import ConfigError
-from engine.compile.build import build_task
 from engine.config.text import to_text
 from engine.loop.trainer import Trainer
-from engine.parallel.mesh import make_mesh
 from engine.run.directory import RunDirectory
 from tests import runs
 
@@ -50,16 +48,15 @@ def config(data, **settings):
 def train(config, path, devices: int = 1) -> str:
     """Trains on the first devices, for which a program compiles faster than for all eight; returns the messages."""
     messages: list[str] = []
-    source, evaluation_sources = Objects().build_sources(config)
+    prepared = prepare(config, devices=jax.devices()[:devices])
     with RunDirectory.open(path) as directory:
-        mesh = make_mesh(config.mesh, jax.devices()[:devices])
         Trainer(
-            build_task(config),
-            mesh,
-            source,
+            prepared.task,
+            prepared.mesh,
+            prepared.source,
             config,
             directory,
-            evaluation_sources=evaluation_sources,
+            evaluation_sources=prepared.evaluation_sources,
             hooks={},
             on_row=lambda row: None,
             on_message=messages.append,

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import engine
-from engine.api import train as entry
+from engine.api import prepared
 from engine.api.resume import Accepted, check_config, check_data
 from engine.api.saved_run import SavedRun
 from engine.base.errors import ConvoyError
 from engine.checkpoint.integrity import verify_all
 from engine.checkpoint.store import CheckpointStore
+from engine.config.text import field_texts
 from engine.data import dataset_summary
 from engine.loop import stopping
 from engine.observe.goodput_table import goodput_text
@@ -62,7 +63,7 @@ RAW = st.one_of(
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("run_files") / "run"
     engine.train(CONFIG, workdir=path)
-    stopping.write(RunDirectory(path), stopping.StopRecord.of(4, "the target is reached", CONFIG))
+    stopping.write(RunDirectory(path), stopping.StopRecord.of(4, "the target is reached", field_texts(CONFIG)))
     predicted = Predicted(
         candidate="data=1", rows=16, machine={"margin": 0.5}, seconds={"compute": 2.0}, memory={"a": 3.0}
     )
@@ -73,7 +74,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def program() -> Any:
-    return entry.program(CONFIG)[0]
+    return prepared.program(CONFIG)[0]
 
 
 def path_of(run: Path, name: str) -> Path:
@@ -136,7 +137,7 @@ def readers(run: Path, name: str) -> dict[str, Callable[[], object]]:
         "resume: config": lambda: check_config(CONFIG, directory, Accepted()),
         "resume: data": lambda: check_data(summaries, directory, Accepted()),
         "resume: lease": take_lease,
-        "resume: stop": lambda: stopping.stopped_reason(directory, 4, CONFIG),
+        "resume: stop": lambda: stopping.stopped_reason(directory, 4, field_texts(CONFIG)),
         "examples": lambda: ledger.read(run / "examples"),
     }
     if name.startswith(("checkpoints", "config")):

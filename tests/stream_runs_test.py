@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import engine
-from engine.api.objects import Objects
+from engine.api.prepared import prepare
 from engine.base.errors import ConfigError
 from engine.config.text import to_text
 from engine.data.streams.source import descriptions
@@ -115,7 +115,7 @@ def test_generator_function_by_dotted_path_is_read_as_a_stream(tmp_path):
     config = runs.config(train__total="2 steps", data={"target": "tests.stream_runs_test.examples"})
     summary = engine.train(config, workdir=tmp_path / "run", fast_dev_run=True)
     assert summary.step == 2
-    source = Objects().build_sources(config)[0]
+    source = prepare(config).source
     assert descriptions({"data": source})[0].startswith("data: tests.stream_runs_test.examples can only be iterated")
 
 

@@ -5,7 +5,7 @@ import pytest
 
 import engine
 from engine.api import resume
-from engine.api.objects import Objects
+from engine.api.prepared import prepare
 from engine.api.resume import Accepted
 from engine.base.errors import ConfigError, DataError
 from engine.data import dataset_summary
@@ -78,7 +78,7 @@ def test_changed_weights_are_refused_by_name_until_they_are_accepted(unbroken):
         resume.check_config(seed, directory, Accepted(data=True))
     assert "--accept-data-change" not in str(error.value)
 
-    summaries = {"data": dataset_summary.summarize(Objects().build_sources(later)[0])}
+    summaries = {"data": dataset_summary.summarize(prepare(later).source)}
     with pytest.raises(DataError, match=r"data: content: balance of tags \w+: .* class at 20 steps -> balance of tags"):
         resume.check_data(summaries, directory, Accepted())
     _, messages = resume.check_data(summaries, directory, Accepted(data=True))

@@ -14,7 +14,7 @@ from benchmarks.accelerator.models import Decoder
 from benchmarks.accelerator.plain_models import first_weight
 from benchmarks.worker import serve
 from engine import ArraySource
-from engine.api.train import set_up_devices
+from engine.api.prepared import set_up_devices
 from engine.config import validate
 from models.decoder import LanguageModel
 from models.fashion_mnist import Fashion

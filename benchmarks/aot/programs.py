@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from engine.api.train import program
+from engine.api.prepared import program
 from engine.base.types import Device
 from engine.config import defaults
 from engine.config.override import assign

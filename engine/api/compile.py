@@ -8,24 +8,20 @@ from pathlib import Path
 
 import jax
 
-from engine.api.auto_size import choose_sizes
-from engine.api.objects import Objects
-from engine.api.train import AnyConfig, resolve_config, set_up_config
+from engine.api.prepared import AnyConfig, prepare, resolve_config, set_up
 from engine.base.errors import ConfigError
 from engine.base.formatting import size_text
 from engine.base.types import Device
 from engine.checkpoint.warm_start import is_set
 from engine.cluster import group
-from engine.compile.build import build_program, check_unrolled
+from engine.compile.build import check_unrolled
 from engine.compile.compiler import ProgramCompiler
 from engine.compile.program import Program
 from engine.config.text import to_text
-from engine.data.sampling.share_schedule import for_run
 from engine.loop.evaluation import Evaluator, build_evaluations
 from engine.parallel import targets
 from engine.parallel.digest import Digests
 from engine.parallel.memory import compiled_bytes
-from engine.parallel.mesh import make_mesh
 from engine.storage.mounts import local_text
 
 
@@ -65,26 +61,23 @@ def precompile(
     Raises:
         ConfigError: the cache is off, and no folder is given; or the folder cannot be written.
     """
-    config = resolve_config(config)
+    config = resolve_config(config, cached=out is None)  # `Compiler.compile` compiles for a folder without the cache
     if out is None and not config.cache.compiled:
         raise ConfigError(
             "cache.compiled = False: nothing would keep the compiled programs. Write them to a folder with --out=DIR, "
             "or set cache.compiled=True."
         )
-    if out is not None:  # as in `ProgramCompiler.compile`
-        config = dataclasses.replace(config, cache=dataclasses.replace(config.cache, compiled=False))
-    config = set_up_config(config)
+    config = set_up(config)
     folder = out if group.is_primary() else None  # every process of the job loads its files
     if folder is not None:
         _make_folder(folder)
-    source, evaluation_sources = Objects().build_sources(config)
-    task, mesh = Objects().build_task(config), make_mesh(config.mesh, devices)
-    config = choose_sizes(config, task, mesh, source, evaluation_sources, say)
-    program, _ = build_program(task, mesh, for_run(source, config.train), config)
+    prepared = prepare(config, devices=devices).with_sizes(say)
+    config = prepared.config
+    program, _ = prepared.build_program()
     check_unrolled(program, config.train)
     program.compiler = ProgramCompiler(folder, store=folder is not None, config=to_text(config), say=say)
     evaluations = build_evaluations(
-        config.evaluations, evaluation_sources, program.evaluation, config.train.global_batch_size
+        config.evaluations, prepared.evaluation_sources, program.evaluation, config.train.global_batch_size
     )
     steps, warm_start = sorted({1, config.train.steps_per_dispatch}), is_set(config.init)
     for name, compile_ in _programs(program, evaluations, steps, warm_start):
@@ -122,13 +115,7 @@ def precompile_for(
     """
     target = None if hardware is None else targets.parse(hardware)
     folder = None if out is None else Path(local_text(out))
-    found = precompile(
-        config,
-        devices=None if target is None else target.devices(),
-        out=folder,
-        say=say,
-    )
-    for each in found:
+    for each in precompile(config, devices=target and target.devices(), out=folder, say=say):
         yield f"{each.name}: {each.seconds:.1f} s, {size_text(each.device_bytes)} on each device"
     if folder is None:
         yield "The programs are in the compilation cache; a start on this kind of machine loads them."

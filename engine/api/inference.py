@@ -154,16 +154,16 @@ def predict(
     name, config = _config_for_predictions(saved, data, evaluation, overrides)
     section = config.data if name is None else config.evaluations[name].data
     where = "data" if name is None else f"evaluations.{name}.data"
-    with saved.code_importable(config):
-        task = build_task(config) if task is None else task
+    with saved.code_importable(config.task, config.evaluations):
+        task = build_task(config.task) if task is None else task
         if figures:
             check_figure(task, f"figures = {figures}")
         if isinstance(data, Mapping) or data is None:
             check(section, where)
     size = batch_size or (config.evaluations[name].batch_size if name else None) or config.train.global_batch_size
-    config, program = open_program(task, config, overrides, [size], warn)
+    mesh, program = open_program(task, config, overrides, [size], warn)
     source = _source(data, section, where)
-    with out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
+    with out_of_memory_reported(config.train, mesh), peer_failure.lost_peers_reported():
         chosen = group.run_on_primary(lambda: saved.choose(step), "the choice of the checkpoint")
         predictor = Predictor(source, section, program, size, where)
         batches = predictor.run(saved.weights(chosen, program), lambda done: on_progress(done, predictor.examples))

@@ -13,7 +13,7 @@ from engine.base.errors import ConfigError
 from engine.compile.build import build_task
 from engine.config.draft import draft_of
 from engine.config.instances import TARGET, missing, section_of
-from engine.config.schema import Config, Data, Target, field_names
+from engine.config.schema import Config, Data, Evaluation, Target, Train, field_names
 from engine.config.schema import Hook as HookConfig
 from engine.config.validation import validate
 from engine.data.sampling.share_schedule import for_run
@@ -36,23 +36,24 @@ class Objects:
     evaluation_data: Mapping[str, Source] = dataclasses.field(default_factory=dict)
     hooks: Mapping[str, Hook[Any]] = dataclasses.field(default_factory=dict)
 
-    def build_task(self, config: Config) -> Task:
-        """Returns the Task of a run."""
-        return build_task(config) if self.task is None else self.task
+    def build_task(self, section: Target) -> Task:
+        """Returns the Task of a run from the config section `task`."""
+        return build_task(section) if self.task is None else self.task
 
-    def build_sources(self, config: Config) -> tuple[Source, dict[str, Source]]:
+    def build_sources(
+        self, data: Data, evaluations: Mapping[str, Evaluation], train: Train
+    ) -> tuple[Source, dict[str, Source]]:
         """Returns the training source, and evaluation name -> source; `data.limit` is applied to each."""
-        evaluations = {
+        evaluation_sources = {
             name: _source(self.evaluation_data.get(name), section.data, f"evaluations.{name}.data", finite=True)
-            for name, section in config.evaluations.items()
+            for name, section in evaluations.items()
         }
-        return for_run(_source(self.data, config.data, "data"), config.train), evaluations
+        return for_run(_source(self.data, data, "data"), train), evaluation_sources
 
-    def build_hooks(self, config: Config) -> dict[str, Hook[Any]]:
+    def build_hooks(self, sections: Mapping[str, HookConfig]) -> dict[str, Hook[Any]]:
         """Returns the hooks by name, in the order of the config."""
-        named = {name: section for name, section in config.hooks.items() if name not in self.hooks}
-        built = build_hooks(named)
-        return {name: self.hooks[name] if name in self.hooks else built[name] for name in config.hooks}
+        built = build_hooks({name: section for name, section in sections.items() if name not in self.hooks})
+        return {name: self.hooks[name] if name in self.hooks else built[name] for name in sections}
 
     def check(self, config: Config) -> None:
         """Raises ConfigError if the config describes an object that was not passed."""

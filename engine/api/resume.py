@@ -9,12 +9,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from engine.api.saved_run import newest_checkpoint
+from engine.base.duration import Duration
 from engine.base.errors import ConfigError, DataError
 from engine.cluster import group
 from engine.cluster.consistency_check import check_consistency
 from engine.config.identity import identity_differences, only_weights_differ, schedule_change
 from engine.config.schedules import followers
-from engine.config.schema import Config
+from engine.config.schema import Config, Train
 from engine.config.text import from_text
 from engine.data import dataset_summary
 from engine.data.sampling.share_schedule import follows_run
@@ -59,7 +60,7 @@ def _check_config(config: Config, directory: RunDirectory, accepted: Accepted) -
         )
     size = _stored_size(directory)
     if size and not (accepted.data and config.train.total.unit == "epochs"):
-        _refuse_total_before_checkpoint(config, size, directory)
+        _refuse_total_before_checkpoint(config.train, size, directory)
     change = schedule_change(old, config, newest, size)
     if change and not accepted.schedule:
         raise ConfigError(f"{directory}: {change} To resume with it, add --accept-schedule-change.")
@@ -67,7 +68,7 @@ def _check_config(config: Config, directory: RunDirectory, accepted: Accepted) -
     return [name for name in sorted(kept) if old.evaluations[name].data != config.evaluations[name].data]
 
 
-def check_total_reaches_checkpoint(config: Config, dataset_size: int, directory: RunDirectory) -> None:
+def check_total_reaches_checkpoint(train: Train, dataset_size: int, directory: RunDirectory) -> None:
     """Checks that the run does not end before its newest checkpoint, for a dataset that is open.
 
     `check_config` has checked it before with the stored size of the dataset, unless that may change.
@@ -75,20 +76,18 @@ def check_total_reaches_checkpoint(config: Config, dataset_size: int, directory:
     Raises:
         ConfigError: `train.total` is below the step of that checkpoint.
     """
-    group.run_on_primary(
-        lambda: _refuse_total_before_checkpoint(config, dataset_size, directory), "the check of train.total"
-    )
+    group.run_on_primary(lambda: _refuse_total_before_checkpoint(train, dataset_size, directory), "the check of train.total")
 
 
 def check_readers_of_total(
-    readers: Sequence[str], source: Source, config: Config, directory: RunDirectory, accepted: Accepted
+    readers: Sequence[str], source: Source, total: Duration, directory: RunDirectory, accepted: Accepted
 ) -> None:
     """Checks that a changed `train.total` does not change the training of a Task or a dataset that depends on it.
 
     Args:
         readers: names of the code that reads `context.total_steps`.
         source: the training data, whose weights may change at percentages of the run.
-        config: config of the resume.
+        total: `train.total` of the resume.
         directory: the run directory, whose stored config is still that of the attempt before.
         accepted: changes that the user accepts.
 
@@ -102,39 +101,39 @@ def check_readers_of_total(
         changed.append("the times in percent of the run at which the weights of data change")
     if changed and not accepted.schedule:
         what = ", and ".join(changed)
-        group.run_on_primary(lambda: _refuse_changed_total(what, config, directory), "the check of total_steps")
+        group.run_on_primary(lambda: _refuse_changed_total(what, total, directory), "the check of total_steps")
 
 
-def _refuse_changed_total(what: str, config: Config, directory: RunDirectory) -> None:
+def _refuse_changed_total(what: str, total: Duration, directory: RunDirectory) -> None:
     if newest_checkpoint(directory) is None:
         return
     old = from_text(directory.read_config_text(), str(directory.config)).train.total
-    if old != config.train.total:
+    if old != total:
         raise ConfigError(
-            f"{directory}: train.total: {old} -> {config.train.total} changes {what}. To resume with it, add "
+            f"{directory}: train.total: {old} -> {total} changes {what}. To resume with it, add "
             "--accept-schedule-change."
         )
 
 
-def _refuse_total_before_checkpoint(config: Config, dataset_size: int, directory: RunDirectory) -> None:
-    newest, total = newest_checkpoint(directory), _steps_of_run(config, dataset_size)
+def _refuse_total_before_checkpoint(train: Train, dataset_size: int, directory: RunDirectory) -> None:
+    newest, total = newest_checkpoint(directory), _steps_of_run(train, dataset_size)
     if newest is None or total >= newest:
         return
     stored = from_text(directory.read_config_text(), str(directory.config))
     path = shlex.quote(str(directory))
-    command, stored_total = f"convoy train --config={path} --workdir={path}", _steps_of_run(stored, dataset_size)
+    command, stored_total = f"convoy train --config={path} --workdir={path}", _steps_of_run(stored.train, dataset_size)
     if stored_total < newest:  # an earlier version of the engine stored the config before this check
         flag = " --accept-schedule-change" if followers(stored) else ""
         command += f' --config.train.total="{newest} steps"{flag}'
-    found = f"{config.train.total}" + ("" if config.train.total.unit == "steps" else f", which is {total} steps")
+    found = f"{train.total}" + ("" if train.total.unit == "steps" else f", which is {total} steps")
     raise ConfigError(
         f"train.total: found {found}, but {directory} has a checkpoint of step {newest}. Allowed: {newest} steps or "
         f"more. Resume with {command}, or start a new run with --fresh (the old run is moved aside)."
     )
 
 
-def _steps_of_run(config: Config, dataset_size: int) -> int:
-    return config.train.total.steps(config.train.global_batch_size, dataset_size)
+def _steps_of_run(train: Train, dataset_size: int) -> int:
+    return train.total.steps(train.global_batch_size, dataset_size)
 
 
 def _stored_size(directory: RunDirectory) -> int:
@@ -143,18 +142,12 @@ def _stored_size(directory: RunDirectory) -> int:
     return int(size) if size.isdecimal() else 0
 
 
-def by_section(source: Source, evaluation_sources: Mapping[str, Source]) -> dict[str, Source]:
-    """Returns config section -> source, the training data first."""
-    return {"data": source} | {f"evaluations.{name}.data": found for name, found in evaluation_sources.items()}
-
-
-def summarize_datasets(source: Source, evaluation_sources: Mapping[str, Source]) -> dict[str, dataset_summary.Summary]:
+def summarize_datasets(sources: Mapping[str, Source]) -> dict[str, dataset_summary.Summary]:
     """Returns the summary of each dataset of a run, by config section.
 
     Raises:
         InconsistentProcesses: the datasets of the processes differ.
     """
-    sources = by_section(source, evaluation_sources)
     summaries: dict[str, dataset_summary.Summary] = {
         where: dataset_summary.summarize(found) for where, found in sources.items()
     }

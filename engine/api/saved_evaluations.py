@@ -7,7 +7,7 @@ the settings of the evaluation, and the time.
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,8 @@ from engine.base.text_file import read_text
 from engine.cluster import group, peer_failure
 from engine.compile.build import build_task
 from engine.compile.out_of_memory import out_of_memory_reported
-from engine.config.schema import Config
 from engine.config.target import check
-from engine.config.text import flatten, value_text
+from engine.config.text import field_texts
 from engine.data.source import Source, build_source, fingerprint
 from engine.data.streams.source import Readable, limit_source
 from engine.loop.evaluation import build_evaluations
@@ -92,23 +91,23 @@ class SavedEvaluations:
             name: limit_source(found, config.evaluations[name].data, f"evaluation_data[{name!r}]", finite=True)
             for name, found in data.items()
         }
-        with self.saved.code_importable(config):
+        with self.saved.code_importable(config.task, config.evaluations):
             for name, section in config.evaluations.items():
                 if name not in data:
                     check(section.data, f"evaluations.{name}.data")
-            task = build_task(config) if task is None else task
+            task = build_task(config.task) if task is None else task
         batch_size, self._sections = config.train.global_batch_size, config.evaluations
         sizes = [section.batch_size or batch_size for section in self._sections.values()]
-        config, program = open_program(task, config, overrides, sizes, self.say)
+        mesh, program = open_program(task, config, overrides, sizes, self.say)
         sources = {
             name: data[name] if name in data else build_source(section.data, f"evaluations.{name}.data", finite=True)
             for name, section in self._sections.items()
         }
-        self._settings = _settings(self.saved.config, config, data)
+        self._settings = _settings(field_texts(self.saved.config), field_texts(config), config.evaluations, data)
         """Evaluation -> what is stored as `settings` and `section`."""
         self.program = dataclasses.replace(program, total_steps=self.saved.total_steps or 1)
         self._evaluations = build_evaluations(self._sections, sources, self.program, batch_size)
-        self._config, self._warned = config, False
+        self._train, self._mesh, self._warned = config.train, mesh, False
 
     def run(self, step: int, only: Sequence[str] | None = None) -> dict[str, Result]:
         """Runs the evaluations on the checkpoint of a step, stores the results, and returns "step" and the metrics.
@@ -120,9 +119,8 @@ class SavedEvaluations:
         Raises:
             ConvoyError: the Task cannot draw a figure. Every process raises it, after the results are stored.
         """
-        train, mesh = self._config.train, self._config.mesh
         results: dict[str, Result] = {"step": step}
-        with out_of_memory_reported(train, mesh), peer_failure.lost_peers_reported():
+        with out_of_memory_reported(self._train, self._mesh), peer_failure.lost_peers_reported():
             weights = self.saved.weights(step, self.program)
             for evaluation in self._evaluations:
                 if only is not None and evaluation.name not in only:
@@ -194,18 +192,23 @@ def read_results(path: Path) -> list[StoredResults]:
 
 
 def _settings(
-    before: Config, now_: Config, data: Mapping[str, Source]
+    old: Mapping[str, str], new: Mapping[str, str], names: Collection[str], data: Mapping[str, Source]
 ) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
-    """Returns evaluation -> the settings that differ from those of the run, and those of the evaluation, by field."""
-    old = {name: value_text(name, value) for name, value in flatten(before)}
-    new = {name: value_text(name, value) for name, value in flatten(now_)}
+    """Returns evaluation -> the settings that differ from those of the run, and those of the evaluation, by field.
+
+    Args:
+        old: field -> text, of the config of the run.
+        new: field -> text, of the config for these evaluations.
+        names: the evaluations.
+        data: sources that replace those of the config, by evaluation.
+    """
     changed = {
         name: new.get(name, "none")
         for name in {**old, **new}
         if old.get(name) != new.get(name) and not name.startswith(NOT_COMPARED)
     }
     found = {}
-    for name in now_.evaluations:
+    for name in names:
         prefix = f"evaluations.{name}."
         own = {
             field: text for field, text in changed.items() if field.startswith(prefix) or "evaluations." not in field

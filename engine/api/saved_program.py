@@ -4,14 +4,15 @@ import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
+from jax.sharding import Mesh
 
-from engine.api.train import set_up_devices
+from engine.api.prepared import set_up_devices
 from engine.base.errors import ConfigError, ShardingError
 from engine.base.types import Device
 from engine.cluster import group
 from engine.compile.build import build_evaluation_program
 from engine.compile.evaluation_program import EvaluationProgram
-from engine.config.schema import Config
+from engine.config.schema import Config, MeshSpec
 from engine.parallel.fitting import fitting_meshes, spec_text
 from engine.parallel.mesh import axes_text, check_batch, make_mesh
 from engine.training.task import Task
@@ -24,8 +25,8 @@ def open_program(
     batch_sizes: Iterable[int],
     say: Callable[[str], None],
     devices: Sequence[Device] | None = None,
-) -> tuple[Config, EvaluationProgram]:
-    """Creates the devices and returns the program of a run, with its config for them.
+) -> tuple[MeshSpec, EvaluationProgram]:
+    """Creates the devices and returns the program of a run on them, with its config section `mesh`.
 
     If the mesh of the run does not fit the devices, the model or the batches, another one does, and a sentence says so.
 
@@ -41,21 +42,24 @@ def open_program(
         TaskError, ShardingError, ConfigError: the Task, the devices and the settings do not fit together.
     """
     names = [text.partition("=")[0].strip() for text in overrides]
+
+    def build(mesh: Mesh) -> EvaluationProgram:
+        return build_evaluation_program(task, mesh, config.train, config.sharding, config.optimizer.trainable)
+
     if any(name.startswith(("mesh.", "sharding.")) and name != "mesh.cpu_devices" for name in names):
-        config = set_up_devices(config)
-        return config, build_evaluation_program(task, make_mesh(config.mesh, devices), config)
+        wanted = set_up_devices(config).mesh
+        return wanted, build(make_mesh(wanted, devices))
     try:
-        config = set_up_devices(config)
+        wanted = set_up_devices(config).mesh
     except ConfigError:  # JAX has started in this process with another number of devices, as in a notebook
         if "mesh.cpu_devices" in names:
             raise
-        config = dataclasses.replace(config, mesh=dataclasses.replace(config.mesh, cpu_devices=None))
+        wanted = dataclasses.replace(config.mesh, cpu_devices=None)
     found = jax.devices() if devices is None else devices
     first: ShardingError | None = None
-    for spec, chosen in fitting_meshes(config.mesh, found):
-        fitted = dataclasses.replace(config, mesh=spec)
+    for spec, chosen in fitting_meshes(wanted, found):
         try:
-            program = build_evaluation_program(task, make_mesh(spec, chosen), fitted)
+            program = build(make_mesh(spec, chosen))
             program.abstract_weights(averaged=False)
             for size in batch_sizes:
                 check_batch(program.mesh, size, 1, "the batch size")
@@ -64,10 +68,10 @@ def open_program(
             continue
         if first is not None and group.is_primary():
             say(
-                f"the mesh of the run ({spec_text(config.mesh)}) does not fit here, so {axes_text(program.mesh.shape)} "
+                f"the mesh of the run ({spec_text(wanted)}) does not fit here, so {axes_text(program.mesh.shape)} "
                 f"is used, on {len(chosen)} of {len(found)} device{'s' * (len(found) > 1)}. "
                 "--config.mesh.NAME=N chooses another."
             )
-        return fitted, program
+        return spec, program
     assert first is not None
     raise first

@@ -25,7 +25,7 @@ from engine.config.allowed_values import AUTO
 from engine.config.draft import draft_of
 from engine.config.instances import section_of
 from engine.config.override import apply
-from engine.config.schema import Config, Data, MeshSpec, field_names
+from engine.config.schema import Config, Data, Evaluation, MeshSpec, Target, field_names
 from engine.config.target import is_found
 from engine.config.text import from_text
 from engine.config.validation import validate
@@ -143,21 +143,20 @@ class SavedRun:
         """Where the code of the run lies, as its latest attempt stored it."""
         return code.read(self.directory.code)
 
-    def build_task(self, config: Config | None = None) -> Task:
+    def build_task(self) -> Task:
         """Returns the Task of the run, imported from where the run has imported it if it is not found otherwise.
 
         Raises:
             ConfigError: its code cannot be imported; the text says where the run was started.
         """
-        config = self.config if config is None else config
-        with self.code_importable(config):
-            return build_task(config)
+        with self.code_importable(self.config.task, self.config.evaluations):
+            return build_task(self.config.task)
 
     @contextlib.contextmanager
-    def code_importable(self, config: Config) -> Iterator[None]:
+    def code_importable(self, task: Target, evaluations: Mapping[str, Evaluation]) -> Iterator[None]:
         """Appends the folders of the run's code to sys.path if a target is not found; explains a ConfigError inside."""
-        found, names = self.code, [config.task.target, *(e.data.target for e in config.evaluations.values())]
-        names += [section.target for e in config.evaluations.values() for section in e.slices.values()]
+        found, names = self.code, [task.target, *(e.data.target for e in evaluations.values())]
+        names += [section.target for e in evaluations.values() for section in e.slices.values()]
         inside = self.directory.path.resolve()  # never import from there, see docs/runs.md
         folders = [Path(folder) for folder in found.folders if not Path(folder).resolve().is_relative_to(inside)]
         if not all(map(is_found, names)):
@@ -251,11 +250,12 @@ def load(run: str | Path, *, step: int | str | None = None, task: Task | None = 
     chosen = saved.choose(step)
     task = saved.build_task() if task is None else task
     mesh = make_mesh(MeshSpec(), jax.local_devices()[:1])
-    program = build_evaluation_program(task, mesh, saved.config)
+    config = saved.config
+    program = build_evaluation_program(task, mesh, config.train, config.sharding, config.optimizer.trainable)
     weights = saved.weights(chosen, program)
     model = program.model.module(evaluation_params(weights, use_ema=True), weights.model_state, None)
     model.eval()
-    return LoadedRun(task, model, saved.config, chosen)
+    return LoadedRun(task, model, config, chosen)
 
 
 def goodput(run: str | Path) -> str:

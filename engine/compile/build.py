@@ -12,7 +12,7 @@ from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.options import check_options, compiler_options
 from engine.compile.program import DTYPES, Program
 from engine.config.hardware import check_precision
-from engine.config.schema import Config, Train
+from engine.config.schema import Config, Sharding, Target, Train
 from engine.config.target import build
 from engine.data.source import Source, example_spec, shape_specs
 from engine.metrics.values import describe_value
@@ -24,31 +24,40 @@ from engine.training.step import StepSpec
 from engine.training.task import Task, check_examples, check_methods
 
 
-def build_task(config: Config) -> Task:
-    """Returns the Task of a config.
+def build_task(section: Target) -> Task:
+    """Returns the Task of the config section `task`.
 
     Raises:
         ConfigError: `task.target` gives something else.
         TaskError: a method of the Task does not take the arguments that the engine passes.
     """
-    task = build(config.task, "task")
+    task = build(section, "task")
     if not isinstance(task, Task):
-        problem = f"{config.task.target} returned {describe_value(task)}, which is not a Task"
+        problem = f"{section.target} returned {describe_value(task)}, which is not a Task"
         raise FieldError("task.target", problem, "Name a subclass of engine.Task, or a function that returns one.")
     check_methods(task)
     return task
 
 
-def build_evaluation_program(task: Task, mesh: Mesh, config: Config) -> EvaluationProgram:
-    """Returns the program of a config's evaluations. Needs no data; compiles nothing and allocates no array.
+def build_evaluation_program(
+    task: Task, mesh: Mesh, train: Train, sharding: Sharding, trainable: str
+) -> EvaluationProgram:
+    """Returns the program of the evaluations of a run. Needs no data; compiles nothing and allocates no array.
+
+    Args:
+        task: the Task.
+        mesh: the devices.
+        train: config section `train`.
+        sharding: config section `sharding`.
+        trainable: `optimizer.trainable`.
 
     Raises:
         TaskError, ShardingError, ConfigError: the Task, the mesh and the settings do not fit together.
     """
-    layout = make_layout(mesh, config.sharding, config.train)
+    layout = make_layout(mesh, sharding, train)
     with active(layout):
-        model = describe(task, config.optimizer.trainable)
-    return EvaluationProgram(task, model, layout, DTYPES[config.train.precision], seed=config.train.seed)
+        model = describe(task, trainable)
+    return EvaluationProgram(task, model, layout, DTYPES[train.precision], seed=train.seed)
 
 
 def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[Program, int]:
@@ -67,7 +76,7 @@ def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tup
     total = train.total.steps(train.global_batch_size, size)
     if total > MAX_STEPS:
         raise ConfigError(f"train.total: {total} steps, allowed are at most {MAX_STEPS}. Write a shorter duration.")
-    evaluation = build_evaluation_program(task, mesh, config)
+    evaluation = build_evaluation_program(task, mesh, train, config.sharding, config.optimizer.trainable)
     options = compiler_options(evaluation.layout.platform, config.compiler.options)
     if config.compiler.options:
         check_options(mesh, options)

@@ -25,8 +25,6 @@ from engine.compile import cache
 from engine.compile.key import describe_program, digest
 from engine.compile.options import Value
 from engine.compile.trusted_folder import check_trusted, read_trusted
-from engine.config.schema import Config
-from engine.config.text import to_text
 from engine.storage.mounts import local_text
 
 FORMAT = 1
@@ -177,14 +175,18 @@ def first_problem(problems: Mapping[int, str], missing: Sequence[int]) -> str:
     return f"on process {found[0][0]} {found[0][1]}"
 
 
-def open_compiler(config: Config, say: Callable[[str], None]) -> ProgramCompiler:
+def open_compiler(programs: str | None, config: str, say: Callable[[str], None]) -> ProgramCompiler:
     """Returns the compiler of a run, which loads the programs of `cache.programs`.
+
+    Args:
+        programs: the folder; None: every program is compiled.
+        config: text of the config of the run.
+        say: called with sentences for the user.
 
     Raises:
         ConfigError: `cache.programs` is not a folder.
     """
-    programs = config.cache.programs
-    return ProgramCompiler(None if programs is None else Path(local_text(programs)), config=to_text(config), say=say)
+    return ProgramCompiler(None if programs is None else Path(local_text(programs)), config=config, say=say)
 
 
 def read_entry(path: Path) -> dict[str, Any] | None:

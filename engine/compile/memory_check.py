@@ -15,7 +15,7 @@ from engine.base.cores import usable_cores
 from engine.base.errors import ConfigError
 from engine.base.host_memory import host_memory
 from engine.base.types import PyTree
-from engine.config.schema import Config, Data
+from engine.config.schema import Data, Train
 from engine.data.prefetch import least_ahead
 from engine.parallel.memory import HOST_MEMORY, device_memory_limit
 from engine.parallel.mesh import batch_sharding
@@ -48,9 +48,9 @@ class BatchMemory:
         return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(self.example))
 
 
-def training_batches(config: Config, example: PyTree, total_steps: int) -> BatchMemory:
+def training_batches(train: Train, data: Data, example: PyTree, total_steps: int) -> BatchMemory:
     """Returns the batches of a training run: those of a dispatch, and those that are read ahead."""
-    train, data, k = config.train, config.data, config.train.steps_per_dispatch
+    k = train.steps_per_dispatch
     smaller = ["a smaller train.global_batch_size"]
     smaller += [f"train.steps_per_dispatch (here {k})"] if k > 1 else []
     smaller += [f"data.prefetch (here {data.prefetch})"] if least_ahead(data.prefetch) > 1 else []

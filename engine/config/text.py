@@ -61,9 +61,14 @@ def _is_word(key: object) -> bool:
     return isinstance(key, str) and key.replace("-", "_").isidentifier()
 
 
+def field_texts(config: Config) -> dict[str, str]:
+    """Returns dotted name -> text of every field; text is quoted only if it would be parsed as another value."""
+    return {name: value_text(name, value) for name, value in flatten(config)}
+
+
 def to_text(config: Config) -> str:
-    """Returns the config as lines `name: value`; text is quoted only if it would be parsed as another value."""
-    return "".join(f"{name}: {value_text(name, value)}\n" for name, value in flatten(config))
+    """Returns the config as lines `name: value`."""
+    return "".join(f"{name}: {text}\n" for name, text in field_texts(config).items())
 
 
 def value_text(name: str, value: object) -> str:

@@ -1,28 +1,25 @@
 """What the step and the evaluations of a run need on each device, by the memory of their compiled programs."""
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 
 import jax
-from jax.sharding import Mesh
 
 from engine.base.duration import RunSize
 from engine.base.formatting import size_text
 from engine.base.types import PyTree
 from engine.cluster import group
-from engine.compile.build import build_program, check_unrolled
+from engine.compile.build import check_unrolled
 from engine.compile.memory_limit import Limit
 from engine.compile.program import Program
-from engine.config.schema import Config, Train
+from engine.config.schema import Evaluation as EvaluationConfig
+from engine.config.schema import Train
 from engine.data.batch import abstract_batch
 from engine.data.prefetch import IN_FLIGHT
 from engine.data.source import Source, example_spec
 from engine.loop.evaluation import IN_FLIGHT as WAITING
 from engine.loop.evaluation import Evaluator, build_evaluations
 from engine.parallel.memory import HOST_MEMORY, compiled_bytes, device_bytes, working_bytes
-from engine.parallel.mesh import batch_sharding
-from engine.training.task import Task
 
 COMPILE_S = 3600.0  # seconds that a process may compile longer than the others
 
@@ -31,25 +28,23 @@ class CompiledSizes:
     """Compiles programs of different sizes and remembers what they need; every process calls it with the same sizes.
 
     Args:
-        config: config of the run.
-        task: its Task.
-        mesh: the devices.
-        source: the training data.
+        build: returns the program of the run with another section `train`, and its total number of steps.
+        evaluations: config sections of the evaluations, by name.
         evaluation_sources: name of an evaluation -> its data.
+        examples: number of training examples.
         limit: memory that a program may use.
     """
 
     def __init__(
         self,
-        config: Config,
-        task: Task,
-        mesh: Mesh,
-        source: Source,
+        build: Callable[[Train], tuple[Program, int]],
+        evaluations: Mapping[str, EvaluationConfig],
         evaluation_sources: Mapping[str, Source],
+        examples: int,
         limit: Limit,
     ):
-        self._config, self._task, self._mesh, self._source = config, task, mesh, source
-        self._evaluation_sources = evaluation_sources
+        self._build, self.evaluations, self._evaluation_sources = build, evaluations, evaluation_sources
+        self.examples = examples
         self.limit = limit
         self.shares: dict[int, float] = {}
         """Size -> share of the limit that its step needs; infinite if the compiler found that it does not fit.
@@ -80,9 +75,9 @@ class CompiledSizes:
         Evaluations that are never due are left out.
         """
         program, total = self._build(train)
-        run = RunSize(train.global_batch_size, len(self._source), total)
+        run = RunSize(train.global_batch_size, self.examples, total)
         built = build_evaluations(
-            self._config.evaluations, self._evaluation_sources, program.evaluation, train.global_batch_size
+            self.evaluations, self._evaluation_sources, program.evaluation, train.global_batch_size
         )
         return {
             each.name: self._agreed(
@@ -92,15 +87,12 @@ class CompiledSizes:
             if each.is_due(run)
         }
 
-    def _build(self, train: Train) -> tuple[Program, int]:
-        return build_program(self._task, self._mesh, self._source, dataclasses.replace(self._config, train=train))
-
     def _evaluation_bytes(self, program: Program, evaluation: Evaluator) -> float:
         """Returns the bytes on each device while an evaluation runs: its program, the train state, and its batches."""
         state = program.abstract_state
         found = max(map(working_bytes, evaluation.compile(state, program.compiler)))
         example = example_spec(self._evaluation_sources[evaluation.name])
-        batch = abstract_batch(example, evaluation.batch_size, batch_sharding(self._mesh))
+        batch = abstract_batch(example, evaluation.batch_size, program.spec.batch_sharding)
         return found + _on_device(state.to_tree()) + (1 + WAITING) * _on_device(batch)
 
     def _agreed(self, need: Callable[[], float], topic: str) -> float:

@@ -8,10 +8,6 @@ import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from engine.compile.program import Program
-from engine.config.schema import Config
-from engine.run.directory import RunDirectory
-
 LEAST_S = 60.0
 """Seconds of steps after which an attempt is observed."""
 
@@ -28,25 +24,20 @@ class Observer(Protocol):
         ...
 
 
-type MakeObserver = Callable[[Program, Config, RunDirectory, Callable[[str], None]], Observer]
-"""Returns the observer of an attempt, from its program, its config, its run directory and a function for messages."""
+type MakeObserver[Trainer] = Callable[[Trainer], Observer]
+"""Returns the observer of an attempt from its trainer."""
 
 
-class LateObserver:
+class LateObserver[Trainer]:
     """Creates an observer after LEAST_S of steps and passes rows to it.
 
     Args:
         path: dotted path of a `MakeObserver`.
-        program: the program of the run.
-        config: its config.
-        directory: its run directory.
-        say: called with sentences for the user.
+        trainer: the trainer of the attempt.
     """
 
-    def __init__(
-        self, path: str, program: Program, config: Config, directory: RunDirectory, say: Callable[[str], None]
-    ):
-        self._path, self._arguments = path, (program, config, directory, say)
+    def __init__(self, path: str, trainer: Trainer):
+        self._path, self._trainer = path, trainer
         self._rows: list[Mapping[str, float]] = []
         self._seconds, self._last = 0.0, 0
         self._observer: Observer | None = None
@@ -62,8 +53,8 @@ class LateObserver:
             self._seconds += step_s * max(0, step - self._last)  # after a rollback, steps are repeated
         self._last = step
         if step_s is not None and self._seconds >= LEAST_S:
-            make: MakeObserver = pkgutil.resolve_name(self._path)
-            self._observer = make(*self._arguments)
+            make: MakeObserver[Trainer] = pkgutil.resolve_name(self._path)
+            self._observer = make(self._trainer)
             self._observer.rows(self._rows)
             self._rows = []
 

@@ -3,6 +3,7 @@
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 
@@ -31,7 +32,7 @@ def open_recorder(
     directory: RunDirectory,
     period: Period,
     receivers: Receivers,
-    observers: Sequence[LateObserver],
+    observers: Sequence[LateObserver[Any]],
     flops: FlopsCount,
 ) -> Iterator[Recorder]:
     """Opens the metric files of a run; yields the recorder that writes rows to them.
@@ -45,7 +46,7 @@ def open_recorder(
         observers: also receive the rows, on the primary.
         flops: counts the FLOPs of a step.
     """
-    train = config.train
+    train, k = config.train, config.train.steps_per_dispatch
     peak = hardware.peak_flops(jax.devices()[0].device_kind, train.precision, program.mesh.size)
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(open_writer(directory, config.log.tensorboard))
@@ -60,7 +61,7 @@ def open_recorder(
                 summed=("skipped", BAD_EXAMPLES),
             ),
             _with_observers(receivers, observers),
-            Pace(READ_S if group.count() == 1 else 0.0, _dispatches_in_flight(program, config)),
+            Pace(READ_S if group.count() == 1 else 0.0, _dispatches_in_flight(program, k, config.data.prefetch)),
             writer=writer,
             throughput=Throughput(train.global_batch_size, flops, program.hardware_flops_per_step, peak),
             period=period,
@@ -72,7 +73,7 @@ def open_recorder(
         yield recorder
 
 
-def _with_observers(receivers: Receivers, observers: Sequence[LateObserver]) -> Receivers:
+def _with_observers(receivers: Receivers, observers: Sequence[LateObserver[Any]]) -> Receivers:
     def on_row(row: Row) -> None:
         for observer in observers:
             observer.row(row)
@@ -81,10 +82,9 @@ def _with_observers(receivers: Receivers, observers: Sequence[LateObserver]) -> 
     return receivers._replace(on_row=on_row) if observers else receivers
 
 
-def _dispatches_in_flight(program: Program, config: Config) -> int:
+def _dispatches_in_flight(program: Program, count: int, prefetch: int | str) -> int:
     leaves = jax.tree.leaves(program.abstract_batch)
     size = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-    count, prefetch = config.train.steps_per_dispatch, config.data.prefetch
     found = dispatches_in_flight(prefetch, count * size, device_memory_limit(program.mesh))
     if prefetch != "auto":
         return found

@@ -13,9 +13,7 @@ from engine.base import formatting, json_text
 from engine.base.errors import RunError
 from engine.base.text_file import read_text
 from engine.cluster import group
-from engine.config.schema import Config
 from engine.config.schema import Stop as StopConfig
-from engine.config.text import flatten, value_text
 from engine.run.directory import RunDirectory
 
 _SECTIONS = ("stop.", "hooks.", "train.total")  # a change of these fields makes a run continue that was stopped
@@ -57,10 +55,9 @@ class StopRecord:
     settings: Mapping[str, str]
 
     @classmethod
-    def of(cls, step: int, reason: str, config: Config) -> "StopRecord":
-        """Returns the record of a run that ends with these settings."""
-        settings = {name: value_text(name, x) for name, x in flatten(config) if name.startswith(_SECTIONS)}
-        return cls(step, reason, settings)
+    def of(cls, step: int, reason: str, settings: Mapping[str, str]) -> "StopRecord":
+        """Returns the record of a run that ends with these settings, of all fields by name."""
+        return cls(step, reason, {name: text for name, text in settings.items() if name.startswith(_SECTIONS)})
 
 
 def write(directory: RunDirectory, record: StopRecord) -> None:
@@ -69,14 +66,19 @@ def write(directory: RunDirectory, record: StopRecord) -> None:
     group.run_on_primary(lambda: directory.lease.replace_text(directory.stopped, text), "the record of the stop")
 
 
-def stopped_reason(directory: RunDirectory, step: int, config: Config) -> str:
+def stopped_reason(directory: RunDirectory, step: int, settings: Mapping[str, str]) -> str:
     """Returns why the run was stopped at this step; "" if it was not, or if `stop`, `hooks` or `train.total` changed.
+
+    Args:
+        directory: the run directory.
+        step: step of the newest checkpoint.
+        settings: field -> text, of the config (`config.text.field_texts`).
 
     Raises:
         RunError: the record cannot be read.
     """
     record = group.run_on_primary(lambda: _read(directory), "the record of the stop")
-    if record is None or record != list(vars(StopRecord.of(step, record[1], config)).values()):
+    if record is None or record != list(vars(StopRecord.of(step, record[1], settings)).values()):
         return ""
     return record[1]
 

@@ -23,7 +23,7 @@ from engine.compile.memory_check import check_memory, training_batches
 from engine.compile.shapes import CompiledSteps
 from engine.config.schedules import followers
 from engine.config.schema import Config
-from engine.config.text import to_text
+from engine.config.text import field_texts, to_text
 from engine.data.source import Source, check_source, example_spec
 from engine.loop.compile_ahead import CompileAhead
 from engine.loop.dispatcher import Dispatcher
@@ -100,12 +100,13 @@ class Trainer:
         self._on_slowest, self._observers = on_slowest, observers
         for name, each in {"source": source, **evaluation_sources}.items():
             check_source(each, "source" if each is source else f"evaluation_sources[{name!r}]")
+        text = to_text(config)
         self.program, self.total_steps = build_program(task, mesh, source, config)
-        self.program.compiler = open_compiler(config, self.say)
+        self.program.compiler = open_compiler(config.cache.programs, text, self.say)
         check_metric_names(self.program, config.evaluations, config.hooks)
         self._size = size = RunSize(config.train.global_batch_size, len(source), self.total_steps)
         check_unrolled(self.program, config.train)
-        batches = training_batches(config, example_spec(source), self.total_steps)
+        batches = training_batches(config.train, config.data, example_spec(source), self.total_steps)
         warnings = check_memory(batches, mesh, self.program.abstract_state)
         self.evaluations = build_evaluations(
             config.evaluations, evaluation_sources, self.program.evaluation, size.batch_size
@@ -116,7 +117,7 @@ class Trainer:
         named = {config.stop.metric: "stop.metric", config.checkpoint.best: "checkpoint.best"}
         self._watched = {metric: field for metric, field in named.items() if metric is not None}
         check_watched(self._watched, self.evaluations, hooks)
-        self.checkpoints = build_checkpointer(config.checkpoint, to_text(config), directory, size, self.say)
+        self.checkpoints = build_checkpointer(config.checkpoint, text, directory, size, self.say)
         sharding = self.program.spec.batch_sharding
         self._inputs = TrainInputs(source, config, sharding, self.total_steps, directory, self.say)
         self._divergence = Divergence(config.resilience.divergence, self.program.metric_names, self.say)
@@ -206,7 +207,7 @@ class Trainer:
                 self.checkpoints.finish()
                 if self._stop_reason and dispatcher.programs:
                     dispatcher.recorder.end_row()
-                    write(self.directory, StopRecord.of(self.step, self._stop_reason, self.config))
+                    write(self.directory, StopRecord.of(self.step, self._stop_reason, field_texts(self.config)))
 
     def _train_steps(self, state: TrainState, dispatcher: Dispatcher, schedule: EventSchedule) -> Iterator[Boundary]:
         """Yields a boundary whenever an event is due, and dispatches the steps in between without waiting for them."""
@@ -262,7 +263,7 @@ class Trainer:
         fresh = "or start a new run with --fresh"
         if step == self.total_steps:
             return f"this run is finished; increase train.total to train longer, {fresh}"
-        self._stop_reason = stopped_reason(self.directory, step, self.config) if self._resumed else ""
+        self._stop_reason = stopped_reason(self.directory, step, field_texts(self.config)) if self._resumed else ""
         if not self._stop_reason:
             return ""
         return (
@@ -277,7 +278,7 @@ class Trainer:
         more = self._inputs.drawn_shares if group.is_primary() else lambda first, last: {}
         receivers = Receivers(self._receive_row, self._on_phase, self._receive_values, more)
         paths = self._observers if group.is_primary() else ()
-        observers = [LateObserver(path, self.program, self.config, self.directory, self.say) for path in paths]
+        observers = [LateObserver(path, self) for path in paths]
         flops = FlopsCount(lambda: self.program.flops_per_step, self.say)
         with open_recorder(
             self.program, self.config, self.directory, period, receivers, observers, flops

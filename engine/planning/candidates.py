@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from engine.config.hardware import AXES
-from engine.config.schema import Config
+from engine.config.schema import Sharding, Train
 from engine.parallel import schedule
 from engine.parallel.layout import ATTENTION
 from engine.parallel.mesh import Axes, axes_text
@@ -93,14 +93,15 @@ class Candidate:
         return ", ".join(parts)
 
 
-def candidate_of(config: Config, axes: Axes) -> Candidate:
+def candidate_of(train: Train, sharding: Sharding, axes: Axes) -> Candidate:
     """Returns the candidate that a config is, the inverse of `engine.planning.plan.with_candidate`.
 
     Args:
-        config: the config.
+        train: config section `train`.
+        sharding: config section `sharding`.
         axes: its mesh for some devices, of `parallel.mesh.axes_of`.
     """
-    train, sharding, stages = config.train, config.sharding, axes.sizes["pipeline"]
+    stages = axes.sizes["pipeline"]
     found = Candidate(
         tuple(axes.sizes[axis] for axis in AXES),
         tuple(axes.between[axis] for axis in AXES),

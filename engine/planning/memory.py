@@ -80,8 +80,8 @@ class MemoryModel:
         self.rest += sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state.model_state))
         self.ema = state.ema is not None
         self.trained, self.stacked = set(self.model.trained), self.model.stacked
-        self.prefetch = traces.config.data.prefetch
-        self.approximate = traces.config.train.approximate_accumulation
+        self.prefetch = traces.prefetch
+        self.approximate = traces.program.spec.approximate_accumulation
         arrays = jax.tree.leaves(traces.program.abstract_batch)
         self.row_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays) / self.rows
         self.attentions = Attention.all_of(traces.used)

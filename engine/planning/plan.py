@@ -1,11 +1,11 @@
 """Plans a run: `convoy plan`."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 
-from engine.api.train import AnyConfig, program, resolve_config, set_up_devices
+from engine.api.prepared import AnyConfig, program, resolve_config, set_up_devices
 from engine.base.errors import ConfigError, ConvoyError, first_line
 from engine.base.formatting import size_text
 from engine.base.types import Device
@@ -13,8 +13,11 @@ from engine.compile.program import Program
 from engine.compile.step_costs import read
 from engine.config import hardware
 from engine.config.allowed_values import AUTO
-from engine.config.schema import Config, DcnMeshSpec, MeshSpec
+from engine.config.draft import draft_of
+from engine.config.override import assign
+from engine.config.schema import Config
 from engine.config.text import flatten
+from engine.config.validation import validate
 from engine.parallel import targets
 from engine.parallel.targets import HardwareTarget, parse
 from engine.planning import calibration, table
@@ -49,53 +52,55 @@ def plan_parts(
         ConfigError: the target is none, the batch is auto, or nothing fits; then its text has the nearest changes
             that would.
     """
-    config = resolve_config(config)
-    # JAX cannot read cached programs for devices that are absent, and would warn.
-    config = dataclasses.replace(config, cache=dataclasses.replace(config.cache, compiled=False))
+    config = resolve_config(config, cached=False)
+    train = config.train
     found = parse(target)
-    _check(config, found, compiles, calibrates)
+    _check(train.global_batch_size, found, compiles, calibrates)
     if found is None:
         config = set_up_devices(config)  # creates CPU devices, before JAX starts
     kind = found.kind if found else jax.devices()[0].device_kind
-    hardware.check_precision(kind, config.train.precision)
+    hardware.check_precision(kind, train.precision)
     devices = targets.devices(target) if found is None or compiles else None
     machine = _local(on_progress, calibrates) if found is None else machines.of_target(found)
     on_progress("building the model on one device")
-    built, _ = program(_on_one_device(config), jax.devices("cpu")[:1])
+
+    def build(candidate: Candidate, devices: Sequence[Device] | None = devices) -> Program:
+        return program(with_candidate(config, candidate), devices)[0]
+
+    alone = (1,) * len(hardware.AXES)
+    built = build(Candidate(alone, alone, precision=train.precision), jax.devices("cpu")[:1])
     parameters = sum(x.size for x in built.abstract_state.params.values())
-    state = (
-        f"model: {parameters:,} parameters, {built.flops_per_step:.3g} model FLOPs for a step of "
-        f"{built.batch_size} examples"
-    )
-    yield "\n".join(table.machine_text(machine, state, config.train.precision))
-    result = rank(built, config, machine, on_progress)
-    if not any(cost.candidate.precision == config.train.precision for cost in result.fitting):
-        raise ConfigError(_refusal(result, built, config))
-    costs = different(result.fitting, SHOWN)
+    size = f"{parameters:,} parameters, {built.flops_per_step:.3g} model FLOPs"
+    model = f"model: {size} for a step of {built.batch_size} examples"
+    yield "\n".join(table.machine_text(machine, model, train.precision))
+    ranking = rank(built, config, machine, on_progress)
+    if not any(cost.candidate.precision == train.precision for cost in ranking.fitting):
+        raise ConfigError(_refusal(ranking, train.precision))
+    costs = different(ranking.fitting, SHOWN)
     if compiles:
-        costs = _compiled(result.model, config, costs, compiles, devices, on_progress)
+        costs = _compiled(ranking.model, build, train.precision, costs, compiles, on_progress)
     if problems := [f"  {cost.candidate}: {cost.problem}" for cost in costs if cost.problem]:
         yield "\nimpossible when compiled:\n" + "\n".join(problems)
     possible = [cost for cost in costs if not cost.problem]
-    own = [cost for cost in possible if cost.candidate.precision == config.train.precision]
-    if not own or not result.model.fits(own[0]):
+    own = [cost for cost in possible if cost.candidate.precision == train.precision]
+    if not own or not ranking.model.fits(own[0]):
         raise ConfigError(_refusal_when_compiled(machine, own))
     peak = (hardware.find(kind) or machine).peak
-    yield _ranked(result.model, possible, config, peak, compiles)
-    if result.problems:
-        reason, count = max(result.problems.items(), key=lambda item: item[1])
-        yield f"\nimpossible meshes: {sum(result.problems.values())}, such as (x{count}): {reason}"
+    yield _ranked(ranking.model, possible, dict(flatten(config)), peak, compiles)
+    if ranking.problems:
+        reason, count = max(ranking.problems.items(), key=lambda item: item[1])
+        yield f"\nimpossible meshes: {sum(ranking.problems.values())}, such as (x{count}): {reason}"
 
 
 def _ranked(
-    model: CostModel, costs: Sequence[Cost], config: Config, peak: Callable[[str], float], compiles: int
+    model: CostModel, costs: Sequence[Cost], given: Mapping[str, object], peak: Callable[[str], float], compiles: int
 ) -> str:
     """Returns the table of the candidates, the best one with its settings, and why the others lost.
 
     Args:
         model: the cost model.
         costs: the candidates, the best one first.
-        config: the config, whose settings the best candidate changes.
+        given: field -> value, of the config, which the best candidate changes.
         peak: returns the FLOP/s of a device in a `train.precision`, for MFU.
         compiles: number of candidates that were to be compiled.
     """
@@ -105,12 +110,12 @@ def _ranked(
     lines += [f"  warning: {text}" for text in table.warnings(best, model.machine)]
     if compiles and not best.compiled:
         lines.append("  warning: it fits by formula, and no compiled candidate fits. Compile more with --compile=N")
-    lines += [f"  {table.command(best.candidate, dict(flatten(config)))}", "", "the others:"]
+    lines += [f"  {table.command(best.candidate, given)}", "", "the others:"]
     lines += [f"  {i}: {table.why(best, cost, model)}" for i, cost in enumerate(others, 2)]
     return "\n".join(lines)
 
 
-def _check(config: Config, target: HardwareTarget | None, compiles: int, calibrates: bool) -> None:
+def _check(batch_size: int | str, target: HardwareTarget | None, compiles: int, calibrates: bool) -> None:
     """Raises ConfigError if the arguments of a plan do not fit together; `target` is None for the devices at hand."""
     if compiles < 0:
         raise ConfigError(f"--compile = {compiles}: allowed is a whole number from 0.")
@@ -118,17 +123,11 @@ def _check(config: Config, target: HardwareTarget | None, compiles: int, calibra
         raise ConfigError(
             f"--calibrate measures the devices at hand. Use --hardware=local, or leave it out for {target.text}."
         )
-    if config.train.global_batch_size == AUTO:
+    if batch_size == AUTO:
         raise ConfigError(
             "train.global_batch_size = auto: a plan keeps the global batch, so it needs a number. Set "
             "--config.train.global_batch_size."
         )
-
-
-def _on_one_device(config: Config) -> Config:
-    """Returns a config for one device, without the settings that a plan chooses."""
-    train = dataclasses.replace(config.train, remat="none", accumulate=1, offload_optimizer=False, steps_per_dispatch=1)
-    return dataclasses.replace(config, mesh=MeshSpec(), train=train)
 
 
 def _local(on_progress: Callable[[str], None], calibrates: bool) -> Machine:
@@ -140,10 +139,10 @@ def _local(on_progress: Callable[[str], None], calibrates: bool) -> Machine:
 
 def _compiled(
     model: CostModel,
-    config: Config,
+    build: Callable[[Candidate], Program],
+    precision: str,
     costs: Sequence[Cost],
     count: int,
-    devices: Sequence[Device] | None,
     on_progress: Callable[[str], None],
 ) -> list[Cost]:
     """Returns the candidates with the first `count` compiled, in the order of `compiled_first`."""
@@ -151,11 +150,11 @@ def _compiled(
     for i, cost in enumerate(costs[:count], 1):
         on_progress(f"compiling {i} of {min(count, len(costs))} ahead of time: {cost.candidate}")
         try:
-            built, _ = program(with_candidate(config, cost.candidate), devices)
+            built = build(cost.candidate)
             done.append(model.with_compiled(cost, read(built, built.trace(1).lower().compile())))
         except (ConvoyError, jax.errors.JaxRuntimeError) as error:  # the compiler refuses what does not fit a TPU
             done.append(dataclasses.replace(cost, problem=first_line(error)))
-    return compiled_first(model, config.train.precision, done, costs[count:])
+    return compiled_first(model, precision, done, costs[count:])
 
 
 def compiled_first(model: CostModel, precision: str, compiled: Sequence[Cost], others: Sequence[Cost]) -> list[Cost]:
@@ -178,27 +177,10 @@ def compiled_first(model: CostModel, precision: str, compiled: Sequence[Cost], o
 
 def with_candidate(config: Config, candidate: Candidate) -> Config:
     """Returns a config with the mesh and the settings of a candidate, without the compilation cache."""
-    within = dict(candidate.within)
-    mesh = dataclasses.replace(
-        config.mesh, preset="auto", **within, dcn=DcnMeshSpec(**dict(candidate.dcn)), cpu_devices=None
-    )
-    train = dataclasses.replace(
-        config.train,
-        remat=candidate.remat,
-        accumulate=candidate.accumulate,
-        precision=candidate.precision,
-        offload_optimizer=candidate.offload_optimizer,
-        steps_per_dispatch=candidate.steps_per_dispatch,
-    )
-    sharding = dataclasses.replace(config.sharding, zero1=candidate.zero1)
-    if candidate.axes["pipeline"] > 1:
-        sharding = dataclasses.replace(
-            sharding, microbatches=candidate.microbatches, schedule=candidate.schedule, repeats=candidate.repeats
-        )
-    if candidate.axes["context"] > 1:
-        sharding = dataclasses.replace(sharding, context=candidate.context)
-    cache = dataclasses.replace(config.cache, compiled=False)
-    return dataclasses.replace(config, mesh=mesh, train=train, sharding=sharding, cache=cache)
+    draft = draft_of(config)
+    for path, value in (candidate.overrides() | {"mesh.cpu_devices": None, "cache.compiled": False}).items():
+        assign(draft, path, value)
+    return validate(draft, f"the candidate {candidate}")
 
 
 def _refusal_when_compiled(machine: Machine, compiled: Sequence[Cost]) -> str:
@@ -213,13 +195,13 @@ def _refusal_when_compiled(machine: Machine, compiled: Sequence[Cost]) -> str:
     )
 
 
-def _refusal(result: SearchResult, built: Program, config: Config) -> str:
+def _refusal(ranking: SearchResult, precision: str) -> str:
     """Returns why nothing fits, and what would."""
     machine, nearest = result.model.machine, result.nearest
     if nearest is None:
         return f"convoy plan: no mesh of {machine.text} is possible: {_impossible(result)}"
     parts = ", ".join(f"{name} {size_text(size)}" for name, size in nearest.memory.items() if size)
-    would = "; or ".join(changes(result, built, config)) or "a smaller model"
+    would = "; or ".join(changes(ranking, precision)) or "a smaller model"
     return (
         f"convoy plan: nothing fits {machine.text}. The least of {result.examined:,} candidates, {nearest.candidate}, "
         f"needs {size_text(nearest.bytes)} of the {size_text(machine.memory)} of a device ({parts}). It would fit "

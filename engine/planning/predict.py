@@ -2,19 +2,18 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable
 
 import jax
 
 from engine.compile.program import Program
 from engine.config.schema import Config, MeshSpec
+from engine.loop.trainer import Trainer
 from engine.parallel.mesh import axes_of, make_mesh
 from engine.planning import calibration
 from engine.planning import machine as machines
 from engine.planning.candidates import candidate_of
 from engine.planning.record import PlanRecord, Predicted
 from engine.planning.search import cost_model
-from engine.run.directory import RunDirectory
 
 
 def predict(program: Program, config: Config, known: Predicted | None = None) -> Predicted:
@@ -30,7 +29,7 @@ def predict(program: Program, config: Config, known: Predicted | None = None) ->
     """
     devices = list(program.mesh.devices.flat)
     machine = calibration.stored(machines.of_devices(devices), devices)
-    candidate = candidate_of(config, axes_of(config.mesh, devices))
+    candidate = candidate_of(config.train, config.sharding, axes_of(config.mesh, devices))
     predicted = Predicted(
         candidate=f"{candidate}, {candidate.precision}",
         settings=candidate.overrides(),
@@ -42,15 +41,19 @@ def predict(program: Program, config: Config, known: Predicted | None = None) ->
     if len(program.shape_shares) > 1:
         problem = f"the batches have {len(program.shape_shares)} lengths, and a plan has the time of the longest"
         return dataclasses.replace(predicted, problem=problem)
-    cost = cost_model(on_one_device(program), config, machine, (candidate.precision,)).cost(candidate)
+    model = cost_model(on_one_device(program), config.sharding, config.data.prefetch, machine, (candidate.precision,))
+    cost = model.cost(candidate)
     return dataclasses.replace(predicted, seconds=cost.seconds, memory=cost.memory, problem=cost.problem)
 
 
-def observe(program: Program, config: Config, directory: RunDirectory, say: Callable[[str], None]) -> PlanRecord:
+def observe(trainer: Trainer) -> PlanRecord:
     """Returns the record of an attempt, as an observer of the loop (`loop/observers.py`)."""
-    steps = config.train.steps_per_dispatch
+    program, config = trainer.program, trainer.config
     return PlanRecord(
-        lambda known: predict(program, config, known), lambda: program.steps(steps).device_bytes, directory, say
+        lambda known: predict(program, config, known),
+        lambda: program.steps(config.train.steps_per_dispatch).device_bytes,
+        trainer.directory,
+        trainer.say,
     )
 
 

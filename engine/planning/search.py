@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from engine.base.errors import ConvoyError
 from engine.compile.control_flow import MAX_UNROLLED_STEPS
 from engine.compile.program import Program
-from engine.config.schema import Config
+from engine.config.schema import Config, Evaluator, Sharding, Train
+from engine.layers.cpu.control_flow import MAX_UNROLLED_STEPS
 from engine.parallel.layout import NAMED
 from engine.parallel.memory import MEMORY_FRACTION
 from engine.parallel.rules import RULES, axes_of
@@ -41,16 +42,20 @@ class SearchResult:
     problems: Mapping[str, int]  # why meshes are impossible -> number of meshes
 
 
-def choices_of(program: Program, config: Config, machine: Machine) -> Choices:
+def choices_of(
+    program: Program, train: Train, sharding: Sharding, evaluations: Mapping[str, Evaluation], machine: Machine
+) -> Choices:
     """Returns what the model of a config allows.
 
     Args:
         program: its program on one device, which has been traced.
-        config: the config.
+        train: config section `train`.
+        sharding: config section `sharding`.
+        evaluations: config sections of the evaluations, by name.
         machine: the devices.
     """
-    model, used, rules = program.spec.model, program.spec.layout.used, {**RULES, **config.sharding.rules}
-    mapped = {axis for names in model.names.values() for name in names for axis in axes_of(rules.get(name or ""))}
+    model, used, rules = program.spec.model, program.spec.layout.used, {**RULES, **sharding.rules}
+    mapped = {axis for names in model.names.values() for name in names for axis in _axes(rules.get(name or ""))}
     axes = ["data", "fsdp"]
     axes += [axis for axis in ("expert", "context", "pipeline") if axis in used]
     axes += ["tensor"] if "tensor" in mapped else []
@@ -58,25 +63,25 @@ def choices_of(program: Program, config: Config, machine: Machine) -> Choices:
     offloads = machine.platform != "cpu"
     kinds = ("save", "offload") if offloads else ("save",)
     remats = [*REMATS, *(f"{kind}:{','.join(named)}" for kind in kinds if named)] if "remat" in used else ["none"]
-    if config.train.remat not in remats and (offloads or not config.train.remat.startswith("offload")):
-        remats.append(config.train.remat)
+    if train.remat not in remats and (offloads or not train.remat.startswith("offload")):
+        remats.append(train.remat)
     faster = machine.bf16 > machine.f32 or machine.platform == "tpu"
-    precisions = dict.fromkeys((config.train.precision, *(("bfloat16",) if faster else ())))
+    precisions = dict.fromkeys((train.precision, *(("bfloat16",) if faster else ())))
     depths = [model.params[path].shape[0] for path in model.stacked]
     return Choices(
-        config.train.global_batch_size,
+        train.global_batch_size,
         axes,
         math.gcd(*depths) or 1,
         remats,
         tuple(precisions),
-        accumulates=_accumulates(program, config.train.approximate_accumulation),
+        accumulates=_accumulates(program, train.approximate_accumulation),
         offloads=offloads,
-        repeats=sorted({*REPEATS, config.sharding.repeats}),
+        repeats=sorted({*REPEATS, sharding.repeats}),
         attentions=Attention.all_of(used),
         schedules=("gpipe",) if has_own_update(program.spec.task) else SCHEDULES,
-        evaluations={name: part.batch_size for name, part in config.evaluations.items() if part.batch_size},
+        evaluations={name: part.batch_size for name, part in evaluations.items() if part.batch_size},
         # Batches of several shapes limit the steps of a dispatch, and the config has a number that its data allows.
-        steps=STEPS_PER_DISPATCH if len(program.shape_shares) == 1 else (config.train.steps_per_dispatch,),
+        steps=STEPS_PER_DISPATCH if len(program.shape_shares) == 1 else (train.steps_per_dispatch,),
         unrolled=MAX_UNROLLED_STEPS if machine.platform == "cpu" and program.spec.unroll else None,
     )
 
@@ -95,7 +100,8 @@ def _accumulates(program: Program, approximate: bool) -> bool:
 
 def cost_model(
     program: Program,
-    config: Config,
+    sharding: Sharding,
+    prefetch: int | str,
     machine: Machine,
     precisions: Sequence[str],
     on_progress: Callable[[str], None] = lambda text: None,
@@ -104,14 +110,15 @@ def cost_model(
 
     Args:
         program: the program of the config on one device.
-        config: the config.
+        sharding: config section `sharding`.
+        prefetch: `data.prefetch`.
         machine: the devices.
         precisions: values of train.precision.
         on_progress: receives a line before each trace.
     """
     balance = {name: machine.peak(name) / machine.fused_bandwidth for name in (*precisions, "bfloat16")}
-    rows = max(1, min(config.train.global_batch_size // machine.count, 64))
-    return CostModel(Traces(program, config, balance, rows, on_progress), machine)
+    rows = max(1, min(program.batch_size // machine.count, 64))
+    return CostModel(Traces(program, sharding, prefetch, balance, rows, on_progress), machine)
 
 
 def rank(
@@ -125,8 +132,8 @@ def rank(
         machine: the devices.
         on_progress: receives a line before each part of the work.
     """
-    choices = choices_of(program, config, machine)
-    model = cost_model(program, config, machine, choices.precisions, on_progress)
+    choices = choices_of(program, config.train, config.sharding, config.evaluations, machine)
+    model = cost_model(program, config.sharding, config.data.prefetch, machine, choices.precisions, on_progress)
     fitting: list[Cost] = []
     nearest: Cost | None = None
     problems: dict[str, int] = {}
@@ -216,11 +223,11 @@ def different(costs: Sequence[Cost], count: int) -> list[Cost]:
     return sorted(chosen, key=lambda cost: place[id(cost)])
 
 
-def changes(result: SearchResult, program: Program, config: Config) -> list[str]:
-    """Returns the nearest changes with which a candidate in the precision of the config would fit, where none does."""
-    model, machine = result.model, result.model.machine
-    choices = dataclasses.replace(result.choices, precisions=(config.train.precision,))
-    found = [f"train.precision={result.fitting[0].candidate.precision}"] if result.fitting else []
+def changes(ranking: SearchResult, precision: str) -> list[str]:
+    """Returns the nearest changes with which a candidate in this precision would fit, where none does."""
+    model, machine = ranking.model, ranking.model.machine
+    choices = dataclasses.replace(ranking.choices, precisions=(precision,))
+    found = [f"train.precision={ranking.fitting[0].candidate.precision}"] if ranking.fitting else []
     if machine.platform == "gpu" and machine.share < LARGEST_SHARE:
         whole = round(machine.memory / machine.share * LARGEST_SHARE)
         if result.nearest is not None and result.nearest.bytes <= SAFE * whole:

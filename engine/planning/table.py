@@ -1,6 +1,6 @@
 """The output of `convoy plan`: a table of candidates, the winner as overrides, and why the others lost."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from engine.base.formatting import aligned, seconds_text, size_text
 from engine.parallel.memory import GPU_SHARE, MEMORY_FRACTION
@@ -85,7 +85,7 @@ def details(model: CostModel, cost: Cost) -> list[str]:
     return lines
 
 
-def command(candidate: Candidate, given: dict[str, object]) -> str:
+def command(candidate: Candidate, given: Mapping[str, object]) -> str:
     """Returns the settings of a candidate that differ from the config, as overrides of a command line.
 
     Args:

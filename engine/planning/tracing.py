@@ -11,7 +11,7 @@ from engine.base.types import PyTree
 from engine.compile.build import DTYPES
 from engine.compile.program import Program
 from engine.config.hardware import QUANTIZED
-from engine.config.schema import Config
+from engine.config.schema import Sharding
 from engine.data.batch import Batch, abstract_batch
 from engine.data.context import call
 from engine.parallel.layout import with_layout
@@ -34,7 +34,8 @@ class Traces:
 
     Args:
         program: the program of the config on one device, with `train.remat=none` and `train.accumulate=1`.
-        config: the config.
+        sharding: config section `sharding`.
+        prefetch: `data.prefetch`.
         balance: FLOP that a device computes while it moves a byte of its memory, by precision; also in bfloat16 with a
             precision in eight bits.
         rows: rows of a small batch; the work is linear in the rows beyond.
@@ -44,15 +45,16 @@ class Traces:
     def __init__(
         self,
         program: Program,
-        config: Config,
+        sharding: Sharding,
+        prefetch: int | str,
         balance: Mapping[str, float],
         rows: int,
         on_progress: Callable[[str], None],
     ):
-        self.program, self.config, self.balance, self.rows = program, config, balance, max(rows, 1)
+        self.program, self.prefetch, self.balance, self.rows = program, prefetch, balance, max(rows, 1)
         self.on_progress = on_progress
         self.model = program.spec.model
-        self.rules = {**RULES, **config.sharding.rules}
+        self.rules = {**RULES, **sharding.rules}
         self._work: dict[tuple[str, str, int], Work] = {}
         self._between: dict[tuple[str, str, float, int], Work] = {}
         self._graphs: dict[tuple[str, str, int], tuple[Graph, dict[int, tuple[str, tuple]]]] = {}

@@ -1,5 +1,6 @@
 """Automatic sizes: the search, the step and the evaluations that must fit, runs that resume, and several processes."""
 
+import dataclasses
 import math
 
 import jax
@@ -9,11 +10,9 @@ from hypothesis import strategies as st
 
 import engine
 from engine.api import auto_size
-from engine.api.auto_size import choose_sizes, largest_fitting, row_unit, smallest_fitting
-from engine.api.objects import Objects
-from engine.api.train import program
+from engine.api.auto_size import largest_fitting, row_unit, smallest_fitting
+from engine.api.prepared import prepare, program
 from engine.base.errors import ConfigError, FieldError
-from engine.compile.build import build_task
 from engine.compile.memory_limit import Limit
 from engine.config import from_text
 from engine.config.dev_run import tiny
@@ -71,9 +70,7 @@ def test_smallest_candidate_is_found_with_few_programs(candidates, least):
 def choose(stored=(), **settings):
     """Returns the section `train` with the sizes that are chosen for one device, and the messages."""
     config, said = runs.config(**RUN | settings), []
-    source, evaluation_sources = Objects().build_sources(config)
-    task, mesh = build_task(config), make_mesh(config.mesh, jax.devices()[:1])
-    return choose_sizes(config, task, mesh, source, evaluation_sources, said.append, stored).train, said
+    return prepare(config, devices=jax.devices()[:1]).with_sizes(said.append, stored).config.train, said
 
 
 def need(**settings):
@@ -85,9 +82,12 @@ def need(**settings):
 def needs(**settings):
     """Returns the GiB that the step of a config needs, and those of its evaluation."""
     config = runs.config(**RUN | settings, evaluations__heldout=HELDOUT)
-    source, evaluation_sources = Objects().build_sources(config)
-    task, mesh = build_task(config), make_mesh(config.mesh, jax.devices()[:1])
-    sizes = CompiledSizes(config, task, mesh, source, evaluation_sources, Limit(2**30, "1 GiB"))
+    sources = prepare(config, devices=jax.devices()[:1]).evaluation_sources
+
+    def build(train):
+        return prepare(dataclasses.replace(config, train=train), devices=jax.devices()[:1]).build_program()
+
+    sizes = CompiledSizes(build, config.evaluations, sources, 4096, Limit(2**30, "1 GiB"))
     return sizes.share(1, config.train), sizes.evaluation_shares(config.train)["heldout"]
 
 
@@ -220,7 +220,7 @@ from engine.cluster import cluster_detection, group, processes
 processes.initialize(cluster_detection.detect({}, os.environ).process)
 from engine.base.host_memory import host_memory
 from engine.base.errors import ConfigError
-from engine.api.train import program
+from engine.api.prepared import program
 from engine.parallel import memory_limit
 from engine.compile.memory_limit import Limit
 from engine.parallel.mesh import make_mesh

@@ -7,7 +7,7 @@ import pytest
 from safetensors.numpy import load_file
 
 import engine
-from engine.api.objects import Objects
+from engine.api.prepared import prepare
 from engine.base.errors import ConfigError, DataError
 from engine.cli.main import main
 from engine.config import draft
@@ -132,6 +132,6 @@ def test_source_target_must_give_a_source():
         ("builtins.object", "a object with"),
     ):
         with pytest.raises(DataError, match=rf"^data.target: {target}: found {found}"):
-            Objects().build_sources(runs.config(data={"target": target}))
+            prepare(runs.config(data={"target": target}))
         with pytest.raises(DataError, match=rf"^evaluations.a.data.target: {target}: found {found}"):
-            Objects().build_sources(runs.config(evaluations={"a": {"data": {"target": target}}}))
+            prepare(runs.config(evaluations={"a": {"data": {"target": target}}}))

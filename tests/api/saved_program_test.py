@@ -30,10 +30,10 @@ def opened(run, devices, overrides=(), batch_sizes=(16,)):
     """Returns the axes of the mesh, and what the user reads."""
     said = []
     config = run.changed_config(overrides)
-    config, program = open_program(
+    spec, program = open_program(
         zoo.Classify(), config, overrides, batch_sizes, said.append, devices=jax.devices()[:devices]
     )
-    assert all(getattr(config.mesh, axis) in (None, size) for axis, size in program.mesh.shape.items())
+    assert all(getattr(spec, axis) in (None, size) for axis, size in program.mesh.shape.items())
     return {axis: size for axis, size in program.mesh.shape.items() if size > 1}, "".join(said)
 
 

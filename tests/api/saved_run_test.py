@@ -12,7 +12,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 import engine
-from engine.api import train as entry
+from engine.api import prepared
 from engine.api.saved_run import SavedRun, newest_checkpoint
 from engine.base.errors import CheckpointError, ConfigError, RunError
 from engine.cli.main import main
@@ -44,7 +44,7 @@ def test_choose_returns_the_best_step_by_default(tmp_path):
 
 
 def test_restore_returns_the_state_of_the_step(run):
-    assert int(run.restore(2, entry.program(run.config)[0]).step) == 2
+    assert int(run.restore(2, prepared.program(run.config)[0]).step) == 2
 
 
 def test_checkpoint_is_read_although_its_manifest_cannot_be_locked(run, monkeypatch):

@@ -11,16 +11,12 @@ import pytest
 from safetensors.numpy import load_file
 
 import engine
-from engine.api import train as entry
+from engine.api import prepared
 from engine.api.saved_run import SavedRun
 from engine.base.errors import CheckpointError, ConfigError, ConvoyError, RunError
 from engine.cluster.exit_status import ExitStatus
 from engine.compile import memory_check
-from engine.config import to_text
-from engine.config.schema import MeshSpec
 from engine.loop.preemption import Preempted
-from engine.parallel import layout
-from engine.run.directory import RunDirectory
 from engine.run.lease import DirectoryGone
 from tests import runs, zoo
 
@@ -97,7 +93,7 @@ def test_export_writes_the_averaged_weights(run, tmp_path):
     assert (
         set(weights) == set(names) == {f"{m}/{p}" for m in ("hidden/0", "hidden/1", "head") for p in ("kernel", "bias")}
     )
-    state = SavedRun(run).restore(4, entry.program(str(run))[0])
+    state = SavedRun(run).restore(4, prepared.program(str(run))[0])
     assert state.ema is not None
     assert np.array_equal(weights["head/kernel"], state.ema["head/kernel"])
     assert not np.array_equal(weights["head/kernel"], state.params["head/kernel"])
@@ -161,35 +157,11 @@ def test_stopped_fast_dev_run_names_no_folder_that_is_gone():
         engine.train(config, fast_dev_run=True)
 
 
-@pytest.mark.parametrize("on", [True, False])
-def test_compile_cache_is_enabled_by_the_config(on, monkeypatch):
-    sizes = []
-    monkeypatch.setattr("engine.compile.cache.enable", sizes.append)
-    entry.set_up_devices(runs.config(cache__compiled=on, cache__max_gib=3.0))
-    assert sizes == [3.0] * on
-
-
-def test_resume_keeps_the_number_of_cpu_devices(tmp_path, monkeypatch):
-    zoo.program(zoo.Classify()).init()
-    directory = RunDirectory.open(tmp_path)
-    directory.write_config_text(to_text(runs.config(mesh__cpu_devices=3)))
-    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
-    with pytest.raises(ConfigError, match=r"mesh.cpu_devices = 3: JAX has already started"):
-        entry.set_up_devices(runs.config(mesh__cpu_devices="auto"), directory)
-
-
 def test_number_of_cpu_devices_cannot_change_after_jax_started(tmp_path, monkeypatch):
     zoo.program(zoo.Classify()).init()
     monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
     with pytest.raises(ConfigError, match=r"mesh.cpu_devices = 3: JAX has already started"):
         engine.train(runs.config(**SHORT, mesh__cpu_devices=3), workdir=tmp_path)
-
-
-def test_resolve_config_accepts_a_config_dict():
-    from engine.config import draft
-
-    config = entry.resolve_config(draft.draft_of(runs.config()))
-    assert dataclasses.asdict(config)["train"]["global_batch_size"] == 16
 
 
 def test_init_checkpoint_applies_to_new_runs_only(run, tmp_path):
@@ -238,7 +210,7 @@ def test_sizes_beyond_the_memory_are_refused_before_they_are_allocated(tmp_path)
     }
     for words, settings in sizes.items():
         with pytest.raises(ConfigError, match=rf"^{words}.* There are ") as error:
-            entry.train(runs.config(**settings), workdir=tmp_path / "run")
+            engine.train(runs.config(**settings), workdir=tmp_path / "run")
         assert "the run needs at least" in str(error.value) and "GiB of host memory" in str(error.value)
         assert not (tmp_path / "run/config.txt").exists()
 
@@ -246,25 +218,7 @@ def test_sizes_beyond_the_memory_are_refused_before_they_are_allocated(tmp_path)
 def test_run_that_hardly_fits_into_the_memory_prints_a_warning(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(memory_check, "WARN_SHARE", 0.0)
     config = runs.config(train__total="1 step", log__progress="lines")
-    entry.train(config, workdir=tmp_path)
+    engine.train(config, workdir=tmp_path)
     log, shown = (tmp_path / "log.txt").read_text(), capsys.readouterr().err
     assert "warning: task: the run needs at least" in log
     assert shown.count("activations and gradients need more") == log.count("activations and gradients need more") == 2
-
-
-class NeedsMesh(zoo.Classify):
-    """A Task whose loss works on eight devices only."""
-
-    def loss(self, model, batch, rng):
-        mesh = layout.current().mesh
-        if mesh is None or mesh.size != 8:
-            raise ValueError("the loss needs 8 devices")
-        return super().loss(model, batch, rng)
-
-
-def test_explain_leaves_out_the_flops_of_a_loss_that_cannot_be_traced_for_one_device():
-    program = zoo.program(NeedsMesh(), mesh=MeshSpec(data=8))
-    program.trace(1)
-    assert entry._flops_line(program, at_least=False).startswith(
-        "FLOPs of a step are left out: tracing the loss for one device failed: ValueError: the loss needs 8 devices ("
-    )

@@ -6,6 +6,7 @@ import pytest
 from engine import Task
 from engine.base.errors import ConfigError, ConvoyError, TaskError
 from engine.compile.build import build_program, build_task, check_unrolled
+from engine.config.schema import Target
 from engine.parallel.mesh import make_mesh
 from tests import runs, zoo
 
@@ -79,7 +80,7 @@ def test_steps_with_convolutions_beyond_the_unrolled_limit_are_refused():
 )
 def test_task_target_must_give_a_task(target, text):
     with pytest.raises(ConfigError, match=text):
-        build_task(runs.config(task={"target": target}))
+        build_task(Target(target=target))
 
 
 NoRng = type("NoRng", (Task,), {"loss": lambda self, model, batch: None})
@@ -87,4 +88,4 @@ NoRng = type("NoRng", (Task,), {"loss": lambda self, model, batch: None})
 
 def test_task_whose_methods_take_other_arguments_is_refused():
     with pytest.raises(TaskError, match=r"^NoRng.loss: found loss\(model, batch\), but the engine calls loss\(mod"):
-        build_task(runs.config(task={"target": f"{__name__}.NoRng"}))
+        build_task(Target(target=f"{__name__}.NoRng"))

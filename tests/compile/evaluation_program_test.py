@@ -19,7 +19,7 @@ def test_abstract_weights_are_those_of_the_train_state(averaged):
 
 def test_program_of_a_config_evaluates_without_a_dataset():
     config = runs.config(data={"target": "tests.no_such.source"}, mesh__data=8)
-    program = build_evaluation_program(zoo.Classify(), make_mesh(config.mesh), config)
+    program = build_evaluation_program(zoo.Classify(), make_mesh(config.mesh), config.train, config.sharding, "")
     _, states, by_row = program.evaluation(example_spec(zoo.source()), 16)
     assert states.names == ("accuracy", "loss")
     assert by_row

@@ -12,7 +12,7 @@ from engine.base.errors import ConfigError
 from engine.base.host_memory import HostMemory
 from engine.compile import memory_check
 from engine.compile.memory_check import ROW_BYTES, BatchMemory, check_memory, evaluation_batches, training_batches
-from engine.config.schema import Data, MeshSpec
+from engine.config.schema import Data, MeshSpec, Train
 from engine.parallel.memory import HOST_MEMORY
 from engine.parallel.mesh import make_mesh
 from tests import runs
@@ -108,7 +108,8 @@ def test_nothing_is_refused_where_no_limit_is_known(monkeypatch):
 def test_training_counts_the_batches_of_a_dispatch_and_those_read_ahead():
     def counts(total=1000, k=1, **data):
         settings = {f"data__{name}": value for name, value in data.items()}
-        found = training_batches(runs.config(train__steps_per_dispatch=k, **settings), EXAMPLE, total)
+        config = runs.config(train__steps_per_dispatch=k, **settings)
+        found = training_batches(config.train, config.data, EXAMPLE, total)
         return found.on_host, found.on_device
 
     assert counts() == (3, 1)
@@ -117,7 +118,7 @@ def test_training_counts_the_batches_of_a_dispatch_and_those_read_ahead():
     assert counts(prefetch=0, threads=5) == (6, 1)
     assert counts(prefetch=0, workers=7) == (8, 1)
     assert counts(total=4, k=8, prefetch=100) == (4, 4), "no more than the run has"
-    advice = training_batches(runs.config(train__steps_per_dispatch=8), EXAMPLE, 10).advice
+    advice = training_batches(Train(steps_per_dispatch=8), Data(), EXAMPLE, 10).advice
     assert advice == "a smaller train.global_batch_size or train.steps_per_dispatch (here 8) or data.prefetch (here 2)"
 
 

@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from engine import ArraySource
-from engine.api import train as entry
+from engine.api import prepared
 from engine.config import load
 
 GOLDEN = Path(__file__).parent / "golden/step_digests.json"
@@ -157,7 +157,7 @@ def texts(row: str) -> Iterator[tuple[str, str]]:
     """Yields the name and the normalized text of each program of a row."""
     name, overrides = ROWS[row]
     config = load(f"configs.{name}", [*COMMON, f"mesh.cpu_devices={DEVICES}", *overrides])
-    program, _ = entry.program(config)
+    program, _ = prepared.program(config)
     yield "train", normalized(program.trace(config.train.steps_per_dispatch).lower().as_text())
     if row in WITHOUT_EVALUATION:
         return

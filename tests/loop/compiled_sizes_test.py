@@ -1,24 +1,28 @@
 """What programs need on each device. tests/api/auto_size_test.py chooses sizes by it."""
 
+import dataclasses
+
 import jax
 import pytest
 
-from engine.api.objects import Objects
-from engine.compile.build import build_program, build_task
+from engine.api.prepared import prepare
+from engine.compile.build import build_program
 from engine.compile.memory_limit import Limit
 from engine.loop.compiled_sizes import CompiledSizes
 from engine.parallel.memory import device_bytes
-from engine.parallel.mesh import make_mesh
 from tests import runs
 
 
 def opened(**settings):
     """Returns the sizes of a config on two devices, whose shares are bytes, and its program."""
     config = runs.config(**settings)
-    source, evaluation_sources = Objects().build_sources(config)
-    task, mesh = build_task(config), make_mesh(config.mesh, jax.devices()[:2])
-    sizes = CompiledSizes(config, task, mesh, source, evaluation_sources, Limit(1.0, "1 B"))
-    return sizes, config.train, build_program(task, mesh, source, config)[0]
+    found = prepare(config, devices=jax.devices()[:2])
+
+    def build(train):
+        return build_program(found.task, found.mesh, found.source, dataclasses.replace(config, train=train))
+
+    sizes = CompiledSizes(build, config.evaluations, found.evaluation_sources, len(found.source), Limit(1.0, "1 B"))
+    return sizes, config.train, build(config.train)[0]
 
 
 def test_evaluation_needs_its_program_with_the_whole_train_state():

@@ -11,8 +11,8 @@ made = []
 class Seen:
     """Keeps what it receives."""
 
-    def __init__(self, *arguments):
-        self.arguments, self.calls, self.waited = arguments, [], None
+    def __init__(self, trainer):
+        self.trainer, self.calls, self.waited = trainer, [], None
         made.append(self)
 
     def rows(self, rows):
@@ -25,7 +25,7 @@ class Seen:
 @pytest.fixture
 def observer():
     made.clear()
-    return LateObserver("tests.loop.observers_test.Seen", "program", "config", "directory", print)  # pyright: ignore
+    return LateObserver("tests.loop.observers_test.Seen", "trainer")
 
 
 def fill(observer, steps):
@@ -45,6 +45,6 @@ def test_observer_is_made_after_a_minute_and_receives_all_rows(observer):
     fill(observer, 70)
     observer.close(wait=False)
     [seen] = made
-    assert seen.arguments == ("program", "config", "directory", print)
+    assert seen.trainer == "trainer"
     assert seen.calls[0] == [70, 140, 210] and [len(call) for call in seen.calls[1:]] == [1] * 7
     assert seen.waited is False

@@ -88,7 +88,7 @@ def test_patience_is_exact_across_a_resume(tmp_path, save_every):
     assert engine.train(settings, workdir=tmp_path).step == 8
     with pytest.raises(RunError, match="is not the record of a stopped run"):
         (tmp_path / "stopped.json").write_text('{"step": 8}')
-        stopped_reason(RunDirectory(tmp_path), 8, settings)
+        stopped_reason(RunDirectory(tmp_path), 8, {})
 
 
 def test_target_ends_the_run_and_a_larger_patience_continues_it(tmp_path):

@@ -14,8 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 import engine
-from engine.api import train as entry
-from engine.api.objects import Objects
+from engine.api import prepared
 from engine.api.saved_run import SavedRun
 from engine.base.duration import Duration
 from engine.base.errors import ConvoyError, DataError
@@ -41,7 +40,7 @@ def unbroken(tmp_path_factory):
 
 def final_state(path):
     run = SavedRun(path)
-    return run.restore(10, entry.program(run.config)[0])
+    return run.restore(10, prepared.program(run.config)[0])
 
 
 def test_run_logs_evaluates_and_saves_at_its_periods(unbroken):
@@ -277,7 +276,7 @@ def test_tensorboard_event_files_are_written_when_enabled(tmp_path):
 def test_sharding_rules_of_the_config_override_the_defaults():
     def spec(**rules):
         config = runs.config(task__model="decoder", mesh__fsdp=4, mesh__tensor=2, sharding__rules=rules)
-        leaf: Any = entry.program(config)[0].abstract_state.params["up/kernel"]
+        leaf: Any = prepared.program(config)[0].abstract_state.params["up/kernel"]
         return leaf.sharding.spec
 
     assert (spec(), spec(embed=None)) == (P("fsdp", "tensor"), P(None, "tensor"))
@@ -372,7 +371,7 @@ def test_closing_the_generator_ends_the_run_without_a_save(tmp_path):
         assert next(boundary.step for boundary in boundaries if boundary.step > 1) == 4
     assert trainer.step == 4 and trainer.checkpoints.store.steps() == []
     trainer.directory.close()
-    assert entry.train(runs.config(), workdir=tmp_path).step == 10
+    assert engine.train(runs.config(), workdir=tmp_path).step == 10
 
 
 def test_trainer_can_be_built_from_a_task_a_mesh_and_data(tmp_path):
@@ -451,9 +450,9 @@ def test_run_compiles_nothing_after_the_first_saves_and_evaluations(tmp_path):
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
         config = dataclasses.replace(config, hooks={"watch": Hook(every=Duration(1, "steps"))})
-        source, evaluations = Objects().build_sources(config)
+        found = prepared.prepare(dataclasses.replace(config, hooks={}))
         trainer = Trainer(
-            zoo.Classify(), make_mesh(config.mesh), source, config, directory, evaluation_sources=evaluations,
+            found.task, found.mesh, found.source, config, directory, evaluation_sources=found.evaluation_sources,
             hooks={"watch": Watch()}, on_row=lambda row: None, on_message=lambda text: None,
         )  # fmt: skip
         trainer.run()
@@ -486,7 +485,7 @@ def poisoned(policy, bad, factor=None, **settings):
 
 def state_at(path, step):
     run = SavedRun(path)
-    return run.restore(step, entry.program(run.config)[0])
+    return run.restore(step, prepared.program(run.config)[0])
 
 
 def position(path, step):

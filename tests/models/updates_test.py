@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import engine
-from engine.api import train as entry
+from engine.api import prepared
 from engine.api.saved_run import SavedRun
 from engine.config import load
 from engine.config.schema import Config
@@ -41,7 +41,7 @@ def test_run_learns_and_a_resumed_run_is_bitwise_equal(tmp_path, name, settings)
     engine.train(whole, workdir=tmp_path / "run")
     losses = runs.rows(tmp_path / "whole")
     assert runs.rows(tmp_path / "run") == {step: losses[step] for step in range(17, 21)}
-    program = entry.program(whole)[0]
+    program = prepared.program(whole)[0]
     zoo.assert_equal(*(SavedRun(tmp_path / run).restore(20, program) for run in ("whole", "run")))
     if name == "actor_critic":
         steps = runs.rows(tmp_path / "whole", "steps")

@@ -89,15 +89,15 @@ def test_candidate_of_a_config_is_the_one_that_made_it(candidate):
     config = with_candidate(tiny.config(), candidate)
     slices = math.prod(candidate.between)
     axes = resolve_axes(config.mesh, math.prod(candidate.sizes), slices=slices if slices > 1 else None)
-    assert candidate_of(config, axes) == candidate
+    assert candidate_of(config.train, config.sharding, axes) == candidate
 
 
 def test_candidate_has_the_axes_and_the_microbatches_that_a_config_leaves_open():
     config = tiny.config()
     axes = resolve_axes(config.mesh, 8)
-    assert candidate_of(config, axes) == tiny.candidate(data=8)
+    assert candidate_of(config.train, config.sharding, axes) == tiny.candidate(data=8)
     axes = resolve_axes(dataclasses.replace(config.mesh, pipeline=2), 8)
-    assert candidate_of(config, axes) == tiny.candidate(pipeline=2, data=4, microbatches=4)
+    assert candidate_of(config.train, config.sharding, axes) == tiny.candidate(pipeline=2, data=4, microbatches=4)
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """The cost model against closed formulas."""
 
+import copy
 import dataclasses
 
 import pytest
 
 from engine.compile.collectives import Collective
 from engine.compile.step_costs import Compiled
+from engine.config.schema import Sharding
 from engine.planning.candidates import Attention
 from engine.planning.cost import CostModel
 from engine.planning.memory import Cost
@@ -26,9 +28,9 @@ def test_traffic_is_that_of_the_formulas():
 
 
 def test_gradients_are_summed_once_a_step_unless_accumulation_is_approximate():
-    config = tiny.config()
-    train = dataclasses.replace(config.train, approximate_accumulation=True)
-    approximate = Traces(tiny.program(), dataclasses.replace(config, train=train), tiny.traces().balance, 4, print)
+    program = copy.copy(tiny.program())
+    program.spec = dataclasses.replace(program.spec, approximate_accumulation=True)
+    approximate = Traces(program, Sharding(), 2, tiny.traces().balance, 4, print)
     sum_of_all = 2 * 7 / 8 * 4 * tiny.numbers()
     for traces, sums in ((tiny.traces(), 1), (approximate, 4)):
         cost = CostModel(traces, tiny.machine("h100:1x8")).cost(tiny.candidate(data=8, accumulate=4))

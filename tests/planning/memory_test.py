@@ -5,7 +5,7 @@ import math
 import jax
 import pytest
 
-from engine.api.train import program, resolve_config
+from engine.api.prepared import program, resolve_config
 from engine.config import defaults
 from engine.config.schema import MeshSpec
 from engine.parallel.memory import device_bytes
@@ -108,7 +108,8 @@ def test_head_of_a_loss_in_chunks_is_held_whole_with_the_sum_of_its_gradient():
     c.train.global_batch_size, c.train.precision = 8, "bfloat16"
     config = resolve_config(c)
     built, _ = program(config, jax.devices()[:1])
-    model = CostModel(Traces(built, config, {"bfloat16": 100.0}, 2, print), tiny.machine("h100:1x8"))
+    traces = Traces(built, config.sharding, config.data.prefetch, {"bfloat16": 100.0}, 2, print)
+    model = CostModel(traces, tiny.machine("h100:1x8"))
     split, whole = (
         model.memory(tiny.candidate(**axes, precision="bfloat16")).memory["temporary"]
         for axes in ({"fsdp": 8}, {"data": 8})

@@ -7,8 +7,8 @@ import jax
 import pytest
 
 import engine
-from engine.api import train as entry
-from engine.config.schema import MeshSpec
+from engine.api import prepared
+from engine.config.schema import MeshSpec, Sharding
 from engine.parallel.mesh import axes_of
 from engine.planning import machine as machines
 from engine.planning import predict, record
@@ -59,11 +59,12 @@ def lines(path, text):
 )
 def test_prediction_of_a_run_is_that_of_the_plan(settings):
     config = runs.config(**settings)
-    program, _ = entry.program(config)
+    program, _ = prepared.program(config)
     found = predict.predict(program, config)
-    candidate = candidate_of(config, axes_of(config.mesh, jax.devices()))
-    alone, _ = entry.program(with_candidate(config, tiny.candidate(data=1)), jax.devices()[:1])
-    cost = cost_model(alone, config, machines.of_devices(jax.devices()), ["float32"]).cost(candidate)
+    candidate = candidate_of(config.train, config.sharding, axes_of(config.mesh, jax.devices()))
+    alone, _ = prepared.program(with_candidate(config, tiny.candidate(data=1)), jax.devices()[:1])
+    machine = machines.of_devices(jax.devices())
+    cost = cost_model(alone, config.sharding, config.data.prefetch, machine, ["float32"]).cost(candidate)
     assert found.candidate == f"{candidate}, float32" and found.rows == config.train.global_batch_size
     assert (found.seconds, found.memory, found.problem) == (cost.seconds, cost.memory, "")
     known = dataclasses.replace(found, seconds={"compute": 7.0})
@@ -73,10 +74,10 @@ def test_prediction_of_a_run_is_that_of_the_plan(settings):
 
 def test_prediction_of_a_run_knows_its_attentions():
     config = runs.config()
-    program, _ = entry.program(config)
+    program, _ = prepared.program(config)
     program.spec.layout.used.add("attention:24,8,2,1")
     machine = machines.of_devices(jax.devices())
-    model = cost_model(predict.on_one_device(program), config, machine, ["float32"])
+    model = cost_model(predict.on_one_device(program), config.sharding, config.data.prefetch, machine, ["float32"])
     assert model.attentions == [Attention(24, 8, 2, causal=True)]
 
 
@@ -84,7 +85,7 @@ def test_partial_sums_of_a_run_do_not_depend_on_the_repeats_of_its_pipeline():
     layout = {"repeats": 2, "microbatches": 4}
     mesh, one = MeshSpec(data=4, pipeline=2), tiny.deep_model().traces
     built = zoo.program(tiny.Deep(), mesh=mesh, batch_size=tiny.DEEP_ROWS, layout=layout)
-    run = Traces(predict.on_one_device(built), tiny.config(), one.balance, 64, print)
+    run = Traces(predict.on_one_device(built), Sharding(), 2, one.balance, 64, print)
     assert run.work("none", "float32", 64).partial == one.work("none", "float32", 64).partial > 0
 
 

@@ -4,6 +4,7 @@ import jax
 
 from engine import layers
 from engine.compile.build import check_unrolled
+from engine.config.schema import Sharding, Train
 from engine.planning import machine as machines
 from engine.planning import search, table
 from engine.planning.memory import SAFE
@@ -22,7 +23,7 @@ def test_ranking_is_the_fastest_that_fits_and_names_changes_where_nothing_does()
     small = dataclasses.replace(tiny.machine("h100:1x8"), memory=2000)
     refused = search.rank(program, config, small)
     assert not refused.fitting and refused.nearest is not None
-    assert any("GiB of memory or more" in text for text in search.changes(refused, program, config))
+    assert any("GiB of memory or more" in text for text in search.changes(refused, "float32"))
 
 
 def test_steps_of_a_dispatch_are_fewer_where_their_batches_would_not_fit():
@@ -62,7 +63,7 @@ class TwoStacks(tiny.Deep):
 
 def test_stages_of_a_pipeline_divide_the_layers_of_every_stack():
     program = zoo.program(TwoStacks(), batch_size=32, devices=jax.devices()[:1])
-    assert search.choices_of(program, tiny.config(), tiny.machine("h100:1x8")).layers == 4  # of 8 and 12
+    assert search.choices_of(program, Train(), Sharding(), {}, tiny.machine("h100:1x8")).layers == 4  # of 8 and 12
 
 
 def test_nothing_fits_the_default_share_of_a_gpu_names_the_setting_that_would_help():
@@ -71,5 +72,5 @@ def test_nothing_fits_the_default_share_of_a_gpu_names_the_setting_that_would_he
     assert least is not None
     for share, helps in ((0.75, True), (0.95, False)):
         small = dataclasses.replace(machine, memory=round(0.99 * least.bytes / SAFE), share=share)
-        found = search.changes(search.rank(program, config, small), program, config)
+        found = search.changes(search.rank(program, config, small), "float32")
         assert any(text.startswith("XLA_CLIENT_MEM_FRACTION=0.95") for text in found) == helps

@@ -10,9 +10,10 @@ import numpy as np
 from flax import nnx
 
 from engine import ArraySource, Loss, Task, layers
-from engine.api.train import resolve_config
+from engine.api.prepared import resolve_config
 from engine.config import defaults
 from engine.config.hardware import AXES
+from engine.config.schema import Sharding
 from engine.parallel.targets import parse
 from engine.planning import machine as machines
 from engine.planning.candidates import Candidate
@@ -79,7 +80,7 @@ def config():
 @functools.cache
 def traces() -> Traces:
     """Returns the traces of the program."""
-    return Traces(program(), config(), dict.fromkeys(("float32", "bfloat16"), 10.0), 4, print)
+    return Traces(program(), Sharding(), 2, dict.fromkeys(("float32", "bfloat16"), 10.0), 4, print)
 
 
 @functools.cache
@@ -97,7 +98,7 @@ def numbers() -> int:
 def deep_model(rows: int = DEEP_ROWS) -> CostModel:
     """Returns the cost model of Deep on a host of H100."""
     built = zoo.program(Deep(), batch_size=rows, devices=jax.devices()[:1])
-    return CostModel(Traces(built, config(), {"float32": 10.0, "bfloat16": 10.0}, 64, print), machine("h100:1x8"))
+    return CostModel(Traces(built, Sharding(), 2, {"float32": 10.0, "bfloat16": 10.0}, 64, print), machine("h100:1x8"))
 
 
 def tokens(length: int) -> ArraySource:

@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import pytest
 
+from engine.config.schema import Sharding
 from engine.planning.tracing import Traces
 from tests import zoo
 from tests.planning import tiny
@@ -41,7 +42,7 @@ def test_quantized_products_take_the_rate_of_eight_bits_and_others_that_of_bfloa
     rows, fast, slow = 64, 2e-3, 1e-3  # so slow that no operation waits for memory
     balance = {precision: fast, "bfloat16": slow}
     built = zoo.program(tiny.Deep(), batch_size=rows, devices=jax.devices()[:1])
-    work = Traces(built, tiny.config(), balance, rows, print).work("none", precision, rows)
+    work = Traces(built, Sharding(), 2, balance, rows, print).work("none", precision, rows)
     product = 2 * rows * tiny.WIDTH * tiny.HIDDEN * 2 * tiny.DEPTH
     first = 2 * (2 * rows * zoo.SIZE * tiny.WIDTH)  # without a gradient of its input
     assert work.flops == 3 * product + first

@@ -1,0 +1,35 @@
+"""What a config describes: its resolution, its devices, and its data, Task and program."""
+
+import dataclasses
+
+import pytest
+
+from engine.api import prepared
+from engine.base.errors import ConfigError
+from engine.config.text import to_text
+from engine.run.directory import RunDirectory
+from tests import runs, zoo
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_compile_cache_is_enabled_by_the_config(on, monkeypatch):
+    sizes = []
+    monkeypatch.setattr("engine.compile.cache.enable", sizes.append)
+    prepared.set_up_devices(runs.config(cache__compiled=on, cache__max_gib=3.0))
+    assert sizes == [3.0] * on
+
+
+def test_resume_keeps_the_number_of_cpu_devices(tmp_path, monkeypatch):
+    zoo.program(zoo.Classify()).init()
+    directory = RunDirectory.open(tmp_path)
+    directory.write_config_text(to_text(runs.config(mesh__cpu_devices=3)))
+    monkeypatch.delenv("JAX_NUM_CPU_DEVICES")
+    with pytest.raises(ConfigError, match=r"mesh.cpu_devices = 3: JAX has already started"):
+        prepared.set_up_devices(runs.config(mesh__cpu_devices="auto"), directory)
+
+
+def test_resolve_config_accepts_a_config_dict():
+    from engine.config import draft
+
+    config = prepared.resolve_config(draft.draft_of(runs.config()))
+    assert dataclasses.asdict(config)["train"]["global_batch_size"] == 16
