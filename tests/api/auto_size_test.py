@@ -221,7 +221,7 @@ processes.initialize(cluster_detection.detect({}, os.environ).process)
 from engine.base.host_memory import host_memory
 from engine.base.errors import ConfigError
 from engine.api.prepared import program
-from engine.parallel import memory_limit
+from engine.compile import memory_limit
 from engine.compile.memory_limit import Limit
 from engine.parallel.mesh import make_mesh
 from tests import runs
