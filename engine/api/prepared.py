@@ -131,7 +131,7 @@ def resolve_config(config: AnyConfig, *, cached: bool = True) -> Config:
 def check_code(config: Config) -> None:
     """Imports the targets and the schedules of a config and checks their arguments; does not initialize devices."""
     check_targets(config)
-    check_functions(config)
+    check_functions(config.optimizer)
 
 
 def set_up_devices(config: Config, directory: RunDirectory | None = None) -> Config:

@@ -123,7 +123,7 @@ def _refuse_total_before_checkpoint(train: Train, dataset_size: int, directory: 
     path = shlex.quote(str(directory))
     command, stored_total = f"convoy train --config={path} --workdir={path}", _steps_of_run(stored.train, dataset_size)
     if stored_total < newest:  # an earlier version of the engine stored the config before this check
-        flag = " --accept-schedule-change" if followers(stored) else ""
+        flag = " --accept-schedule-change" if followers(stored.optimizer) else ""
         command += f' --config.train.total="{newest} steps"{flag}'
     found = f"{train.total}" + ("" if train.total.unit == "steps" else f", which is {total} steps")
     raise ConfigError(

@@ -1,6 +1,5 @@
 """The program of a trained model on the devices at hand, which need not be those of its training."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 
 import jax
@@ -46,18 +45,17 @@ def open_program(
     def build(mesh: Mesh) -> EvaluationProgram:
         return build_evaluation_program(task, mesh, config.train, config.sharding, config.optimizer.trainable)
 
-    if any(name.startswith(("mesh.", "sharding.")) and name != "mesh.cpu_devices" for name in names):
-        wanted = set_up_devices(config).mesh
-        return wanted, build(make_mesh(wanted, devices))
+    is_chosen = any(name.startswith(("mesh.", "sharding.")) and name != "mesh.cpu_devices" for name in names)
     try:
-        wanted = set_up_devices(config).mesh
+        set_up_devices(config)
     except ConfigError:  # JAX has started in this process with another number of devices, as in a notebook
-        if "mesh.cpu_devices" in names:
+        if is_chosen or "mesh.cpu_devices" in names:
             raise
-        wanted = dataclasses.replace(config.mesh, cpu_devices=None)
+    if is_chosen:
+        return config.mesh, build(make_mesh(config.mesh, devices))
     found = jax.devices() if devices is None else devices
     first: ShardingError | None = None
-    for spec, chosen in fitting_meshes(wanted, found):
+    for spec, chosen in fitting_meshes(config.mesh, found):
         try:
             program = build(make_mesh(spec, chosen))
             program.abstract_weights(averaged=False)
@@ -68,7 +66,7 @@ def open_program(
             continue
         if first is not None and group.is_primary():
             say(
-                f"the mesh of the run ({spec_text(wanted)}) does not fit here, so {axes_text(program.mesh.shape)} "
+                f"the mesh of the run ({spec_text(config.mesh)}) does not fit here, so {axes_text(program.mesh.shape)} "
                 f"is used, on {len(chosen)} of {len(found)} device{'s' * (len(found) > 1)}. "
                 "--config.mesh.NAME=N chooses another."
             )

@@ -117,9 +117,11 @@ def schedule_change(old: Config, new: Config, newest: int = 0, dataset_size: int
     """
     if old.train.total == new.train.total:
         return None
-    for where, section in followers(new).items():
+    for where, section in followers(new.optimizer).items():
         if section.schedule == "warmup_stable_decay" and dataset_size:
-            begins = [decay_begin(sections(config.optimizer)[where], config, dataset_size) for config in (old, new)]
+            begins = [
+                decay_begin(sections(config.optimizer)[where], config.train, dataset_size) for config in (old, new)
+            ]
             if newest <= min(begins):
                 continue
         return (

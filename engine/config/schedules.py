@@ -11,7 +11,7 @@ from engine.base.duration import DATA_UNITS, Duration, RunSize
 from engine.base.errors import FieldError, did_you_mean
 from engine.config.allowed_values import SCHEDULES
 from engine.config.fields import join, show
-from engine.config.schema import Config, Optimizer, Plain, Target
+from engine.config.schema import Optimizer, Plain, Target, Train
 from engine.config.setting import MAX_NUMBER
 from engine.config.target import check, parameters_of, resolve
 
@@ -97,10 +97,10 @@ def decay_steps(section: Optimizer, size: RunSize) -> int:
     return max(1, min(steps, size.total_steps - section.warmup.steps(size.batch_size, size.dataset_size)))
 
 
-def decay_begin(section: Optimizer, config: Config, dataset_size: int) -> int:
+def decay_begin(section: Optimizer, train: Train, dataset_size: int) -> int:
     """Returns the step at which warmup_stable_decay begins to decay."""
-    batch_size, total = config.train.global_batch_size, config.train.total
-    size = RunSize(batch_size, dataset_size, total.steps(batch_size, dataset_size))
+    batch_size = train.global_batch_size
+    size = RunSize(batch_size, dataset_size, train.total.steps(batch_size, dataset_size))
     return size.total_steps - decay_steps(section, size)
 
 
@@ -125,9 +125,9 @@ def check_function(section: Optimizer, where: str) -> tuple[str, ...]:
     return given
 
 
-def check_functions(config: Config) -> None:
+def check_functions(optimizer: Optimizer) -> None:
     """Imports and checks the functions of all schedules. Raises ConfigError as `check_function`."""
-    for where, section in sections(config.optimizer).items():
+    for where, section in sections(optimizer).items():
         if section.schedule not in SCHEDULES:
             check_function(section, where)
 
@@ -142,11 +142,11 @@ def arguments_path(where: str) -> str:
     return f"{where}.schedule_arguments"
 
 
-def followers(config: Config) -> dict[str, Optimizer]:
+def followers(optimizer: Optimizer) -> dict[str, Optimizer]:
     """Returns the optimizer and the groups whose learning rate follows the length of the run, by path."""
     free = ("constant", "inverse_sqrt", "piecewise")
     found = {}
-    for where, section in sections(config.optimizer).items():
+    for where, section in sections(optimizer).items():
         if section.schedule not in free and (section.schedule in SCHEDULES or check_function(section, where)):
             found[where] = section
     return found

@@ -7,7 +7,7 @@ importing the target and therefore jax.
 import copyreg
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from engine.base.duration import Duration
 from engine.base.errors import FieldError, did_you_mean
-from engine.config import zoo
+from engine.config import schema, zoo
 from engine.config.allowed_values import AUTO
 from engine.config.draft import Draft, draft_of, unfreeze
 from engine.config.fields import check_value, join, slots
@@ -40,12 +40,14 @@ def validate(config: ConfigDict | Mapping[str, object] | Config, origin: str = "
         draft = config if isinstance(config, Draft) else draft_of(config)
         frozen = _freeze(Config, draft)
         _check_targets(frozen)
-        _check_numbers(frozen)
+        _check_sizes(frozen.train)
+        _check_learning_rate(frozen.optimizer)
+        _check_axes(frozen.mesh, frozen.sharding)
         check_schedules(frozen.optimizer)
-        _check_metrics(frozen)
-        _check_periods(frozen)
-        _check_init(frozen)
-        _check_tiny(frozen)
+        _check_metrics(frozen.stop, frozen.checkpoint.best, [*frozen.evaluations, *frozen.hooks])
+        _check_periods(frozen.evaluations, frozen.hooks)
+        _check_init(frozen.init)
+        _check_tiny(frozen.tiny)
     except FieldError as error:
         raise error.at(origin) from None
     return frozen
@@ -112,8 +114,7 @@ def _divisors(number: int) -> set[int]:
     return {*small, *(number // n for n in small)}
 
 
-def _check_numbers(config: Config) -> None:
-    train, mesh = config.train, config.mesh
+def _check_sizes(train: schema.Train) -> None:
     if train.global_batch_size == train.accumulate == AUTO:
         advice = "Give one of them as a number, such as train.accumulate=1."
         raise FieldError("train.accumulate", "found auto, but train.global_batch_size is auto too", advice)
@@ -124,13 +125,15 @@ def _check_numbers(config: Config) -> None:
             f"found {train.accumulate}, which does not divide train.global_batch_size = {train.global_batch_size}",
             f"Near divisors: {', '.join(map(str, near))}.",
         )
-    _check_learning_rate(config)
+
+
+def _check_axes(mesh: schema.MeshSpec, sharding: schema.Sharding) -> None:
     for path, section in (("mesh", mesh), ("mesh.dcn", mesh.dcn)):
         free = [f"{path}.{name}" for name in AXES if getattr(section, name) == -1]
         if len(free) > 1:
             advice = "Only one axis can take all remaining devices."
             raise FieldError(free[-1], f"found -1, but {free[0]} is -1 too", advice)
-    for name, axes in config.sharding.rules.items():
+    for name, axes in sharding.rules.items():
         if not name.isidentifier():
             raise FieldError(f"sharding.rules.{name}", "is not a valid name of an axis", "Use letters, digits and '_'.")
         texts = axes if isinstance(axes, tuple) else (axes,)
@@ -139,9 +142,8 @@ def _check_numbers(config: Config) -> None:
             raise FieldError(f"sharding.rules.{name}", f"found {unfreeze(axes)!r}", advice)
 
 
-def _check_learning_rate(config: Config) -> None:
+def _check_learning_rate(optimizer: schema.Optimizer) -> None:
     """Checks the numbers that are multiplied: a product that float32 cannot hold would be infinite or NaN."""
-    optimizer = config.optimizer
     factors = {"optimizer.final_scale": optimizer.final_scale}
     factors |= {f"optimizer.groups.{n}.learning_rate_scale": g.learning_rate_scale for n, g in optimizer.groups.items()}
     for path, factor in factors.items():
@@ -155,10 +157,9 @@ def _check_learning_rate(config: Config) -> None:
                 raise FieldError(f"{where}.{name}", f"found {value}", f"Allowed: at most {MAX_NUMBER}.")
 
 
-def _check_metrics(config: Config) -> None:
-    """Checks that an evaluation or a hook exists for each metric that the config names."""
-    stop, groups = config.stop, [*config.evaluations, *config.hooks]
-    for field, metric in (("checkpoint.best", config.checkpoint.best), ("stop.metric", stop.metric)):
+def _check_metrics(stop: schema.Stop, best: str | None, groups: Sequence[str]) -> None:
+    """Checks that an evaluation or a hook, one of `groups`, exists for each metric that the config names."""
+    for field, metric in (("checkpoint.best", best), ("stop.metric", stop.metric)):
         name = "" if metric is None else metric.partition("/")[0]
         if metric is not None and name not in groups:
             problem = f"found {metric!r}, there is no evaluation or hook {name!r}"
@@ -172,19 +173,19 @@ def _check_metrics(config: Config) -> None:
         raise FieldError("stop.metric", "is set, but no condition is", "Set stop.patience, stop.target, or both.")
 
 
-def _check_periods(config: Config) -> None:
-    for name, evaluation in config.evaluations.items():
+def _check_periods(evaluations: Mapping[str, schema.Evaluation], hooks: Mapping[str, schema.Hook]) -> None:
+    for name, evaluation in evaluations.items():
         if evaluation.every is None and not (evaluation.at_start or evaluation.at_end):
             advice = "Give it a period, or set at_start or at_end."
             raise FieldError(f"evaluations.{name}.every", "found None, so this evaluation never runs", advice)
-        if name in config.hooks:
+        if name in hooks:
             advice = "Rename one of them: their metrics would have the same names."
             raise FieldError(f"hooks.{name}", "is also the name of an evaluation", advice)
 
 
-def _check_init(config: Config) -> None:
-    _check_source(config.init, "init")
-    for name, source in config.init.sources.items():
+def _check_init(init: schema.Init) -> None:
+    _check_source(init, "init")
+    for name, source in init.sources.items():
         where = f"init.sources.{name}"
         if not source.paths:
             advice = "Name the arrays that it gives: prefix here -> prefix in the checkpoint."
@@ -212,8 +213,8 @@ def _check_source(section: InitSource, where: str) -> None:
                 raise FieldError(path, problem, f"Python reports: {error}.") from None
 
 
-def _check_tiny(config: Config) -> None:
-    for path, value in config.tiny.items():
+def _check_tiny(overrides: schema.Arguments) -> None:
+    for path, value in overrides.items():
         where = join("tiny", path)
         slot = locate(where)
         if slot.is_container:

@@ -393,5 +393,5 @@ class Trainer:
             compile_s=self.program.compile_s,
             rates=rates,
             data=Reading.of(rates, readers).sentence() if rates else "",
-            scheduled=bool(followers(self.config)),
+            scheduled=bool(followers(self.config.optimizer)),
         )
