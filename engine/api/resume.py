@@ -76,7 +76,9 @@ def check_total_reaches_checkpoint(train: Train, dataset_size: int, directory: R
     Raises:
         ConfigError: `train.total` is below the step of that checkpoint.
     """
-    group.run_on_primary(lambda: _refuse_total_before_checkpoint(train, dataset_size, directory), "the check of train.total")
+    group.run_on_primary(
+        lambda: _refuse_total_before_checkpoint(train, dataset_size, directory), "the check of train.total"
+    )
 
 
 def check_readers_of_total(

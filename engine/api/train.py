@@ -13,7 +13,14 @@ from typing import Any
 from engine.api.auto_size import row_unit
 from engine.api.objects import Objects, with_objects
 from engine.api.prepared import AnyConfig, Prepared, check_code, prepare, resolve_config, restore_sizes, set_up_devices
-from engine.api.resume import Accepted, check_config, check_data, check_total_reaches_checkpoint, check_readers_of_total, summarize_datasets
+from engine.api.resume import (
+    Accepted,
+    check_config,
+    check_data,
+    check_readers_of_total,
+    check_total_reaches_checkpoint,
+    summarize_datasets,
+)
 from engine.api.saved_run import SavedRun
 from engine.base.errors import CheckpointError, ConfigError
 from engine.cluster import group, peer_failure

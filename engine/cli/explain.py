@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """Runs `convoy explain`."""
     config = common.load_config(args.config, overrides)
-    from engine.api.train import explain_parts
+    from engine.api.explain import explain_parts
 
     wanted = {"devices": args.devices, "collectives": not args.no_collectives, "hardware": args.hardware}
     for text in explain_parts(config, **wanted):

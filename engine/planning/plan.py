@@ -73,23 +73,23 @@ def plan_parts(
     size = f"{parameters:,} parameters, {built.flops_per_step:.3g} model FLOPs"
     model = f"model: {size} for a step of {built.batch_size} examples"
     yield "\n".join(table.machine_text(machine, model, train.precision))
-    ranking = rank(built, config, machine, on_progress)
-    if not any(cost.candidate.precision == train.precision for cost in ranking.fitting):
-        raise ConfigError(_refusal(ranking, train.precision))
-    costs = different(ranking.fitting, SHOWN)
+    result = rank(built, config, machine, on_progress)
+    if not any(cost.candidate.precision == train.precision for cost in result.fitting):
+        raise ConfigError(_refusal(result, train.precision))
+    costs = different(result.fitting, SHOWN)
     if compiles:
-        costs = _compiled(ranking.model, build, train.precision, costs, compiles, on_progress)
+        costs = _compiled(result.model, build, train.precision, costs, compiles, on_progress)
     if problems := [f"  {cost.candidate}: {cost.problem}" for cost in costs if cost.problem]:
         yield "\nimpossible when compiled:\n" + "\n".join(problems)
     possible = [cost for cost in costs if not cost.problem]
     own = [cost for cost in possible if cost.candidate.precision == train.precision]
-    if not own or not ranking.model.fits(own[0]):
+    if not own or not result.model.fits(own[0]):
         raise ConfigError(_refusal_when_compiled(machine, own))
     peak = (hardware.find(kind) or machine).peak
-    yield _ranked(ranking.model, possible, dict(flatten(config)), peak, compiles)
-    if ranking.problems:
-        reason, count = max(ranking.problems.items(), key=lambda item: item[1])
-        yield f"\nimpossible meshes: {sum(ranking.problems.values())}, such as (x{count}): {reason}"
+    yield _ranked(result.model, possible, dict(flatten(config)), peak, compiles)
+    if result.problems:
+        reason, count = max(result.problems.items(), key=lambda item: item[1])
+        yield f"\nimpossible meshes: {sum(result.problems.values())}, such as (x{count}): {reason}"
 
 
 def _ranked(
@@ -195,13 +195,13 @@ def _refusal_when_compiled(machine: Machine, compiled: Sequence[Cost]) -> str:
     )
 
 
-def _refusal(ranking: SearchResult, precision: str) -> str:
+def _refusal(result: SearchResult, precision: str) -> str:
     """Returns why nothing fits, and what would."""
     machine, nearest = result.model.machine, result.nearest
     if nearest is None:
         return f"convoy plan: no mesh of {machine.text} is possible: {_impossible(result)}"
     parts = ", ".join(f"{name} {size_text(size)}" for name, size in nearest.memory.items() if size)
-    would = "; or ".join(changes(ranking, precision)) or "a smaller model"
+    would = "; or ".join(changes(result, precision)) or "a smaller model"
     return (
         f"convoy plan: nothing fits {machine.text}. The least of {result.examined:,} candidates, {nearest.candidate}, "
         f"needs {size_text(nearest.bytes)} of the {size_text(machine.memory)} of a device ({parts}). It would fit "

@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from engine.base.errors import ConvoyError
 from engine.compile.control_flow import MAX_UNROLLED_STEPS
 from engine.compile.program import Program
-from engine.config.schema import Config, Evaluator, Sharding, Train
-from engine.layers.cpu.control_flow import MAX_UNROLLED_STEPS
+from engine.config.schema import Config, Evaluation, Sharding, Train
 from engine.parallel.layout import NAMED
 from engine.parallel.memory import MEMORY_FRACTION
 from engine.parallel.rules import RULES, axes_of
@@ -55,7 +54,7 @@ def choices_of(
         machine: the devices.
     """
     model, used, rules = program.spec.model, program.spec.layout.used, {**RULES, **sharding.rules}
-    mapped = {axis for names in model.names.values() for name in names for axis in _axes(rules.get(name or ""))}
+    mapped = {axis for names in model.names.values() for name in names for axis in axes_of(rules.get(name or ""))}
     axes = ["data", "fsdp"]
     axes += [axis for axis in ("expert", "context", "pipeline") if axis in used]
     axes += ["tensor"] if "tensor" in mapped else []
@@ -230,7 +229,7 @@ def changes(ranking: SearchResult, precision: str) -> list[str]:
     found = [f"train.precision={ranking.fitting[0].candidate.precision}"] if ranking.fitting else []
     if machine.platform == "gpu" and machine.share < LARGEST_SHARE:
         whole = round(machine.memory / machine.share * LARGEST_SHARE)
-        if result.nearest is not None and result.nearest.bytes <= SAFE * whole:
+        if ranking.nearest is not None and ranking.nearest.bytes <= SAFE * whole:
             found.append(f"{MEMORY_FRACTION}={LARGEST_SHARE} in the environment of the plan and of the job")
     for factor in (2, 4, 8, 16, 32, 64):
         rows = choices.rows // factor
@@ -246,8 +245,8 @@ def changes(ranking: SearchResult, precision: str) -> list[str]:
             more = f" with train.global_batch_size={rows}" if rows != choices.rows else ""
             found.append(f"{larger.count} devices of the same kind{more}")
             break
-    if result.nearest is not None:
-        found.append(f"devices with {math.ceil(result.nearest.bytes / SAFE / 2**30)} GiB of memory or more")
+    if ranking.nearest is not None:
+        found.append(f"devices with {math.ceil(ranking.nearest.bytes / SAFE / 2**30)} GiB of memory or more")
     return found
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 from engine.loop.events.event import Boundary
-from engine.loop.events.profile import Profile
+from engine.loop.events.profile import ProfileEvent
 
 
 class Window:
@@ -21,7 +21,7 @@ class Window:
 
 def test_trace_does_not_start_at_the_last_step():
     window: Any = Window()
-    event = Profile(window)
+    event = ProfileEvent(window)
     for step, last in ((2, False), (4, True)):
         event.run(Boundary(step, state=None, position={}, first=False, last=last, stopping=False))  # pyright: ignore
     assert window.steps == [2] and event.next_step(4) == 6
