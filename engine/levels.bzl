@@ -1,7 +1,7 @@
 """The levels of the architecture, the only list of them.
 
-Bazel, tests/layering_test.py, the table in docs/architecture.md and its picture read it (tools/architecture.py). A
-package imports only packages on lower levels: packages of one level do not import each other.
+Bazel, the tests (tests/levels.py), and docs/images/architecture.py, which writes the table in docs/architecture.md and
+its picture, read it. A package imports only packages on lower levels: packages of one level do not import each other.
 """
 
 load("//tools/build:defs.bzl", "py_library")
