@@ -17,13 +17,17 @@ import pytest
 
 import engine
 import engine.config
+import engine.layers
 import engine.metrics
 import engine.readers
 from tests.levels import TOP, levels
 
 LEVELS = levels()
 PRIVATE_NAMES = (("engine", "__version__"), ("engine", "lazy_exports"))  # names of engine that its packages use
-LAZY = {"engine", *(f"engine.{package}" for package in ("config", "metrics", "readers"))}  # packages with lazy exports
+LAZY = {
+    "engine",
+    *(f"engine.{package}" for package in ("config", "layers", "metrics", "readers")),
+}  # packages with lazy exports
 
 # Names of this repository that packages outside the engine may import. None: any name of it.
 OUTSIDE = {
@@ -182,7 +186,9 @@ def test_lazily_loaded_names_of_engine_exist():
 
 
 @pytest.mark.parametrize(
-    "package", [engine, engine.config, engine.metrics, engine.readers], ids=lambda package: package.__name__
+    "package",
+    [engine, engine.config, engine.layers, engine.metrics, engine.readers],
+    ids=lambda package: package.__name__,
 )
 def test_type_checking_imports_match_the_lazy_names(package):
     assert sorted(name for names in package._MODULES.values() for name in names) == package.__all__
@@ -194,6 +200,13 @@ def test_type_checking_imports_match_the_lazy_names(package):
         if isinstance(node, ast.ImportFrom)
     }
     assert seen == package._MODULES
+
+
+@pytest.mark.parametrize("package", [engine.layers, engine.metrics, engine.readers], ids=lambda each: each.__name__)
+def test_no_file_replaces_a_lazy_name(package):
+    """Importing `engine/layers/remat.py` would set `engine.layers.remat` to the module."""
+    files = {path.stem for path in (TOP / package.__name__.replace(".", "/")).glob("*")}
+    assert files & set(package.__all__) == set()
 
 
 @pytest.mark.parametrize(

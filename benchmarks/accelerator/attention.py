@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks.accelerator.compare import Case, Floats, Integers, compare, noise, with_gradients
 from benchmarks.accelerator.context import Context
 from engine.layers import all_to_all, ring
-from engine.layers.attention import attention
+from engine.layers.dot_product_attention import attention
 
 PARTS = 4
 """Parts of the sequence in ring and all-to-all attention on one device."""

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 
 from engine.base.types import PyTree
 from engine.layers import blockwise
-from engine.layers.remat import KERNEL
+from engine.layers.rematerialization import KERNEL
 from engine.parallel.layout import Layout
 from engine.parallel.rules import axes_of
 

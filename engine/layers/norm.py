@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from engine.layers.remat import recomputed
+from engine.layers.rematerialization import recomputed
 
 
 class RMSNorm(nnx.Module):

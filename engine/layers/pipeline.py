@@ -16,7 +16,7 @@ from engine.base.errors import TaskError
 from engine.base.types import PyTree
 from engine.layers import one_f_one_b
 from engine.layers.queues import AXIS, Layers, Queues, Travelling, at
-from engine.layers.remat import remat_slices
+from engine.layers.rematerialization import remat_slices
 from engine.parallel import schedule
 from engine.parallel.layout import current
 

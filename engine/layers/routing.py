@@ -10,7 +10,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from engine.layers.remat import recomputed
+from engine.layers.rematerialization import recomputed
 
 
 @jax.tree_util.register_dataclass

@@ -16,7 +16,7 @@ from engine.base.types import PyTree
 from engine.layers.cpu.control_flow import layers_per_iteration, unrolls_layers
 from engine.layers.dropout import fold_in
 from engine.layers.pipeline import AXIS, pipeline
-from engine.layers.remat import CARRY, remat
+from engine.layers.rematerialization import CARRY, remat
 from engine.parallel import schedule
 from engine.parallel.layout import current
 from engine.parallel.rules import STACKED

@@ -6,7 +6,7 @@ import numpy as np
 from flax import nnx
 
 from engine.layers import RMSNorm
-from engine.layers.remat import remat_slices
+from engine.layers.rematerialization import remat_slices
 
 X = 3 * jax.random.normal(jax.random.key(0), (2, 5, 64))
 

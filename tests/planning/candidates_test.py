@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from engine.base.errors import ShardingError
 from engine.config.hardware import AXES
 from engine.config.schema import MeshSpec
-from engine.layers.attention import attention
+from engine.layers.dot_product_attention import attention
 from engine.parallel import schedule
 from engine.parallel.layout import Layout, with_layout
 from engine.parallel.mesh import make_mesh, resolve_axes

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from engine.base.errors import TaskError
-from engine.layers.attention import attention
+from engine.layers.dot_product_attention import attention
 from engine.parallel.layout import Layout
 from tests.layers import plain
 
