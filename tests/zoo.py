@@ -22,7 +22,7 @@ from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import make_mesh
 from engine.training.model import describe
 from engine.training.optimizer import build_optimizer
-from engine.training.step import StepSpec
+from engine.training.step_spec import StepSpec
 
 SIZE = 16  # values of an example
 

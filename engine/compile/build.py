@@ -20,7 +20,7 @@ from engine.parallel.layout import active, make_layout
 from engine.parallel.mesh import check_batch
 from engine.training.model import describe
 from engine.training.optimizer import build_optimizer
-from engine.training.step import StepSpec
+from engine.training.step_spec import StepSpec
 from engine.training.task import Task, check_examples, check_methods
 
 

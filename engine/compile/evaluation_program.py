@@ -19,7 +19,8 @@ from engine.metrics.slices import NO_RANKING, Ranking, SlicedStates
 from engine.metrics.state import Reduced, check_metrics
 from engine.parallel.layout import Layout, with_layout
 from engine.parallel.mesh import batch_sharding, replicated
-from engine.training.model import Arrays, Model
+from engine.training.arrays import Arrays
+from engine.training.model import Model
 from engine.training.slices import NO_SLICES, Slices
 from engine.training.state import Weights, param_shardings
 from engine.training.step import evaluate

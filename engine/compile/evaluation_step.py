@@ -9,7 +9,7 @@ from jax.sharding import Mesh, NamedSharding
 from engine.compile.compiler import ProgramCompiler
 from engine.compile.shapes import shapes_of
 from engine.data.batch import Batch
-from engine.training.model import Arrays
+from engine.training.arrays import Arrays
 from engine.training.state import Weights
 
 ARGUMENTS = ("params", "model_state", "batch", "point", "members")

@@ -6,7 +6,6 @@ choices of the tokens count, whatever the capacity.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING
 
 import jax
 
@@ -17,13 +16,11 @@ from engine.parallel.layout import with_layout
 from engine.parallel.mesh import one_device
 from engine.training.gradients import gradients
 from engine.training.state import TrainState
+from engine.training.step_spec import StepSpec
 from engine.training.update import has_own_update, own_update
 
-if TYPE_CHECKING:
-    from engine.training.step import StepSpec
 
-
-def model_flops(spec: "StepSpec", metric_names: tuple[str, ...], state: TrainState, batch: Batch) -> int:
+def model_flops(spec: StepSpec, metric_names: tuple[str, ...], state: TrainState, batch: Batch) -> int:
     """Returns the FLOPs of the loss and its gradient for a global batch; of the whole step if the Task has an `update`.
 
     It traces the loss once more, for one device: with plain attention (`layers/reference.py`), unsplit batches,

@@ -11,7 +11,7 @@ from engine.data.batch import Batch, abstract_batch
 from engine.metrics.values import describe_value
 from engine.parallel.layout import with_layout
 from engine.parallel.mesh import replicated
-from engine.training.model import Arrays, cast
+from engine.training.arrays import Arrays, cast
 from engine.training.state import Weights
 from engine.training.task import missing_key_reported
 from engine.training.whole_kernels import with_whole_kernels

@@ -32,18 +32,17 @@ from engine.parallel.memory import device_memory
 from engine.parallel.mesh import replicated
 from engine.parallel.rules import warnings
 from engine.training.accumulation import check_changed, check_dropout
-from engine.training.model import Arrays
+from engine.training.arrays import Arrays
 from engine.training.objective import LOSS, Objective, check_groups, means_of, objective_of
 from engine.training.state import Shardings, TrainState, abstract_state, initial_state, optimizer_shardings
 from engine.training.step import (
-    OffloadShardings,
-    StepSpec,
     make_finite_check,
     make_gradient_check,
     make_steps,
     make_train_step,
     optimizer_to_device,
 )
+from engine.training.step_spec import OffloadShardings, StepSpec
 from engine.training.task import check_loss, missing_key_reported
 from engine.training.update import (
     changed_by_after_step,

@@ -36,7 +36,7 @@ from engine.observe.writer import MEASURED, ROW_KEYS
 from engine.parallel.mesh import check_batch, replicated
 from engine.training.slices import NO_SLICES, Slices, build_slices
 from engine.training.state import TrainState, Weights, evaluation_params
-from engine.training.step import BAD_EXAMPLES, ENGINE_METRICS
+from engine.training.step_spec import BAD_EXAMPLES, ENGINE_METRICS
 from engine.training.task import check_examples
 from engine.training.update import has_own_update
 

@@ -18,8 +18,8 @@ from engine.data.feed import EvaluationFeed
 from engine.data.source import Example, Source, example_spec
 from engine.metrics.results import Image
 from engine.parallel.mesh import replicated
+from engine.training.arrays import Arrays
 from engine.training.figures import check_figure, draw_example
-from engine.training.model import Arrays
 from engine.training.state import Weights
 
 

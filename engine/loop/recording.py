@@ -20,7 +20,7 @@ from engine.observe.throughput import Throughput
 from engine.observe.writer import open_writer
 from engine.parallel.memory import device_memory_limit
 from engine.run.directory import RunDirectory
-from engine.training.step import BAD_EXAMPLES
+from engine.training.step_spec import BAD_EXAMPLES
 
 READ_S = 0.01  # between two readings of results; several processes read each dispatch, so that all read at one step
 

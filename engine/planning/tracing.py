@@ -18,11 +18,11 @@ from engine.parallel.layout import with_layout
 from engine.parallel.rules import RULES, mesh_axes
 from engine.planning.graph import Graph, make_graph, parts_by_rows
 from engine.planning.work import Work, measure
+from engine.training.arrays import cast
 from engine.training.gradients import gradients
-from engine.training.model import cast
 from engine.training.objective import means_of
 from engine.training.state import TrainState
-from engine.training.step import StepSpec
+from engine.training.step_spec import StepSpec
 from engine.training.update import has_own_update, own_update
 
 FORWARD = "forward"

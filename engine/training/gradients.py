@@ -7,7 +7,6 @@ Each device then adds up the gradients of its own microbatches, and the devices 
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import jax
 import jax.numpy as jnp
@@ -19,15 +18,12 @@ from engine.data.context import call
 from engine.metrics.mean import divide
 from engine.metrics.pairs import pairs_of
 from engine.parallel.mesh import BATCH_AXES
+from engine.training.arrays import Arrays, cast
 from engine.training.jaxprs import keep_all
-from engine.training.model import Arrays, cast
 from engine.training.objective import EVERY, means_of
 from engine.training.state import TrainState, param_shardings
-from engine.training.update import constrain, gather
+from engine.training.step_spec import StepSpec
 from engine.training.whole_kernels import with_whole_kernels
-
-if TYPE_CHECKING:
-    from engine.training.step import StepSpec
 
 type Part = tuple[Batch, jax.Array, jax.Array]
 """A microbatch, the keys of its rows, and its index; of all microbatches, the arrays have one more dimension."""
@@ -37,7 +33,7 @@ type Part = tuple[Batch, jax.Array, jax.Array]
 class _Shared:
     """What the microbatches of a step have in common."""
 
-    spec: "StepSpec"
+    spec: StepSpec
     metric_names: tuple[str, ...]
     frozen: Arrays
     key: jax.Array
@@ -48,7 +44,7 @@ class _Shared:
 
 
 def gradients(
-    spec: "StepSpec", metric_names: tuple[str, ...], state: TrainState, batch: Batch, key: jax.Array, step: jax.Array
+    spec: StepSpec, metric_names: tuple[str, ...], state: TrainState, batch: Batch, key: jax.Array, step: jax.Array
 ) -> tuple[Arrays, jax.Array, Arrays]:
     """Returns the gradient of the objectives, the summed metrics `[names, 2]` and the new model state."""
     trained_paths = frozenset(spec.model.trained)
@@ -118,7 +114,7 @@ def _sum_gradients(
     return on_devices(common, parts)
 
 
-def _summed_once(spec: "StepSpec") -> tuple[str, ...]:
+def _summed_once(spec: StepSpec) -> tuple[str, ...]:
     """Returns the mesh axes over which the gradients of all microbatches are summed at once: `data` or none.
 
     Not with ZeRO-1 nor with rules that split parameters over `data`, where a device has no memory for the whole
@@ -204,7 +200,7 @@ def _losses(
     return minimised, (sums, new)
 
 
-def _divided(spec: "StepSpec", path: str, grad: jax.Array, sums: Mapping[str, jax.Array]) -> jax.Array:
+def _divided(spec: StepSpec, path: str, grad: jax.Array, sums: Mapping[str, jax.Array]) -> jax.Array:
     """Returns the gradient of the mean of a loss, from that of its total; a sum of losses is divided already."""
     objective = spec.objective
     first, *rest = objective.terms[EVERY if EVERY in objective.terms else spec.groups[path]]
@@ -214,7 +210,7 @@ def _divided(spec: "StepSpec", path: str, grad: jax.Array, sums: Mapping[str, ja
     return jnp.where(weight != 0, grad / jnp.where(weight != 0, weight, 1), 0)
 
 
-def _microbatches(spec: "StepSpec", batch: PyTree) -> PyTree:
+def _microbatches(spec: StepSpec, batch: PyTree) -> PyTree:
     """Reshapes leaves `[batch, ...]` to microbatches `[accumulate, batch / accumulate, ...]`.
 
     Row r goes to microbatch r mod accumulate, so that no row moves to another device.
@@ -226,3 +222,33 @@ def _microbatches(spec: "StepSpec", batch: PyTree) -> PyTree:
         return jax.lax.with_sharding_constraint(parts, sharding)
 
     return jax.tree.map(deal, batch)
+
+
+def constrain(spec: StepSpec, arrays: Mapping[str, jax.Array]) -> Arrays:
+    """Constrains the shardings of gradients: each device sums the part that it updates, as in FSDP and ZeRO-1.
+
+    Within a `jax.shard_map` no manual axis splits them.
+    """
+    if spec.mesh.size == 1:
+        return dict(arrays)
+    mesh = spec.layout.inner_mesh
+    shardings = {path: NamedSharding(mesh, spec.grad_shardings[path].spec) for path in arrays}
+    return {path: jax.lax.with_sharding_constraint(x, shardings[path]) for path, x in arrays.items()}
+
+
+def gather(spec: StepSpec, params: Arrays) -> Arrays:
+    """Returns parameters that `spec.splits_params` splits as the layers use them; their gradients are split again."""
+    # The first trace of a loss has no shardings yet. The trace that counts model FLOPs has one device.
+    if not (spec.splits_params and spec.grad_shardings) or spec.mesh.size == 1:
+        return params
+    shardings = param_shardings(spec.model, spec.mesh, spec.layout.rules)
+
+    def whole(path: str, x: jax.Array) -> jax.Array:
+        call = jax.custom_vjp(lambda x: jax.lax.with_sharding_constraint(x, shardings[path]))
+        call.defvjp(
+            lambda x: (call(x), None),
+            lambda _, d_x: (jax.lax.with_sharding_constraint(d_x, spec.grad_shardings[path]),),
+        )
+        return call(x)
+
+    return {path: whole(path, x) if path in spec.model.trained else x for path, x in params.items()}

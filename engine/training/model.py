@@ -13,17 +13,13 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.typing import DTypeLike
 
 from engine.base.errors import ConfigError, TaskError
-from engine.base.types import PyTree
 from engine.config.target import import_error
 from engine.metrics.values import describe_value
 from engine.parallel.rules import STACKED
+from engine.training.arrays import AbstractArrays, Arrays
 from engine.training.task import Task
-
-Arrays = dict[str, jax.Array]
-AbstractArrays = dict[str, jax.ShapeDtypeStruct]
 
 MODEL_STATE = (nnx.BatchStat,)
 RNG_STATE = (nnx.RngState,)
@@ -194,14 +190,3 @@ def _class_of(path: str, variable: nnx.Variable, state_kinds: tuple[type[nnx.Var
 def _flat(state: nnx.State) -> list[tuple[str, jax.Array]]:
     """Returns (path, array) of every variable of an NNX state."""
     return [("/".join(map(str, key)), variable.get_value()) for key, variable in nnx.to_flat_state(state)]
-
-
-def cast(tree: PyTree, dtype: DTypeLike, keep: tuple[str, ...] = ()) -> PyTree:
-    """Returns a pytree with floating-point leaves cast to `dtype`, except those with a name of `keep` in their path."""
-
-    def leaf(path: tuple[object, ...], x: jax.Array) -> jax.Array:
-        names = jax.tree_util.keystr(path, simple=True, separator="/").split("/")
-        kept = not jnp.issubdtype(x.dtype, jnp.floating) or any(name in keep for name in names)
-        return x if kept else x.astype(dtype)
-
-    return jax.tree.map_with_path(leaf, tree)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from engine.base.types import PyTree
-from engine.training.model import cast
+from engine.training.arrays import cast
 from engine.training.task import Task
 
 

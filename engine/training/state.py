@@ -17,7 +17,8 @@ from engine.parallel.layout import Layout, active
 from engine.parallel.memory import check_host_memory, in_host_memory
 from engine.parallel.mesh import replicated
 from engine.parallel.rules import Rules, partition_specs
-from engine.training.model import Arrays, Model
+from engine.training.arrays import Arrays
+from engine.training.model import Model
 from engine.training.task import Task
 
 if TYPE_CHECKING:

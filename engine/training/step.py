@@ -13,22 +13,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
-from engine.base.types import PyTree
 from engine.data.batch import Batch
-from engine.data.context import Context, WatchedContext, call
+from engine.data.context import Context, call
 from engine.metrics.mean import divide
 from engine.metrics.metric import Metric
 from engine.metrics.pairs import pairs_of
-from engine.parallel.layout import Layout
-from engine.parallel.mesh import batch_sharding
+from engine.training.arrays import Arrays, cast
 from engine.training.gradients import gradients
-from engine.training.model import Arrays, Model, cast
-from engine.training.objective import Objective
-from engine.training.optimizer import RunOptimizer
-from engine.training.state import LOSS_WINDOW, Shardings, TrainState
+from engine.training.model import Model
+from engine.training.state import LOSS_WINDOW, TrainState
+from engine.training.step_spec import BAD_EXAMPLES, StepSpec
 from engine.training.task import Task
 from engine.training.update import finish, has_own_update, new_state, optimize, own_update
 from engine.training.whole_kernels import with_whole_kernels
@@ -37,86 +33,6 @@ type Step = Callable[[TrainState, Batch, jax.Array, jax.Array], tuple[TrainState
 type Steps = Callable[[TrainState, tuple[Batch, ...], jax.Array, jax.Array], tuple[TrainState, jax.Array]]
 
 MIN_LOSSES = 16  # with fewer losses in the window, no loss is a spike
-ENGINE_METRICS = ("grad_norm", "learning_rate", "skipped")
-BAD_EXAMPLES = "bad_examples"  # additional metric with data.on_error=skip
-
-
-class OffloadShardings(NamedTuple):
-    """Shardings of an offloaded optimizer state: between the steps, and within a step."""
-
-    host: PyTree
-    device: PyTree
-
-
-@dataclasses.dataclass(frozen=True)
-class StepSpec:
-    """The parts and settings of a train step."""
-
-    task: Task
-    model: Model
-    optimizer: RunOptimizer
-    layout: Layout
-    accumulate: int = 1
-    approximate_accumulation: bool = False
-    compute_dtype: DTypeLike = jnp.float32
-    ema_decay: float | None = None
-    skip_bad: bool = False  # unreadable examples have weight 0 and are counted in a metric
-    unroll: bool = False  # unroll microbatches and K steps: a while loop around a convolution is slow on CPU
-    loss_on_each_device: bool = True  # the loss may be called with a part of a microbatch, in a `jax.shard_map`
-    grad_shardings: Shardings = dataclasses.field(default_factory=dict)  # path -> sharding of the summed gradient
-    opt_shardings: OffloadShardings | None = None  # None: the optimizer state is not offloaded
-    spike: float | None = None  # skip an update whose loss is above this many times the median of the loss window
-    objective: Objective = dataclasses.field(default_factory=Objective)  # names of the losses
-    total_steps: int = 0  # steps of the run, for the context
-    steps_per_epoch: float = 1.0  # for the context
-    changed_frozen: tuple[str, ...] = ()  # paths of frozen parameters that the Task changes in `after_step` or `update`
-    reads: list[str] = dataclasses.field(default_factory=list)  # see `WatchedContext`; filled while tracing
-    compiler_options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)  # those of XLA
-    branch: bool = False  # the guard branches instead of selecting each value: faster on CPU without convolutions
-
-    @property
-    def tx(self) -> optax.GradientTransformationExtraArgs:
-        """The transformation of the trained parameters."""
-        return self.optimizer.tx
-
-    @property
-    def splits_params(self) -> bool:
-        """Whether each device of `data` stores a part of the trained parameters: with ZeRO-1 in half precision.
-
-        A step then gathers them in half precision. In float32, gathering the updated parameters moves as much.
-        """
-        return self.layout.zero1 and jnp.dtype(self.compute_dtype).itemsize < 4
-
-    @property
-    def groups(self) -> Mapping[str, str]:
-        """Path of a trained parameter -> optimizer group; "" for none."""
-        return self.optimizer.labels
-
-    def with_numbers(self, numbers: jax.Array) -> "StepSpec":
-        """Returns the settings with the learning rates of the optimizer as traced numbers."""
-        return dataclasses.replace(self, optimizer=self.optimizer.with_numbers(numbers))
-
-    @property
-    def mesh(self) -> Mesh:
-        """The mesh of the step."""
-        assert self.layout.mesh is not None
-        return self.layout.mesh
-
-    @property
-    def engine_metrics(self) -> tuple[str, ...]:
-        """Names of the engine's metrics, which follow the Task's."""
-        rates = [name for name in self.optimizer.rate_names if name not in ENGINE_METRICS]
-        return (*ENGINE_METRICS, *([BAD_EXAMPLES] if self.skip_bad else []), *rates)
-
-    def context(self, step: jax.Array | int, rng: jax.Array) -> Context:
-        """Returns the context of a step, for the methods of the Task that ask for it."""
-        epoch = jnp.asarray(step, jnp.float32) / self.steps_per_epoch
-        return WatchedContext(jnp.asarray(step, jnp.int32), epoch, self.total_steps, rng, self.reads)
-
-    @property
-    def batch_sharding(self) -> NamedSharding:
-        """Sharding of the rows of a batch."""
-        return batch_sharding(self.mesh)
 
 
 def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:

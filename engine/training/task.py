@@ -8,7 +8,7 @@ any number of microbatches.
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import jax
 from flax import nnx
@@ -22,9 +22,7 @@ from engine.metrics.state import check_metrics
 from engine.training.author_errors import entries, leaf_text
 from engine.training.loss import TaskLoss
 from engine.training.objective import check_terms, evaluation_metrics
-
-if TYPE_CHECKING:
-    from engine.training.update import UpdateState
+from engine.training.update_state import UpdateState
 
 type Examples = PyTree
 """Arrays `[batch, ...]`."""
@@ -123,9 +121,7 @@ class Task:
         """
         raise TaskError(f"{type(self).__name__} has no figure(self, example, prediction).")
 
-    def update(
-        self, state: "UpdateState", batch: Examples, context: Context
-    ) -> "tuple[UpdateState, Mapping[str, Metric]]":
+    def update(self, state: UpdateState, batch: Examples, context: Context) -> tuple[UpdateState, Mapping[str, Metric]]:
         """Replaces the whole step, for what `loss` and `after_step` cannot express. Not defined by default.
 
         It is a pure function: `state.model(params)` gives the model, `state.apply_gradients(grads)` the state after an

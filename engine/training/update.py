@@ -2,14 +2,12 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import NamedSharding
 
 from engine.base.errors import ConfigError, TaskError
 from engine.base.types import PyTree
@@ -19,89 +17,37 @@ from engine.metrics.mean import Mean
 from engine.metrics.metric import Metric
 from engine.metrics.state import check_metrics
 from engine.metrics.values import describe_value
-from engine.training.model import Arrays, cast
+from engine.training.arrays import Arrays, cast
+from engine.training.gradients import constrain
 from engine.training.objective import LOSS
-from engine.training.state import TrainState, param_shardings
+from engine.training.state import TrainState
+from engine.training.step_spec import StepSpec
 from engine.training.task import Task
+from engine.training.update_state import UpdateState
 from engine.training.whole_kernels import with_whole_kernels
-
-if TYPE_CHECKING:
-    from engine.training.step import StepSpec
 
 # Numbers of random keys.
 AFTER_STEP, MODEL = 0, 1
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Static:
-    """The settings of a step, compared by identity, since they are not data of the pytree."""
+class _Operations:
+    """The operations of an `UpdateState` with the settings of a step, compared by identity."""
 
-    spec: "StepSpec"
+    spec: StepSpec
 
+    def model(self, params: Arrays, model_state: Arrays, key: jax.Array) -> nnx.Module:
+        spec = self.spec
+        values = cast(params, spec.compute_dtype)
+        return spec.model.module(with_whole_kernels(spec.model, values), model_state, key)
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class UpdateState:
-    """The state that `Task.update` gets and returns: a pytree, which loops of JAX can carry.
-
-    The methods return a new state or module and change nothing.
-    """
-
-    params: Arrays
-    """path -> trained parameter."""
-    frozen: Arrays
-    """path -> parameter that is not trained."""
-    model_state: Arrays
-    """path -> array that is not a parameter, such as batch statistics."""
-    opt_state: PyTree
-    """State of the optimizer of the config."""
-    grad_norm: jax.Array
-    """Norm of the latest gradient, the metric `grad_norm`; 0 before `apply_gradients`."""
-    key: jax.Array
-    """Random key of the step, for the modules that draw random numbers themselves."""
-    static: _Static = dataclasses.field(metadata={"static": True})
-
-    def model(self, params: Arrays | None = None) -> Any:
-        """Returns the model in training mode, in the precision of the run.
-
-        Args:
-            params: path -> trained parameter, to differentiate with respect to it; None for `self.params`.
-        """
-        spec = self.static.spec
-        values = cast({**(self.params if params is None else params), **self.frozen}, spec.compute_dtype)
-        module = spec.model.module(with_whole_kernels(spec.model, values), self.model_state, self.key)
-        module.train()
-        return module
-
-    def apply_gradients(self, grads: Arrays) -> "UpdateState":
-        """Returns the state after an update of the optimizer, with its clipping, schedule and groups.
-
-        Each call counts as a step of the schedules.
-
-        Args:
-            grads: path -> gradient, one for each of `self.params`.
-
-        Raises:
-            TaskError: a gradient is missing, or there is one of something else.
-        """
-        if not isinstance(grads, Mapping) or grads.keys() != self.params.keys():
-            found = describe_value(grads)
-            if isinstance(grads, Mapping):
-                found = f"gradients of {', '.join(map(str, grads)) or 'nothing'}"
-            raise TaskError(
-                "apply_gradients needs a gradient for each entry of state.params, as jax.grad gives it with respect "
-                f"to state.params. Found {found}."
-            )
-        grads = constrain(self.static.spec, grads)
+    def optimize(self, params: Arrays, opt_state: PyTree, grads: Arrays) -> tuple[Arrays, PyTree, jax.Array]:
+        grads = constrain(self.spec, grads)
         norm = optax.tree.norm(grads)
-        params, opt_state = optimize(self.static.spec, self.params, self.opt_state, grads, norm)
-        return dataclasses.replace(self, params=params, opt_state=opt_state, grad_norm=norm)
+        return (*optimize(self.spec, params, opt_state, grads, norm), norm)
 
-    def store(self, model: nnx.Module) -> "UpdateState":
-        """Returns the state with the model state of a module of `model()`, such as its new batch statistics."""
-        new = self.static.spec.model.model_state_of(model)
-        kept = {path: x.astype(self.model_state[path].dtype) for path, x in new.items()}
-        return dataclasses.replace(self, model_state=kept)
+    def model_state_of(self, model: nnx.Module) -> Arrays:
+        return self.spec.model.model_state_of(model)
 
 
 def has_own_update(task: Task) -> bool:
@@ -109,7 +55,7 @@ def has_own_update(task: Task) -> bool:
     return type(task).update is not Task.update
 
 
-def check_own_update(spec: "StepSpec") -> None:
+def check_own_update(spec: StepSpec) -> None:
     """Raises ConfigError for a setting that cannot apply to the `update` of a Task."""
     name = f"{type(spec.task).__name__}.update"
     if spec.accumulate > 1:
@@ -125,7 +71,7 @@ def check_own_update(spec: "StepSpec") -> None:
 
 
 def own_update(
-    spec: "StepSpec", state: TrainState, batch: Batch, key: jax.Array, step: jax.Array
+    spec: StepSpec, state: TrainState, batch: Batch, key: jax.Array, step: jax.Array
 ) -> tuple[UpdateState, Mapping[str, Metric]]:
     """Returns the result of the `update` of a Task, checked; to be traced.
 
@@ -149,7 +95,7 @@ def own_update(
         opt_state=state.opt_state,
         grad_norm=jnp.float32(0),
         key=key_of(key, MODEL),
-        static=_Static(spec),
+        static=_Operations(spec),
     )
     examples = cast(batch.examples, spec.compute_dtype, spec.task.full_precision)
     result: object = spec.task.update(before, examples, spec.context(step, keys))
@@ -182,14 +128,14 @@ def _check_arrays(before: UpdateState, after: UpdateState, where: str) -> None:
             raise TaskError(f"{where}: {path} of the new state is {texts[1]}, it was {texts[0]}.")
 
 
-def new_state(spec: "StepSpec", state: TrainState, after: UpdateState, key: jax.Array) -> TrainState:
+def new_state(spec: StepSpec, state: TrainState, after: UpdateState, key: jax.Array) -> TrainState:
     """Returns the train state after the `update` of a Task."""
     params = {**after.params, **after.frozen}
     return finish(spec, state, params, after.model_state, after.opt_state, key)
 
 
 def optimize(
-    spec: "StepSpec", trained: Arrays, opt_state: PyTree, grads: Arrays, grad_norm: jax.Array
+    spec: StepSpec, trained: Arrays, opt_state: PyTree, grads: Arrays, grad_norm: jax.Array
 ) -> tuple[Arrays, PyTree]:
     """Returns the trained parameters and the optimizer state after one update."""
     if spec.layout.counts_flops:  # the model's FLOPs leave out the products of an optimizer such as Muon
@@ -200,7 +146,7 @@ def optimize(
 
 
 def finish(
-    spec: "StepSpec", state: TrainState, params: Arrays, model_state: Arrays, opt_state: PyTree, key: jax.Array
+    spec: StepSpec, state: TrainState, params: Arrays, model_state: Arrays, opt_state: PyTree, key: jax.Array
 ) -> TrainState:
     """Returns the state with these values, after `Task.after_step`, and with the new averages."""
     if type(spec.task).after_step is not Task.after_step:
@@ -212,14 +158,14 @@ def finish(
     return dataclasses.replace(state, params=params, model_state=model_state, opt_state=opt_state, ema=ema)
 
 
-def _after_step(spec: "StepSpec", params: Arrays, model_state: Arrays, context: Context) -> tuple[Arrays, Arrays]:
+def _after_step(spec: StepSpec, params: Arrays, model_state: Arrays, context: Context) -> tuple[Arrays, Arrays]:
     module = spec.model.module(params, model_state, key_of(context.rng, MODEL))
     module.train()
     spec.task.after_step(module, context)
     return spec.model.variables_of(module, params, model_state)
 
 
-def changed_by_after_step(spec: "StepSpec", state: TrainState, key: jax.Array) -> list[str]:
+def changed_by_after_step(spec: StepSpec, state: TrainState, key: jax.Array) -> list[str]:
     """Returns the paths of the frozen parameters that `Task.after_step` changes; to be traced.
 
     Raises:
@@ -235,40 +181,9 @@ def changed_by_after_step(spec: "StepSpec", state: TrainState, key: jax.Array) -
     return changed_frozen(spec, before, spec.model.params_of(module))
 
 
-def changed_frozen(spec: "StepSpec", before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
+def changed_frozen(spec: StepSpec, before: Mapping[str, object], after: Mapping[str, object]) -> list[str]:
     """Returns the paths of the frozen parameters that are other arrays than before, while a function is traced."""
     return [path for path, x in before.items() if path not in spec.model.trained and after[path] is not x]
-
-
-def constrain(spec: "StepSpec", arrays: Mapping[str, jax.Array]) -> Arrays:
-    """Constrains the shardings of gradients: each device sums the part that it updates, as in FSDP and ZeRO-1.
-
-    Within a `jax.shard_map` no manual axis splits them.
-    """
-    if spec.mesh.size == 1:
-        return dict(arrays)
-    mesh = spec.layout.inner_mesh
-    shardings = {path: NamedSharding(mesh, spec.grad_shardings[path].spec) for path in arrays}
-    return {path: jax.lax.with_sharding_constraint(x, shardings[path]) for path, x in arrays.items()}
-
-
-def gather(spec: "StepSpec", params: Arrays) -> Arrays:
-    """Returns parameters that `spec.splits_params` splits as the layers use them; their gradients are split again."""
-    # The first trace of a loss has no shardings yet. The trace that counts model FLOPs has one device.
-    is_split = spec.splits_params and spec.grad_shardings and spec.mesh.size > 1
-    if not is_split:
-        return params
-    shardings = param_shardings(spec.model, spec.mesh, spec.layout.rules)
-
-    def whole(path: str, x: jax.Array) -> jax.Array:
-        call = jax.custom_vjp(lambda x: jax.lax.with_sharding_constraint(x, shardings[path]))
-        call.defvjp(
-            lambda x: (call(x), None),
-            lambda _, d_x: (jax.lax.with_sharding_constraint(d_x, spec.grad_shardings[path]),),
-        )
-        return call(x)
-
-    return {path: whole(path, x) if path in spec.model.trained else x for path, x in params.items()}
 
 
 def key_of(key: jax.Array, number: int) -> jax.Array:

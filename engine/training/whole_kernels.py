@@ -10,7 +10,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from engine.parallel import layout
 from engine.parallel.rules import partition_spec
-from engine.training.model import Arrays, Model
+from engine.training.arrays import Arrays
+from engine.training.model import Model
 
 
 def with_whole_kernels(model: Model, params: Arrays) -> Arrays:

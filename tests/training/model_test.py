@@ -9,7 +9,7 @@ from flax import nnx
 
 from engine import Task
 from engine.base.errors import ConfigError, TaskError
-from engine.training.model import cast, describe
+from engine.training.model import describe
 from tests import zoo
 
 
@@ -165,13 +165,3 @@ def test_missing_package_of_build_is_one_sentence():
 
     with pytest.raises(ConfigError, match=r"task.target: Lazy.build needs the module 'not_there_at_all', which is"):
         describe(Lazy())
-
-
-def test_cast_keeps_integers_and_named_entries():
-    tree = {"x": jnp.ones(2), "label": jnp.ones(2, jnp.int32), "future": {"xy": jnp.ones(2)}}
-    out = cast(tree, jnp.bfloat16, ("future",))
-    assert jax.tree.map(lambda x: x.dtype.name, out) == {
-        "x": "bfloat16",
-        "label": "int32",
-        "future": {"xy": "float32"},
-    }

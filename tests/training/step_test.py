@@ -15,7 +15,8 @@ from engine.config.schema import Group, MeshSpec
 from engine.data.batch import Batch
 from engine.parallel.memory import HOST_MEMORY
 from engine.training.state import LOSS_WINDOW
-from engine.training.step import BAD_EXAMPLES, ENGINE_METRICS, MIN_LOSSES, is_spike
+from engine.training.step import MIN_LOSSES, is_spike
+from engine.training.step_spec import BAD_EXAMPLES, ENGINE_METRICS
 from tests import zoo
 
 MESHES = [MeshSpec(data=8), MeshSpec(fsdp=8), MeshSpec(data=2, fsdp=4), MeshSpec(fsdp=4, tensor=2)]

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from engine.training.model import cast, describe
+from engine.training.arrays import cast
+from engine.training.model import describe
 from models.street.bev import Bev, Views
 from models.street.camera_scenes import CameraScenes
 from models.street.cameras import CAMERAS

@@ -1,0 +1,97 @@
+"""The parts and settings of a train step: its Task, model, optimizer and layout, and how it splits and guards the work.
+
+`gradients.py`, `update.py` and `step.py` all take it as their first argument.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.typing import DTypeLike
+
+from engine.base.types import PyTree
+from engine.data.context import Context, WatchedContext
+from engine.parallel.layout import Layout
+from engine.parallel.mesh import batch_sharding
+from engine.training.model import Model
+from engine.training.objective import Objective
+from engine.training.optimizer import RunOptimizer
+from engine.training.state import Shardings
+from engine.training.task import Task
+
+ENGINE_METRICS = ("grad_norm", "learning_rate", "skipped")
+BAD_EXAMPLES = "bad_examples"  # additional metric with data.on_error=skip
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSpec:
+    """The parts and settings of a train step."""
+
+    task: Task
+    model: Model
+    optimizer: RunOptimizer
+    layout: Layout
+    accumulate: int = 1
+    approximate_accumulation: bool = False
+    compute_dtype: DTypeLike = jnp.float32
+    ema_decay: float | None = None
+    skip_bad: bool = False  # unreadable examples have weight 0 and are counted in a metric
+    unroll: bool = False  # unroll microbatches and K steps: a while loop around a convolution is slow on CPU
+    loss_on_each_device: bool = True  # the loss may be called with a part of a microbatch, in a `jax.shard_map`
+    grad_shardings: Shardings = dataclasses.field(default_factory=dict)  # path -> sharding of the summed gradient
+    opt_shardings: tuple[PyTree, PyTree] | None = None  # of an offloaded optimizer state: on the host, on the device
+    spike: float | None = None  # skip an update whose loss is above this many times the median of the loss window
+    objective: Objective = dataclasses.field(default_factory=Objective)  # names of the losses
+    total_steps: int = 0  # for the context, as is the next one
+    steps_per_epoch: float = 1.0
+    changed_frozen: tuple[str, ...] = ()  # paths of frozen parameters that the Task changes in `after_step` or `update`
+    reads: list[str] = dataclasses.field(default_factory=list)  # see `WatchedContext`; filled while tracing
+    compiler_options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)  # of XLA
+    branch: bool = False  # the guard branches instead of selecting each value: faster on CPU without convolutions
+
+    @property
+    def tx(self) -> optax.GradientTransformationExtraArgs:
+        """The transformation of the trained parameters."""
+        return self.optimizer.tx
+
+    @property
+    def splits_params(self) -> bool:
+        """Whether each device of `data` stores a part of the trained parameters: with ZeRO-1 in half precision.
+
+        A step then gathers them in half precision. In float32, gathering the updated parameters moves as much.
+        """
+        return self.layout.zero1 and jnp.dtype(self.compute_dtype).itemsize < 4
+
+    @property
+    def groups(self) -> Mapping[str, str]:
+        """Path of a trained parameter -> optimizer group; "" for none."""
+        return self.optimizer.labels
+
+    def with_numbers(self, numbers: jax.Array) -> "StepSpec":
+        """Returns the settings with the learning rates of the optimizer as traced numbers."""
+        return dataclasses.replace(self, optimizer=self.optimizer.with_numbers(numbers))
+
+    @property
+    def mesh(self) -> Mesh:
+        """The mesh of the step."""
+        assert self.layout.mesh is not None
+        return self.layout.mesh
+
+    @property
+    def engine_metrics(self) -> tuple[str, ...]:
+        """Names of the engine's metrics, which follow the Task's."""
+        rates = [name for name in self.optimizer.rate_names if name not in ENGINE_METRICS]
+        return (*ENGINE_METRICS, *([BAD_EXAMPLES] if self.skip_bad else []), *rates)
+
+    def context(self, step: jax.Array | int, rng: jax.Array) -> Context:
+        """Returns the context of a step, for the methods of the Task that ask for it."""
+        epoch = jnp.asarray(step, jnp.float32) / self.steps_per_epoch
+        return WatchedContext(jnp.asarray(step, jnp.int32), epoch, self.total_steps, rng, self.reads)
+
+    @property
+    def batch_sharding(self) -> NamedSharding:
+        """Sharding of the rows of a batch."""
+        return batch_sharding(self.mesh)
