@@ -122,8 +122,7 @@ def write_dataset(
         raise DataError(f"{path}: is a folder. Name a file in it, such as {path / 'scenes.arrayrecord'}.")
     if not len(source):
         raise DataError(f"{source_name(source)}: no examples. Check its files and arguments.")
-    if processes is None and is_stream_source(source):
-        processes = 1
+    processes = 1 if processes is None and is_stream_source(source) else processes
 
     def write() -> WrittenDataset:
         manifest = _begin(path, source, on_error, shards, overwrite)

@@ -7,6 +7,7 @@ come from a forward pass of their own, which keeps nothing: the layers are compu
 rematerialisation.
 """
 
+import dataclasses
 from collections.abc import Callable, Iterator
 
 import jax
@@ -47,62 +48,90 @@ def gradients(
         queue: share of this stage of the inputs, `[slots, rows, ...]`.
         d_results: share of this stage of the gradients of the results, floats only.
     """
-    stage, stages, microbatches = lax.axis_index(AXIS), queues.stages, queues.microbatches
-    repeats, depth = jax.tree.leaves(params)[0].shape[:2]
-    once, kept_count = repeats == 1, schedule.kept_microbatches(stages, microbatches)
+    stage = _Stage(layers, queues, lax.axis_index(AXIS), *jax.tree.leaves(params)[0].shape[:2])
+    latency = stage.repeats * queues.stages - 1  # ticks from the first forward pass to the first gradient
 
-    def index(repeat: jax.Array) -> jax.Array:
-        return (repeat * stages + stage) * depth
+    def tick(state: tuple[PyTree, PyTree], time: jax.Array) -> tuple[PyTree, None]:
+        ahead = stage.forward(params, state[0], time)
+        return (ahead, stage.backward(params, state[1], ahead[-1], time - latency)), None
 
-    def forward(state: PyTree, time: jax.Array) -> PyTree:
+    # Stages without work compute on real rows, so that nothing is NaN; their results are dropped.
+    x = queues.slot(queue, 0)
+    kept = jax.tree.map(lambda x: jnp.broadcast_to(x, (stage.repeats * stage.kept_microbatches, *x.shape)), x)
+    d_x, d_inputs = ([jnp.zeros_like(x) for x in _floats(tree)] for tree in (x, queue))
+    wide = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params)
+    start = (queue, x, kept), (queues.mirrored(d_results), d_x, d_inputs, wide)
+    count = schedule.ticks(queues.stages, queues.microbatches, stage.repeats) + latency
+    (_, (_, _, d_inputs, d_params)), _ = lax.scan(tick, start, jnp.arange(count))
+    d_params = lax.psum(d_params, queues.copies) if queues.copies else d_params
+    return jax.tree.map(lambda d, x: d.astype(x.dtype), d_params, params), queues.mirrored(d_inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Stage:
+    """The work of one stage in a tick."""
+
+    layers: Layers
+    queues: Queues
+    number: jax.Array
+    repeats: int
+    """Groups of layers that this stage applies, in turn with the other stages."""
+    depth: int
+    """Layers of a group."""
+
+    @property
+    def kept_microbatches(self) -> int:
+        """Microbatches whose inputs a stage keeps for each group of layers."""
+        return schedule.kept_microbatches(self.queues.stages, self.queues.microbatches)
+
+    def forward(self, params: PyTree, state: PyTree, time: jax.Array) -> PyTree:
         """Applies the layers to the next microbatch, and keeps their input."""
         queue, x, kept = state
-        busy, microbatch, repeat = schedule.work(time, stage, stages, microbatches, repeats)
-        _, taken, taken_repeat = schedule.work(time, 0, stages, microbatches, repeats)
-        enters = (stage == 0) & (repeat == 0)
+        queues = self.queues
+        busy, microbatch, repeat = self._work(time, self.number)
+        _, taken, taken_repeat = self._work(time, 0)
+        enters = (self.number == 0) & (repeat == 0)
         x = jax.tree.map(lambda a, b: jnp.where(enters, a, b), queues.slot(queue, taken), x)
-        queue = queues.pop(queue, taken, once or taken_repeat == 0)
-        place = repeat * kept_count + microbatch % kept_count
+        queue = queues.pop(queue, taken, self.repeats == 1 or taken_repeat == 0)
+        place = self._place(repeat, microbatch)
         kept = jax.tree.map(lambda old, x: _put(old, place, jnp.where(busy, x, at(old, place))), kept, x)
-        return queue, queues.send(layers(at(params, repeat), index(repeat), x)), kept
+        return queue, queues.send(self.layers(at(params, repeat), self._first_layer(repeat), x)), kept
 
-    def backward(state: PyTree, kept: PyTree, time: jax.Array) -> PyTree:
+    def backward(self, params: PyTree, state: PyTree, kept: PyTree, time: jax.Array) -> PyTree:
         """Computes the gradient of the layers for an earlier microbatch."""
         d_results, d_x, d_inputs, d_params = state
-        busy, microbatch, repeat = schedule.work(time, stages - 1 - stage, stages, microbatches, repeats)
-        takes, taken, taken_repeat = schedule.work(time, 0, stages, microbatches, repeats)
-        _, done, done_repeat = schedule.work(time, stages - 1, stages, microbatches, repeats)
-        enters, repeat = (stage == stages - 1) & (repeat == 0), repeats - 1 - repeat
+        queues, last = self.queues, self.queues.stages - 1
+        busy, microbatch, repeat = self._work(time, last - self.number)
+        takes, taken, taken_repeat = self._work(time, 0)
+        _, done, done_repeat = self._work(time, last)
+        enters, repeat = (self.number == last) & (repeat == 0), self.repeats - 1 - repeat
         first = [*queues.slot(d_results, taken), *map(jnp.zeros_like, d_x[len(d_results) :])]
         d_x = [jnp.where(enters, a, b) for a, b in zip(first, d_x, strict=True)]
         d_results = queues.pop(d_results, taken, takes & (taken_repeat == 0), forward=False)
-        x = at(kept, repeat * kept_count + microbatch % kept_count)
+        x = at(kept, self._place(repeat, microbatch))
 
         def floats(values: PyTree, given: list[jax.Array]) -> list[jax.Array]:
-            return _floats(layers(values, index(repeat), _with_floats(x, iter(given))))
+            return _floats(self.layers(values, self._first_layer(repeat), _with_floats(x, iter(given))))
 
         _, pullback = jax.vjp(floats, at(params, repeat), _floats(x))
         d_values, d_x = pullback(d_x)
         d_params = jax.tree.map(
             lambda total, part: _put(total, repeat, at(total, repeat) + jnp.where(busy, part, 0)), d_params, d_values
         )
-        d_inputs = queues.push(d_inputs, done, d_x, once or done_repeat == repeats - 1, forward=False)
+        ends = self.repeats == 1 or done_repeat == self.repeats - 1
+        d_inputs = queues.push(d_inputs, done, d_x, ends, forward=False)
         return d_results, queues.send(d_x, forward=False), d_inputs, d_params
 
-    def tick(state: tuple[PyTree, PyTree], time: jax.Array) -> tuple[PyTree, None]:
-        ahead = forward(state[0], time)
-        return (ahead, backward(state[1], ahead[-1], time - (repeats * stages - 1))), None
+    def _work(self, time: jax.Array, stage: jax.Array | int) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Returns `schedule.work` of a stage."""
+        return schedule.work(time, stage, self.queues.stages, self.queues.microbatches, self.repeats)
 
-    # Stages without work compute on real rows, so that nothing is NaN; their results are dropped.
-    x = queues.slot(queue, 0)
-    kept = jax.tree.map(lambda x: jnp.broadcast_to(x, (repeats * kept_count, *x.shape)), x)
-    d_x, d_inputs = ([jnp.zeros_like(x) for x in _floats(tree)] for tree in (x, queue))
-    wide = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)), params)
-    start = (queue, x, kept), (queues.mirrored(d_results), d_x, d_inputs, wide)
-    count = schedule.ticks(stages, microbatches, repeats) + repeats * stages - 1
-    (_, (_, _, d_inputs, d_params)), _ = lax.scan(tick, start, jnp.arange(count))
-    d_params = lax.psum(d_params, queues.copies) if queues.copies else d_params
-    return jax.tree.map(lambda d, x: d.astype(x.dtype), d_params, params), queues.mirrored(d_inputs)
+    def _first_layer(self, repeat: jax.Array) -> jax.Array:
+        return (repeat * self.queues.stages + self.number) * self.depth
+
+    def _place(self, repeat: jax.Array, microbatch: jax.Array) -> jax.Array:
+        """Returns the place of a microbatch among the inputs that are kept."""
+        return repeat * self.kept_microbatches + microbatch % self.kept_microbatches
 
 
 def _put(x: jax.Array, index: jax.Array, value: jax.Array) -> jax.Array:

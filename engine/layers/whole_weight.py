@@ -62,21 +62,12 @@ def with_whole_weight(
         return function(x, weight.astype(jnp.float32) if wide else weight, *others)
     if jax.sharding.get_abstract_mesh().manual_axes:
         return function(x, weight, *others)
-    reduce_scatter = ring_reduce_scatter if here.platform == "tpu" else _reduce_scatter
     split = _split(x, weight, names)
-    replicated = tuple(a for a in rows if all(a not in axes for axes in split))
     weight_spec, rows_spec = PartitionSpec(*(axes or None for axes in split)), PartitionSpec(rows)
 
     def whole(weight: jax.Array) -> jax.Array:
-        for i, axes in enumerate(split):
-            weight = lax.all_gather(weight, axes, axis=i, tiled=True) if axes else weight
+        weight = _gathered(weight, split)
         return weight.astype(jnp.float32) if wide else weight
-
-    def own_part(gradient: jax.Array) -> jax.Array:
-        for i, axes in enumerate(split):
-            gradient = reduce_scatter(gradient, axes, i) if axes else gradient
-        gradient = lax.psum(gradient, replicated) if replicated else gradient
-        return gradient.astype(weight.dtype)
 
     def forward(x: jax.Array, weight: jax.Array, *others: jax.Array) -> jax.Array:
         return function(x, whole(weight), *others)
@@ -84,7 +75,7 @@ def with_whole_weight(
     def backward(d_y: jax.Array, x: jax.Array, weight: jax.Array, *others: jax.Array) -> tuple[jax.Array, jax.Array]:
         _, pullback = jax.vjp(lambda x, weight: function(x, weight, *others), x, whole(weight))
         d_x, d_weight = pullback(d_y)
-        return d_x, own_part(d_weight)
+        return d_x, _own_part(d_weight, split, rows, here.platform).astype(weight.dtype)
 
     def on_each_device(call: Callable, *args: jax.Array, in_specs: PyTree, out_specs: PyTree) -> PyTree:
         mapped = jax.shard_map(
@@ -116,6 +107,22 @@ def _split(x: jax.Array, weight: jax.Array, names: Sequence[str | None]) -> list
     rows = here.axes("batch", len(x))
     # `spec` uses each mesh axis once, also if the rules map two dimensions to it.
     return [tuple(a for a in jax.tree.leaves(entry) if a in rows) for entry in here.spec(names, weight.shape)]
+
+
+def _gathered(weight: jax.Array, split: list[tuple[str, ...]]) -> jax.Array:
+    """Returns the whole weight on each device, for the part of this device."""
+    for i, axes in enumerate(split):
+        weight = lax.all_gather(weight, axes, axis=i, tiled=True) if axes else weight
+    return weight
+
+
+def _own_part(gradient: jax.Array, split: list[tuple[str, ...]], rows: tuple[str, ...], platform: str) -> jax.Array:
+    """Returns the part of this device of the gradient of the weight, summed over the devices of the rows."""
+    reduce_scatter = ring_reduce_scatter if platform == "tpu" else _reduce_scatter
+    for i, axes in enumerate(split):
+        gradient = reduce_scatter(gradient, axes, i) if axes else gradient
+    replicated = tuple(a for a in rows if all(a not in axes for axes in split))
+    return lax.psum(gradient, replicated) if replicated else gradient
 
 
 def _reduce_scatter(x: jax.Array, axes: tuple[str, ...], dimension: int) -> jax.Array:

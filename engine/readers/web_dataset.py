@@ -5,12 +5,13 @@ Consecutive members whose names differ only after the first dot of the file name
 """
 
 import contextlib
+import dataclasses
 import hashlib
 import os
 import sys
 import tarfile
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -178,34 +179,12 @@ def _build(path: str) -> Index:
     Raises:
         DataError: the file is compressed, or no tar file, or has sparse members.
     """
-    keys, first, members = [], [], []
-    suffixes: dict[str, int] = {}
-    end, damage, unmarked = 0, np.zeros(0, np.int64), np.zeros(0, np.int64)
+    shard = _Shard()
+    damage, unmarked = np.zeros(0, np.int64), np.zeros(0, np.int64)
     with open(path, "rb") as file:
         length = file.seek(0, os.SEEK_END)
-        file.seek(0)
-        magic = file.read(2)
-        file.seek(0)
-        try:
-            with tarfile.open(fileobj=file, mode="r:") as tar:
-                while (member := tar.next()) is not None:
-                    end = member.offset_data + (-(-member.size // BLOCK) * BLOCK if member.isreg() else 0)
-                    key, suffix = _split(member.name)
-                    if member.issparse():  # its data lies in pieces
-                        raise DataError(f"{shown(path)}: {member.name} is sparse. Write the shard without --sparse.")
-                    if not member.isreg() or not key:
-                        continue
-                    if not keys or keys[-1] != key:
-                        keys.append(key)
-                        first.append(len(members))
-                    number = suffixes.setdefault(suffix, len(suffixes))
-                    members.append((member.offset_data, member.size, number))
-        except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
-            if not members:
-                kind = _COMPRESSED.get(magic)
-                problem = f"compressed by {kind}, which allows no random access" if kind else f"no tar file: {error}"
-                advice = "Decompress it." if kind else "Correct the pattern."
-                raise DataError(f"{shown(path)} is {problem}. {advice}") from error
+        _read_members(path, file, shard)
+        keys, first, members, end = shard.keys, shard.first, shard.members, shard.end
         if members and sum(members[-1][:2]) > length:  # its last sample is incomplete
             damage = np.array([length], np.int64)
             del members[first.pop() :]
@@ -226,10 +205,52 @@ def _build(path: str) -> Index:
         "offset": table[:, 0],
         "size": table[:, 1],
         "suffix": table[:, 2].astype(np.int32),
-        "suffixes": np.array([suffix.encode(errors="surrogateescape") for suffix in suffixes], np.bytes_),
+        "suffixes": np.array([suffix.encode(errors="surrogateescape") for suffix in shard.suffixes], np.bytes_),
         "damage": damage,
         "unmarked": unmarked,
     }
+
+
+@dataclasses.dataclass
+class _Shard:
+    """The members of a shard as far as they could be read."""
+
+    keys: list[str] = dataclasses.field(default_factory=list)
+    """Key of each sample."""
+    first: list[int] = dataclasses.field(default_factory=list)
+    """Number of the first member of each sample."""
+    members: list[tuple[int, int, int]] = dataclasses.field(default_factory=list)
+    """Offset, size and number of the suffix of each member."""
+    suffixes: dict[str, int] = dataclasses.field(default_factory=dict)
+    end: int = 0
+    """Byte after the last member."""
+
+
+def _read_members(path: str, file: BinaryIO, shard: _Shard) -> None:
+    """Adds the members of a tar file up to its end or its damage. Raises DataError as `_build` does."""
+    file.seek(0)
+    magic = file.read(2)
+    file.seek(0)
+    try:
+        with tarfile.open(fileobj=file, mode="r:") as tar:
+            while (member := tar.next()) is not None:
+                shard.end = member.offset_data + (-(-member.size // BLOCK) * BLOCK if member.isreg() else 0)
+                key, suffix = _split(member.name)
+                if member.issparse():  # its data lies in pieces
+                    raise DataError(f"{shown(path)}: {member.name} is sparse. Write the shard without --sparse.")
+                if not member.isreg() or not key:
+                    continue
+                if not shard.keys or shard.keys[-1] != key:
+                    shard.keys.append(key)
+                    shard.first.append(len(shard.members))
+                number = shard.suffixes.setdefault(suffix, len(shard.suffixes))
+                shard.members.append((member.offset_data, member.size, number))
+    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
+        if not shard.members:
+            kind = _COMPRESSED.get(magic)
+            problem = f"compressed by {kind}, which allows no random access" if kind else f"no tar file: {error}"
+            advice = "Decompress it." if kind else "Correct the pattern."
+            raise DataError(f"{shown(path)} is {problem}. {advice}") from error
 
 
 def _split(name: str) -> tuple[str, str]:

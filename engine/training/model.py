@@ -122,13 +122,7 @@ def describe(task: Task, trainable: str = "") -> Model:
             parameter that is not of floating point.
         ConfigError: `trainable` matches nothing, or `build` raises an ImportError.
     """
-    with nnx.use_eager_sharding(False):
-        try:
-            abstract = nnx.eval_shape(lambda: task.build(nnx.Rngs(0)))
-        except ImportError as error:
-            raise import_error(error, f"{type(task).__name__}.build", "task.target") from error
-    if not isinstance(abstract, nnx.Module):
-        raise TaskError(f"{type(task).__name__}.build returned {describe_value(abstract)}. Return an nnx.Module.")
+    abstract = _abstract_module(task)
     state_kinds = MODEL_STATE + tuple(task.model_state)
     classes: dict[str, AbstractArrays] = {"params": {}, "model_state": {}, "rng_state": {}}
     graph, state = nnx.split(abstract)
@@ -141,17 +135,6 @@ def describe(task: Task, trainable: str = "") -> Model:
         axes = metadata.get("logical_axes", metadata.get("out_sharding"))
         if axes is not None:
             names[path] = tuple(axes)
-    trained = tuple(path for path in classes["params"] if re.search(trainable, path))
-    if not trained:
-        raise ConfigError(
-            f"optimizer.trainable = {trainable!r} matches no parameter. Parameters: {', '.join(classes['params'])}."
-        )
-    whole = [path for path in trained if not jnp.issubdtype(classes["params"][path].dtype, jnp.inexact)]
-    if whole:
-        raise TaskError(
-            f"{', '.join(whole)}: an nnx.Param of type {classes['params'][whole[0]].dtype}, which has no gradient. Use "
-            "a plain array for a constant, or leave it out of optimizer.trainable."
-        )
     dropouts = tuple(
         "/".join(map(str, path))
         for path, module in nnx.iter_modules(abstract)
@@ -167,11 +150,36 @@ def describe(task: Task, trainable: str = "") -> Model:
         keys,
         **classes,
         names=names,
-        trained=trained,
+        trained=_trained(classes["params"], trainable),
         state_kinds=state_kinds,
         shared_dropout=dropouts,
         convolutions=frozenset(path for path in kernels if path in classes["params"] and path not in names),
     )
+
+
+def _abstract_module(task: Task) -> nnx.Module:
+    with nnx.use_eager_sharding(False):
+        try:
+            abstract: object = nnx.eval_shape(lambda: task.build(nnx.Rngs(0)))
+        except ImportError as error:
+            raise import_error(error, f"{type(task).__name__}.build", "task.target") from error
+    if not isinstance(abstract, nnx.Module):
+        raise TaskError(f"{type(task).__name__}.build returned {describe_value(abstract)}. Return an nnx.Module.")
+    return abstract
+
+
+def _trained(params: AbstractArrays, trainable: str) -> tuple[str, ...]:
+    """Returns the paths that `optimizer.trainable` matches."""
+    trained = tuple(path for path in params if re.search(trainable, path))
+    if not trained:
+        raise ConfigError(f"optimizer.trainable = {trainable!r} matches no parameter. Parameters: {', '.join(params)}.")
+    whole = [path for path in trained if not jnp.issubdtype(params[path].dtype, jnp.inexact)]
+    if whole:
+        raise TaskError(
+            f"{', '.join(whole)}: an nnx.Param of type {params[whole[0]].dtype}, which has no gradient. Use a plain "
+            "array for a constant, or leave it out of optimizer.trainable."
+        )
+    return trained
 
 
 def _class_of(path: str, variable: nnx.Variable, state_kinds: tuple[type[nnx.Variable], ...]) -> str:
