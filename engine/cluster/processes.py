@@ -51,11 +51,10 @@ def initialize(process: ProcessInfo, *, timeout_s: float = timeouts.JOIN_S) -> N
     index, coordinator = process.index, process.coordinator
     listen_at = _bind_address(process, min(timeout_s, timeouts.HOSTNAME_S)) if index == 0 else coordinator
     host, port = address("the coordinator", listen_at)
-    reserved = rendezvous.port_reserved(process.count, coordinator, host, port)
+    endpoint = rendezvous.Endpoint(coordinator, host, port)
+    reserved = rendezvous.port_reserved(process.count, endpoint)
     with reserved if index == 0 else contextlib.nullcontext(lambda: None) as check_port:
-        rendezvous.wait_for_all(
-            index, process.count, coordinator, host, port, timeout_s, secure=_is_secure(), cpu_collectives=cpu
-        )
+        rendezvous.wait_for_all(index, process.count, endpoint, timeout_s, secure=_is_secure(), cpu_collectives=cpu)
         check_port()
         _join(process, listen_at, timeout_s, end)
     if index != 0:

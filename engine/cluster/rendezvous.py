@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypedDict, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 from engine.base.errors import ConvoyError
 from engine.cluster import host_address, timeouts
@@ -61,12 +61,19 @@ class UnreachableHost(CannotJoin):
     from_outside = False
 
 
+class Endpoint(NamedTuple):
+    """Where process 0 listens and the other processes connect."""
+
+    address: str
+    """The coordinator, as the user gave it; for error texts."""
+    host: str
+    port: int
+
+
 def wait_for_all(
     index: int,
     count: int,
-    address: str,
-    host: str,
-    port: int,
+    endpoint: Endpoint,
     timeout_s: float,
     *,
     secure: bool = False,
@@ -77,8 +84,7 @@ def wait_for_all(
     Args:
         index: index of this process.
         count: number of processes.
-        address: address of the coordinator, as the user gave it.
-        host, port: where process 0 listens and the others connect.
+        endpoint: where process 0 listens and the others connect.
         timeout_s: seconds for all to call.
         secure: whether this process will use TLS once it has joined; the rendezvous itself does not.
         cpu_collectives: whether the devices of this process are CPUs.
@@ -89,6 +95,7 @@ def wait_for_all(
         UnreachableHost: the CPU collectives of a host would use an address that other hosts cannot reach.
     """
     end = time.monotonic() + timeout_s
+    reached_from_elsewhere = cpu_collectives and not host_address.is_loopback(endpoint.host)
     me = _Caller(
         index=index,
         count=count,
@@ -96,15 +103,15 @@ def wait_for_all(
         pid=os.getpid(),
         secure=secure,
         network=host_address.network_id(),
-        own_address=host_address.own_address() if cpu_collectives and not host_address.is_loopback(host) else "",
+        own_address=host_address.own_address() if reached_from_elsewhere else "",
         route="",
     )
     if index == 0:
         _allow_connections(count)
-        with _listen(count, address, host, port) as listener:
-            _Rendezvous(me, listener, address, timeout_s).run(end)
+        with _listen(count, endpoint) as listener:
+            _Rendezvous(me, listener, endpoint.address, timeout_s).run(end)
     else:
-        _call(me, address, host, port, end)
+        _call(me, endpoint, end)
 
 
 def _allow_connections(count: int) -> None:
@@ -126,13 +133,13 @@ def _allow_connections(count: int) -> None:
 
 
 @contextlib.contextmanager
-def port_reserved(count: int, address: str, host: str, port: int) -> Iterator[Callable[[], None]]:
+def port_reserved(count: int, endpoint: Endpoint) -> Iterator[Callable[[], None]]:
     """Keeps the system from giving the port of process 0 to another program between the rendezvous and JAX's server.
 
     Linux lets a server listen at the port of a socket that does not listen. Elsewhere, nothing is reserved.
 
     Args:
-        count, address, host, port: as for `wait_for_all`.
+        count, endpoint: as for `wait_for_all`.
 
     Yields:
         A function that raises CannotJoin if another program listens at the port: JAX's process 0 would crash (139).
@@ -143,18 +150,18 @@ def port_reserved(count: int, address: str, host: str, port: int) -> Iterator[Ca
     if not sys.platform.startswith("linux"):
         yield lambda: None
         return
-    with _bind(count, address, host, port):
-        yield lambda: _bind(count, address, host, port).close()
+    with _bind(count, endpoint):
+        yield lambda: _bind(count, endpoint).close()
 
 
-def _listen(count: int, address: str, host: str, port: int) -> socket.socket:
-    return _bind(count, address, host, port, backlog=max(1024, count))  # the kernel's limit, often 4096, applies too
+def _listen(count: int, endpoint: Endpoint) -> socket.socket:
+    return _bind(count, endpoint, backlog=max(1024, count))  # the kernel's limit, often 4096, applies too
 
 
-def _bind(count: int, address: str, host: str, port: int, backlog: int = 0) -> socket.socket:
+def _bind(count: int, endpoint: Endpoint, backlog: int = 0) -> socket.socket:
     """Returns a socket at the port, which listens if `backlog` is above 0. Raises CannotJoin."""
     try:
-        family, _, _, _, resolved = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, _, _, _, resolved = socket.getaddrinfo(endpoint.host, endpoint.port, type=socket.SOCK_STREAM)[0]
         bound = socket.socket(family, socket.SOCK_STREAM)
         try:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -167,8 +174,9 @@ def _bind(count: int, address: str, host: str, port: int, backlog: int = 0) -> s
         return bound
     except OSError as error:
         raise CannotJoin(
-            f"process 0 of {count}: cannot listen at {address} ({error.strerror or error}). Give an address of this "
-            "machine and a free port, the same in every process; if another process 0 of this run is running, stop it."
+            f"process 0 of {count}: cannot listen at {endpoint.address} ({error.strerror or error}). Give an address "
+            "of this machine and a free port, the same in every process; if another process 0 of this run is running, "
+            "stop it."
         ) from error
 
 
@@ -300,12 +308,12 @@ class _Rendezvous:
                     pass
 
 
-def _call(me: _Caller, address: str, host: str, port: int, end: float) -> None:
+def _call(me: _Caller, endpoint: Endpoint, end: float) -> None:
     """The rendezvous on the other processes: sends the description of this process and waits for the answer."""
     myself = f"process {me['index']} of {me['count']}"
     # Process 0 may start minutes later: many processes try more rarely, so that they do not flood its host.
     retry_s = timeouts.RENDEZVOUS_RETRY_S * max(1.0, me["count"] / timeouts.POLLING_PROCESSES)
-    with _connect(myself, address, host, port, end, retry_s) as caller:
+    with _connect(myself, endpoint, end, retry_s) as caller:
         caller.settimeout(max(0.0, end - time.monotonic()) + timeouts.RENDEZVOUS_ANSWER_S)
         me["route"] = caller.getsockname()[0]
         try:
@@ -315,32 +323,32 @@ def _call(me: _Caller, address: str, host: str, port: int, end: float) -> None:
                 data += more
         except TimeoutError as error:
             raise CannotJoin(
-                f"{myself}: {address} does not answer in time. Check process 0, and start all of them again."
+                f"{myself}: {endpoint.address} does not answer in time. Check process 0, and start all of them again."
             ) from error
         except OSError:
             data = b""
     found = _parse(data)
     if found is None:
         raise CannotJoin(
-            f"{myself}: at {address} the processes have already joined without this process, or another program "
-            f"listens there, or process 0 has ended. Check whether another process {me['index']} is running, and start "
-            "all processes again."
+            f"{myself}: at {endpoint.address} the processes have already joined without this process, or another "
+            f"program listens there, or process 0 has ended. Check whether another process {me['index']} is "
+            "running, and start all processes again."
         )
     if found["error"]:
         kinds = {kind.__name__: kind for kind in (ConflictingSettings, UnreachableHost)}
         raise kinds.get(found["kind"], CannotJoin)(found["error"])
 
 
-def _connect(myself: str, address: str, host: str, port: int, end: float, retry_s: float) -> socket.socket:
+def _connect(myself: str, endpoint: Endpoint, end: float, retry_s: float) -> socket.socket:
     while True:
         try:
-            return socket.create_connection((host, port), timeout=max(0.1, end - time.monotonic()))
+            return socket.create_connection((endpoint.host, endpoint.port), timeout=max(0.1, end - time.monotonic()))
         except OSError as error:
             if time.monotonic() >= end:
                 raise CannotJoin(
-                    f"{myself}: the coordinator {address} does not answer ({error.strerror or error}). Process 0 "
-                    "listens there: check that it runs, that the address is right and that the network allows the "
-                    "connection, then start all processes again."
+                    f"{myself}: the coordinator {endpoint.address} does not answer ({error.strerror or error}). "
+                    "Process 0 listens there: check that it runs, that the address is right and that the network "
+                    "allows the connection, then start all processes again."
                 ) from error
         time.sleep(retry_s)
 

@@ -9,6 +9,7 @@ heads of 32, causal). Arrays are grouped, so that keys are never repeated: queri
 
 import functools
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,8 @@ def swap(k: jax.Array) -> jax.Array:
     return k.transpose(0, 2, 1, 3)
 
 
+type Segments = tuple[jax.Array, jax.Array] | None
+"""Segments of the queries and of the keys, `[batch, time]` each."""
 type _Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
 
 
@@ -60,13 +63,13 @@ type _Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array
 def _attention(
     q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, causal: bool, block: int | None
 ) -> jax.Array:
-    return forward(q, k, v, segments, segments, causal=causal, block=block)[0].astype(q.dtype)
+    return forward(q, k, v, _of_both(segments), causal=causal, block=block)[0].astype(q.dtype)
 
 
 def _attention_forward(
     q: jax.Array, k: jax.Array, v: jax.Array, segments: jax.Array | None, causal: bool, block: int | None
 ) -> tuple[jax.Array, _Saved]:
-    out, lse = forward(q, k, v, segments, segments, causal=causal, block=block)
+    out, lse = forward(q, k, v, _of_both(segments), causal=causal, block=block)
     out = out.astype(q.dtype)
     return out, (q, k, v, segments, out, lse)
 
@@ -75,7 +78,8 @@ def _attention_backward(
     causal: bool, block: int | None, saved: _Saved, d_out: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q, k, v, segments, out, lse = saved
-    grads = backward(q, k, v, segments, segments, lse, delta(out, d_out), d_out, causal=causal, block=block)
+    statistics = RowStatistics(lse, delta(out, d_out), d_out)
+    grads = backward(q, k, v, _of_both(segments), statistics, causal=causal, block=block)
     dq, dk, dv = (g.astype(x.dtype) for g, x in zip(grads, (q, k, v), strict=True))
     return dq, dk, dv, None
 
@@ -87,8 +91,7 @@ def forward(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    q_segments: jax.Array | None,
-    k_segments: jax.Array | None,
+    segments: Segments,
     *,
     causal: bool,
     block: int | None = None,
@@ -99,8 +102,7 @@ def forward(
         q: `[batch, kv_heads, group, queries, head_dim]`.
         k: `[batch, kv_heads, keys, head_dim]`.
         v: shape of `k`.
-        q_segments: `[batch, queries]` or None.
-        k_segments: `[batch, keys]` or None.
+        segments: of the queries and of the keys, or None.
         causal: whether query i attends only to the keys up to i; requires as many keys as queries.
         block: queries per block; None chooses.
 
@@ -114,7 +116,7 @@ def forward(
         end = stop if causal else k.shape[2]
         q, outs = barriers.one_after_another(q, outs)
         rows = _rows(q, start, stop)
-        scores = _scores(q, k, q_segments, k_segments, start, stop, end, causal)
+        scores = _scores(q, k, segments, start, stop, end, causal)
         top = scores.max(axis=-1, keepdims=True)
         weights = jnp.exp(scores - top)
         total = weights.sum(axis=-1, keepdims=True)
@@ -125,15 +127,23 @@ def forward(
     return jnp.concatenate(outs, axis=3), jnp.concatenate(lses, axis=3)
 
 
+class RowStatistics(NamedTuple):
+    """What the backward pass knows of each row of the result."""
+
+    lse: jax.Array
+    """Log-sum-exp of the row over all keys that it attends to, which may be more than those of a call."""
+    delta: jax.Array
+    """Result of the function `delta`."""
+    d_out: jax.Array
+    """Gradient of the result, in the shape of the queries."""
+
+
 def backward(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    q_segments: jax.Array | None,
-    k_segments: jax.Array | None,
-    lse: jax.Array,
-    delta: jax.Array,
-    d_out: jax.Array,
+    segments: Segments,
+    rows: RowStatistics,
     *,
     causal: bool,
     block: int | None = None,
@@ -141,14 +151,12 @@ def backward(
     """Returns the contribution of these queries and keys to the gradients of q, k and v.
 
     Args as in `forward`, and:
-        lse: log-sum-exp of each row over all keys that it attends to, which may be more than `k`.
-        delta: result of the function `delta`.
-        d_out: gradient of the result, in the shape of `q`.
+        rows: of these queries.
 
     Returns:
         Gradients in the shapes of `q`, `k` and `v`, float32.
     """
-    q, k, v, d_out = barriers.row_major(q, k, v, d_out)
+    q, k, v, d_out = barriers.row_major(q, k, v, rows.d_out)
     blocks = query_blocks(q.shape[3], block)
     scale = 1 / math.sqrt(q.shape[-1])
     # Causal attention has the same blocks of keys as of queries; otherwise one block holds all keys.
@@ -157,13 +165,13 @@ def backward(
     for start, stop in blocks:
         end = stop if causal else k.shape[2]
         q, k, v, d_out, dq, dk, dv = barriers.one_after_another(q, k, v, d_out, dq, dk, dv)
-        rows, d_rows = _rows(q, start, stop), _rows(d_out, start, stop)
-        scores = _scores(q, k, q_segments, k_segments, start, stop, end, causal)
-        weights = jnp.exp(scores - _rows(lse, start, stop))
+        q_rows, d_rows = _rows(q, start, stop), _rows(d_out, start, stop)
+        scores = _scores(q, k, segments, start, stop, end, causal)
+        weights = jnp.exp(scores - _rows(rows.lse, start, stop))
         d_weights = _dot(d_rows, v[:, :, :end], 3, 3)
-        d_scores = (weights * (d_weights - _rows(delta, start, stop)) * scale).astype(q.dtype)
+        d_scores = (weights * (d_weights - _rows(rows.delta, start, stop)) * scale).astype(q.dtype)
         dq.append(_dot(d_scores, k[:, :, :end], 3, 2).reshape(*q.shape[:3], stop - start, q.shape[-1]))
-        dk_part = _dot(d_scores, rows, 2, 2)
+        dk_part = _dot(d_scores, q_rows, 2, 2)
         dv_part = _dot(weights.astype(d_out.dtype), d_rows, 2, 2)
         for i, (first, last) in enumerate(key_blocks):
             if first < end:
@@ -181,6 +189,10 @@ def delta(out: jax.Array, d_out: jax.Array) -> jax.Array:
     return (out.astype(jnp.float32) * d_out.astype(jnp.float32)).sum(axis=-1, keepdims=True)
 
 
+def _of_both(segments: jax.Array | None) -> Segments:
+    return None if segments is None else (segments, segments)
+
+
 def _rows(x: jax.Array, start: int, stop: int) -> jax.Array:
     """Returns one block of queries as rows, `[batch, kv_heads, group * block, features]`."""
     return x[:, :, :, start:stop].reshape(*x.shape[:2], x.shape[2] * (stop - start), x.shape[-1])
@@ -189,8 +201,7 @@ def _rows(x: jax.Array, start: int, stop: int) -> jax.Array:
 def _scores(
     q: jax.Array,
     k: jax.Array,
-    q_segments: jax.Array | None,
-    k_segments: jax.Array | None,
+    segments: Segments,
     start: int,
     stop: int,
     end: int,
@@ -201,7 +212,8 @@ def _scores(
     allowed = None
     if causal:
         allowed = (jnp.arange(start, stop)[:, None] >= jnp.arange(end))[None, None]
-    if q_segments is not None and k_segments is not None:
+    if segments is not None:
+        q_segments, k_segments = segments
         same = (q_segments[:, start:stop, None] == k_segments[:, None, :end])[:, None]
         allowed = same if allowed is None else allowed & same
     if allowed is None:

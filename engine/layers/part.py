@@ -12,13 +12,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from engine.base.types import PyTree
 from engine.layers import blockwise, kernels
+from engine.layers.blockwise import RowStatistics, Segments
 
-type Segments = tuple[jax.Array, jax.Array] | None
-"""Segments of the queries and of the keys, `[batch, time]` each."""
 type Kernel = Callable[..., tuple[jax.Array, jax.Array]]
 """`(q, k, v, segments, causal=, statistics=) -> (result, log-sum-exp)` of q `[batch, heads, time, head_dim]` and keys
 `[batch, kv_heads, time, head_dim]`. The result is differentiable if `statistics` is False, and then alone."""
@@ -38,7 +36,7 @@ def forward(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns what `blockwise.forward` does."""
     if with_kernel is None:
-        return blockwise.forward(q, k, v, *(segments or (None, None)), causal=causal)
+        return blockwise.forward(q, k, v, segments, causal=causal)
     out, lse = with_kernel(_heads(q), k, v, segments, causal=causal, statistics=True)
     return out.reshape(q.shape).astype(jnp.float32), lse.reshape(*q.shape[:4], 1)
 
@@ -49,9 +47,7 @@ def backward(
     k: jax.Array,
     v: jax.Array,
     segments: Segments,
-    lse: jax.Array,
-    delta: jax.Array,
-    d_out: jax.Array,
+    rows: RowStatistics,
     *,
     causal: bool,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -63,7 +59,7 @@ def backward(
     result and the gradient of attention with the keys as values.
     """
     if with_kernel is None:
-        return blockwise.backward(q, k, v, *(segments or (None, None)), lse, delta, d_out, causal=causal)
+        return blockwise.backward(q, k, v, segments, rows, causal=causal)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         return with_kernel(_heads(q), k, v, segments, causal=causal, statistics=False)[0].reshape(q.shape)
@@ -71,9 +67,9 @@ def backward(
     scale = 1 / math.sqrt(q.shape[-1])
     _, own_lse = forward(with_kernel, q, k, v, segments, causal=causal)
     out, pullback = jax.vjp(attend, q, k, v)
-    share = jnp.exp(own_lse - lse)
-    d_part = (share * d_out.astype(jnp.float32)).astype(out.dtype)
-    c = blockwise.delta(out, d_part) - share * delta
+    share = jnp.exp(own_lse - rows.lse)
+    d_part = (share * rows.d_out.astype(jnp.float32)).astype(out.dtype)
+    c = blockwise.delta(out, d_part) - share * rows.delta
     mean_key, pullback_of_keys = jax.vjp(functools.partial(attend, q, k), k)
     (dk_rest,) = pullback_of_keys((c * q.astype(jnp.float32)).astype(out.dtype))
     dq, dk, dv = (x.astype(jnp.float32) for x in pullback(d_part))
@@ -109,13 +105,11 @@ def cudnn(
     causal: bool,
     statistics: bool,
     implementation: Literal["cudnn", "xla"] = "cudnn",
-    narrow: DTypeLike = jnp.float16,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the attention of a `Kernel` by cuDNN.
 
     Args as in `Kernel`, and:
-        implementation: "xla" does the same without a GPU.
-        narrow: dtype of the computation with statistics.
+        implementation: "xla" does the same without a GPU, with statistics in float32.
     """
     mask = None if segments is None else (segments[0][:, :, None] == segments[1][:, None, :])[:, None]
     q, k, v = (blockwise.swap(x) for x in (q, k, v))
@@ -123,6 +117,7 @@ def cudnn(
     if not statistics:
         out = attend(q, k, v, mask=mask, is_causal=causal, implementation=implementation)
         return blockwise.swap(out), jnp.zeros(())
+    narrow = jnp.float16 if implementation == "cudnn" else jnp.float32
     q, k, v = (x.astype(narrow) for x in (q, k, v))
     out, lse = attend(q, k, v, mask=mask, is_causal=causal, implementation=implementation, return_residual=True)
     return blockwise.swap(out), lse.astype(jnp.float32).transpose(0, 2, 1)

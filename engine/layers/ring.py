@@ -26,8 +26,8 @@ type Keys = tuple[jax.Array, jax.Array, jax.Array | None]
 """Keys, values `[batch, kv_heads, time, head_dim]` and segments `[batch, time]`."""
 type Attended = tuple[jax.Array, jax.Array]
 """Result and log-sum-exp, as `blockwise.forward` returns them."""
-type Rows = tuple[jax.Array, jax.Array | None, jax.Array, jax.Array, jax.Array]
-"""Queries, their segments, log-sum-exp, delta and gradient of the result, as `blockwise.backward` takes them."""
+type Rows = tuple[jax.Array, jax.Array | None, blockwise.RowStatistics]
+"""Queries, their segments, and their statistics, as `blockwise.backward` takes them."""
 type Gradients = tuple[jax.Array, jax.Array, jax.Array]
 """Gradients of queries, keys and values."""
 type _Saved = tuple[jax.Array, jax.Array, jax.Array, jax.Array | None, jax.Array, jax.Array]
@@ -113,10 +113,11 @@ def _ring_backward(
     q, k, v, segments, out, lse = saved
     step = functools.partial(_causal_grad if causal else _full_grad, platform)
     devices = jax.lax.axis_size(AXIS)
-    rows = (q, segments, lse, blockwise.delta(out, d_out), d_out)
+    statistics = blockwise.RowStatistics(lse, blockwise.delta(out, d_out), d_out)
+    rows = (q, segments, statistics)
     keys = _send((k, v, segments))
     own = part.kernel(platform, q, k)
-    dq, *d_keys = part.backward(own, q, k, v, _both(segments, segments), *rows[2:], causal=causal)
+    dq, *d_keys = part.backward(own, q, k, v, _both(segments, segments), statistics, causal=causal)
 
     def add(
         r: int | jax.Array, keys: Keys, dq: jax.Array, d_keys: list[jax.Array]
@@ -149,9 +150,9 @@ def _full_step(
 
 def _full_grad(platform: str, r: int | jax.Array, rows: Rows, keys: Keys) -> Gradients:
     """Returns the gradients from the received keys, without causal order."""
-    q, segments, *rest = rows
+    q, segments, statistics = rows
     k, v, k_segments = keys
-    return part.backward(part.kernel(platform, q, k), q, k, v, _both(segments, k_segments), *rest, causal=False)
+    return part.backward(part.kernel(platform, q, k), q, k, v, _both(segments, k_segments), statistics, causal=False)
 
 
 def _causal_step(
@@ -170,11 +171,12 @@ def _causal_step(
 
 def _causal_grad(platform: str, r: int | jax.Array, rows: Rows, keys: Keys) -> Gradients:
     """Returns the gradients from the keys of step r, for the same two pairs as in `_causal_step`."""
-    q, segments, *rest = rows
-    q, *rest = (_pairs(r, 3, x) for x in (q, *rest))
+    q, segments, statistics = rows
+    q = _pairs(r, 3, q)
+    statistics = blockwise.RowStatistics(*(_pairs(r, 3, x) for x in statistics))
     k, v, k_segments = _key_pairs(r, keys)
     segments = _both(_pairs(r, 1, segments), k_segments)
-    grads = part.backward(part.kernel(platform, q, k), q, k, v, segments, *rest, causal=False)
+    grads = part.backward(part.kernel(platform, q, k), q, k, v, segments, statistics, causal=False)
     (dq_first, dk_first, dv_first), second = zip(*(jnp.split(x, 2) for x in grads), strict=True)
     none = jax.tree.map(jnp.zeros_like, second)
     pick = _picker(r)
@@ -193,7 +195,7 @@ def _attend(
     return part.forward(part.kernel(platform, q, k), q, k, v, _both(q_segments, k_segments), causal=False)
 
 
-def _both(q_segments: jax.Array | None, k_segments: jax.Array | None) -> part.Segments:
+def _both(q_segments: jax.Array | None, k_segments: jax.Array | None) -> blockwise.Segments:
     return None if q_segments is None or k_segments is None else (q_segments, k_segments)
 
 

@@ -22,7 +22,7 @@ from engine.parallel.rules import partition_specs
 from engine.planning.candidates import Attention, Candidate
 from engine.planning.machine import Machine
 from engine.planning.tracing import Traces
-from engine.planning.weight_traffic import WeightTraffic, weight_traffic, zero1_divides
+from engine.planning.weight_traffic import Weight, WeightTraffic, weight_traffic, zero1_divides
 
 SAFE = 0.9
 """Share of a device's memory that a candidate that fits may need; the rest is for the runtime and fragmentation."""
@@ -250,17 +250,12 @@ class MemoryModel:
 
     @functools.cache  # noqa: B019
     def _traffic(self, sizes: tuple[int, ...], width: int, loops: int, passes: float, sums: float) -> WeightTraffic:
-        return weight_traffic(
-            {path: shape for path, (shape, _) in self.params.items()},
-            self.specs(sizes),
-            dict(zip(AXES, sizes, strict=True)),
-            width=width,
-            trained=self.trained,
-            stacked=self.stacked,
-            loops=loops,
-            passes=passes,
-            sums=sums,
-        )
+        weights = [
+            Weight(self.params[path][0], spec, path in self.trained, path in self.stacked)
+            for path, spec in self.specs(sizes).items()
+        ]
+        axes: dict[str, int] = dict(zip(AXES, sizes, strict=True))
+        return weight_traffic(weights, axes, width=width, loops=loops, passes=passes, sums=sums)
 
     def width(self, candidate: Candidate) -> int:
         """Returns the bytes of a number in the precision of the computation."""

@@ -2,13 +2,25 @@
 
 import dataclasses
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 type Spec = Sequence[tuple[str, ...]]
 """Mesh axes of each dimension of a parameter."""
 
 COPIES = ("pipeline", "fsdp", "expert", "context")
 """Axes besides `data` that split rows or sequences: the gradients of parameters that they do not split are summed."""
+
+
+class Weight(NamedTuple):
+    """A parameter of a model on a mesh."""
+
+    shape: tuple[int, ...]
+    spec: Spec
+    trained: bool
+    """Whether it has a gradient."""
+    stacked: bool
+    """Whether it belongs to a stack of layers."""
 
 
 @dataclasses.dataclass
@@ -33,13 +45,10 @@ class WeightTraffic:
 
 
 def weight_traffic(
-    shapes: Mapping[str, tuple[int, ...]],
-    specs: Mapping[str, Spec],
+    weights: Iterable[Weight],
     axes: Mapping[str, int],
     *,
     width: int,
-    trained: Collection[str],
-    stacked: Collection[str],
     loops: int,
     passes: float = 2.0,
     sums: float = 1.0,
@@ -47,30 +56,27 @@ def weight_traffic(
     """Returns the traffic of the parameters of a model.
 
     Args:
-        shapes: path -> shape of a parameter.
-        specs: path -> its sharding.
+        weights: the parameters.
         axes: mesh axis -> devices.
         width: bytes of a number in the precision of the computation.
-        trained: paths of the parameters that have a gradient.
-        stacked: paths of the parameters of stacks of layers.
         loops: iterations of the longest loop over layers, which gathers the parameters of a layer in each pass.
         passes: passes over the layers of a stack.
         sums: how often the gradients of a stack are scattered, and summed over axes other than `data`.
     """
     found = WeightTraffic()
-    for path, spec in specs.items():
-        size = math.prod(shapes[path]) * width / math.prod(axes[a] for entry in spec for a in entry if a != "fsdp")
+    for shape, spec, trained, stacked in weights:
+        size = math.prod(shape) * width / math.prod(axes[a] for entry in spec for a in entry if a != "fsdp")
         split = any("fsdp" in entry for entry in spec) and axes["fsdp"] > 1
-        times = (passes if loops > 1 or passes != 2 else 1.0, sums) if path in stacked else (1.0, 1.0)
+        times = (passes if loops > 1 or passes != 2 else 1.0, sums) if stacked else (1.0, 1.0)
         if split:
             found.gathered += size * times[0]
-            found.collectives += round(sum(times)) * (loops if path in stacked else 1)
-        if path not in trained:
+            found.collectives += round(sum(times)) * (loops if stacked else 1)
+        if not trained:
             continue
         found.scattered += size * times[1] if split else 0.0
         size /= axes["fsdp"] if split else 1
         found.summed += size  # once, also in a pipeline
-        if zero1_divides(shapes[path], spec, axes):
+        if zero1_divides(shape, spec, axes):
             found.zero1 += size
         for axis in COPIES:
             if not any(axis in entry for entry in spec):

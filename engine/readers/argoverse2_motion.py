@@ -18,7 +18,7 @@ from engine.readers.files import FINGERPRINT_FILES, sampled_files
 from engine.readers.fingerprints import digest
 from engine.readers.parquet import ParquetFormat
 from engine.readers.polylines import cut_polylines
-from engine.readers.tables import Tables
+from engine.readers.tables import Grouping, Tables
 from engine.storage.mounts import local_path, shown
 
 TYPES = ("vehicle", "pedestrian", "motorcyclist", "cyclist", "bus", "static", "background", "construction")
@@ -100,7 +100,7 @@ class Argoverse2Motion:
         self._parts, self._points = tuple(parts), points
         columns = (*CONSTANT, *OF_STATES)
         paths = [self._file(name, "scenario_{}.parquet") for name in self.names]
-        self._tables = Tables(paths, ParquetFormat(), columns=columns, one_per_file=True, constant=CONSTANT)
+        self._tables = Tables(paths, ParquetFormat(), Grouping(one_per_file=True, constant=CONSTANT), columns=columns)
 
     def __len__(self) -> int:
         return len(self.names)

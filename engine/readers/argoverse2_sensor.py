@@ -17,7 +17,7 @@ from engine.readers.extras import import_extra
 from engine.readers.files import FINGERPRINT_FILES, sampled_files
 from engine.readers.fingerprints import digest
 from engine.readers.poses import pose_matrices
-from engine.readers.tables import Tables
+from engine.readers.tables import Grouping, Tables
 from engine.storage.mounts import local_path, shown
 
 LIDAR = ("x", "y", "z", "intensity", "laser_number", "offset_ns")
@@ -139,7 +139,7 @@ def _sweep_times(log: str) -> list[int]:
 
 
 def _tables(paths: Sequence[str], columns: Sequence[str]) -> Tables:
-    return Tables(paths, ArrowFormat(0), columns=columns, one_per_file=True)
+    return Tables(paths, ArrowFormat(0), Grouping(one_per_file=True), columns=columns)
 
 
 def _points(sweep: Any) -> np.ndarray:

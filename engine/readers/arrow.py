@@ -8,7 +8,7 @@ from engine.readers.blocks import BlockCache
 from engine.readers.decoders import Decoder
 from engine.readers.extras import import_extra
 from engine.readers.files import Pattern, find_files
-from engine.readers.tables import CACHE_BYTES, Tables
+from engine.readers.tables import CACHE_BYTES, Grouping, Tables
 
 FILE_MAGIC = b"ARROW1"  # first bytes of the file format
 END_OF_STREAM = b"\xff\xff\xff\xff\0\0\0\0"
@@ -36,10 +36,8 @@ class Arrow(Tables):
         super().__init__(
             find_files(pattern, "Arrow"),
             ArrowFormat(cache_bytes),
+            Grouping(group_by, one_per_file, constant),
             columns=columns,
-            group_by=group_by,
-            one_per_file=one_per_file,
-            constant=constant,
             decode=decode,
             cache_bytes=cache_bytes,
         )

@@ -10,7 +10,7 @@ from engine.base.errors import DataError, did_you_mean
 from engine.readers.arrow import ArrowFormat
 from engine.readers.decoders import Decoder
 from engine.readers.extras import import_extra
-from engine.readers.tables import CACHE_BYTES, Tables
+from engine.readers.tables import CACHE_BYTES, Grouping, Tables
 from engine.storage.mounts import local_path
 
 STATE, SPLITS, INFO = "state.json", "dataset_dict.json", "dataset_info.json"
@@ -63,7 +63,9 @@ class HuggingFace(Tables):
         info = path / INFO
         self.features: dict[str, Any] = (_read_json(info).get("features") or {}) if info.exists() else {}
         """Types of the columns as `datasets` describes them; `features["label"]["names"]` are the names of classes."""
-        super().__init__(files, _Format(cache_bytes), columns=columns, decode=decode, cache_bytes=cache_bytes)
+        super().__init__(
+            files, _Format(cache_bytes), Grouping(), columns=columns, decode=decode, cache_bytes=cache_bytes
+        )
 
 
 class _Format(ArrowFormat):

@@ -6,7 +6,7 @@ from typing import Any
 from engine.readers.decoders import Decoder
 from engine.readers.extras import import_extra
 from engine.readers.files import Pattern, find_files
-from engine.readers.tables import CACHE_BYTES, Tables
+from engine.readers.tables import CACHE_BYTES, Grouping, Tables
 
 
 class Parquet(Tables):
@@ -48,10 +48,8 @@ class Parquet(Tables):
         super().__init__(
             find_files(pattern, "Parquet"),
             ParquetFormat(),
+            Grouping(group_by, one_per_file, constant),
             columns=columns,
-            group_by=group_by,
-            one_per_file=one_per_file,
-            constant=constant,
             decode=decode,
             cache_bytes=cache_bytes,
         )

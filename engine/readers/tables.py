@@ -47,6 +47,14 @@ class TableFormat(Protocol):
         ...
 
 
+class Grouping(NamedTuple):
+    """Which rows make an example; by default each row is one. `Parquet` describes the fields."""
+
+    group_by: str | None = None
+    one_per_file: bool = False
+    constant: Sequence[str] = ()
+
+
 class _Address(NamedTuple):
     """A block, and the number of its first row in its file."""
 
@@ -62,16 +70,14 @@ class Tables:
         self,
         paths: Sequence[str],
         file_format: TableFormat,
+        grouping: Grouping,
         *,
         columns: Sequence[str] | None = None,
-        group_by: str | None = None,
-        one_per_file: bool = False,
-        constant: Sequence[str] = (),
         decode: Mapping[str, str | Decoder] | None = None,
         cache_bytes: int = CACHE_BYTES,
     ):
         self.paths, self._format = list(paths), file_format
-        self._group_by, self._one_per_file = group_by, one_per_file
+        group_by, one_per_file, constant = self._group_by, self._one_per_file, _ = grouping
         self._decode = {name: find_decoder(one, f"decode.{name}") for name, one in (decode or {}).items()}
         self._cache = BlockCache(cache_bytes, self._read_block)
         grouped = one_per_file or group_by is not None

@@ -5,6 +5,7 @@
 
 import dataclasses
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +27,13 @@ ENGINE_METRICS = ("grad_norm", "learning_rate", "skipped")
 BAD_EXAMPLES = "bad_examples"  # additional metric with data.on_error=skip
 
 
+class OffloadShardings(NamedTuple):
+    """Shardings of an offloaded optimizer state: between the steps, and within a step."""
+
+    host: PyTree
+    device: PyTree
+
+
 @dataclasses.dataclass(frozen=True)
 class StepSpec:
     """The parts and settings of a train step."""
@@ -42,7 +50,7 @@ class StepSpec:
     unroll: bool = False  # unroll microbatches and K steps: a while loop around a convolution is slow on CPU
     loss_on_each_device: bool = True  # the loss may be called with a part of a microbatch, in a `jax.shard_map`
     grad_shardings: Shardings = dataclasses.field(default_factory=dict)  # path -> sharding of the summed gradient
-    opt_shardings: tuple[PyTree, PyTree] | None = None  # of an offloaded optimizer state: on the host, on the device
+    opt_shardings: OffloadShardings | None = None  # None: the optimizer state is not offloaded
     spike: float | None = None  # skip an update whose loss is above this many times the median of the loss window
     objective: Objective = dataclasses.field(default_factory=Objective)  # names of the losses
     total_steps: int = 0  # for the context, as is the next one

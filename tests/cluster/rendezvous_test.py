@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from engine.cluster import host_address, rendezvous
-from engine.cluster.rendezvous import CannotJoin, ConflictingSettings, UnreachableHost
+from engine.cluster.rendezvous import CannotJoin, ConflictingSettings, Endpoint, UnreachableHost
 from tests import runs
 
 
@@ -24,11 +24,15 @@ def port():
         return free.getsockname()[1]
 
 
+def local(port):
+    return Endpoint(f"127.0.0.1:{port}", "127.0.0.1", port)
+
+
 def wait_for_all(index, port, count=3, timeout_s=20.0, secure=(), cpu=False):
     """Returns "" if all processes have called, otherwise the error."""
-    address, settings = f"127.0.0.1:{port}", {"secure": index in secure, "cpu_collectives": cpu}
+    settings = {"secure": index in secure, "cpu_collectives": cpu}
     try:
-        rendezvous.wait_for_all(index, count, address, "127.0.0.1", port, timeout_s, **settings)
+        rendezvous.wait_for_all(index, count, local(port), timeout_s, **settings)
     except CannotJoin as error:
         return error
     return ""
@@ -103,7 +107,7 @@ def test_stopped_processes_delay_the_end_of_the_rendezvous_together(port):
     with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as stack:
         first = pool.submit(wait_for_all, 0, port, count=6)
         for index in range(1, 6):
-            caller = rendezvous._connect("", "", "127.0.0.1", port, time.monotonic() + 20, 0.1)
+            caller = rendezvous._connect("", local(port), time.monotonic() + 20, 0.1)
             stack.enter_context(caller)
             caller.sendall(b'{"index": %d, "count": 6, "host": "h", "pid": 1, "secure": false}\n' % index)
         begin = time.monotonic()
@@ -170,14 +174,14 @@ def test_port_in_use_raises(port):
         taken.listen()
         words = rf"process 0 of 3: cannot listen at 127.0.0.1:{port} \(Address already in use\)\. .*another process 0"
         with pytest.raises(CannotJoin, match=words):
-            rendezvous.wait_for_all(0, 3, f"127.0.0.1:{port}", "127.0.0.1", port, 1.0)
+            rendezvous.wait_for_all(0, 3, local(port), 1.0)
 
 
 @pytest.mark.skipif(
     not sys.platform.startswith("linux"), reason="Linux reserves a port by a socket that does not listen"
 )
 def test_reserved_port_is_free_for_the_server_of_process_0_and_for_no_other_program(port):
-    with rendezvous.port_reserved(2, "host:1", "127.0.0.1", port) as check:
+    with rendezvous.port_reserved(2, Endpoint("host:1", "127.0.0.1", port)) as check:
         check()
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", port))
@@ -203,5 +207,5 @@ def test_another_server_at_the_address_raises(port):
         thread = threading.Thread(target=serve)
         thread.start()
         with pytest.raises(CannotJoin, match=r"have already joined without this process, or another program listens"):
-            rendezvous.wait_for_all(1, 3, f"127.0.0.1:{port}", "127.0.0.1", port, 5.0)
+            rendezvous.wait_for_all(1, 3, local(port), 5.0)
         thread.join()

@@ -41,7 +41,7 @@ def test_scores_and_softmax_are_float32_in_half_precision():
     def normalisers(dtype):
         q, k, v = (x.astype(dtype) for x in plain.inputs(dtype="bfloat16"))
         q, k, v = blockwise.group(q, 2), blockwise.swap(k), blockwise.swap(v)
-        return blockwise.forward(q, k, v, None, None, causal=True)[1]
+        return blockwise.forward(q, k, v, None, causal=True)[1]
 
     np.testing.assert_allclose(normalisers("bfloat16"), normalisers("float32"), rtol=0, atol=plain.TOLERANCE)
 
@@ -56,7 +56,7 @@ def test_row_without_allowed_keys_is_finite():
     q, k, v = plain.inputs()
     q, k, v = blockwise.group(q, 2), blockwise.swap(k), blockwise.swap(v)
     ones = jnp.ones((plain.BATCH, plain.TIME), int)
-    out, lse = blockwise.forward(q, k, v, ones, 2 * ones, causal=False)
+    out, lse = blockwise.forward(q, k, v, (ones, 2 * ones), causal=False)
     assert np.isfinite(out).all() and (lse < -1e29).all()
 
 

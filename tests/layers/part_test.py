@@ -14,7 +14,7 @@ from engine.layers import blockwise, part
 from tests.layers import plain
 
 SPLASH = functools.partial(part.splash, interpret=True)
-CUDNN = functools.partial(part.cudnn, implementation="xla", narrow=jnp.float32)
+CUDNN = functools.partial(part.cudnn, implementation="xla")
 
 
 def rounded(*args, statistics, **settings):
@@ -34,9 +34,9 @@ def merged(with_kernel, q, k, v, segments, d_out):
     lse = jnp.logaddexp(found[0][1], found[1][1])
     first, second = (x * jnp.exp(own - lse) for x, own in found)
     out = first + second
-    delta = blockwise.delta(out, d_out)
+    rows = blockwise.RowStatistics(lse, blockwise.delta(out, d_out), d_out)
     parts = [
-        part.backward(with_kernel, q, k[:, :, half], v[:, :, half], of, lse, delta, d_out, causal=False)
+        part.backward(with_kernel, q, k[:, :, half], v[:, :, half], of, rows, causal=False)
         for half, of in zip(halves, ids, strict=True)
     ]
     (dq, dk, dv), (dq2, dk2, dv2) = parts

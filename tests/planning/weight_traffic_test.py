@@ -1,13 +1,13 @@
-from engine.planning.weight_traffic import weight_traffic, zero1_divides
+from engine.planning.weight_traffic import Weight, weight_traffic, zero1_divides
 
 AXES = {"pipeline": 2, "data": 4, "fsdp": 8, "expert": 1, "context": 1, "tensor": 2}
 SHAPES = {"stack": (6, 64, 128), "head": (64, 10), "norm": (64,)}
 SPECS = {"stack": [("pipeline",), ("fsdp",), ("tensor",)], "head": [("fsdp",), ()], "norm": [()]}
 
 
-def traffic(**changes):
-    arguments = {"width": 4, "trained": {"stack", "head", "norm"}, "stacked": {"stack"}, "loops": 6, **changes}
-    return weight_traffic(SHAPES, SPECS, AXES, **arguments)
+def traffic(trained=("stack", "head", "norm"), **changes):
+    weights = [Weight(SHAPES[path], SPECS[path], path in trained, path == "stack") for path in SHAPES]
+    return weight_traffic(weights, AXES, **{"width": 4, "loops": 6, **changes})
 
 
 def test_parameters_are_gathered_in_both_passes_of_a_loop_and_gradients_scattered_once():
