@@ -44,8 +44,8 @@ KILLED = (ExitStatus.SIGABRT, ExitStatus.SIGKILL, ExitStatus.SIGSEGV, ExitStatus
 
 def describe(code: int) -> str:
     """Returns the meaning of an exit code."""
-    known = code in ExitStatus
-    return ExitStatus(code).meaning if known else f"exit code {code}, which is not the engine's"  # pyright: ignore[reportCallIssue]
+    meanings = {int(status): status.meaning for status in ExitStatus}
+    return meanings.get(code, f"exit code {code}, which is not the engine's")
 
 
 def is_retried(code: int) -> bool:

@@ -108,7 +108,8 @@ def run_on_primary[T](work: Callable[[], T], topic: str, timeout_s: float = time
         ConvoyError: `work` raised it; the other processes raise it as PrimaryError. Other exceptions are not forwarded.
         LostPeer: the primary has not answered within `timeout_s` seconds.
     """
-    result, raised = None, None
+    result: Any = None  # of another process, as JSON gives it
+    raised = None
     if is_primary():
         try:
             result = work()
@@ -121,7 +122,7 @@ def run_on_primary[T](work: Callable[[], T], topic: str, timeout_s: float = time
         raise raised
     if failure is not None:
         raise PrimaryError(*failure)
-    return result  # pyright: ignore[reportReturnType]
+    return result
 
 
 def gather[T](

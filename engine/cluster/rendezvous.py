@@ -203,7 +203,8 @@ class _Rendezvous:
                     if key.fileobj is self._listener:
                         self._accept()
                     else:
-                        error = error or self._read(key.fileobj)  # pyright: ignore[reportArgumentType]
+                        assert isinstance(key.fileobj, socket.socket)
+                        error = error or self._read(key.fileobj)
             error = error or self._unreachable()
             self._answer_all(error)
         finally:

@@ -1,6 +1,6 @@
 """Compiled steps as the trainer calls them: with the learning rates of the run, and one program for each shape."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
@@ -60,7 +60,7 @@ class ByShape:
         programs: the programs, in the same order.
     """
 
-    def __init__(self, batches: Sequence[Batch], programs: Sequence[Callable[..., Any]]):
+    def __init__(self, batches: Sequence[Batch], programs: Sequence[CompiledSteps]):
         self._programs = {shapes_of(batch): program for batch, program in zip(batches, programs, strict=True)}
 
     def __call__(self, state: Any, batches: tuple[Batch, ...], *args: Any) -> Any:
@@ -68,12 +68,12 @@ class ByShape:
 
     def as_text(self) -> str | None:
         """Returns the optimized HLO of the program with the largest batches."""
-        return [*self._programs.values()][-1].as_text()  # pyright: ignore[reportFunctionMemberAccess]
+        return [*self._programs.values()][-1].as_text()
 
     @property
     def device_bytes(self) -> int:
         """Bytes that the program with the largest batches needs on each device."""
-        return [*self._programs.values()][-1].device_bytes  # pyright: ignore[reportFunctionMemberAccess]
+        return [*self._programs.values()][-1].device_bytes
 
 
 def shapes_of(batch: Batch) -> tuple[tuple[int, ...], ...]:

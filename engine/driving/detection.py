@@ -13,6 +13,7 @@ from engine.base.errors import TaskError
 from engine.metrics.metric import Metric, collected, one_example
 from engine.metrics.values import real_array, rows_and_mask
 
+type Shape = tuple[int, ...]
 type Match = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """Similarity of predictions `[n, 1, dim]` and labels `[n, labels, dim]`, larger for better: `[n, labels]`."""
 
@@ -96,24 +97,14 @@ class AveragePrecision(Metric):
         Raises:
             TaskError: shapes do not fit together, or a setting is unknown.
         """
-        if not callable(match) and match not in _THRESHOLDS:
-            raise TaskError(f"AveragePrecision.of: match = {match!r} is unknown. Allowed: distance, iou, a function.")
         area = area or ("nuscenes" if match == "distance" else "coco")
-        if area not in _AREAS:
-            raise TaskError(f"AveragePrecision.of: area = {area!r} is unknown. Allowed: {', '.join(_AREAS)}.")
+        _check_settings(match, area)
         predicted, boxes = (real_array(x, "AveragePrecision.of needs boxes") for x in (predicted, boxes))
-        shapes = [predicted.shape[:-1], jnp.shape(scores), jnp.shape(guesses), boxes.shape[:-1], jnp.shape(labels)]
-        dims = {predicted.shape[-1:], boxes.shape[-1:]}
-        fits = callable(match) or (dims == {(4,)} if match == "iou" else len(dims) == 1)
-        if predicted.ndim != 3 or boxes.ndim != 3 or shapes[:2] != shapes[1:3] or shapes[3] != shapes[4] or not fits:
-            raise TaskError(
-                f"AveragePrecision.of: predicted {list(predicted.shape)}, scores {list(shapes[1])}, guesses "
-                f"{list(shapes[2])}, boxes {list(boxes.shape)}, labels {list(shapes[4])}. Allowed: [batch, n, dim], "
-                "[batch, n], [batch, n], [batch, m, dim], [batch, m], where dim is 4 for iou."
-            )
+        shapes = [jnp.shape(x) for x in (scores, guesses, labels)]
+        _check_shapes(match, predicted.shape, boxes.shape, shapes)
         scores, real = rows_and_mask("AveragePrecision", scores, predicted_where, "predicted_where")
         _, present = rows_and_mask("AveragePrecision", labels, where)
-        ignored = jnp.zeros(shapes[4], bool) if ignored is None else ignored
+        ignored = jnp.zeros(shapes[2], bool) if ignored is None else ignored
         _, ignored = rows_and_mask("AveragePrecision", labels, ignored, "ignored")
         present &= jnp.isfinite(boxes).all(-1)
         guesses, labels = (jnp.asarray(x).astype(jnp.int32) for x in (guesses, labels))
@@ -121,19 +112,9 @@ class AveragePrecision(Metric):
         limits = tuple(thresholds or _THRESHOLDS["distance" if match == "distance" else "iou"])
         between = tuple((float(low), float(high)) for low, high in ranges)
         check_result_names("AveragePrecision", names, limits, between)
-        return cls(
-            predicted,
-            jnp.where(real, scores, -jnp.inf),
-            guesses,
-            boxes,
-            jnp.where(present, labels, -1),
-            ignored,
-            names,
-            match,
-            limits,
-            between,
-            area,
-        )
+        settings = (names, match, limits, between, area)
+        scores, labels = jnp.where(real, scores, -jnp.inf), jnp.where(present, labels, -1)
+        return cls(predicted, scores, guesses, boxes, labels, ignored, *settings)
 
     def compute(self) -> dict[str, Any]:
         """Returns the mean over classes and thresholds as "", and means by threshold, by class and by range."""
@@ -217,6 +198,27 @@ class AveragePrecision(Metric):
         centres = (boxes[..., :2] + boxes[..., 2:4]) / 2 if self.match == "iou" else boxes[..., :2]
         distance = np.linalg.norm(np.asarray(centres), axis=-1)
         return (between[0] <= distance) & (distance < between[1])
+
+
+def _check_settings(match: str | Match, area: str) -> None:
+    """Raises TaskError for an unknown setting."""
+    if not callable(match) and match not in _THRESHOLDS:
+        raise TaskError(f"AveragePrecision.of: match = {match!r} is unknown. Allowed: distance, iou, a function.")
+    if area not in _AREAS:
+        raise TaskError(f"AveragePrecision.of: area = {area!r} is unknown. Allowed: {', '.join(_AREAS)}.")
+
+
+def _check_shapes(match: str | Match, predicted: Shape, boxes: Shape, shapes: Sequence[Shape]) -> None:
+    """Raises TaskError if `shapes`, of scores, guesses and labels, do not fit."""
+    dims = {predicted[-1:], boxes[-1:]}
+    fits = callable(match) or (dims == {(4,)} if match == "iou" else len(dims) == 1)
+    rows = [predicted[:-1]] * 2 + [boxes[:-1]]
+    if len(predicted) != 3 or len(boxes) != 3 or list(shapes) != rows or not fits:
+        raise TaskError(
+            f"AveragePrecision.of: predicted {list(predicted)}, scores {list(shapes[0])}, guesses {list(shapes[1])}, "
+            f"boxes {list(boxes)}, labels {list(shapes[2])}. Allowed: [batch, n, dim], [batch, n], [batch, n], "
+            "[batch, m, dim], [batch, m], where dim is 4 for iou."
+        )
 
 
 def range_name(low: float, high: float) -> str:

@@ -10,7 +10,15 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from engine.base.errors import TaskError
-from engine.driving.detection import AveragePrecision, check_result_names, mean_of_known, named_ranges, range_name
+from engine.base.types import PyTree
+from engine.driving.detection import (
+    AveragePrecision,
+    Shape,
+    check_result_names,
+    mean_of_known,
+    named_ranges,
+    range_name,
+)
 from engine.metrics.metric import Metric, collected, one_example
 from engine.metrics.values import real_array, rows_and_mask
 
@@ -98,19 +106,8 @@ class DetectionScore(Metric):
         predicted, boxes = (real_array(x, "DetectionScore.of needs boxes") for x in (predicted, boxes))
         given = attributes if attributes is not None else (-jnp.ones(jnp.shape(scores)), -jnp.ones(jnp.shape(labels)))
         shapes = [jnp.shape(x) for x in (scores, guesses, given[0], labels, given[1])]
+        _check_shapes(predicted.shape, boxes.shape, shapes)
         names = tuple(classes)
-        if (
-            predicted.shape[2:] != (9,)
-            or boxes.shape[2:] != (9,)
-            or shapes[:3] != [predicted.shape[:2]] * 3
-            or shapes[3:] != [boxes.shape[:2]] * 2
-        ):
-            raise TaskError(
-                f"DetectionScore.of: predicted {list(predicted.shape)}, scores {list(shapes[0])}, guesses "
-                f"{list(shapes[1])}, boxes {list(boxes.shape)}, labels {list(shapes[3])}, attributes {list(shapes[2])} "
-                f"and {list(shapes[4])}. Allowed: [batch, n, 9], [batch, n], [batch, n], [batch, m, 9], [batch, m], "
-                "and [batch, n] and [batch, m]."
-            )
         check_result_names("DetectionScore", names, THRESHOLDS, ranges)
         _check_names(names, {**(farthest or {}), **(without or {}), **dict.fromkeys(half_turn)}, without or {})
         guesses, labels = (jnp.asarray(x).astype(jnp.int32) for x in (guesses, labels))
@@ -119,19 +116,12 @@ class DetectionScore(Metric):
         limits = jnp.array([(farthest or {}).get(name, np.inf) for name in names])
         real &= jnp.linalg.norm(predicted[..., :2], axis=-1) < limits[guesses.clip(0, len(names) - 1)]
         present &= jnp.linalg.norm(boxes[..., :2], axis=-1) < limits[labels.clip(0, len(names) - 1)]
-        return cls(
-            predicted,
-            jnp.where(real, scores, -jnp.inf),
-            guesses,
-            jnp.asarray(given[0]).astype(jnp.int32),
-            boxes,
-            jnp.where(present, labels, -1),
-            jnp.asarray(given[1]).astype(jnp.int32),
-            names,
-            tuple((float(low), float(high)) for low, high in ranges),
-            tuple((name, tuple(errors)) for name, errors in (without or {}).items()),
-            tuple(half_turn),
-        )
+        between = tuple((float(low), float(high)) for low, high in ranges)
+        undefined = tuple((name, tuple(errors)) for name, errors in (without or {}).items())
+        scores, labels = jnp.where(real, scores, -jnp.inf), jnp.where(present, labels, -1)
+        given = [jnp.asarray(x).astype(jnp.int32) for x in given]
+        settings = (names, between, undefined, tuple(half_turn))
+        return cls(predicted, scores, guesses, given[0], boxes, labels, given[1], *settings)
 
     def compute(self) -> dict[str, Any]:
         """Returns the score as "", the average precisions as "ap", and each error as "<error>_error", by class.
@@ -153,14 +143,16 @@ class DetectionScore(Metric):
             yield one_example(part, row)._results(one_example(precision, row), matched[:, row : row + 1])
 
     def _precision(self) -> AveragePrecision:
-        boxes, predicted = (np.asarray(x, np.float64)[..., :2] for x in (self.boxes, self.predicted))
+        # On the host, numpy arrays take the place of those of JAX.
+        boxes, predicted = (_centres(x) for x in (self.boxes, self.predicted))
+        none: PyTree = np.zeros(np.shape(self.labels), bool)
         return AveragePrecision(
-            predicted,  # pyright: ignore[reportArgumentType], on the host
+            predicted,
             self.scores,
             self.guesses,
-            boxes,  # pyright: ignore[reportArgumentType]
+            boxes,
             self.labels,
-            np.zeros(np.shape(self.labels), bool),  # pyright: ignore[reportArgumentType]
+            none,
             self.classes,
             "distance",
             THRESHOLDS,
@@ -259,6 +251,21 @@ def matched_errors(scores: np.ndarray, hits: np.ndarray, errors: np.ndarray, tot
 def _is_between(boxes: np.ndarray, between: tuple[float, float]) -> np.ndarray:
     distance = np.linalg.norm(boxes[..., :2], axis=-1)
     return (between[0] <= distance) & (distance < between[1])
+
+
+def _centres(boxes: ArrayLike) -> PyTree:
+    return np.asarray(boxes, np.float64)[..., :2]
+
+
+def _check_shapes(predicted: Shape, boxes: Shape, shapes: Sequence[Shape]) -> None:
+    """Raises TaskError if `shapes`, of scores, guesses, predicted attributes, labels and attributes, do not fit."""
+    rows = [predicted[:2]] * 3 + [boxes[:2]] * 2
+    if predicted[2:] != (9,) or boxes[2:] != (9,) or list(shapes) != rows:
+        raise TaskError(
+            f"DetectionScore.of: predicted {list(predicted)}, scores {list(shapes[0])}, guesses {list(shapes[1])}, "
+            f"boxes {list(boxes)}, labels {list(shapes[3])}, attributes {list(shapes[2])} and {list(shapes[4])}. "
+            "Allowed: [batch, n, 9], [batch, n], [batch, n], [batch, m, 9], [batch, m], and [batch, n] and [batch, m]."
+        )
 
 
 def _check_names(classes: Sequence[str], named: Mapping[str, Any], without: Mapping[str, Sequence[str]]) -> None:

@@ -8,6 +8,7 @@ TPUs sum a gradient in a ring of this module. Over a torus of 16 TPU v5e, XLA co
 in full on every device, which waits for it. The steps of the ring run concurrently with other computations.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -15,7 +16,6 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from engine.base.types import PyTree
 from engine.parallel import layout
 
 LONGEST = 16
@@ -77,25 +77,20 @@ def with_whole_weight(
         d_x, d_weight = pullback(d_y)
         return d_x, _own_part(d_weight, split, rows, here.platform).astype(weight.dtype)
 
-    def on_each_device(call: Callable, *args: jax.Array, in_specs: PyTree, out_specs: PyTree) -> PyTree:
-        mapped = jax.shard_map(
-            call, mesh=here.inner_mesh, axis_names=set(rows), in_specs=in_specs, out_specs=out_specs, check_vma=False
-        )
-        return mapped(*args)
-
+    on_each_device = functools.partial(jax.shard_map, mesh=here.inner_mesh, axis_names=set(rows), check_vma=False)
     arguments = (rows_spec, weight_spec, *[rows_spec] * len(others))
 
     @jax.custom_vjp
     def applied(x: jax.Array, weight: jax.Array, *others: jax.Array) -> jax.Array:
-        return on_each_device(forward, x, weight, *others, in_specs=arguments, out_specs=rows_spec)
+        return on_each_device(forward, in_specs=arguments, out_specs=rows_spec)(x, weight, *others)
 
     def applied_forward(*args: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         return applied(*args), args
 
     def applied_backward(args: tuple[jax.Array, ...], d_y: jax.Array) -> tuple[jax.Array | None, ...]:
         specs = (rows_spec, *arguments)
-        gradients = on_each_device(backward, d_y, *args, in_specs=specs, out_specs=(rows_spec, weight_spec))
-        return (*gradients, *[None] * len(others))
+        mapped = on_each_device(backward, in_specs=specs, out_specs=(rows_spec, weight_spec))
+        return (*mapped(d_y, *args), *[None] * len(others))
 
     applied.defvjp(applied_forward, applied_backward)
     return applied(x, weight, *others)

@@ -10,6 +10,7 @@ from typing import Any, dataclass_transform
 import jax
 
 from engine.base.errors import TaskError
+from engine.base.types import PyTree
 
 _COLLECTED = "collected"
 _FILL = "fill"
@@ -49,7 +50,7 @@ class Metric:
         super().__init_subclass__(**options)
         dataclasses.dataclass(frozen=True, eq=False)(cls)
         names = {True: [], False: []}
-        for field in dataclasses.fields(cls):  # pyright: ignore[reportArgumentType], it is a dataclass now
+        for field in _fields(cls):
             names[_is_array(field)].append(field.name)
         jax.tree_util.register_dataclass(cls, data_fields=names[True], meta_fields=names[False])
 
@@ -82,26 +83,31 @@ def one_example[M: Metric](metric: M, row: int) -> M:
     for field, is_collected in array_fields(metric):
         x = getattr(metric, field)
         one[field] = x[row : row + 1] if is_collected else x[row]
-    return dataclasses.replace(metric, **one)  # pyright: ignore[reportArgumentType], every subclass is a dataclass
+    state: PyTree = metric
+    return dataclasses.replace(state, **one)
 
 
 def array_fields(metric: Metric) -> Iterator[tuple[str, bool]]:
     """Yields the name of each array of a metric, and whether it is collected."""
-    for field in dataclasses.fields(metric):  # pyright: ignore[reportArgumentType], every subclass is a dataclass
+    for field in _fields(metric):
         if _is_array(field):
             yield field.name, _COLLECTED in field.metadata
 
 
 def fill_of(metric: Metric, name: str) -> float:
     """Returns the value of padding of a collected field."""
-    fields = dataclasses.fields(metric)  # pyright: ignore[reportArgumentType], every subclass is a dataclass
-    return next(field.metadata[_FILL] for field in fields if field.name == name)
+    return next(field.metadata[_FILL] for field in _fields(metric) if field.name == name)
 
 
 def settings(metric: Metric) -> dict[str, object]:
     """Returns the fields of a metric that are not arrays."""
-    fields = dataclasses.fields(metric)  # pyright: ignore[reportArgumentType], every subclass is a dataclass
-    return {field.name: getattr(metric, field.name) for field in fields if not _is_array(field)}
+    return {field.name: getattr(metric, field.name) for field in _fields(metric) if not _is_array(field)}
+
+
+def _fields(metric: Metric | type[Metric]) -> tuple[dataclasses.Field, ...]:
+    """Returns the fields of a subclass, which `__init_subclass__` makes a dataclass."""
+    of_dataclass: Any = metric
+    return dataclasses.fields(of_dataclass)
 
 
 def _is_array(field: dataclasses.Field) -> bool:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from engine.base.errors import TaskError, did_you_mean
+from engine.base.types import PyTree
 from engine.metrics.mean import Mean, Sum
 from engine.metrics.metric import Metric, array_fields
 from engine.metrics.results import named_results, scalars
@@ -151,8 +152,8 @@ class SlicedMerger:
                 for field, parts in self._whole.rows.items()
             }
             sums = {kind: x[number] for kind, x in self._sums.items()}
-            count = Sum(self._counts[number])  # pyright: ignore[reportArgumentType], merged metrics hold numpy
-            yield name, {**self._states.states.merge(sums, rows), COUNT: count}
+            count: PyTree = self._counts[number]  # merged metrics hold numpy
+            yield name, {**self._states.states.merge(sums, rows), COUNT: Sum(count)}
 
     def worst(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the scores of the worst examples, float64, and their indices in the dataset; the worst first.

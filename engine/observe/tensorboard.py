@@ -42,18 +42,19 @@ class EventFiles:
         if not rows:
             return
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue], made at import
-        from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
+        from tensorboardX.proto import event_pb2, summary_pb2
 
+        events: Any = event_pb2  # its names are made at import
+        proto: Any = summary_pb2
         if self._writer is None:
             self.directory.mkdir(exist_ok=True)
             self._writer = EventsWriter(str(self.directory / "events"), f".{os.getpid()}")
         for row in rows:
             shown = {name: value for name, value in row.items() if name not in ROW_KEYS}
-            values = [Summary.Value(tag=name, **fields) for name, value in shown.items() if (fields := _fields(value))]
-            self._writer.write_event(
-                Event(summary=Summary(value=values), step=row["step"], wall_time=row.get("time", time.time()))
-            )
+            found = {name: fields for name, value in shown.items() if (fields := _fields(value))}
+            summary = proto.Summary(value=[proto.Summary.Value(tag=name, **fields) for name, fields in found.items()])
+            wall_time = row.get("time", time.time())
+            self._writer.write_event(events.Event(summary=summary, step=row["step"], wall_time=wall_time))
         self._writer.flush()
 
     def close(self) -> None:

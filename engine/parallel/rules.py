@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from engine.base.errors import ShardingError, did_you_mean
 from engine.parallel.mesh import AXES, BATCH_AXES
@@ -54,7 +54,7 @@ class Shaped(Protocol):
 
 
 def partition_specs(
-    params: Mapping[str, Shaped], names: Mapping[str, Sequence[str | None]], rules: Rules, mesh: Mesh
+    params: Mapping[str, Shaped], names: Mapping[str, Sequence[str | None]], rules: Rules, mesh: Mesh | AbstractMesh
 ) -> dict[str, PartitionSpec]:
     """Returns path -> PartitionSpec of every parameter.
 
@@ -80,7 +80,7 @@ def partition_specs(
 
 
 def partition_spec(
-    path: str, shape: Sequence[int], names: Sequence[str | None] | None, rules: Rules, mesh: Mesh
+    path: str, shape: Sequence[int], names: Sequence[str | None] | None, rules: Rules, mesh: Mesh | AbstractMesh
 ) -> PartitionSpec:
     """Returns the PartitionSpec of one parameter.
 
@@ -155,7 +155,7 @@ def mesh_axes(path: str, name: str | None, rules: Rules) -> tuple[str, ...]:
     return axes
 
 
-def _default_spec(shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+def _default_spec(shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
     """Returns the spec of a parameter without logical axes: its largest divisible dimension is split over `fsdp`.
 
     Parameters below SMALLEST_SPLIT and parameters without a divisible dimension are replicated.
@@ -169,7 +169,7 @@ def _default_spec(shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
 
 
 def warnings(
-    params: Mapping[str, Shaped], names: Mapping[str, Sequence[str | None]], rules: Rules, mesh: Mesh
+    params: Mapping[str, Shaped], names: Mapping[str, Sequence[str | None]], rules: Rules, mesh: Mesh | AbstractMesh
 ) -> list[str]:
     """Returns warnings about valid settings that are rarely intended.
 
@@ -222,7 +222,7 @@ def _replication_warnings(
     params: Mapping[str, Shaped],
     names: Mapping[str, Sequence[str | None]],
     rules: Rules,
-    mesh: Mesh,
+    mesh: Mesh | AbstractMesh,
     used: Mapping[str, set[str]],
 ) -> list[str]:
     """Returns warnings about the MAX_SHOWN largest parameters that are replicated over `fsdp`, the largest first.

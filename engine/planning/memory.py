@@ -91,7 +91,7 @@ class MemoryModel:
     def specs(self, sizes: tuple[int, ...]) -> Mapping[str, Sequence[tuple[str, ...]]]:
         """Returns path -> mesh axes of each dimension. Raises ShardingError if parameters do not fit the mesh."""
         mesh = AbstractMesh(sizes, AXES)
-        specs = partition_specs(self.model.params, self.model.names, self.traces.rules, mesh)  # pyright: ignore[reportArgumentType]
+        specs = partition_specs(self.model.params, self.model.names, self.traces.rules, mesh)
         return {path: [(x,) if isinstance(x, str) else tuple(x or ()) for x in spec] for path, spec in specs.items()}
 
     @functools.cache  # noqa: B019

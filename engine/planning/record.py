@@ -28,6 +28,7 @@ WAIT_S = 60.0
 GIB = 2**30
 
 
+@dataclasses.dataclass(frozen=True)
 class _Stored:
     """Base of the two parts of the file."""
 
@@ -36,7 +37,7 @@ class _Stored:
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> Self:
         """Returns the object for its fields in the file. Ignores unknown ones, so that a newer file can be read."""
-        known = {field.name for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+        known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in fields.items() if name in known})
 
 

@@ -20,6 +20,7 @@ import xxhash
 from engine.base.atomic_file import replacing
 from engine.base.errors import DataError
 from engine.base.text_file import read_text
+from engine.base.types import PyTree
 
 FORMAT = 1
 MANIFEST, LENGTHS, LOCK = ".manifest.json", ".lengths.npz", ".lock"
@@ -181,7 +182,8 @@ def save_lengths(path: Path, lengths: Mapping[str, np.ndarray]) -> None:
     """Writes a length index. The same lengths give the same bytes."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # hosts may share the directory
     with replacing(path, temporary) as file:
-        np.savez_compressed(file, **{f"{_FIELD}{name}": lengths[name] for name in sorted(lengths)})  # pyright: ignore[reportArgumentType]
+        arrays: dict[str, PyTree] = {f"{_FIELD}{name}": lengths[name] for name in sorted(lengths)}
+        np.savez_compressed(file, **arrays)
 
 
 def load_lengths(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from typing import BinaryIO
 import numpy as np
 
 from engine.base.errors import DataError
+from engine.base.types import PyTree
 from engine.cluster.identity import is_primary
 from engine.readers.bucket_cache import INDEXES as FOLDER
 from engine.storage.mounts import shown
@@ -158,11 +159,12 @@ def _read(path: str, form: str, stamp: np.ndarray) -> Index | None:
 def _write(path: str, form: str, stamp: np.ndarray, index: Index) -> None:
     """Saves an index at the first place that can be written to; the file appears complete or not at all."""
     for place in index_paths(path, form):
+        arrays: dict[str, PyTree] = {"stamp": stamp, **index}
         unfinished = place.with_name(f"{secrets.token_hex(8)}.unfinished")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with open(unfinished, "xb") as file:  # other users may read it, unlike a file of tempfile
-                np.savez(file, stamp=stamp, **index)  # pyright: ignore[reportArgumentType]
+                np.savez(file, **arrays)
             os.replace(unfinished, place)
             return
         except OSError:

@@ -160,7 +160,7 @@ def _entry(name: str, feature: _Feature, found: Mapping[str, tuple[str, Sequence
     if feature.dtype == _IMAGE:
         if kind != "bytes" or len(values) != 1:
             raise DataError(f"feature {name!r} holds {len(values)} values ({kind}), an image is one value of bytes.")
-        return DecodeImage(feature.shape or None)(values[0])  # pyright: ignore[reportArgumentType]
+        return DecodeImage(tuple(size for size in feature.shape if size is not None) or None)(values[0])
     if feature.dtype in _TEXT:
         return _text(name, feature, kind, values)
     return _shaped(name, feature, _numbers(name, feature, kind, values))
@@ -202,7 +202,7 @@ def _shaped(name: str, feature: _Feature, array: np.ndarray) -> np.ndarray:
             "shape; its first dimension may be None for a ragged feature."
         )
     if ragged and not rest:
-        return array.reshape(0, *feature.shape[1:])  # pyright: ignore[reportArgumentType, reportCallIssue]
+        return array.reshape([0 if size is None else size for size in feature.shape])
     return array.reshape([-1 if size is None else size for size in feature.shape])
 
 

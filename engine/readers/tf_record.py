@@ -110,7 +110,7 @@ class TFRecord:
 
 def _checksum(data: bytes) -> bytes:
     """Returns the masked CRC32C of data, as it is stored."""
-    import google_crc32c  # pyright: ignore[reportMissingImports]
+    import google_crc32c
 
     value = google_crc32c.value(data)
     return struct.pack("<I", ((value >> 15 | value << 17) + 0xA282EAD8) & 0xFFFF_FFFF)

@@ -54,6 +54,5 @@ def leaf_text(leaf: object) -> str:
     """Returns `dtype[shape]` of an array or a number, or what another leaf is."""
     if leaf is None or is_text(leaf):
         return "nothing" if leaf is None else "text"
-    if not (hasattr(leaf, "dtype") and hasattr(leaf, "shape")):
-        leaf = np.asarray(leaf)
-    return f"{jnp.dtype(leaf.dtype).name}{list(leaf.shape)}"  # pyright: ignore[reportAttributeAccessIssue]
+    array: PyTree = leaf if hasattr(leaf, "dtype") and hasattr(leaf, "shape") else np.asarray(leaf)
+    return f"{jnp.dtype(array.dtype).name}{list(array.shape)}"

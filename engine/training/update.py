@@ -142,7 +142,8 @@ def optimize(
         return jax.tree.map(jnp.add, trained, grads), opt_state
     params: PyTree = constrain(spec, trained)
     updates, opt_state = spec.tx.update(grads, opt_state, params, grad_norm=grad_norm)
-    return optax.apply_updates(params, updates), opt_state  # pyright: ignore[reportReturnType]
+    updated: PyTree = optax.apply_updates(params, updates)
+    return updated, opt_state
 
 
 def finish(

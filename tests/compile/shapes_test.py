@@ -1,3 +1,6 @@
+import dataclasses
+from typing import Any
+
 import jax
 import numpy as np
 import pytest
@@ -15,12 +18,30 @@ def batch(rows, length):
     return Batch({"x": np.zeros((rows, length))}, np.ones(rows))
 
 
+@dataclasses.dataclass
+class Named:
+    """A program that returns its name and its arguments."""
+
+    name: str
+
+    def __call__(self, *args) -> Any:
+        return self.name, *args
+
+    def as_text(self):
+        return f"text of {self.name}"
+
+    @property
+    def device_bytes(self):
+        return len(self.name)
+
+
 def test_call_runs_the_program_for_the_shape_of_its_batches():
-    programs = ByShape([batch(2, 3), batch(2, 5)], [lambda *args: ("short", *args), lambda *args: ("long", *args)])
-    assert programs(7, (batch(2, 5),), "mask")[:2] == ("long", 7)
+    programs = ByShape([batch(2, 3), batch(2, 5)], [Named("short"), Named("longer")])
+    assert programs(7, (batch(2, 5),), "mask")[:2] == ("longer", 7)
     assert programs(7, (batch(2, 3), batch(2, 3)), "mask")[0] == "short"
     with pytest.raises(KeyError):
         programs(7, (batch(2, 4),), "mask")
+    assert (programs.as_text(), programs.device_bytes) == ("text of longer", 6)
 
 
 class Total(Task):
