@@ -8,13 +8,13 @@ changes, if the loss or the gradient is not finite, if the loss is a spike, or i
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.typing import DTypeLike
 
+from engine.base.types import PyTree
 from engine.data.batch import Batch
 from engine.data.context import Context, call
 from engine.metrics.mean import divide

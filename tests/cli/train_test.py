@@ -3,7 +3,7 @@
 import json
 
 from engine.observe.writer import MEASURED, ROW_KEYS
-from engine.training.step import ENGINE_METRICS
+from engine.training.step_spec import ENGINE_METRICS
 from tests import runs
 
 DIGITS = "--config=configs.digits"
