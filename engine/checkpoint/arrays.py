@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING
 
 from engine.base.errors import CheckpointError, ConvoyError
 from engine.base.types import PyTree
-from engine.checkpoint import bucket_arrays
 from engine.storage.mounts import address_of_copy
 from engine.storage.plain_path import plain_path
 
@@ -78,6 +77,8 @@ def finish(folder: Path) -> None:
 def describe(folder: Path) -> PyTree:
     """Returns the stored tree, with Orbax's metadata (shape, dtype) as leaves. Raises like `write`."""
     if (address := address_of_copy(folder)) is not None:
+        from engine.checkpoint import bucket_arrays
+
         return bucket_arrays.describe(folder, address)
     with _orbax_path(folder) as path:
         return _handler().metadata(path).tree
@@ -92,6 +93,8 @@ def read(folder: Path, abstract_state: PyTree, *, partial: bool = False) -> PyTr
         partial: allow further stored arrays, which are not read.
     """
     if (address := address_of_copy(folder)) is not None:
+        from engine.checkpoint import bucket_arrays
+
         return bucket_arrays.read(folder, address, abstract_state)
     handler = _reader()
     import jax

@@ -24,9 +24,7 @@ from engine.data.feed import EvaluationFeed
 from engine.data.placement import to_global_arrays
 from engine.data.ragged.packing import is_packed
 from engine.data.source import Source, example_spec, first_example, shape_specs, source_name
-from engine.loop.figures import Figures
 from engine.loop.preemption import Preemption
-from engine.loop.worst_examples import WorstExamples
 from engine.metrics.mean import Mean
 from engine.metrics.metric import Metric
 from engine.metrics.results import Result, Table, scalars
@@ -92,10 +90,15 @@ class Evaluator:
         if self._remainder:
             program.evaluation(spec, self._remainder, where=where)
         self._full = len(source) >= batch_size or not self._remainder  # whether a batch of the full size is read
-        self._figures = None
-        if config.figures:
+        self._figures = self._worst = None
+        if config.figures:  # few evaluations have figures and tables, so that other runs do not import them
+            from engine.loop.figures import Figures
+
             self._figures = Figures(name, source, config.data, program, config.figures, batch_size)
-        self._worst = WorstExamples(source) if config.worst else None
+        if config.worst:
+            from engine.loop.worst_examples import WorstExamples
+
+            self._worst = WorstExamples(source)
 
     @functools.cached_property
     def _feed(self) -> EvaluationFeed:

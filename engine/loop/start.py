@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from engine.checkpoint import warm_start
 from engine.checkpoint.store import CheckpointStore
 from engine.compile.program import Program
 from engine.compile.shapes import CompiledSteps
@@ -62,8 +61,10 @@ def restore(store: CheckpointStore, program: Program, init: Init, phase: Phases,
 
 def _initial_state(program: Program, init: Init, say: Callable[[str], None]) -> TrainState:
     """Returns the state of step 0, with random weights or those of `init.checkpoint`."""
-    if not warm_start.is_set(init):
+    if not (init.checkpoint or init.sources):
         return program.init()
+    from engine.checkpoint import warm_start  # few runs need it
+
     weights = warm_start.read_weights(init, program.abstract_state.to_tree(), program.spec.model.stacked)
     say(weights.message)
     return program.init(weights.params, weights.model_state)
