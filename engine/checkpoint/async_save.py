@@ -51,10 +51,7 @@ class SaveStage(enum.Enum):
     FAILED = "failed"
 
 
-_REPORT = {
-    SaveStage.WRITING: 1,
-    SaveStage.HASHING: 2,
-}  # stage -> number of the gather in which each process reports its end
+_REPORT = {SaveStage.WRITING: 1, SaveStage.HASHING: 2}  # stage -> gather in which each process reports its end
 
 
 class SaveFailed(Exception):

@@ -20,7 +20,7 @@ from engine.data.streams.cursor import StreamReadError
 from engine.datasets import pool
 from engine.datasets.given import Given, given_source, is_stream_source, sample_indices, with_inner
 from engine.datasets.report import DatasetReport, make_report
-from engine.datasets.statistics import Statistics, Structure, UnusableExample, structure, structure_text
+from engine.datasets.statistics import BadExample, Statistics, Structure, structure, structure_text
 from engine.readers.record_manifest import checksum
 
 REFERENCE = 16  # examples whose structure the others are compared with
@@ -140,7 +140,7 @@ class Checker:
                 hashes.append((index, found.add(index, example)))
                 batch.append(self._transformed(index, example, found))
             except DataError as error:
-                found.add_bad(UnusableExample(index, _file(self.source, index), str(error)))
+                found.add_bad(BadExample(index, _file(self.source, index), str(error)))
             if len(batch) == BATCH or index == job.stop - 1:
                 _collate(batch, found)
                 batch = []

@@ -10,7 +10,7 @@ from engine.base import formatting
 from engine.data.source import Source, source_name
 from engine.data.stages import STAGES
 from engine.datasets.advice import advice, notes
-from engine.datasets.statistics import FieldStatistics, Statistics, UnusableExample, histogram, quantiles
+from engine.datasets.statistics import BadExample, FieldStatistics, Statistics, histogram, quantiles
 
 BINS, BAR = 8, 30  # a histogram's bins, and characters of its longest bar
 MOST_SHAPES, MOST_CLASSES = 5, 20  # shapes and classes of a field that are listed
@@ -24,7 +24,7 @@ class DatasetReport:
     source: str
     """Name of the source."""
     examples: int
-    bad: list[UnusableExample]
+    bad: list[BadExample]
     """The bad examples, at most 10,000."""
     bad_count: int
     files: int

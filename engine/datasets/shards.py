@@ -18,7 +18,7 @@ from engine.readers.array_record import cannot_write, write_records
 from engine.readers.record import encode
 from engine.readers.record_manifest import BadRecord, Shard, checksum, save_lengths
 
-SHARD_LENGTHS = ".lengths"  # end of the name of the index of one shard, until the dataset is complete
+SHARD_LENGTHS = ".lengths"  # suffix of a shard's own length index, until the dataset is complete
 
 
 @dataclass(frozen=True)

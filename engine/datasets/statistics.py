@@ -26,7 +26,7 @@ type Structure = tuple[tuple[str, str, int], ...]
 
 
 @dataclass(frozen=True)
-class UnusableExample:
+class BadExample:
     """An example that cannot be used for training."""
 
     index: int
@@ -162,7 +162,7 @@ class Statistics:
     fields: dict[str, FieldStatistics] = field(default_factory=dict)
     sizes: Counter[int] = field(default_factory=Counter)
     """Bytes of an example -> number of examples."""
-    bad: list[UnusableExample] = field(default_factory=list)
+    bad: list[BadExample] = field(default_factory=list)
     bad_count: int = 0
     hashes: list[np.ndarray] = field(default_factory=list)
     """uint64 `[examples, 2]`: index and hash of each good example."""
@@ -183,7 +183,7 @@ class Statistics:
         self.sizes[size] += 1
         return found.intdigest()
 
-    def add_bad(self, bad: UnusableExample) -> None:
+    def add_bad(self, bad: BadExample) -> None:
         """Adds an example that cannot be used."""
         self.bad_count += 1
         if len(self.bad) < MAX_BAD:

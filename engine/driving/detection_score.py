@@ -225,7 +225,7 @@ class DetectionScore(Metric):
 
 
 def matched_errors(scores: np.ndarray, hits: np.ndarray, errors: np.ndarray, total: int) -> np.ndarray:
-    """Returns the mean over recalls of the errors of predictions of one class, `[errors]`.
+    """Returns the errors of one class as their mean over recalls, `[errors]`.
 
     Args:
         scores: `[predictions]`.

@@ -46,7 +46,7 @@ def gradients(
         queues: split of the batch.
         params: parameters of this stage, `[repeats, layers, ...]`.
         queue: share of this stage of the inputs, `[slots, rows, ...]`.
-        d_results: share of this stage of the gradients of the results, floats only.
+        d_results: this stage's share of the results' gradients, floats only.
     """
     stage = _Stage(layers, queues, lax.axis_index(AXIS), *jax.tree.leaves(params)[0].shape[:2])
     latency = stage.repeats * queues.stages - 1  # ticks from the first forward pass to the first gradient

@@ -215,9 +215,12 @@ class Evaluator:
         waiting: deque[tuple[Reduced, int]] = deque()  # the metrics of a batch, and the position of its first example
         with contextlib.closing(self._batches()) as batches:
             draw = functools.partial(next, batches, _END)
-            while not isinstance(drawn := draw() if preemption is None else preemption.unless_stopped(draw), _End):
+            while True:
+                drawn = draw() if preemption is None else preemption.unless_stopped(draw)
                 if drawn is None:
                     return None
+                if isinstance(drawn, _End):
+                    break
                 batch, members = drawn
                 point = self._program.point(step, first)
                 waiting.append((self._step(params, model_state, batch, point, members), first))

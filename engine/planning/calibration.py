@@ -122,7 +122,7 @@ class _Probe:
         self.dispatch = self._seconds(lambda x, _: x + 1.0, (1,), jnp.float32)
 
     def once(self, function: Callable[[jax.Array], jax.Array]) -> float:
-        """Returns the seconds of a function of an array of one number."""
+        """Returns the seconds that a function of a one-element array takes."""
         return max(self._seconds(lambda x, _: function(x), (1,), jnp.float32) - self.dispatch, 1e-9)
 
     def repeated(

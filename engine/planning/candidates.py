@@ -262,7 +262,7 @@ def settings(mesh: tuple[tuple[int, ...], tuple[int, ...]], choices: Choices) ->
 
 
 def _accumulations(rows: int) -> list[int]:
-    """Returns the numbers of microbatches of rows of one device: 1, 2, 4, ..., and all rows one by one."""
+    """Returns the numbers of microbatches, powers of two, that divide the `rows` of a device."""
     return [n for n in (2**i for i in range(rows.bit_length())) if rows % n == 0]
 
 

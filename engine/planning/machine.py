@@ -27,7 +27,7 @@ LATENCY_S = {"tpu": 5e-6, "gpu": 2e-5, "cpu": 2e-4}
 HOST_BANDWIDTH = 25e9
 """Bytes/s between a device and the memory of its host; assumed: PCIe of generation 4 with 16 lanes gives 32e9."""
 CORE_FLOPS, CORE_BANDWIDTH, CORE_NEW_MEMORY = 4e10, 8e9, 1e-9
-"""FLOP/s, bytes/s and seconds for a byte of new memory of a core of a CPU; assumed until `convoy plan --calibrate`."""
+"""FLOP/s, bytes/s and seconds for a byte of new memory of one CPU core; assumed until `convoy plan --calibrate`."""
 ASSUMED, MEASURED, CPU_FORMULA = 0.5, 0.3, 0.7
 """Stated relative errors of a time: with assumed rates, with measured ones, and of the formula on CPUs, where XLA fuses
 less than the formula assumes. They are judgments; docs/plan.md has the errors of runs."""

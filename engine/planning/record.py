@@ -89,7 +89,7 @@ class Measured(_Stored):
     """What an attempt measured.
 
     Attributes:
-        step_s: median over the rows of metrics of the mean time of a step, without compilation, evaluations and hooks.
+        step_s: median of the mean step time in the rows of metrics, without compilation, evaluations and hooks.
         data_wait: median share of this time in which the loop waited for data.
         seconds: time of all measured steps.
         bytes: memory that the compiled step needs on a device, by XLA's analysis; None if it is unknown.

@@ -98,7 +98,7 @@ class Traces:
         return self._peaks[key]
 
     def forward(self, precision: str, rows: float) -> Work:
-        """Returns the work of the forward pass of the stacks of layers, for a batch of `rows` rows.
+        """Returns the forward work of all stacked layers for a batch of `rows` rows.
 
         If the trace unrolls the layers, it is that of the whole forward pass.
         """

@@ -71,7 +71,7 @@ def file_names(paths: Sequence[str]) -> list[str]:
 
 
 def sampled_files(paths: Sequence[str]) -> list[str]:
-    """Returns the parts of a fingerprint that identify files: a hash of samples of each of the first files."""
+    """Returns the parts of a fingerprint that identify files: for each of the first files, a hash of samples."""
     first = paths[:FINGERPRINT_FILES]
     parts = [f"{name} {_sample(path)}" for name, path in zip(file_names(first), first, strict=True)]
     return [*parts, f"{len(paths) - len(first)} more files"] if len(paths) > len(first) else parts

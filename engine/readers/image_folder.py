@@ -84,7 +84,7 @@ class ImageFolder:
         return example
 
     def fingerprint(self) -> str:
-        """Returns the number of images, hashes of all names and of samples of some files, and how they are decoded."""
+        """Returns the number of images, a hash of all names, hashes of sampled bytes, and how images are decoded."""
         chosen = [os.path.join(self.folder, self.names[i]) for i in evenly_spaced(len(self), FINGERPRINT_FILES)]
         names = digest([*self.names, f"{self._labels}", *self.classes])
         parts = [f"{len(self)} images", f"names {names}", f"samples {digest(sampled_files(chosen))}"]

@@ -200,7 +200,7 @@ class NuScenes:
         }
 
     def fingerprint(self) -> str:
-        """Returns the number of samples, hashes of the tokens, of the tables and of samples of some files."""
+        """Returns the number of samples, and hashes of the tokens, the tables and sampled bytes."""
         tables = [os.path.join(self.folder, self._version, f"{name}.json") for name in TABLES]
         names = self._frames[self.sensors[0]].files
         files = [os.path.join(self.folder, names[i]) for i in evenly_spaced(len(self), FINGERPRINT_FILES) if names[i]]

@@ -25,7 +25,7 @@ from engine.base.types import PyTree
 FORMAT = 1
 MANIFEST, LENGTHS, LOCK = ".manifest.json", ".lengths.npz", ".lock"
 SIDECARS = (MANIFEST, LENGTHS, LOCK)
-"""Ends of the names of the files of a dataset that are not shards."""
+"""Suffixes of a dataset's files that are not shards."""
 _READ_BYTES = 4 << 20  # per read of a file that is hashed
 _FIELD = "field:"  # in front of the names of fields in the length index, since `file` is a parameter of numpy.savez
 

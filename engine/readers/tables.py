@@ -39,7 +39,7 @@ class TableFormat(Protocol):
         ...
 
     def block_rows(self, path: str) -> list[int]:
-        """Returns the number of rows of each block of a file."""
+        """Returns how many rows each block of a file has."""
         ...
 
     def read(self, path: str, block: int | None, columns: list[str]) -> Any:

@@ -180,7 +180,7 @@ def _open(path: str) -> Any:
 
 
 def _build(path: str) -> Index:
-    """Returns the times of all frames and of the keyframes of a file, sorted, and the unit of time as a fraction."""
+    """Returns the sorted times of all frames, those of the keyframes, and the unit of time as a fraction."""
     try:
         pts, keys, base = _scan(path)
     except DataError:

@@ -42,7 +42,7 @@ class Model:
 
     @property
     def stacked(self) -> dict[str, int]:
-        """Path of each parameter of a stack of layers -> number of leading dimensions that index the layers."""
+        """Path of each parameter in stacked layers -> number of leading dimensions that index the layers."""
         counts = {path: sum(name in STACKED for name in names) for path, names in self.names.items()}
         return {path: count for path, count in counts.items() if count}
 

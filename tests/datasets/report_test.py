@@ -2,7 +2,7 @@ import numpy as np
 
 from engine.data.source import ArraySource
 from engine.datasets.report import make_report
-from engine.datasets.statistics import Statistics, UnusableExample
+from engine.datasets.statistics import BadExample, Statistics
 
 TEXT = """\
 engine.data.source.ArraySource: 12 examples, 1 bad
@@ -49,7 +49,7 @@ def test_text_shows_what_was_found():
     found, hashes = Statistics(), []
     for n in range(12):
         if n == 3:
-            found.add_bad(UnusableExample(3, "record 3 of a.rec", "It is damaged."))
+            found.add_bad(BadExample(3, "record 3 of a.rec", "It is damaged."))
             continue
         x = np.full((n % 3, 3), np.inf if n in (1, 4) else n - 2, np.float32)
         hashes.append((n, found.add(n, {"label": int(n == 11), "name": "", "x": x})))

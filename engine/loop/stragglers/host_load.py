@@ -59,7 +59,7 @@ class HostLoad:
 
 
 def cpu_statistics(membership: str, root: Path = _CGROUPS) -> list[Path]:
-    """Returns the files `cpu.stat` of the control group of a process and of the groups above it.
+    """Returns the `cpu.stat` files of a process's control group and of the groups above it.
 
     A limit of any of them throttles the process. In a container, the path in /proc may be that of the host; then only
     the root of the container exists.
