@@ -5,7 +5,6 @@ detects corruption, not forgery. Readers of a step hold a shared lock (flock) on
 remove the step.
 """
 
-import fcntl
 import heapq
 import json
 import os
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.base.errors import CheckpointError
+from engine.base.file_lock import lock_if_supported
 from engine.base.text_file import read_text
 from engine.cluster.exit_status import ExitStatus
 from engine.run.atomic import write_text
@@ -295,7 +295,7 @@ def read_lock(directory: Path) -> Iterator[None]:
         FileNotFoundError: the step does not exist, or was removed at this moment.
     """
     with _open_manifest(directory) as file:
-        _lock(file.fileno(), fcntl.LOCK_SH)
+        lock_if_supported(file, shared=True)
         # The step may have been renamed between open and lock.
         if not os.path.samestat(os.stat(directory / MANIFEST), os.fstat(file.fileno())):
             raise FileNotFoundError(f"{directory} was replaced")
@@ -307,7 +307,7 @@ def delete_lock(directory: Path) -> Iterator[bool]:
     """Yields whether no process reads a step, and blocks new readers while the block runs."""
     try:
         with _open_manifest(directory) as file:
-            yield _lock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield lock_if_supported(file, wait=False)
     except FileNotFoundError:
         yield True  # no process reads a step without a manifest
 
@@ -315,17 +315,6 @@ def delete_lock(directory: Path) -> Iterator[bool]:
 def _open_manifest(directory: Path) -> FileIO:
     """Opens the file to lock it. Does not wait for a pipe in its place."""
     return FileIO(directory / MANIFEST, opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))
-
-
-def _lock(descriptor: int, kind: int) -> bool:
-    """Takes a lock; False if another process holds it. A disk without locks counts as unlocked."""
-    try:
-        fcntl.flock(descriptor, kind)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    return True
 
 
 def _entry(path: Path, on_bytes: Callable[[int], None] = lambda count: None, durable: bool = False) -> FileEntry:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from engine.base.cores import usable_cores
 from engine.data.source import Source
-from engine.datasets.pool import available_cores
 from engine.datasets.statistics import Statistics
 
 MANY = 0.25  # share of the time of reading from which a stage is worth a sentence
@@ -48,7 +48,7 @@ def notes(source: Source, found: Statistics) -> list[str]:
 def advice(found: Statistics, throughput: Mapping[str, Any]) -> list[str]:
     """Returns sentences about what would make reading faster, the largest gain first."""
     stages: dict[str, float] = dict(throughput["stages_s"])
-    each, cores = sum(stages.values()), available_cores()
+    each, cores = sum(stages.values()), usable_cores()
     if not each or not found.sizes:
         return []
     lines = []

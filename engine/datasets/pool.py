@@ -16,6 +16,7 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, Protocol
 
+from engine.base.cores import usable_cores
 from engine.base.errors import ConfigError, ConvoyError, DataError
 from engine.base.user_errors import describe
 from engine.cluster import parent
@@ -59,12 +60,7 @@ def process_count(asked: int | None, jobs: int) -> int:
     """
     if asked is not None and not 1 <= asked <= MAX_PROCESSES:
         raise ConfigError(f"processes = {asked}: allowed is a whole number from 1 to {MAX_PROCESSES}.")
-    return max(1, min(asked or available_cores(), jobs))
-
-
-def available_cores() -> int:
-    """Returns the number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(asked or usable_cores(), jobs))
 
 
 def run[J, R](

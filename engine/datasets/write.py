@@ -5,7 +5,6 @@ The source is split into shards, ranges of its examples, whose bytes do not depe
 """
 
 import contextlib
-import fcntl
 import glob
 import os
 import re
@@ -18,6 +17,7 @@ from typing import IO, Any
 import numpy as np
 
 from engine.base.errors import ConfigError, DataError, RunError
+from engine.base.file_lock import lock_if_supported
 from engine.data.source import Source, fingerprint, source_name
 from engine.datasets import pool
 from engine.datasets.bucket_output import BucketOutput, remove_empty
@@ -344,13 +344,9 @@ def _lock(path: Path) -> IO[str]:
             file = open(path, "w")  # noqa: SIM115, closed by the caller
         except FileNotFoundError:  # `remove_empty` of another process has removed the folder
             continue
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_if_supported(file, wait=False):
             file.close()
-            raise
-        except OSError:  # a file system without locks
-            return file
+            raise BlockingIOError
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 return file

@@ -1,4 +1,7 @@
-"""Keeps the latest blocks of files in memory, for formats whose smallest read holds many examples."""
+"""A cache of the latest blocks of files, for formats whose smallest read holds many examples, or of open files.
+
+It is the only cache of the readers: its bound is a sum of sizes, which may count bytes or files.
+"""
 
 import threading
 from collections import OrderedDict
@@ -7,7 +10,7 @@ from concurrent.futures import Future
 
 
 class BlockCache[T]:
-    """The latest blocks, up to a size in bytes; a larger block is kept alone.
+    """The latest blocks, up to a total size; a larger block is kept alone.
 
     Threads that need the same block at the same time read it once. A pickled cache arrives empty.
     """
@@ -16,8 +19,8 @@ class BlockCache[T]:
         """Creates an empty cache.
 
         Args:
-            limit: bytes to keep.
-            read: maps the arguments of `get` to the block and its size in bytes.
+            limit: total size to keep, such as bytes.
+            read: maps the arguments of `get` to the block and its size.
         """
         self._limit, self._read = limit, read
         self._clear()

@@ -6,7 +6,6 @@ not removed.
 """
 
 import contextlib
-import fcntl
 import fnmatch
 import json
 import os
@@ -18,6 +17,7 @@ from typing import IO
 
 from engine.base.atomic_file import replacing
 from engine.base.errors import DataError
+from engine.base.file_lock import lock
 from engine.readers.record_manifest import LENGTHS, MANIFEST, dataset_of, finished_shards, read_manifest
 from engine.storage.mounts import PROGRAMS, split_address
 from engine.storage.object_store import SWITCH, Bucket
@@ -183,12 +183,12 @@ def _hidden(path: Path, kind: str) -> Path:
 
 def _use(path: Path) -> None:
     """Marks a file as used now, and by this process until it ends."""
-    lock = _hidden(path, "use")
+    marker = _hidden(path, "use")
     if path not in _in_use:
-        file = open(lock, "a")  # noqa: SIM115, open until the process ends
-        fcntl.flock(file, fcntl.LOCK_SH)
+        file = open(marker, "a")  # noqa: SIM115, open until the process ends
+        lock(file, shared=True)
         _in_use[path] = file
-    os.utime(lock)
+    os.utime(marker)
 
 
 def _last_use(path: Path) -> float:
@@ -223,5 +223,6 @@ def _replace(path: Path, content: bytes, generation: str) -> None:
 def _lock(path: Path, wait: bool = True) -> Iterator[None]:
     """Holds the lock of a file. Raises BlockingIOError if another process holds it and `wait` is False."""
     with open(path, "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        if not lock(file, wait=wait):
+            raise BlockingIOError
         yield

@@ -4,17 +4,17 @@ A log is a sequence of records: an opcode (uint8), the length of the content (ui
 compressed records, and an index of the messages of a chunk follows it.
 """
 
+import functools
 import io
 import os
 import struct
-import threading
-from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from engine.base.errors import DataError
+from engine.readers.blocks import BlockCache
 from engine.readers.record_files import RecordFiles
 from engine.readers.saved_index import Index
 from engine.storage.mounts import shown
@@ -44,8 +44,7 @@ class Messages:
 
     def __init__(self, files: RecordFiles):
         self._files = files
-        self._chunks: OrderedDict[tuple[int, int], bytes] = OrderedDict()
-        self._lock = threading.Lock()
+        self._chunks = BlockCache(CACHE_BYTES, functools.partial(_read_chunk, files))
 
     def __getstate__(self):
         return self._files
@@ -68,7 +67,7 @@ class Messages:
             _, size = RECORD.unpack(self._files.read(file, offset, RECORD.size))
             content = self._files.read(file, offset + RECORD.size, size)
         else:
-            records = self._chunk(file, chunk)
+            records = self._chunks.get(file, chunk)
             content = b""
             if 0 <= offset <= len(records) - RECORD.size:
                 _, size = RECORD.unpack_from(records, offset)
@@ -77,19 +76,12 @@ class Messages:
             raise DataError(f"byte {offset}: there is no message. The log is damaged: try `mcap recover`.")
         return content[MESSAGE.size :]
 
-    def _chunk(self, file: int, position: int) -> bytes:
-        """Returns the decompressed records of a chunk."""
-        with self._lock:
-            if (found := self._chunks.get((file, position))) is not None:
-                self._chunks.move_to_end((file, position))
-                return found
-        _, size = RECORD.unpack(self._files.read(file, position, RECORD.size))
-        found = decompressed(self._files.read(file, position + RECORD.size, size), position)
-        with self._lock:
-            self._chunks[file, position] = found
-            while len(self._chunks) > 1 and sum(map(len, self._chunks.values())) > CACHE_BYTES:
-                self._chunks.popitem(last=False)
-        return found
+
+def _read_chunk(files: RecordFiles, file: int, position: int) -> tuple[bytes, int]:
+    """Returns the decompressed records of a chunk, and their size."""
+    _, size = RECORD.unpack(files.read(file, position, RECORD.size))
+    found = decompressed(files.read(file, position + RECORD.size, size), position)
+    return found, len(found)
 
 
 def decompressed(content: bytes, position: int) -> bytes:

@@ -4,13 +4,12 @@ Threads may share these objects. A pickled copy opens the files again.
 """
 
 import os
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
 
 import numpy as np
 
 from engine.base.errors import DataError
+from engine.readers.blocks import BlockCache
 from engine.storage.mounts import shown
 
 MOST_OPEN = 64  # files of one source that are open at a time; the usual limit of a process is 1024
@@ -38,8 +37,7 @@ class RecordFiles:
     def __init__(self, paths: Sequence[str], counts: Sequence[int]):
         self.paths = list(paths)
         self._starts = np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))]).astype(np.int64)
-        self._open: OrderedDict[int, _OpenFile] = OrderedDict()
-        self._lock = threading.Lock()
+        self._open = _open_files(self.paths)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -48,7 +46,7 @@ class RecordFiles:
         return {"paths": self.paths, "_starts": self._starts}
 
     def __setstate__(self, state):
-        self.__dict__.update(state, _open=OrderedDict(), _lock=threading.Lock())
+        self.__dict__.update(state, _open=_open_files(state["paths"]))
 
     def locate(self, index: int) -> tuple[int, int]:
         """Returns (number of the file, number of the record in it). Raises IndexError outside 0 to len - 1."""
@@ -70,7 +68,7 @@ class RecordFiles:
         """
         path = self.paths[file]
         try:
-            handle, parts, left = self._handle(file), [], size
+            handle, parts, left = self._open.get(file), [], size
             while left and (part := os.pread(handle.number, left, offset + size - left)):
                 parts.append(part)
                 left -= len(part)
@@ -82,14 +80,11 @@ class RecordFiles:
             )
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _handle(self, file: int) -> _OpenFile:
-        with self._lock:
-            if file in self._open:
-                self._open.move_to_end(file)
-                return self._open[file]
-        handle = _OpenFile(self.paths[file])
-        with self._lock:
-            self._open[file] = handle
-            while len(self._open) > MOST_OPEN:
-                self._open.popitem(last=False)
-        return handle
+
+def _open_files(paths: Sequence[str]) -> BlockCache[_OpenFile]:
+    """Returns a cache of open files by number. It does not refer to its owner, whose end closes the files."""
+
+    def opened(file: int) -> tuple[_OpenFile, int]:
+        return _OpenFile(paths[file]), 1
+
+    return BlockCache(MOST_OPEN, opened)

@@ -6,7 +6,6 @@ one process builds an index, it locks a file next to the index, so that the othe
 """
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import secrets
@@ -16,11 +15,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from engine.base.errors import DataError
+from engine.base.file_lock import lock_if_supported
 from engine.base.types import PyTree
 from engine.cluster.identity import is_primary
 from engine.readers.bucket_cache import INDEXES as FOLDER
@@ -104,8 +103,9 @@ def _locked(path: str, form: str, wait: Callable[[], None]) -> Iterator[None]:
         except OSError:
             continue
         with file:
-            with contextlib.suppress(OSError):
-                _acquire(file, wait)
+            while not lock_if_supported(file, wait=False):
+                wait()
+                time.sleep(POLL_S)
             try:
                 yield
             finally:  # a process that still waits for the deleted file finds the index after it
@@ -113,17 +113,6 @@ def _locked(path: str, form: str, wait: Callable[[], None]) -> Iterator[None]:
                     os.unlink(lock)
         return
     yield
-
-
-def _acquire(file: BinaryIO, wait: Callable[[], None]) -> None:
-    """Locks an open file. Raises OSError if the file system supports no flock."""
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            wait()
-            time.sleep(POLL_S)
 
 
 def _stamp(path: str) -> np.ndarray:

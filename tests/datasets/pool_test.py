@@ -3,6 +3,7 @@ import threading
 
 import pytest
 
+from engine.base.cores import usable_cores
 from engine.base.errors import ConfigError, DataError
 from engine.cluster.exit_status import ExitStatus
 from engine.datasets import pool
@@ -70,6 +71,6 @@ def test_source_that_cannot_be_pickled_is_reported():
 
 def test_number_of_processes_is_checked_and_at_most_that_of_the_jobs():
     assert pool.process_count(8, 3) == 3
-    assert pool.process_count(None, 10**6) == pool.available_cores()
+    assert pool.process_count(None, 10**6) == usable_cores()
     with pytest.raises(ConfigError, match="processes = 0: allowed is a whole number from 1 to"):
         pool.process_count(0, 3)

@@ -337,7 +337,7 @@ def test_lock_of_a_file_that_its_holder_removes_is_taken_again(tmp_path, monkeyp
             path.unlink()
         locked.append(operation)
 
-    monkeypatch.setattr(write.fcntl, "flock", removed_at_first)
+    monkeypatch.setattr(fcntl, "flock", removed_at_first)
     with write._lock(path) as file:
         assert len(locked) == 2 and os.path.samestat(os.fstat(file.fileno()), path.stat())
 

@@ -29,14 +29,22 @@ def test_messages_are_in_the_order_of_their_log_times(path):
 
 def test_few_chunks_are_kept_and_a_pickled_copy_reads_again(path, monkeypatch):
     index = build_index(path)
-    messages = Messages(RecordFiles([path], [1]))
+    messages, plain, positions = Messages(RecordFiles([path], [1])), mcap_file.decompressed, []
+
+    def recorded(content, position):
+        positions.append(position)
+        return plain(content, position)
+
+    monkeypatch.setattr(mcap_file, "decompressed", recorded)
     times = set(index["time"].tolist())
     expected = read_all(messages, index, times)
-    assert len(messages._chunks) > 3
+    assert read_all(messages, index, times) == expected
+    chunks = set(positions)
+    assert len(positions) == len(chunks) > 3
     monkeypatch.setattr(mcap_file, "CACHE_BYTES", 500)
     copy = pickle.loads(pickle.dumps(messages))
-    assert read_all(copy, index, times) == expected
-    assert 1 <= len(copy._chunks) <= 2
+    assert read_all(copy, index, times) == read_all(copy, index, times) == expected
+    assert len(positions) > 2 * len(chunks) + 1
 
 
 def test_place_without_a_message_is_a_data_error(path):

@@ -39,6 +39,7 @@ def open_files(files):
 
 def test_threads_read_more_files_than_may_be_open(files, monkeypatch):
     monkeypatch.setattr(record_files, "MOST_OPEN", 2)
+    files = pickle.loads(pickle.dumps(files))
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda i: files.read(i % 20, 1, 2), range(400)))
     assert found == [bytes([i % 20] * 2) for i in range(400)]
