@@ -10,7 +10,6 @@ from typing import Any
 import ml_collections
 
 from engine.base.errors import ConfigError
-from engine.compile.build import build_task
 from engine.config.draft import draft_of
 from engine.config.instances import TARGET, missing, section_of
 from engine.config.schema import Config, Data, Evaluation, Target, Train, field_names
@@ -35,10 +34,6 @@ class Objects:
     data: Source | None = None
     evaluation_data: Mapping[str, Source] = dataclasses.field(default_factory=dict)
     hooks: Mapping[str, Hook[Any]] = dataclasses.field(default_factory=dict)
-
-    def build_task(self, section: Target) -> Task:
-        """Returns the Task of a run from the config section `task`."""
-        return build_task(section) if self.task is None else self.task
 
     def build_sources(
         self, data: Data, evaluations: Mapping[str, Evaluation], train: Train

@@ -19,7 +19,7 @@ from engine.api.saved_run import newest_checkpoint
 from engine.base.types import Device
 from engine.cluster import group
 from engine.compile import cache
-from engine.compile.build import build_program
+from engine.compile.build import build_program, build_task
 from engine.compile.program import Program
 from engine.config.loading import load
 from engine.config.schedules import check_functions
@@ -76,18 +76,16 @@ class Prepared:
             ConfigError: nothing fits, or the memory of the devices is not known.
         """
         compiled = functools.partial(
-            CompiledSizes, self._build, self.config.evaluations, self.evaluation_sources, len(self.source)
+            CompiledSizes, self.build_program, self.config.evaluations, self.evaluation_sources, len(self.source)
         )
         train = choose_sizes(self.config, self.mesh, compiled, say, stored)
         config = dataclasses.replace(self.config, train=train)
         return dataclasses.replace(self, config=config, source=for_run(self.source, train))
 
-    def build_program(self) -> tuple[Program, int]:
-        """Returns the program and the total number of steps."""
-        return self._build(self.config.train)
-
-    def _build(self, train: Train) -> tuple[Program, int]:
-        return build_program(self.task, self.mesh, self.source, dataclasses.replace(self.config, train=train))
+    def build_program(self, train: Train | None = None) -> tuple[Program, int]:
+        """Returns the program and the total number of steps; `train` replaces that section of the config."""
+        config = self.config if train is None else dataclasses.replace(self.config, train=train)
+        return build_program(self.task, self.mesh, self.source, config)
 
 
 def prepare(config: Config, objects: Objects | None = None, devices: Sequence[Device] | None = None) -> Prepared:
@@ -100,8 +98,8 @@ def prepare(config: Config, objects: Objects | None = None, devices: Sequence[De
     """
     objects = objects or Objects()
     source, evaluation_sources = objects.build_sources(config.data, config.evaluations, config.train)
-    task, mesh = objects.build_task(config.task), make_mesh(config.mesh, devices)
-    return Prepared(config, objects, task, mesh, source, evaluation_sources)
+    task = build_task(config.task) if objects.task is None else objects.task
+    return Prepared(config, objects, task, make_mesh(config.mesh, devices), source, evaluation_sources)
 
 
 def program(config: AnyConfig, devices: Sequence[Device] | None = None) -> tuple[Program, int]:

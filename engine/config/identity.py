@@ -119,9 +119,7 @@ def schedule_change(old: Config, new: Config, newest: int = 0, dataset_size: int
         return None
     for where, section in followers(new.optimizer).items():
         if section.schedule == "warmup_stable_decay" and dataset_size:
-            begins = [
-                decay_begin(sections(config.optimizer)[where], config.train, dataset_size) for config in (old, new)
-            ]
+            begins = [decay_begin(sections(run.optimizer)[where], run.train, dataset_size) for run in (old, new)]
             if newest <= min(begins):
                 continue
         return (

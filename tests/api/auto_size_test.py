@@ -1,6 +1,5 @@
 """Automatic sizes: the search, the step and the evaluations that must fit, runs that resume, and several processes."""
 
-import dataclasses
 import math
 
 import jax
@@ -82,12 +81,8 @@ def need(**settings):
 def needs(**settings):
     """Returns the GiB that the step of a config needs, and those of its evaluation."""
     config = runs.config(**RUN | settings, evaluations__heldout=HELDOUT)
-    sources = prepare(config, devices=jax.devices()[:1]).evaluation_sources
-
-    def build(train):
-        return prepare(dataclasses.replace(config, train=train), devices=jax.devices()[:1]).build_program()
-
-    sizes = CompiledSizes(build, config.evaluations, sources, 4096, Limit(2**30, "1 GiB"))
+    found, limit = prepare(config, devices=jax.devices()[:1]), Limit(2**30, "1 GiB")
+    sizes = CompiledSizes(found.build_program, config.evaluations, found.evaluation_sources, len(found.source), limit)
     return sizes.share(1, config.train), sizes.evaluation_shares(config.train)["heldout"]
 
 

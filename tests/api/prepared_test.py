@@ -2,9 +2,11 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from engine.api import prepared
+from engine.api.objects import Objects
 from engine.base.errors import ConfigError
 from engine.config.text import to_text
 from engine.run.directory import RunDirectory
@@ -33,3 +35,24 @@ def test_resolve_config_accepts_a_config_dict():
 
     config = prepared.resolve_config(draft.draft_of(runs.config()))
     assert dataclasses.asdict(config)["train"]["global_batch_size"] == 16
+
+
+def test_compilation_cache_is_switched_off_for_absent_devices():
+    config = runs.config(cache__compiled=True)
+    assert prepared.resolve_config(config, cached=False).cache.compiled is False
+    assert prepared.resolve_config(config) is config
+
+
+def test_objects_replace_targets_and_sources_are_named_by_their_section():
+    task, source = zoo.Classify(), zoo.source()
+    found = prepared.prepare(runs.config(), Objects(task=task, evaluation_data={"heldout": source}))
+    assert found.task is task and found.evaluation_sources["heldout"] is source
+    assert found.sources == {"data": found.source, "evaluations.heldout.data": source}
+
+
+def test_program_has_the_chosen_sizes():
+    auto = runs.config(train__global_batch_size="auto", train__memory_gib=1.0, data__n=16, evaluations={})
+    found = prepared.prepare(auto, devices=jax.devices()[:1]).with_sizes()
+    size = found.config.train.global_batch_size
+    assert found.build_program()[0].batch_size == size == 16  # an epoch
+    assert found.build_program(dataclasses.replace(found.config.train, global_batch_size=4))[0].batch_size == 4

@@ -1,12 +1,9 @@
 """What programs need on each device. tests/api/auto_size_test.py chooses sizes by it."""
 
-import dataclasses
-
 import jax
 import pytest
 
 from engine.api.prepared import prepare
-from engine.compile.build import build_program
 from engine.compile.memory_limit import Limit
 from engine.loop.compiled_sizes import CompiledSizes
 from engine.parallel.memory import device_bytes
@@ -17,12 +14,9 @@ def opened(**settings):
     """Returns the sizes of a config on two devices, whose shares are bytes, and its program."""
     config = runs.config(**settings)
     found = prepare(config, devices=jax.devices()[:2])
-
-    def build(train):
-        return build_program(found.task, found.mesh, found.source, dataclasses.replace(config, train=train))
-
-    sizes = CompiledSizes(build, config.evaluations, found.evaluation_sources, len(found.source), Limit(1.0, "1 B"))
-    return sizes, config.train, build(config.train)[0]
+    sources, limit = found.evaluation_sources, Limit(1.0, "1 B")
+    sizes = CompiledSizes(found.build_program, config.evaluations, sources, len(found.source), limit)
+    return sizes, config.train, found.build_program()[0]
 
 
 def test_evaluation_needs_its_program_with_the_whole_train_state():
