@@ -19,9 +19,9 @@ from benchmarks.data_wait import Interval, Waits, shares
 from benchmarks.report import Row
 from engine.config import defaults, validate
 from engine.config.schema import Config
+from engine.data.adapt import build_source
 from engine.data.ragged.report import RaggedReport
 from engine.data.ragged.report import report as ragged_report
-from engine.data.source import build_source
 from models.scenes import Scenes
 
 MEDIAN, LARGEST = 15, 300

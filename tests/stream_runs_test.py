@@ -13,7 +13,7 @@ import engine
 from engine.api.prepared import prepare
 from engine.base.errors import ConfigError
 from engine.config.text import to_text
-from engine.data.streams.source import descriptions
+from engine.data.adapt import descriptions
 from engine.run import ledger
 from engine.run.directory import RunDirectory
 from tests import runs, zoo

@@ -13,7 +13,7 @@ from engine.base.errors import CheckpointError, ConvoyError, FieldError, RunErro
 from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus, is_retried
 from engine.config.schema import Config
-from engine.data.streams.source import Readable
+from engine.data.adapt import Readable
 from engine.metrics.results import Result
 from engine.run import status
 from engine.run.directory import RunDirectory

@@ -27,8 +27,8 @@ from engine.compile.out_of_memory import out_of_memory_reported
 from engine.config.instances import section_of
 from engine.config.schema import Config, Data
 from engine.config.target import check
-from engine.data.source import Source, build_source
-from engine.data.streams.source import Readable, limit_source
+from engine.data.adapt import Readable, build_source, limit_source
+from engine.data.source import BaseSource
 from engine.metrics.results import Result
 from engine.observe.figure_files import remove_figures, write_figures
 from engine.storage.mounts import local_path
@@ -230,7 +230,7 @@ def _config_for_predictions(
     return evaluation, saved.changed_config(renamed)
 
 
-def _source(data: Readable | Mapping[str, Any] | None, section: Data, where: str) -> Source:
+def _source(data: Readable | Mapping[str, Any] | None, section: Data, where: str) -> BaseSource:
     if data is None or isinstance(data, Mapping):
         return build_source(section, where, finite=True)
     return limit_source(data, section, "data", finite=True)

@@ -15,9 +15,9 @@ from engine.config.instances import TARGET, missing, section_of
 from engine.config.schema import Config, Data, Evaluation, Target, Train, field_names
 from engine.config.schema import Hook as HookConfig
 from engine.config.validation import validate
+from engine.data.adapt import Readable, build_source, check_readable, limit_source
 from engine.data.sampling.share_schedule import for_run
-from engine.data.source import Source, build_source
-from engine.data.streams.source import check_readable, limit_source
+from engine.data.source import BaseSource
 from engine.loop.hooks import Hook, build_hooks
 from engine.metrics.values import describe_value
 from engine.training.task import Task
@@ -31,13 +31,13 @@ class Objects:
     """The objects of a run, each None or absent where the config names a target."""
 
     task: Task | None = None
-    data: Source | None = None
-    evaluation_data: Mapping[str, Source] = dataclasses.field(default_factory=dict)
+    data: Readable | None = None
+    evaluation_data: Mapping[str, Readable] = dataclasses.field(default_factory=dict)
     hooks: Mapping[str, Hook[Any]] = dataclasses.field(default_factory=dict)
 
     def build_sources(
         self, data: Data, evaluations: Mapping[str, Evaluation], train: Train
-    ) -> tuple[Source, dict[str, Source]]:
+    ) -> tuple[BaseSource, dict[str, BaseSource]]:
         """Returns the training source, and evaluation name -> source; `data.limit` is applied to each."""
         evaluation_sources = {
             name: _source(self.evaluation_data.get(name), section.data, f"evaluations.{name}.data", finite=True)
@@ -60,7 +60,7 @@ class Objects:
                 missing(str(section.arguments.get("type")))
 
 
-def _source(found: Source | None, section: Data, where: str, finite: bool = False) -> Source:
+def _source(found: Readable | None, section: Data, where: str, finite: bool = False) -> BaseSource:
     if found is None:
         return build_source(section, where, finite=finite)
     return limit_source(found, section, where, finite)

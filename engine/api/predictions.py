@@ -23,7 +23,7 @@ from engine.compile.prediction_program import prediction_step
 from engine.config.schema import Data
 from engine.data.batch import Batch
 from engine.data.feed import EvaluationFeed
-from engine.data.source import Source, example_spec, limited, source_text
+from engine.data.source import BaseSource, example_spec, limited, source_text
 from engine.data.text import text_columns
 from engine.metrics.values import pad_rows
 from engine.parallel.mesh import check_batch, replicated
@@ -54,7 +54,7 @@ class Predictor:
         ConfigError: the batches do not fit into memory.
     """
 
-    def __init__(self, source: Source, settings: Data, program: EvaluationProgram, batch_size: int, where: str):
+    def __init__(self, source: BaseSource, settings: Data, program: EvaluationProgram, batch_size: int, where: str):
         check_batch(program.mesh, batch_size, 1, "the batch size of predictions")
         source = limited(source, settings.limit)
         spec = example_spec(source)

@@ -19,7 +19,7 @@ from engine.config.schema import Config, Train
 from engine.config.text import from_text
 from engine.data import dataset_summary
 from engine.data.sampling.share_schedule import follows_run
-from engine.data.source import Source
+from engine.data.source import BaseSource
 from engine.run.directory import RunDirectory
 
 
@@ -82,7 +82,7 @@ def check_total_reaches_checkpoint(train: Train, dataset_size: int, directory: R
 
 
 def check_readers_of_total(
-    readers: Sequence[str], source: Source, total: Duration, directory: RunDirectory, accepted: Accepted
+    readers: Sequence[str], source: BaseSource, total: Duration, directory: RunDirectory, accepted: Accepted
 ) -> None:
     """Checks that a changed `train.total` does not change the training of a Task or a dataset that depends on it.
 
@@ -144,7 +144,7 @@ def _stored_size(directory: RunDirectory) -> int:
     return int(size) if size.isdecimal() else 0
 
 
-def summarize_datasets(sources: Mapping[str, Source]) -> dict[str, dataset_summary.Summary]:
+def summarize_datasets(sources: Mapping[str, BaseSource]) -> dict[str, dataset_summary.Summary]:
     """Returns the summary of each dataset of a run, by config section.
 
     Raises:

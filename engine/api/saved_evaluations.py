@@ -21,8 +21,8 @@ from engine.compile.build import build_task
 from engine.compile.out_of_memory import out_of_memory_reported
 from engine.config.target import check
 from engine.config.text import field_texts
-from engine.data.source import Source, build_source, fingerprint
-from engine.data.streams.source import Readable, limit_source
+from engine.data.adapt import Readable, build_source, limit_source
+from engine.data.source import BaseSource
 from engine.loop.evaluation import build_evaluations
 from engine.metrics.results import Result, json_values
 from engine.observe.figure_files import write_figures
@@ -192,7 +192,7 @@ def read_results(path: Path) -> list[StoredResults]:
 
 
 def _settings(
-    old: Mapping[str, str], new: Mapping[str, str], names: Collection[str], data: Mapping[str, Source]
+    old: Mapping[str, str], new: Mapping[str, str], names: Collection[str], data: Mapping[str, BaseSource]
 ) -> dict[str, tuple[dict[str, str], dict[str, str]]]:
     """Returns evaluation -> the settings that differ from those of the run, and those of the evaluation, by field.
 
@@ -214,7 +214,7 @@ def _settings(
             field: text for field, text in changed.items() if field.startswith(prefix) or "evaluations." not in field
         }
         if name in data:
-            own[f"{prefix}data"] = f"an object with the content {fingerprint(data[name])}"
+            own[f"{prefix}data"] = f"an object with the content {data[name].fingerprint()}"
         section = {field.removeprefix(prefix): text for field, text in new.items() if field.startswith(prefix)}
         found[name] = own, {field: text for field, text in section.items() if field not in (*SCHEDULE, *LISTING)}
     return found

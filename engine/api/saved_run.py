@@ -29,7 +29,7 @@ from engine.config.schema import Config, Data, Evaluation, MeshSpec, Target, fie
 from engine.config.target import is_found
 from engine.config.text import from_text
 from engine.config.validation import validate
-from engine.data.streams.source import Readable
+from engine.data.adapt import Readable
 from engine.observe.goodput_table import goodput_text
 from engine.parallel.mesh import make_mesh
 from engine.run import code, status

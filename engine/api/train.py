@@ -31,9 +31,9 @@ from engine.config.schema import Config
 from engine.config.target import target_names
 from engine.config.text import field_texts, to_text
 from engine.data import dataset_summary
+from engine.data.adapt import Readable, descriptions
 from engine.data.context import names_total_steps
-from engine.data.source import has_transform, source_name
-from engine.data.streams.source import Readable, descriptions
+from engine.data.source import source_name
 from engine.loop.hooks import Hook
 from engine.loop.phases import COMPILING
 from engine.loop.preemption import start_ended_by_sigterm
@@ -162,7 +162,7 @@ def _build_trainer(
         observers=OBSERVERS,
     )
     readers = [type(trainer.program.spec.task).__name__] if trainer.program.reads_total_steps else []
-    if has_transform(source) and names_total_steps(source.transform):
+    if source.has_transform and names_total_steps(source.transform):
         readers.append(f"{source_name(source)}.transform")
     check_readers_of_total(readers, source, config.train.total, directory, accepted)
     directory.write_config_text(to_text(config))  # after all checks of the config

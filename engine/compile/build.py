@@ -14,7 +14,7 @@ from engine.compile.program import DTYPES, Program
 from engine.config.hardware import check_precision
 from engine.config.schema import Config, Sharding, Target, Train
 from engine.config.target import build
-from engine.data.source import Source, example_spec, shape_specs
+from engine.data.source import BaseSource, example_spec
 from engine.metrics.values import describe_value
 from engine.parallel.layout import active, make_layout
 from engine.parallel.mesh import check_batch
@@ -60,7 +60,7 @@ def build_evaluation_program(
     return EvaluationProgram(task, model, layout, DTYPES[train.precision], seed=train.seed)
 
 
-def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tuple[Program, int]:
+def build_program(task: Task, mesh: Mesh, source: BaseSource, config: Config) -> tuple[Program, int]:
     """Returns the program of a config and its total number of steps. Allocates no array.
 
     It compiles nothing but a program of one number, which checks `compiler.options` if there are any.
@@ -99,14 +99,14 @@ def build_program(task: Task, mesh: Mesh, source: Source, config: Config) -> tup
         steps_per_epoch=size / train.global_batch_size,
         compiler_options=options,
     )
-    shapes = shape_specs(source)
+    shapes = source.shape_specs()
     check_consecutive(source, len(shapes), train.steps_per_dispatch)
     return Program(spec, example, batch_size=train.global_batch_size, seed=train.seed, shapes=shapes), total
 
 
-def check_consecutive(source: Source, shapes: int, k: int) -> None:
+def check_consecutive(source: BaseSource, shapes: int, k: int) -> None:
     """Raises ConfigError if a dispatch of k steps needs more batches of one shape than the source gives in a row."""
-    consecutive = getattr(source, "consecutive", 1)
+    consecutive = source.consecutive
     if shapes > 1 and consecutive % k:
         raise ConfigError(
             f"train.steps_per_dispatch = {k}: the steps of a dispatch need batches of one shape, and the source of "

@@ -17,7 +17,8 @@ import numpy as np
 from engine.base.errors import DataError
 from engine.base.types import Json
 from engine.data.batch import Batch
-from engine.data.source import Examples, Source, leaves_with_path, shape_specs, source_name
+from engine.data.examples import Examples, leaves_with_path
+from engine.data.source import BaseSource, source_name
 from engine.data.text import without_text
 
 FILLER_TRIES = 1000  # consecutive positions tried for a filler
@@ -47,7 +48,7 @@ class TolerantBatch:
 class RowBatches(Protocol):
     """Batches that can also read a single row (`batches.py`)."""
 
-    source: Source
+    source: BaseSource
     batch_size: int
     rows: np.ndarray
 
@@ -69,7 +70,7 @@ class TolerantBatches:
         self._batches = batches
         self._specs = [
             [(path, spec.shape, spec.dtype) for path, spec in leaves_with_path(example)]
-            for example in shape_specs(batches.source)
+            for example in batches.source.shape_specs()
         ]
 
     def __getitem__(self, n: int) -> TolerantBatch:

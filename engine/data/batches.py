@@ -13,23 +13,12 @@ from engine.base.errors import DataError, did_you_mean
 from engine.base.types import PyTree
 from engine.base.user_errors import location
 from engine.data.batch import Batch
-from engine.data.collate import Collator, has_new_arrays, own_copy
+from engine.data.collate import Collator, own_copy
 from engine.data.context import Context, call
 from engine.data.ragged.fields import Sizes
-from engine.data.sampling.sampler import (
-    Marks,
-    is_marked,
-    is_shaped,
-    is_sized,
-    is_tagged,
-    make_sampler,
-    needs_whole_batches,
-    read_example,
-    read_examples,
-    reads_singly,
-)
+from engine.data.sampling.sampler import Marks, Sampler, make_sampler, read_example, read_examples
 from engine.data.sampling.shuffle import random_generators
-from engine.data.source import Example, Examples, Source, example_spec, has_transform, leaves_with_path, source_name
+from engine.data.source import BaseSource, Example, Examples, example_spec, leaves_with_path, source_name
 from engine.data.stages import stage
 from engine.data.text import has_text, is_text, without_text
 
@@ -49,7 +38,9 @@ class Batches:
     A batch may span two epochs, so every batch is full and no example is dropped.
     """
 
-    def __init__(self, source: Source, batch_size: int, seed: int, shuffle: bool, rows: Rows = None, total: int = 0):
+    def __init__(
+        self, source: BaseSource, batch_size: int, seed: int, shuffle: bool, rows: Rows = None, total: int = 0
+    ):
         """Creates the batches of a source; nothing is read yet.
 
         Args:
@@ -67,7 +58,7 @@ class Batches:
         self.ones = np.ones(len(self.rows), np.float32)
         """Weight of every batch, float32 `[rows]`: one array shared by all batches."""
         # Batches whose addresses are computed in one call.
-        self._group = max(1, GROUP // (batch_size if needs_whole_batches(self._sampler) else len(self.rows)))
+        self._group = max(1, GROUP // (batch_size if self._sampler.needs_whole_batches else len(self.rows)))
         # Two cached groups, since threads may work on both sides of the border between two groups.
         self._groups: list[tuple[int, np.ndarray | None]] = [(-1, None)] * 2
         self._keep_64_bit = _keep_64_bit()
@@ -109,47 +100,46 @@ class Batches:
             DataError: the example cannot be read, or does not fit this shape.
         """
         address = self.address(position)
-        if is_shaped(self._sampler):
+        if self._sampler.is_shaped:
             address = self._sampler.with_shape(address, self.shape(n))
         return self._read(np.array([address]), np.array([position]))
 
     def shape(self, n: int) -> int:
         """Returns the number of the shape of batch n, as in `source.shape_specs`."""
-        return self._sampler.shape_of(int(self.addresses(n)[0])) if is_shaped(self._sampler) else 0
+        return self._sampler.shape_of(int(self.addresses(n)[0])) if self._sampler.is_shaped else 0
 
     def sizes(self, n: int) -> Sizes | None:
         """Returns the sizes of the rows of batch n; None if the source does not know them."""
-        return self._sampler.sizes(self.addresses(n)) if is_sized(self._sampler) else None
+        return self._sampler.sizes(self.addresses(n)) if self._sampler.is_sized else None
 
     @property
     def tag_names(self) -> tuple[str, ...]:
         """Names of the tags of the examples; none if the source does not know them."""
-        return self._sampler.tag_names if is_tagged(self._sampler) else ()
+        return self._sampler.tag_names
 
     def tag_counts(self, n: int) -> dict[str, int]:
         """Returns how many rows of batch n have each tag, without tags that none has."""
-        if not is_tagged(self._sampler):
+        if not self._sampler.tag_names:
             return {}
         counts = self._sampler.tag_counts(self.addresses(n)).tolist()
         return {name: count for name, count in zip(self.tag_names, counts, strict=True) if count}
 
     def same_shape(self, first: int, count: int) -> bool:
         """Returns whether batches first, ..., first + count - 1 have one shape."""
-        return not is_shaped(self._sampler) or len({self.shape(n) for n in range(first, first + count)}) == 1
+        return not self._sampler.is_shaped or len({self.shape(n) for n in range(first, first + count)}) == 1
 
     @property
     def has_marks(self) -> bool:
         """Whether the source reads streams, so that `seek` and `marks` are of use."""
-        return is_marked(self._sampler)
+        return self._sampler.is_marked
 
     def seek(self, marks: Marks) -> None:
         """Sets where some shards of streams are opened."""
-        if is_marked(self._sampler):
-            self._sampler.seek(marks)
+        self._sampler.seek(marks)
 
     def marks(self, n: int) -> Marks:
         """Returns where shards are opened to read batch n and later ones, as far as the previous call did not."""
-        return self._sampler.marks(n * self.batch_size) if is_marked(self._sampler) else {}
+        return self._sampler.marks(n * self.batch_size)
 
     def weight(self, n: int) -> np.ndarray:
         """Returns the weight of batch n if all of its examples can be read, float32 `[rows]`."""
@@ -187,12 +177,12 @@ class Batches:
                 collator.add(self._transform(*located[row], example, generators[row], int(positions[row])))
         return collator.batch(lambda row: f"{located[row][1]} of {source_name(located[row][0])}")
 
-    def _examples(self, located: Sequence[tuple[Source, int]], addresses: np.ndarray) -> Iterator[Example]:
+    def _examples(self, located: Sequence[tuple[BaseSource, int]], addresses: np.ndarray) -> Iterator[Example]:
         """Yields the example at each address, which a transform may change."""
         import jax
 
-        if reads_singly(self._sampler):
-            new_arrays = {key: has_new_arrays(source) for key, source in {id(s): s for s, _ in located}.items()}
+        if self._sampler.reads_singly:
+            new_arrays = {key: source.has_new_arrays for key, source in {id(s): s for s, _ in located}.items()}
             for source, number in located:
                 yield own_copy(read_example(source, number), new_arrays[id(source)])
         else:
@@ -201,10 +191,10 @@ class Batches:
                 yield jax.tree.map(lambda array, row=row: array[row], batch)
 
     def _transform(
-        self, source: Source, number: int, example: Example, rng: np.random.Generator, position: int
+        self, source: BaseSource, number: int, example: Example, rng: np.random.Generator, position: int
     ) -> Example:
         """Returns the transformed example of a position; the example itself if its source has no transform."""
-        if not has_transform(source):
+        if not source.has_transform:
             return example
         context = Context(position // self.batch_size, position / len(self.source), self._total, rng)
         try:
@@ -234,7 +224,7 @@ class OrderedBatches:
     """
 
     def __init__(
-        self, source: Source, batch_size: int, rows: Rows = None, keep_text: bool = False, in_order: bool = False
+        self, source: BaseSource, batch_size: int, rows: Rows = None, keep_text: bool = False, in_order: bool = False
     ):
         self.source, self.batch_size, self._keep_text = source, batch_size, keep_text
         self.rows = _row_numbers(rows, batch_size)
@@ -242,8 +232,7 @@ class OrderedBatches:
         self.ones = np.ones(len(self.rows), np.float32)
         """Weight of every full batch, float32 `[rows]`: one array shared by all of them."""
         self._keep_64_bit = _keep_64_bit()
-        order = getattr(source, "stored_order" if in_order else "evaluation_order", None)
-        self._order = None if order is None else order(batch_size)
+        self._order: Sampler | None = (source.stored_order if in_order else source.evaluation_order)(batch_size)
 
     def __len__(self) -> int:
         return -(-len(self.source) // self.batch_size)

@@ -12,8 +12,8 @@ import numpy as np
 
 from engine.base.errors import DataError
 from engine.base.types import PyTree
+from engine.data.examples import Example, Examples, leaves_with_path
 from engine.data.shared_arrays import empty
-from engine.data.source import Example, Examples, Limited, Source, defined_with_or_after, leaves_with_path
 from engine.data.stages import stage
 from engine.data.text import TEXT_KINDS, is_text, stack_leaves
 
@@ -117,16 +117,6 @@ def stack_examples(examples: Sequence[Example], describe: Callable[[int], str]) 
                     "Bring all to one shape (crop or pad them) in the source, or wrap it in engine.Padded."
                 ) from error
         raise
-
-
-def has_new_arrays(source: Source) -> bool:
-    """Returns whether a source declares that nothing else refers to the arrays of its examples.
-
-    An inherited declaration does not count if a subclass overrides `__getitem__`.
-    """
-    if isinstance(source, Limited):
-        return has_new_arrays(source.source)
-    return getattr(source, "new_arrays", False) and defined_with_or_after(source, "new_arrays", "__getitem__")
 
 
 def own_copy(example: Example, new_arrays: bool = False) -> Example:

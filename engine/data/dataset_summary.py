@@ -11,18 +11,18 @@ from pathlib import Path
 from engine.base.duration import UNKNOWN_LENGTH
 from engine.base.errors import DataError
 from engine.base.text_file import read_text
-from engine.data.source import SEPARATOR, Source, example_spec, fingerprint, leaves_with_path
+from engine.data.source import SEPARATOR, BaseSource, example_spec, leaves_with_path
 
 MAX_SHOWN = 8  # differing parts of a fingerprint that are listed
 
 Summary = Mapping[str, str]
 
 
-def summarize(source: Source) -> dict[str, str]:
+def summarize(source: BaseSource) -> dict[str, str]:
     """Returns the number of examples, the shapes and dtypes of an example, and a fingerprint of the content."""
     spec = ", ".join(f"{path} {leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves_with_path(example_spec(source)))
     size = "unknown" if len(source) >= UNKNOWN_LENGTH else str(len(source))
-    return {"examples": size, "each": spec, "content": fingerprint(source)}
+    return {"examples": size, "each": spec, "content": source.fingerprint()}
 
 
 def changes(before: Summary, now: Summary, where: str) -> list[str]:

@@ -24,7 +24,7 @@ from engine.data.placement import Placement, local_rows, to_global_arrays
 from engine.data.prefetch import dispatches_ahead
 from engine.data.reader import read
 from engine.data.sampling.sampler import Mark
-from engine.data.source import Source, example_spec, fingerprint, limited
+from engine.data.source import BaseSource, example_spec, limited
 from engine.data.stages import Times
 from engine.data.streams.marks import MarkedBatch, MarkedBatches, add_later, later
 from engine.data.text import has_text, without_text
@@ -37,7 +37,7 @@ class TrainFeed:
 
     def __init__(
         self,
-        source: Source,
+        source: BaseSource,
         settings: Data,
         *,
         batch_size: int,
@@ -81,7 +81,7 @@ class TrainFeed:
         self._place = Placement(sharding, batches.ones)
         self._on_batch = on_batch
         self._bad = bad
-        self._content = zlib.crc32(fingerprint(source).encode()) if batches.has_marks else 0
+        self._content = zlib.crc32(source.fingerprint().encode()) if batches.has_marks else 0
         # Where the shards of streams are opened again, before the latest call of `next`.
         self._marks: dict[str, Mark] | None = None
         if batches.has_marks:  # those of other data (--accept-data-change) are of no use
@@ -201,7 +201,7 @@ class EvaluationFeed:
 
     def __init__(
         self,
-        source: Source,
+        source: BaseSource,
         settings: Data,
         *,
         batch_size: int,

@@ -6,9 +6,8 @@ same structure, shapes and dtypes. Text stays on the host (`text.py`). Several t
 """
 
 import functools
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeGuard
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,19 +16,10 @@ import xxhash
 from engine.base.errors import DataError
 from engine.base.types import PyTree
 from engine.base.user_errors import describe
-from engine.config.schema import Data
-from engine.config.target import build
+from engine.data.examples import Example, Examples, check_numbers, leaves_with_path, sample_fingerprint
 from engine.data.text import content, is_text, text_paths, without_text
 
-type Example = PyTree
-"""A pytree of numpy arrays, numbers and text."""
-type Examples = PyTree
-"""The same pytree with arrays `[rows, ...]`."""
-
 SPEC_TRIES = 16  # examples tried at most to find the spec of an example
-NUMERIC_KINDS = "biufc"  # numpy dtype kinds that an example may hold: bool, integers, floats, complex
-JAX_NUMBERS = ("bfloat16", "float8_e4m3fn", "float8_e5m2", "int4", "uint4")  # names of further dtypes
-FINGERPRINT_EXAMPLES = 32  # examples that a fingerprint reads at most, so that a run starts quickly
 FINGERPRINT_BYTES = 256 << 20  # arrays up to this size are hashed whole: seconds if they are mapped from a slow disk
 SEPARATOR = "; "  # between the parts of a fingerprint, such as the files of a source
 
@@ -69,25 +59,170 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Example: ...
 
 
-class GatheringSource(Source, Protocol):
-    """A source that can read many examples in one call."""
+class BaseSource:
+    """A source with every optional member, as the engine reads it: those of `Source`, and those of wrapping sources.
 
-    def take(self, indices: np.ndarray, /) -> Examples: ...
+    The sources of the engine are subclasses. `adapt.as_source` gives these defaults to other objects.
+    """
+
+    new_arrays: bool = False
+    consecutive: int = 1
+    """Number of consecutive batches that have the same shape."""
+    source_name: str = ""
+    """Name in error texts, if it stands for another object; else that of its class."""
+    source: Any = None
+    documents: Any = None
+    sources: Any = None
+    """The source that it wraps, the source that it packs, and the sources that it mixes, by name."""
+    times: Any = None
+    """Values by time (`sampling/share_schedule.py`), if they decide which examples it draws."""
+    paths: Sequence[str] = ()
+    folder: Any = None
+    """The files, or the folder, that it reads."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError(f"{source_name(self)} defines no __len__.")
+
+    def __getitem__(self, index: int, /) -> Example:
+        raise NotImplementedError(f"{source_name(self)} defines no __getitem__.")
+
+    def delegate(self, source: "BaseSource", *members: str) -> None:
+        """Takes over those optional members that another source has for its examples."""
+        for member in members:
+            if source.defines(member) and source.keeps(member):
+                setattr(self, member, getattr(source, member))
+
+    @functools.cached_property
+    def has_take(self) -> bool:
+        """Whether batches are read with `take`."""
+        return self.defines("take") and self.keeps("take")
+
+    @functools.cached_property
+    def has_transform(self) -> bool:
+        """Whether it has a random transform for training."""
+        return self.defines("transform")
+
+    @property
+    def has_new_arrays(self) -> bool:
+        """Whether it declares that nothing else refers to the arrays of its examples."""
+        return self.new_arrays and self.keeps("new_arrays")
+
+    @property
+    def has_sampler(self) -> bool:
+        """Whether it has an order of its own for training."""
+        return self.defines("sampler") or self.defines("batch_sampler")
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether `weighted_order` draws some examples more often than others."""
+        return self.defines("weighted_order")
+
+    @property
+    def measured(self) -> bool:
+        """Whether the lengths of the examples are known without reading them, if they are ragged."""
+        return True
+
+    def defines(self, member: str) -> bool:
+        """Returns whether the source or its class has its own value of an optional member, instead of the default."""
+        if member in vars(self):
+            return True
+        return next(owner for owner in type(self).__mro__ if member in vars(owner)) is not BaseSource
+
+    def keeps(self, member: str) -> bool:
+        """Returns whether a member agrees with `__getitem__`.
+
+        One that a subclass with another `__getitem__` inherits does not: it would bypass that method.
+        """
+        return member in vars(self) or defined_with_or_after(type(self), member, "__getitem__")
+
+    def take(self, indices: np.ndarray, /) -> Examples:
+        raise NotImplementedError(f"{source_name(self)} defines no take.")
+
+    def transform(self, example: Example, rng: np.random.Generator, /) -> Example:
+        return example
+
+    def fingerprint(self) -> str:
+        return sample_fingerprint(len(self), self.__getitem__)
+
+    def sampler(self, seed: int, shuffle: bool, /) -> Any:
+        return None
+
+    def batch_sampler(self, seed: int, shuffle: bool, batch_size: int, /) -> Any:
+        """Returns a sampler for batches of so many rows; None if `sampler` gives it."""
+        return None
+
+    def limited(self, count: int, /) -> "BaseSource":
+        return Limited(self, count)
+
+    def with_run(self, examples: int, /) -> "BaseSource":
+        """Returns the source for a run of so many examples, if its order depends on that."""
+        return self
+
+    def counted(self) -> "BaseSource | None":
+        """Returns a source of known length, for which it reads streams of unknown length once; None if it cannot."""
+        return None
+
+    def lengths(self) -> Any:
+        return None
+
+    def field_lengths(self, names: Sequence[str], /) -> Mapping[str, np.ndarray] | None:
+        return None
+
+    def known_field_lengths(self, names: Sequence[str]) -> Mapping[str, np.ndarray] | None:
+        """Returns `field_lengths`, unless a subclass with another `__getitem__` inherits that method."""
+        return self.field_lengths(names) if self.keeps("field_lengths") else None
+
+    def costs(self) -> npt.ArrayLike | None:
+        return None
+
+    def tags(self) -> Any:
+        return None
+
+    @property
+    def tag_names(self) -> tuple[str, ...]:
+        """Names of the tags of a source with `is_weighted`."""
+        return ()
+
+    def tag_counts(self, indices: np.ndarray, /) -> np.ndarray:
+        """Returns how many of the examples at `indices` have each tag, int64 `[tags]`."""
+        return np.zeros(0, np.int64)
+
+    def weighted_order(self, seed: int, shuffle: bool, batch_size: int | None, /) -> Any:
+        """Returns the order of a source with `is_weighted`; None for a permutation in every epoch."""
+        return None
+
+    def shape_specs(self) -> list[PyTree]:
+        """Returns the spec of an example in each shape that its batches have; the last one is the largest."""
+        return [example_spec(self)]
+
+    def shape_names(self) -> list[str]:
+        """Returns the names of these shapes."""
+        return []
+
+    def evaluation_order(self, batch_size: int, /) -> Any:
+        """Returns the order of an evaluation; None for that of the source."""
+        return None
+
+    def stored_order(self, batch_size: int, /) -> Any:
+        """Returns the order of the source, with the shapes of batches of so many examples; None for a single shape."""
+        return None
+
+    def checksums(self) -> dict[str, str]:
+        """Returns path -> the checksum that a file should have."""
+        return {}
+
+    def record_name(self, index: int, /) -> str:
+        """Returns the file of an example and the record in it; "" if it is not known."""
+        return ""
 
 
-class IndexedSource(Source, Protocol):
-    """A source that may have an index of the lengths of its fields."""
-
-    def field_lengths(self, names: Sequence[str], /) -> Mapping[str, np.ndarray] | None: ...
-
-
-class TransformingSource(Source, Protocol):
-    """A source with a random transform for training."""
-
-    def transform(self, example: Example, rng: np.random.Generator, /) -> Example: ...
+def inner_sources(source: BaseSource) -> list[BaseSource]:
+    """Returns the sources that a source reads directly."""
+    mixed = source.sources.values() if isinstance(source.sources, Mapping) else []
+    return [found for found in (source.source, source.documents, *mixed) if isinstance(found, BaseSource)]
 
 
-class ArraySource:
+class ArraySource(BaseSource):
     """A source of in-memory examples, the rows of arrays. A subclass may add `transform`."""
 
     new_arrays = True
@@ -137,8 +272,8 @@ class ArraySource:
         """Returns a hash of all values, or of a sample of the examples if the arrays are very large."""
         arrays = [array for _, array in leaves_with_path(self.arrays)]
         if sum(array.nbytes for array in arrays) > FINGERPRINT_BYTES:
-            return _sample(self)
-        found = xxhash.xxh3_128(_sample(self).encode())
+            return sample_fingerprint(len(self), self.__getitem__)
+        found = xxhash.xxh3_128(sample_fingerprint(len(self), self.__getitem__).encode())
         for array in arrays:
             text = array.dtype.kind not in "US" and is_text(array)  # Python's strings: the array holds addresses
             found.update(content(array) if text else np.ascontiguousarray(array).reshape(-1).view(np.uint8))
@@ -151,21 +286,19 @@ def _row(array: np.ndarray, index: int) -> npt.ArrayLike:
     return row if isinstance(row, str | bytes) else row.copy()
 
 
-class Limited:
+class Limited(BaseSource):
     """The first examples of a source; created by `limited`."""
 
-    def __init__(self, source: Source, length: int):
+    def __init__(self, source: BaseSource, length: int):
         self.source = source
         self._length = length
-        if has_take(source):
-            self.take = source.take
-        if has_transform(source):
-            self.transform = source.transform
-        if has_field_lengths(source):
-            self.field_lengths = self._field_lengths
-        for method in ("lengths", "costs"):
-            if hasattr(source, method):
-                setattr(self, method, functools.partial(self._first, method))
+        self.source_name = source_name(source)
+        self.new_arrays = source.has_new_arrays
+        self.delegate(source, "take", "transform")
+        if source.defines("lengths"):
+            self.lengths = self._lengths
+        if source.defines("costs"):
+            self.costs = self._first_costs
 
     def __len__(self) -> int:
         return self._length
@@ -174,22 +307,26 @@ class Limited:
         return self.source[index]
 
     def fingerprint(self) -> str:
-        return f"{fingerprint(self.source)}[:{self._length}]"
+        return f"{self.source.fingerprint()}[:{self._length}]"
 
-    def _field_lengths(self, names: Sequence[str]) -> Mapping[str, np.ndarray] | None:
-        assert has_field_lengths(self.source)
-        found = self.source.field_lengths(names)
+    def field_lengths(self, names: Sequence[str]) -> Mapping[str, np.ndarray] | None:
+        found = self.source.known_field_lengths(names)
         return None if found is None else {name: lengths[: self._length] for name, lengths in found.items()}
 
-    def _first(self, method: str) -> npt.ArrayLike | Mapping[str, npt.ArrayLike]:
-        """Returns what a method of the source returns, for the first examples; lengths may be a dict by axis."""
-        found = getattr(self.source, method)()
+    def _lengths(self) -> Any:
+        found = self.source.lengths()  # may be a dict by axis
         if isinstance(found, Mapping):
             return {axis: np.asarray(values)[: self._length] for axis, values in found.items()}
         return np.asarray(found)[: self._length]
 
+    def _first_costs(self) -> npt.ArrayLike:
+        return np.asarray(self.source.costs())[: self._length]
 
-def limited(source: Source, count: int | None) -> Source:
+    def record_name(self, index: int) -> str:
+        return self.source.record_name(index)
+
+
+def limited(source: BaseSource, count: int | None) -> BaseSource:
     """Returns a source of the first `count` examples, or the source itself if `count` is None or not below its length.
 
     Raises:
@@ -201,88 +338,23 @@ def limited(source: Source, count: int | None) -> Source:
         raise DataError(
             f"data.limit = {count}: allowed are 1 and more, or None for all examples of {source_name(source)}."
         )
-    own = getattr(source, "limited", None)
-    return own(count) if own is not None else Limited(source, count)
+    return source.limited(count)
 
 
-def build_source(section: Data, where: str, *, finite: bool = False) -> Source:
-    """Returns the source of a config section; `data.limit` is applied.
-
-    Args:
-        section: the section.
-        where: its name in the config.
-        finite: whether the length must be known, so that a stream is counted if necessary.
-
-    Raises:
-        DataError: it is neither a source nor a stream.
-    """
-    from engine.data.streams.source import limit_source  # here, since it makes sources itself
-
-    return limit_source(build(section, where), section, f"{where}.target: {section.target}", finite, where)
-
-
-def check_source(source: object, where: str) -> None:
-    """Raises DataError for an object that is not a source, such as a dict of arrays or a dict without `target`."""
-    if isinstance(source, Mapping):
-        raise DataError(
-            f"{where}: found a {type(source).__name__}, allowed is a source. Pass a dict of arrays to "
-            "engine.ArraySource; in a config, name a class or function: {'target': 'package.module.Name', ...}."
-        )
-    missing = [name for name in ("__len__", "__getitem__") if not hasattr(source, name)]
-    if missing or isinstance(source, type):
-        found = "None" if source is None else f"a {type(source).__name__} without {' and '.join(missing)}"
-        found = f"the class {source.__name__}, not an object of it" if isinstance(source, type) else found
-        advice = ""
-        if hasattr(source, "__iter__") and not isinstance(source, type):
-            advice = " It can only be iterated, but here examples are read by index. Pass list(...) of a small"
-            advice += " dataset, or write a large one to ArrayRecord files with `convoy data write`."
-        elif hasattr(source, "open") and hasattr(source, "shards") and not isinstance(source, type):
-            advice = " It is a stream, but here examples are read by index. Write it to files with `convoy data write`."
-        raise DataError(f"{where}: found {found}, allowed is a source: an object with __len__ and __getitem__.{advice}")
-    try:
-        len(source)  # pyright: ignore[reportArgumentType]
-    except Exception as error:
-        raise DataError(f"{where}: its __len__ failed: {type(error).__name__}: {error}.") from error
-
-
-def has_take(source: Source) -> TypeGuard[GatheringSource]:
-    """Returns whether batches may be read with `source.take`.
-
-    An inherited `take` does not count if a subclass overrides `__getitem__`: it would bypass that override.
-    """
-    return hasattr(source, "take") and defined_with_or_after(source, "take", "__getitem__")
-
-
-def has_field_lengths(source: Source) -> TypeGuard[IndexedSource]:
-    """Returns whether a source has `field_lengths`, for the examples that its `__getitem__` returns."""
-    return hasattr(source, "field_lengths") and (
-        isinstance(source, Limited) or defined_with_or_after(source, "field_lengths", "__getitem__")
+def defined_with_or_after(cls: type, member: str, other: str) -> bool:
+    """Returns whether the class that defines `member` is, or derives from, the class that defines `other`."""
+    of_member, of_other = (
+        next((i for i, base in enumerate(cls.__mro__) if name in vars(base)), -1) for name in (member, other)
     )
+    return of_member <= of_other
 
 
-def defined_with_or_after(source: Source, method: str, other: str) -> bool:
-    """Returns whether the class that defines `method` is, or derives from, the class that defines `other`."""
-    of_method, of_other = (
-        next((i for i, cls in enumerate(type(source).__mro__) if name in vars(cls)), -1) for name in (method, other)
-    )
-    return of_method <= of_other
-
-
-def has_transform(source: Source) -> TypeGuard[TransformingSource]:
-    """Returns whether the source has a random transform for training."""
-    return hasattr(source, "transform")
-
-
-def source_name(source: Source) -> str:
+def source_name(source: BaseSource) -> str:
     """Returns the name of a source in error texts: its class with the module."""
-    if isinstance(source, Limited):
-        return source_name(source.source)
-    if isinstance(own := getattr(source, "source_name", None), str):  # of a source that stands for another object
-        return own
-    return f"{type(source).__module__}.{type(source).__qualname__}"
+    return source.source_name or f"{type(source).__module__}.{type(source).__qualname__}"
 
 
-def example_spec(source: Source) -> PyTree:
+def example_spec(source: BaseSource) -> PyTree:
     """Returns the shapes and dtypes of an example, as a pytree of jax.ShapeDtypeStruct; no device is used.
 
     The dtypes are those on the device: 64 bits become 32 unless JAX_ENABLE_X64 is set. Text, which stays on the host,
@@ -312,21 +384,12 @@ def example_spec(source: Source) -> PyTree:
     return jax.tree.map(spec, example)
 
 
-def source_text(source: Source) -> list[str]:
+def source_text(source: BaseSource) -> list[str]:
     """Returns the paths of the text in the first readable example. Raises DataError if none can be read."""
     return text_paths(first_example(source))
 
 
-def shape_specs(source: Source) -> list[PyTree]:
-    """Returns the spec of an example in each shape that batches of the source have; of most sources, one.
-
-    `example_spec` is the last of them, the largest. Raises DataError as `example_spec`.
-    """
-    own = getattr(source, "shape_specs", None)
-    return [example_spec(source)] if own is None else own()
-
-
-def first_example(source: Source) -> Example:
+def first_example(source: BaseSource) -> Example:
     """Returns the first readable example. Raises DataError if none of the first `SPEC_TRIES` can be read."""
     errors = []
     for index in range(min(len(source), SPEC_TRIES)):
@@ -335,66 +398,3 @@ def first_example(source: Source) -> Example:
         except Exception as error:
             errors.append(error)
     raise DataError(f"{source_name(source)}[0] failed: {describe(errors[0])}") from errors[0]
-
-
-def check_numbers(dtype: np.dtype, where: str) -> None:
-    """Raises DataError for a dtype that devices do not support (objects, dates)."""
-    if dtype.kind not in NUMERIC_KINDS and dtype.name not in JAX_NUMBERS:
-        raise DataError(
-            f"{where} has dtype {dtype}: allowed are bool, integers, floats, complex numbers, and str and bytes, which "
-            "stay on the host. Convert it to numbers or text, or remove it."
-        )
-
-
-def fingerprint(source: Source) -> str:
-    """Returns a text that changes with the content of a source.
-
-    It is `source.fingerprint()` if that method exists, else a hash of the length and of up to `FINGERPRINT_EXAMPLES`
-    evenly spaced examples. If a second reading of example 0 differs from the first, the text says so instead, since
-    such examples cannot be compared.
-    """
-    own = getattr(source, "fingerprint", None)
-    return _sample(source) if own is None else own()
-
-
-def _sample(source: Source) -> str:
-    size = len(source)
-    if size and _content(source, 0) != _content(source, 0):
-        return f"{size} examples that differ from one reading to the next"
-    found = hashlib.blake2b(str(size).encode(), digest_size=16)
-    for index in evenly_spaced(size, FINGERPRINT_EXAMPLES):
-        found.update(_content(source, index))
-    return found.hexdigest()
-
-
-def evenly_spaced(size: int, most: int) -> list[int]:
-    """Returns at most `most` evenly spaced integers from 0 to `size - 1`, with the first and the last."""
-    return np.unique(np.linspace(0, size - 1, min(size, most)).astype(np.int64)).tolist()
-
-
-def _content(source: Source, index: int) -> bytes:
-    return content_of(lambda: source[index])
-
-
-def content_of(read: Callable[[], Example]) -> bytes:
-    """Returns the bytes and the structure of an example. Training reports an unreadable example when it reads it."""
-    try:
-        found = leaves_with_path(read())
-    except Exception:
-        return b"cannot be read"
-    parts = []
-    for path, leaf in found:
-        if is_text(leaf):
-            parts.append(f"{path} text ".encode() + content(leaf))
-        else:
-            array = np.asarray(leaf)
-            parts.append(f"{path} {array.dtype} {array.shape}".encode() + array.tobytes())
-    return b"".join(parts)
-
-
-def leaves_with_path(tree: PyTree) -> Sequence[tuple[str, PyTree]]:
-    """Returns the (path, leaf) pairs of a pytree, with paths such as `camera/0/image`."""
-    import jax
-
-    found = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path, simple=True, separator="/") or "the example", leaf) for path, leaf in found]

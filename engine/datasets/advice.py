@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from engine.base.cores import usable_cores
-from engine.data.source import Source
+from engine.data.source import BaseSource
 from engine.datasets.statistics import Statistics
 
 MANY = 0.25  # share of the time of reading from which a stage is worth a sentence
@@ -15,10 +15,10 @@ FAST = 1e-4  # seconds per example in one process that need no advice: 10,000 ex
 RARE = 0.01  # share of a class that is pointed out
 
 
-def notes(source: Source, found: Statistics) -> list[str]:
+def notes(source: BaseSource, found: Statistics) -> list[str]:
     """Returns sentences about fields that training would refuse, convert, or learn nothing from."""
     lines = []
-    ragged = hasattr(source, "shape_specs")
+    ragged = source.defines("shape_specs")
     for path, field in found.fields.items():
         if len(field.shapes) > 1 and field.dtype != "text" and not ragged:
             how = (

@@ -13,8 +13,9 @@ from engine.base.errors import DataError
 from engine.base.user_errors import describe
 from engine.data.collate import stack_examples
 from engine.data.context import Context, call
+from engine.data.examples import Example
 from engine.data.sampling.shuffle import random_generators
-from engine.data.source import Example, Limited, Source, has_transform, source_name
+from engine.data.source import BaseSource, source_name
 from engine.data.stages import recorded, stage
 from engine.data.streams.cursor import StreamReadError
 from engine.datasets import pool
@@ -81,7 +82,7 @@ def check_dataset(
     return make_report(source, total, len(files), damaged, elapsed, count)
 
 
-def _reference(source: Source) -> tuple[Structure | None, float]:
+def _reference(source: BaseSource) -> tuple[Structure | None, float]:
     """Returns the most frequent structure of some examples, and the seconds that it took to read one of them."""
     found: Counter[Structure] = Counter()
     begin, indices = time.perf_counter(), sample_indices(source, REFERENCE)
@@ -94,12 +95,11 @@ def _reference(source: Source) -> tuple[Structure | None, float]:
     return reference, (time.perf_counter() - begin) / len(indices)
 
 
-def checksums(source: Any) -> dict[str, str]:
+def checksums(source: BaseSource) -> dict[str, str]:
     """Returns path -> the checksum that a file should have, for the files of a source and of those that it reads."""
     found: dict[str, str] = {}
     for one in with_inner(source):
-        if hasattr(one, "checksums"):
-            found |= one.checksums()
+        found |= one.checksums()
     return found
 
 
@@ -123,7 +123,7 @@ class _File:
 class Checker:
     """Checks ranges of examples, and files (`pool.py` runs it in several processes)."""
 
-    source: Source
+    source: BaseSource
     reference: Structure | None
 
     def __call__(self, job: "_Range | _File", report: pool.ReportProgress) -> Statistics | str:
@@ -171,7 +171,7 @@ class Checker:
 
     def _transformed(self, index: int, example: Example, found: Statistics) -> Example:
         """Returns an example after the transform of the source, if it has one. Raises DataError if that fails."""
-        if not has_transform(self.source):
+        if not self.source.has_transform:
             return example
         row = jax.tree.map(lambda leaf: leaf[0], stack_examples([example], str))
         (rng,) = random_generators(0, np.array([index]))
@@ -200,9 +200,6 @@ def _text(error: Exception) -> str:
     return str(error) if isinstance(error, DataError) else describe(error)
 
 
-def _file(source: Source, index: int) -> str:
+def _file(source: BaseSource, index: int) -> str:
     """Returns the file of an example and the record in it, if the source knows them."""
-    while isinstance(source, Limited):
-        source = source.source
-    name = getattr(source, "record_name", None)
-    return "" if name is None else name(index)
+    return source.record_name(index)

@@ -8,8 +8,10 @@ from engine.config.draft import defaults
 from engine.config.override import apply
 from engine.config.schema import Config, Data
 from engine.config.validation import validate
-from engine.data.source import Source, build_source, evenly_spaced
-from engine.data.streams.source import Readable, StreamSource, as_source
+from engine.data.adapt import Readable, as_source, build_source
+from engine.data.examples import evenly_spaced
+from engine.data.source import BaseSource, inner_sources
+from engine.data.streams.source import StreamSource
 
 POLICIES = ("stop", "skip")
 _ANY_TASK = "engine.Task"  # a config needs one; it is not built
@@ -19,7 +21,7 @@ type Given = Readable | Mapping[str, Any] | Data
 """A source, a stream, a section of a config, or the fields of one."""
 
 
-def given_source(data: Given, on_error: str | None = None) -> tuple[Source, str]:
+def given_source(data: Given, on_error: str | None = None) -> tuple[BaseSource, str]:
     """Returns the source of a dataset, and the policy about bad examples.
 
     Args:
@@ -41,12 +43,12 @@ def given_source(data: Given, on_error: str | None = None) -> tuple[Source, str]
     return as_source(data, "data", finite=True), on_error or "stop"
 
 
-def is_stream_source(source: Source) -> bool:
+def is_stream_source(source: BaseSource) -> bool:
     """Returns whether a source is read in order, so that each of several processes would read all of it."""
     return isinstance(source, StreamSource)
 
 
-def sample_indices(source: Source, most: int) -> list[int]:
+def sample_indices(source: BaseSource, most: int) -> list[int]:
     """Returns indices of at most `most` examples, evenly spaced; the first ones of a stream."""
     return list(range(min(len(source), most))) if is_stream_source(source) else evenly_spaced(len(source), most)
 
@@ -62,15 +64,11 @@ def data_section(overrides: Sequence[str]) -> Data:
     return _validated(draft).data
 
 
-def with_inner(source: Any) -> Iterator[Any]:
+def with_inner(source: BaseSource) -> Iterator[BaseSource]:
     """Yields a source and the sources that it reads, such as those of a mixture."""
     yield source
-    inner = [getattr(source, name, None) for name in ("source", "documents")]
-    if isinstance(sources := getattr(source, "sources", None), Mapping):
-        inner += sources.values()
-    for found in inner:
-        if found is not None:
-            yield from with_inner(found)
+    for found in inner_sources(source):
+        yield from with_inner(found)
 
 
 def _validated(draft: Any) -> Config:

@@ -21,7 +21,7 @@ from engine.base.errors import ConfigError, ConvoyError, DataError
 from engine.base.user_errors import describe
 from engine.cluster import parent
 from engine.cluster.exit_status import ExitStatus
-from engine.data.source import Source, source_name
+from engine.data.source import BaseSource, source_name
 from engine.data.workers import exits_reported
 
 REPORT_S = 0.1  # between two reports of the progress of a process
@@ -42,7 +42,7 @@ class JobFunction[J, R](Protocol):
     """Function that each process calls with a job. It is pickled, with the source that it reads."""
 
     @property
-    def source(self) -> Source: ...
+    def source(self) -> BaseSource: ...
 
     def __call__(self, job: J, report: ReportProgress, /) -> R: ...
 

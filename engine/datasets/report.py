@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from engine.base import formatting
-from engine.data.source import Source, source_name
+from engine.data.source import BaseSource, source_name
 from engine.data.stages import STAGES
 from engine.datasets.advice import advice, notes
 from engine.datasets.statistics import BadExample, FieldStatistics, Statistics, histogram, quantiles
@@ -59,7 +59,7 @@ class DatasetReport:
 
 
 def make_report(
-    source: Source, found: Statistics, files: int, damaged: list[str], seconds: float, processes: int
+    source: BaseSource, found: Statistics, files: int, damaged: list[str], seconds: float, processes: int
 ) -> DatasetReport:
     """Returns the report of the statistics of a whole dataset."""
     count, pairs = found.duplicates()

@@ -11,7 +11,8 @@ import numpy as np
 from engine.base.errors import DataError
 from engine.base.user_errors import describe
 from engine.data.bad_examples import ALWAYS_ALLOWED, MAX_BAD_FRACTION
-from engine.data.source import Example, Source, source_name
+from engine.data.examples import Example
+from engine.data.source import BaseSource, source_name
 from engine.data.streams.cursor import StreamReadError
 from engine.datasets.pool import ReportProgress
 from engine.readers.array_record import cannot_write, write_records
@@ -36,7 +37,7 @@ class ShardJob:
 class ShardWriter:
     """Writes shards of a source (`pool.py` runs it in several processes)."""
 
-    source: Source
+    source: BaseSource
     on_error: str
     complete: bool = False
     """Whether the dataset was complete, so that its length index replaces those of the shards."""
@@ -76,7 +77,7 @@ def shard_lengths(path: Path) -> Path:
 class _Examples:
     """Encodes the examples of a shard, and collects the bad ones and the lengths of the others."""
 
-    def __init__(self, source: Source, on_error: str, job: ShardJob, report: ReportProgress):
+    def __init__(self, source: BaseSource, on_error: str, job: ShardJob, report: ReportProgress):
         self._source, self._on_error, self._job, self._report = source, on_error, job, report
         self._lengths: dict[str, list[int]] = {}
         self._count = 0
@@ -127,14 +128,14 @@ class _Examples:
         return {name: np.array(lengths, np.int32) for name, lengths in padded.items()}
 
 
-def check_readable(source: Source, on_error: str) -> None:
+def check_readable(source: BaseSource, on_error: str) -> None:
     """Raises DataError if the first example cannot be read or written; with "skip", if too many of the first cannot."""
     examples = _Examples(source, on_error, ShardJob(Path(), 0, len(source)), lambda count: None)
     if next(examples.records(), None) is None:
         raise all_bad(source, examples.bad[0].error)
 
 
-def all_bad(source: Source, first: str) -> DataError:
+def all_bad(source: BaseSource, first: str) -> DataError:
     """Returns the error for a source of which no example can be read or written.
 
     Args:

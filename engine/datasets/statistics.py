@@ -12,7 +12,7 @@ import numpy as np
 import xxhash
 
 from engine.base.types import PyTree
-from engine.data.source import Example, leaves_with_path
+from engine.data.examples import Example, leaves_with_path
 from engine.data.stages import NO_TIMES, Times, added
 from engine.data.text import content, is_text
 

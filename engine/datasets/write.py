@@ -12,13 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 
 from engine.base.errors import ConfigError, DataError, RunError
 from engine.base.file_lock import lock_if_supported
-from engine.data.source import Source, fingerprint, source_name
+from engine.data.source import BaseSource, source_name
 from engine.datasets import pool
 from engine.datasets.bucket_output import BucketOutput, remove_empty
 from engine.datasets.given import Given, given_source, is_stream_source, sample_indices, with_inner
@@ -140,7 +140,7 @@ def write_dataset(
         remove_empty(path)
 
 
-def default_shards(source: Source) -> int:
+def default_shards(source: BaseSource) -> int:
     """Returns the number of shards of SHARD_BYTES, estimated from the sizes of some examples."""
     sizes = []
     for index in sample_indices(source, SAMPLE):
@@ -153,7 +153,9 @@ def default_shards(source: Source) -> int:
 class _Write:
     """One call: runs the jobs, and keeps the manifest up to date."""
 
-    def __init__(self, out: Path, source: Source, manifest: RecordManifest, on_progress: Callable[[int, int], None]):
+    def __init__(
+        self, out: Path, source: BaseSource, manifest: RecordManifest, on_progress: Callable[[int, int], None]
+    ):
         self._out, self._source, self._manifest, self._on_progress = out, source, manifest, on_progress
         self._shards = list(manifest.shards)
         self._unsaved, self._save_at = False, 0.0  # shards that the saved manifest lacks, and the time to save them
@@ -236,13 +238,13 @@ class _Write:
         return WrittenDataset([str(job.path) for job in self._jobs], len(self._source) - len(bad), bad, self._kept)
 
 
-def _begin(out: Path, source: Source, on_error: str, shards: int | None, overwrite: bool) -> RecordManifest:
+def _begin(out: Path, source: BaseSource, on_error: str, shards: int | None, overwrite: bool) -> RecordManifest:
     """Returns the manifest of an earlier call that this one continues, or a new one.
 
     Raises:
         DataError: `out` exists and is of another source, or was written with other arguments.
     """
-    identity = {"name": source_name(source), "examples": str(len(source)), "content": fingerprint(source)}
+    identity = {"name": source_name(source), "examples": str(len(source)), "content": source.fingerprint()}
     if overwrite:
         _check_apart(out, source)
         check_readable(source, on_error)
@@ -271,7 +273,7 @@ def _begin(out: Path, source: Source, on_error: str, shards: int | None, overwri
     return manifest
 
 
-def _check_apart(out: Path, source: Any) -> None:
+def _check_apart(out: Path, source: BaseSource) -> None:
     """Raises DataError if a source, or one that it reads, has the files that would be replaced.
 
     A file in the folder of a source is never replaced, unless it is a dataset with a manifest.
@@ -279,8 +281,8 @@ def _check_apart(out: Path, source: Any) -> None:
     real = out.resolve()
     other = out.exists() and not manifest_path(out).exists()
     for one in with_inner(source):
-        files = [Path(path).resolve() for path in getattr(one, "paths", ())]
-        folder = getattr(one, "folder", None)
+        files = [Path(path).resolve() for path in one.paths]
+        folder = one.folder
         inside = isinstance(folder, str | os.PathLike) and Path(folder).resolve() in real.parents
         if any(real in (file, dataset_of(file)) for file in files) or (inside and other):
             raise DataError(f"{out}: are files of the source. Choose another path.")

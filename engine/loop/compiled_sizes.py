@@ -16,7 +16,7 @@ from engine.config.schema import Evaluation as EvaluationConfig
 from engine.config.schema import Train
 from engine.data.batch import abstract_batch
 from engine.data.prefetch import IN_FLIGHT
-from engine.data.source import Source, example_spec
+from engine.data.source import BaseSource, example_spec
 from engine.loop.evaluation import IN_FLIGHT as WAITING
 from engine.loop.evaluation import Evaluator, build_evaluations
 from engine.parallel.memory import HOST_MEMORY, compiled_bytes, device_bytes, working_bytes
@@ -39,7 +39,7 @@ class CompiledSizes:
         self,
         build: Callable[[Train], tuple[Program, int]],
         evaluations: Mapping[str, EvaluationConfig],
-        evaluation_sources: Mapping[str, Source],
+        evaluation_sources: Mapping[str, BaseSource],
         examples: int,
         limit: Limit,
     ):

@@ -23,7 +23,7 @@ from engine.data.batch import Batch, abstract_batch
 from engine.data.feed import EvaluationFeed
 from engine.data.placement import to_global_arrays
 from engine.data.ragged.packing import is_packed
-from engine.data.source import Source, example_spec, first_example, shape_specs, source_name
+from engine.data.source import BaseSource, example_spec, first_example, source_name
 from engine.loop.preemption import Preemption
 from engine.metrics.mean import Mean
 from engine.metrics.metric import Metric
@@ -64,7 +64,7 @@ class Evaluator:
         ConfigError: its batches do not fit into memory.
     """
 
-    def __init__(self, name: str, config: Evaluation, source: Source, program: EvaluationProgram, batch_size: int):
+    def __init__(self, name: str, config: Evaluation, source: BaseSource, program: EvaluationProgram, batch_size: int):
         where = f"evaluations.{name}"
         check_batch(program.mesh, batch_size, 1, f"{where}.batch_size")
         spec = example_spec(source)
@@ -144,7 +144,7 @@ class Evaluator:
         kinds = [(name, self.batch_size, self._program.batch_sharding)] if self._full else []
         if self._remainder:
             kinds.append((f"last batch of {name}", self._remainder, replicated(self._program.mesh)))
-        shapes = shape_specs(self._source)
+        shapes = self._source.shape_specs()
         for text, rows, sharding in kinds:
             for number, spec in enumerate(shapes, 1):
                 of_length = f" of length {number}" if len(shapes) > 1 else ""
@@ -298,7 +298,7 @@ class Evaluator:
         return found
 
 
-def _check_unpacked(source: Source, field: str) -> None:
+def _check_unpacked(source: BaseSource, field: str) -> None:
     """Raises TaskError if a row of a batch holds several examples."""
     if is_packed(source):
         raise TaskError(
@@ -379,7 +379,7 @@ def check_metric_names(program: Program, evaluations: Collection[str], hooks: Co
 
 def build_evaluations(
     sections: Mapping[str, Evaluation],
-    sources: Mapping[str, Source],
+    sources: Mapping[str, BaseSource],
     program: EvaluationProgram,
     batch_size: int,
 ) -> list[Evaluator]:

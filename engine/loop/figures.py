@@ -14,8 +14,9 @@ from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.prediction_program import prediction_step
 from engine.config.schema import Data
 from engine.data.batch import abstract_batch
+from engine.data.examples import Example
 from engine.data.feed import EvaluationFeed
-from engine.data.source import Example, Source, example_spec
+from engine.data.source import BaseSource, example_spec
 from engine.metrics.results import Image
 from engine.parallel.mesh import replicated
 from engine.training.arrays import Arrays
@@ -39,7 +40,7 @@ class Figures:
     """
 
     def __init__(
-        self, name: str, source: Source, settings: Data, program: EvaluationProgram, count: int, batch_size: int
+        self, name: str, source: BaseSource, settings: Data, program: EvaluationProgram, count: int, batch_size: int
     ):
         check_figure(program.task, f"evaluations.{name}.figures")
         self._name, self._source, self._program = name, source, program
@@ -118,10 +119,10 @@ class Figures:
         return images
 
 
-class _Chosen:
+class _Chosen(BaseSource):
     """A source of some examples of another one."""
 
-    def __init__(self, source: Source, indices: Sequence[int]):
+    def __init__(self, source: BaseSource, indices: Sequence[int]):
         self.source, self._indices = source, indices
 
     def __len__(self) -> int:

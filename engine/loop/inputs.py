@@ -14,7 +14,7 @@ from engine.data.batch import Batch
 from engine.data.feed import TrainFeed
 from engine.data.ragged.report import RaggedReport, report
 from engine.data.sampling.drawn import DrawnShares
-from engine.data.source import Source
+from engine.data.source import BaseSource
 from engine.run.directory import RunDirectory
 from engine.run.jsonl import JsonLinesWriter
 from engine.run.ledger import Ledger
@@ -34,7 +34,7 @@ class TrainInputs(contextlib.ExitStack):
 
     def __init__(
         self,
-        source: Source,
+        source: BaseSource,
         config: Config,
         sharding: NamedSharding,
         total_steps: int,

@@ -24,7 +24,8 @@ from engine.compile.shapes import CompiledSteps
 from engine.config.schedules import followers
 from engine.config.schema import Config
 from engine.config.text import field_texts, to_text
-from engine.data.source import Source, check_source, example_spec
+from engine.data.source import Source, example_spec
+from engine.data.source_adapter import indexed
 from engine.loop.compile_ahead import CompileAhead
 from engine.loop.dispatcher import Dispatcher
 from engine.loop.divergence import Divergence
@@ -98,8 +99,8 @@ class Trainer:
         self.config, self.directory, self._hooks = config, directory, hooks
         self._on_row, self.say, self._on_phase = on_row, on_message, on_phase
         self._on_slowest, self._observers = on_slowest, observers
-        for name, each in {"source": source, **evaluation_sources}.items():
-            check_source(each, "source" if each is source else f"evaluation_sources[{name!r}]")
+        source = indexed(source, "source")
+        evaluated = {name: indexed(each, f"evaluation_sources[{name!r}]") for name, each in evaluation_sources.items()}
         text = to_text(config)
         self.program, self.total_steps = build_program(task, mesh, source, config)
         self.program.compiler = open_compiler(config.cache.programs, text, self.say)
@@ -108,9 +109,7 @@ class Trainer:
         check_unrolled(self.program, config.train)
         batches = training_batches(config.train, config.data, example_spec(source), self.total_steps)
         warnings = check_memory(batches, mesh, self.program.abstract_state)
-        self.evaluations = build_evaluations(
-            config.evaluations, evaluation_sources, self.program.evaluation, size.batch_size
-        )
+        self.evaluations = build_evaluations(config.evaluations, evaluated, self.program.evaluation, size.batch_size)
         for evaluation in self.evaluations:
             warnings += evaluation.warnings
         directory.messages += [f"warning: {text}" for text in warnings]

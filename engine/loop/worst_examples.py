@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from engine.cluster import group
-from engine.data.source import Source, source_text
+from engine.data.source import BaseSource, source_text
 from engine.data.text import is_text, text_of
 from engine.metrics.results import Table
 
@@ -20,7 +20,7 @@ class WorstExamples:
         source: the examples.
     """
 
-    def __init__(self, source: Source):
+    def __init__(self, source: BaseSource):
         self._source, self._text = source, source_text(source)
 
     def table(

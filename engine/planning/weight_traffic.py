@@ -55,13 +55,13 @@ def weight_traffic(
 ) -> WeightTraffic:
     """Returns the traffic of the parameters of a model.
 
-        Args:
-            weights: the parameters.
-            axes: mesh axis -> devices.
-            width: bytes of a number in the precision of the computation.
-                    loops: iterations of the longest loop over layers, which gathers the parameters of a layer in each pass.
-            passes: passes over the layers of a stack.
-            sums: how often the gradients of a stack are scattered, and summed over axes other than `data`.
+    Args:
+        weights: the parameters.
+        axes: mesh axis -> devices.
+        width: bytes of a number in the precision of the computation.
+                loops: iterations of the longest loop over layers, which gathers the parameters of a layer in each pass.
+        passes: passes over the layers of a stack.
+        sums: how often the gradients of a stack are scattered, and summed over axes other than `data`.
     """
     found = WeightTraffic()
     for shape, spec, trained, stacked in weights:

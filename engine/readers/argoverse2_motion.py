@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from engine.base.errors import DataError, did_you_mean
-from engine.data.source import SEPARATOR, Example, evenly_spaced
+from engine.data.examples import Example, evenly_spaced
+from engine.data.source import SEPARATOR, BaseSource
 from engine.readers.extras import import_extra
 from engine.readers.files import FINGERPRINT_FILES, sampled_files
 from engine.readers.fingerprints import digest
@@ -33,7 +34,7 @@ OF_STATES = ("track_id", "object_type", "object_category", "timestep", "observed
 OF_STATES += ("heading", "velocity_x", "velocity_y")
 
 
-class Argoverse2Motion:
+class Argoverse2Motion(BaseSource):
     """Source of the scenarios of Argoverse 2's motion-forecasting dataset, sorted by their names.
 
     An example has two ragged axes, so that `engine.Padded`, `engine.Bucketed` and `engine.Packed` apply:

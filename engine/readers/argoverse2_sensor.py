@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from engine.base.errors import DataError, did_you_mean
-from engine.data.source import SEPARATOR, Example, evenly_spaced
+from engine.data.examples import Example, evenly_spaced
+from engine.data.source import SEPARATOR, BaseSource
 from engine.readers.arrow import ArrowFormat
 from engine.readers.blocks import BlockCache
 from engine.readers.extras import import_extra
@@ -35,7 +36,7 @@ CATEGORIES = (
 """Names of the categories of boxes."""
 
 
-class Argoverse2Sensor:
+class Argoverse2Sensor(BaseSource):
     """Source of the lidar sweeps of Argoverse 2's sensor dataset, log by log in the order of time.
 
     All geometry is in the *ego frame*: that of the vehicle at the time of the sweep, in which the dataset stores the

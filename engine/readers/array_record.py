@@ -17,7 +17,9 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from engine.base.errors import DataError
-from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, Example, Examples, Source, evenly_spaced, source_name
+from engine.data.examples import FINGERPRINT_EXAMPLES, Example, Examples, evenly_spaced
+from engine.data.source import SEPARATOR, BaseSource, Source, source_name
+from engine.data.source_adapter import indexed
 from engine.data.stages import stage
 from engine.data.text import stack_leaves
 from engine.readers.files import Pattern, file_names, find_files, patterns, sampled_files
@@ -39,7 +41,7 @@ from engine.storage.object_store import is_selected
 WRITER_OPTIONS = "group_size:1,zstd:1"
 
 
-class ArrayRecordSource:
+class ArrayRecordSource(BaseSource):
     """Source of the records in one or more files written by `convoy data write`.
 
     The files follow each other in the order of the list of paths. Files that match one wildcard are sorted by name. The
@@ -194,9 +196,11 @@ def write_array_record(source: Source, path: str, progress: Callable[[int, int],
     """
     path = check_name(str(local_path(path)))
 
+    name = source_name(indexed(source, "write_array_record: source"))
+
     def records() -> Iterable[bytes]:
         for index in range(len(source)):
-            yield encode(source[index], f"example {index} of {source_name(source)}")
+            yield encode(source[index], f"example {index} of {name}")
             if progress is not None:
                 progress(index + 1, len(source))
 

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from engine.base.errors import DataError
-from engine.data.source import Example, Examples
+from engine.data.examples import Example, Examples
 
 
 class Column(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.base.errors import DataError
-from engine.data.source import evenly_spaced
+from engine.data.examples import evenly_spaced
 from engine.readers.bucket_cache import cached_files
 from engine.storage.mounts import local_path
 from engine.storage.object_store import is_selected

@@ -8,7 +8,8 @@ from typing import Literal
 import numpy as np
 
 from engine.base.errors import DataError
-from engine.data.source import SEPARATOR, Example, evenly_spaced
+from engine.data.examples import Example, evenly_spaced
+from engine.data.source import SEPARATOR, BaseSource
 from engine.readers.decode_image import DecodeImage
 from engine.readers.files import FINGERPRINT_FILES, sampled_files
 from engine.readers.fingerprints import digest
@@ -17,7 +18,7 @@ from engine.storage.mounts import local_path
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
-class ImageFolder:
+class ImageFolder(BaseSource):
     """Source of the images of a folder, sorted by name, with `CLASS/name.jpg` for each image.
 
     An example holds `image` uint8 `[height, width, channels]`, `label` int32, and as text `class` and `name`, the path

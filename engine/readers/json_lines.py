@@ -11,7 +11,9 @@ from typing import Any
 
 from engine.base.errors import DataError
 from engine.base.types import Json
-from engine.data.source import SEPARATOR, SPEC_TRIES, Example
+from engine.data.examples import Example
+from engine.data.source import SEPARATOR, SPEC_TRIES
+from engine.data.streams.stream import BaseStream
 from engine.readers.decoders import decode, decoder_name, find_decoder
 from engine.readers.files import Pattern, file_names, find_files, sampled_files
 from engine.readers.fingerprints import digest
@@ -26,7 +28,7 @@ type Item = tuple[bytes, str]
 """A line, and the file and the offset of the line for error texts."""
 
 
-class JsonLines:
+class JsonLines(BaseStream):
     """Stream of the lines of JSON Lines files (`.jsonl`), also compressed (`.gz`, `.zst`).
 
     Each file is a shard; of more than 256 files, a shard has several. By default, the lines of all files are counted

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from engine.base.errors import DataError, did_you_mean
-from engine.data.source import Example
+from engine.data.examples import Example
 
 KINDS = "biuf"  # kinds of dtypes that `dtypes` may name: booleans, integers and floats
 

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from engine.base.errors import DataError, did_you_mean
-from engine.data.source import SEPARATOR, Example, evenly_spaced
+from engine.data.examples import Example, evenly_spaced
+from engine.data.source import SEPARATOR, BaseSource
 from engine.readers.decode_image import DecodeImage
 from engine.readers.files import FINGERPRINT_FILES, sampled_files
 from engine.readers.fingerprints import digest
@@ -22,7 +23,7 @@ TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram
 LABEL_NUMBERS = 14  # after the type: truncated, occluded, alpha, box [4], size [3], location [3], rotation_y
 
 
-class KittiObject:
+class KittiObject(BaseSource):
     """Source of the frames of KITTI's object detection, sorted by name.
 
     An example holds, by the parts that are read:

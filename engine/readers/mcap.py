@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.base.errors import DataError, did_you_mean
-from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, SPEC_TRIES, Example, evenly_spaced
+from engine.data.examples import FINGERPRINT_EXAMPLES, Example, evenly_spaced
+from engine.data.source import SEPARATOR, SPEC_TRIES, BaseSource
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
 from engine.readers.extras import import_extra
 from engine.readers.files import Pattern, file_names, find_files, sampled_files
@@ -43,7 +44,7 @@ class _Log(NamedTuple):
         return len(self.chosen) + len(self.damage)
 
 
-class Mcap:
+class Mcap(BaseSource):
     """Source of the messages of MCAP logs, such as those of ROS 2.
 
     There is one example for each message of the first of the topics. It holds the latest message of each other topic

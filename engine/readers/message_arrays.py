@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from engine.base.errors import DataError
-from engine.data.source import Example, Examples
+from engine.data.examples import Example, Examples
 from engine.data.text import stack_leaves
 
 TEXT, BYTES = "text", "bytes"

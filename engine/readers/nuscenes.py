@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from engine.base.errors import DataError, did_you_mean
-from engine.data.source import SEPARATOR, Example, evenly_spaced
+from engine.data.examples import Example, evenly_spaced
+from engine.data.source import SEPARATOR, BaseSource
 from engine.readers.decode_image import DecodeImage
 from engine.readers.files import FINGERPRINT_FILES, sampled_files
 from engine.readers.fingerprints import digest
@@ -38,7 +39,7 @@ class _Frames:
         self.sensor_to_ego, self.ego_to_world = np.tile(NO_POSE, (2, count, 1))
 
 
-class NuScenes:
+class NuScenes(BaseSource):
     """Source of the samples of nuScenes, the annotated moments at 2 Hz, in the order of the scenes.
 
     All geometry is in the *ego frame*: that of the vehicle at the time of the first of `sensors`. An example holds:

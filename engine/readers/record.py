@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from engine.base.errors import DataError
-from engine.data.source import NUMERIC_KINDS, Example, check_numbers
+from engine.data.examples import NUMERIC_KINDS, Example, check_numbers
 
 MAGIC = b"CVR1"
 ALIGNMENT = 8  # bytes

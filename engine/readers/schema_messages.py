@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from engine.base.errors import DataError
-from engine.data.source import Example
+from engine.data.examples import Example
 from engine.readers.extras import import_extra
 from engine.readers.message_arrays import Field, to_example
 

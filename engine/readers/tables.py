@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from engine.base.errors import DataError, did_you_mean
-from engine.data.source import SEPARATOR, SPEC_TRIES, Example, Examples
+from engine.data.examples import Example, Examples
+from engine.data.source import SEPARATOR, SPEC_TRIES, BaseSource
 from engine.data.text import stack_leaves
 from engine.readers.blocks import BlockCache
 from engine.readers.columns import Column, make_column, plain
@@ -63,7 +64,7 @@ class _Address(NamedTuple):
     first: int
 
 
-class Tables:
+class Tables(BaseSource):
     """Source of the rows of table files; the base of `Parquet` and `Arrow`, which describe the arguments."""
 
     def __init__(

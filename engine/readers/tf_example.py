@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from engine.base.errors import DataError, did_you_mean
-from engine.data.source import NUMERIC_KINDS, Example
+from engine.data.examples import NUMERIC_KINDS, Example
 from engine.readers.decode_image import DecodeImage
 from engine.readers.protobuf_types import RecordType
 

@@ -11,7 +11,8 @@ from array import array
 import numpy as np
 
 from engine.base.errors import DataError
-from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, SPEC_TRIES, Example, evenly_spaced
+from engine.data.examples import FINGERPRINT_EXAMPLES, Example, evenly_spaced
+from engine.data.source import SEPARATOR, SPEC_TRIES, BaseSource
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
 from engine.readers.extras import import_extra
 from engine.readers.files import Pattern, file_names, find_files, sampled_files
@@ -27,7 +28,7 @@ HEADER, FOOTER = 12, 4  # bytes before and after the data of a record
 TRUNCATED, BAD_LENGTH = -1, -2
 
 
-class TFRecord:
+class TFRecord(BaseSource):
     """Source of the records of TFRecord files.
 
     On the first use of a file, an index of its records is built, which checks the checksum of each length, and saved in

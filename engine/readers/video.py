@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from engine.base.errors import DataError
-from engine.data.source import SEPARATOR, Example
+from engine.data.examples import Example
+from engine.data.source import SEPARATOR, BaseSource
 from engine.data.stages import stage
 from engine.readers.extras import import_extra
 from engine.readers.files import Pattern, file_names, find_files, sampled_files
@@ -25,7 +26,7 @@ ADVICE = "Replace the file, or convert it to MP4, as from AVI: ffmpeg -i FILE.av
 SEEKS = 3  # keyframes from which a frame is searched before the file is decoded from its begin
 
 
-class Video:
+class Video(BaseSource):
     """Source of clips of video files.
 
     An example holds `frames` uint8 `[frames, height, width, 3]`, `time_s` float32 `[frames]` from the start of the

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from engine.base.errors import DataError, did_you_mean
-from engine.data.source import Example
+from engine.data.examples import Example
 from engine.readers.polylines import cut_polylines
 from engine.readers.protobuf_types import RecordType
 

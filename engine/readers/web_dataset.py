@@ -17,7 +17,8 @@ import numpy as np
 
 from engine.base.errors import DataError, did_you_mean
 from engine.cluster.identity import is_primary
-from engine.data.source import FINGERPRINT_EXAMPLES, SEPARATOR, SPEC_TRIES, Example, evenly_spaced
+from engine.data.examples import FINGERPRINT_EXAMPLES, Example, evenly_spaced
+from engine.data.source import SEPARATOR, SPEC_TRIES, BaseSource
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
 from engine.readers.files import Pattern, file_names, find_files, sampled_files
 from engine.readers.json_values import find_json_values
@@ -31,7 +32,7 @@ BLOCK = 512  # bytes: members of a tar file begin at a multiple of it
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"\x28\xb5": "zstd"}  # by the first two bytes
 
 
-class WebDataset:
+class WebDataset(BaseSource):
     """Source of the samples of WebDataset shards.
 
     An example is a dict of the decoded members, by their suffix in lower case, and the text `__key__`. Decoded are

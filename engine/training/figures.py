@@ -9,7 +9,7 @@ import numpy as np
 from engine.base.errors import ConfigError, ConvoyError, DataError, TaskError
 from engine.base.types import PyTree
 from engine.base.user_errors import describe
-from engine.data.source import Source, source_name
+from engine.data.source import BaseSource, source_name
 from engine.metrics.results import Image, named_results
 from engine.training.author_errors import errors_described
 from engine.training.task import Task
@@ -25,7 +25,7 @@ def check_figure(task: Task, where: str) -> None:
         )
 
 
-def draw_example(task: Task, source: Source, index: int, prediction: Mapping[str, np.ndarray], file: str) -> Image:
+def draw_example(task: Task, source: BaseSource, index: int, prediction: Mapping[str, np.ndarray], file: str) -> Image:
     """Reads an example of a dataset once more, with its text, and returns its figure; otherwise as `draw_figure`.
 
     Raises:

@@ -20,7 +20,7 @@ from engine.config.schema import Target
 from engine.config.target import check, first_parameter, resolve
 from engine.data.batch import Batch
 from engine.data.collate import stack_examples
-from engine.data.source import Example
+from engine.data.examples import Example
 from engine.data.text import is_text, without_text
 from engine.metrics.values import describe_value
 from engine.training.author_errors import errors_described

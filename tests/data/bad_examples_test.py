@@ -10,9 +10,10 @@ from engine.data.batch import Batch
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.feed import EvaluationFeed
 from engine.data.reader import read
+from engine.data.source import BaseSource
 
 
-class Holes:
+class Holes(BaseSource):
     """Source in which reading the indices `bad` fails and the indices `odd` have another shape."""
 
     def __init__(self, bad=(), odd=(), failing=(), n=64):

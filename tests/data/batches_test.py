@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 
 from engine.base.errors import DataError
+from engine.data.adapt import as_source
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.ragged.balanced import Balanced
-from engine.data.source import ArraySource
-from engine.data.streams.source import as_source
+from engine.data.source import ArraySource, BaseSource
 
 
-class Labels:
+class Labels(BaseSource):
     """Source whose examples hold their own index; read one at a time."""
 
     def __init__(self, size=20):
@@ -234,7 +234,7 @@ def test_block_size_exceeds_one_for_small_batches_of_a_source_with_take():
         def transform(self, example, rng):
             return example
 
-    class OneByOne:
+    class OneByOne(BaseSource):
         def __len__(self):
             return 4
 

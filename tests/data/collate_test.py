@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from engine.base.errors import DataError
 from engine.data import collate
 from engine.data.batches import Batches
-from engine.data.collate import Collator, has_new_arrays, own_copy, stack_examples
+from engine.data.collate import Collator, own_copy, stack_examples
 from engine.data.sampling.mixture import Mixture
-from engine.data.source import ArraySource, limited
+from engine.data.source import ArraySource, BaseSource, limited
 from tests.properties import examples as cases
 
 DTYPES = [np.uint8, np.int32, np.int64, np.float32, np.float64, bool, np.dtype(">f4")]
@@ -95,13 +95,13 @@ def test_declaration_of_new_arrays_does_not_count_for_an_overridden_method():
     class Declared(Cached):
         new_arrays = True
 
-    assert has_new_arrays(arrays())
-    assert has_new_arrays(limited(arrays(), 2))
-    assert not has_new_arrays(Cached({"x": np.zeros(4)}))
-    assert has_new_arrays(Declared({"x": np.zeros(4)}))
+    assert arrays().has_new_arrays
+    assert limited(arrays(), 2).has_new_arrays
+    assert not Cached({"x": np.zeros(4)}).has_new_arrays
+    assert Declared({"x": np.zeros(4)}).has_new_arrays
 
 
-class Stored:
+class Stored(BaseSource):
     """Examples in memory, given without a copy."""
 
     def __init__(self, size):

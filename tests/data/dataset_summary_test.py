@@ -6,7 +6,7 @@ import pytest
 from engine.base.errors import DataError
 from engine.data import dataset_summary
 from engine.data.sampling.mixture import Mixture
-from engine.data.source import ArraySource, fingerprint
+from engine.data.source import ArraySource
 from engine.readers.array_record import ArrayRecordSource, write_array_record
 
 
@@ -16,7 +16,7 @@ def source(n=5, offset=0.0):
 
 def test_summary_holds_count_spec_and_fingerprint():
     summary = dataset_summary.summarize(source())
-    assert summary == {"examples": "5", "each": "x float32[2], y int32[]", "content": fingerprint(source())}
+    assert summary == {"examples": "5", "each": "x float32[2], y int32[]", "content": source().fingerprint()}
     assert dataset_summary.changes(summary, dataset_summary.summarize(source()), "data") == []
 
 

@@ -11,11 +11,11 @@ from jax.sharding import PartitionSpec as P
 
 from engine.base.errors import DataError, ShardingError
 from engine.config.schema import Data
+from engine.data.adapt import as_source
 from engine.data.batches import Batches
 from engine.data.feed import EvaluationFeed, TrainFeed
 from engine.data.source import ArraySource
 from engine.data.stages import STAGES, stage
-from engine.data.streams.source import as_source
 from tests import runs
 
 ROWS = P(("data", "fsdp"))

@@ -18,7 +18,7 @@ from engine.data.batches import Batches
 from engine.data.ragged.packing import Packed
 from engine.data.reader import read
 from engine.data.sampling.mixture import Mixture
-from engine.data.source import ArraySource
+from engine.data.source import ArraySource, BaseSource
 
 DEADLINE = 60  # seconds; only a failure takes so long
 
@@ -107,7 +107,7 @@ def test_close_frees_all_semaphores_at_once():
 
 @pytest.mark.multiprocess
 def test_workers_read_packed_and_mixed_sources_like_the_main_process():
-    class Documents:
+    class Documents(BaseSource):
         def __len__(self):
             return 20
 

@@ -15,6 +15,7 @@ from engine.data.batch import Batch
 from engine.data.batches import Batches
 from engine.data.reader import read
 from engine.data.shared_arrays import LEAST_BYTES, Parcel, Receiver, empty, share, shared_arrays, zeros
+from engine.data.source import BaseSource
 from engine.data.streams.marks import MarkedBatch
 from tests.properties import examples as cases
 
@@ -156,7 +157,7 @@ def test_memory_is_not_used_again_while_the_worker_keeps_a_view_of_its_array():
     in_own_thread(run)
 
 
-class Images:
+class Images(BaseSource):
     """Images of 32 KB; one cannot be read."""
 
     def __len__(self):

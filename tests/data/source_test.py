@@ -7,21 +7,13 @@ import numpy as np
 import pytest
 
 from engine.base.errors import DataError
+from engine.data.examples import FINGERPRINT_EXAMPLES
 from engine.data.sampling.sampler import read_examples
-from engine.data.source import (
-    FINGERPRINT_EXAMPLES,
-    ArraySource,
-    check_source,
-    example_spec,
-    fingerprint,
-    has_take,
-    has_transform,
-    limited,
-    source_name,
-)
+from engine.data.source import ArraySource, BaseSource, example_spec, limited, source_name
+from engine.data.source_adapter import check_source
 
 
-class Squares:
+class Squares(BaseSource):
     """A source with only the two required methods."""
 
     def __len__(self):
@@ -83,7 +75,7 @@ def test_limit_keeps_the_first_examples():
     assert len(source) == 2
     assert source[1]["label"] == 1
     assert read_examples(source, np.array([1, 0]))["label"].tolist() == [1, 0]
-    assert has_take(source)
+    assert source.has_take
 
 
 def test_limit_not_below_the_length_returns_the_source():
@@ -104,9 +96,9 @@ def test_limited_source_keeps_take_and_transform():
         def transform(self, example, rng):
             return example
 
-    assert has_transform(limited(Noisy({"x": np.zeros(4)}), 2))
-    assert not has_transform(limited(make(), 2))
-    assert not has_take(limited(Squares(), 2))
+    assert limited(Noisy({"x": np.zeros(4)}), 2).has_transform
+    assert not limited(make(), 2).has_transform
+    assert not limited(Squares(), 2).has_take
     assert source_name(limited(Squares(), 2)) == source_name(Squares())
 
 
@@ -121,7 +113,7 @@ def test_limited_source_keeps_the_lengths_and_costs_of_its_examples():
     source: Any = limited(Measured(), 2)
     assert {axis: values.tolist() for axis, values in source.lengths().items()} == {"agents": [0, 1], "lanes": [7, 7]}
     assert source.costs().tolist() == [0, 0.5]
-    assert not hasattr(limited(Squares(), 2), "lengths")
+    assert limited(Squares(), 2).lengths() is None
 
 
 def test_source_can_define_limited():
@@ -186,9 +178,9 @@ def test_inherited_take_is_not_used_with_an_overridden_getitem():
             return {"x": super().take(indices)["x"] / 255}
 
     arrays = {"x": np.zeros((3, 2))}
-    assert has_take(ArraySource(arrays))
-    assert not has_take(Scaled(arrays))
-    assert has_take(ScaledTwice(arrays))
+    assert ArraySource(arrays).has_take
+    assert not Scaled(arrays).has_take
+    assert ScaledTwice(arrays).has_take
 
 
 def test_spec_has_device_shapes_and_dtypes():
@@ -228,18 +220,18 @@ def test_spec_of_an_empty_or_unreadable_source_raises_data_error():
 
 
 def test_fingerprint_depends_on_content():
-    assert fingerprint(make()) == fingerprint(make())
-    assert fingerprint(make()) != fingerprint(make(7))
+    assert make().fingerprint() == make().fingerprint()
+    assert make().fingerprint() != make(7).fingerprint()
     changed = make()
     changed.arrays["x"][3, 1] += 1
-    assert fingerprint(changed) != fingerprint(make())
-    assert fingerprint(limited(make(), 3)) != fingerprint(make())
+    assert changed.fingerprint() != make().fingerprint()
+    assert limited(make(), 3).fingerprint() != make().fingerprint()
     retyped = ArraySource({"x": make().arrays["x"], "label": np.arange(6, dtype=np.int32)})
-    assert fingerprint(retyped) != fingerprint(make())
+    assert retyped.fingerprint() != make().fingerprint()
 
 
 def test_fingerprint_of_a_stored_source_reads_a_sample():
-    class Stored:
+    class Stored(BaseSource):
         def __init__(self, **changed):
             self.read, self.changed = [], changed
 
@@ -253,21 +245,21 @@ def test_fingerprint_of_a_stored_source_reads_a_sample():
             return {"x": np.float32(self.changed.get(str(index), index))}
 
     source = Stored()
-    found = fingerprint(source)
+    found = source.fingerprint()
     assert len(source.read) <= FINGERPRINT_EXAMPLES + 2 and {0, 999} <= set(source.read)
-    assert fingerprint(Stored()) == found
-    assert fingerprint(Stored(**{str(source.read[5]): 0.5})) != found
+    assert Stored().fingerprint() == found
+    assert Stored(**{str(source.read[5]): 0.5}).fingerprint() != found
 
 
 def test_fingerprint_says_when_readings_differ():
-    class Dice:
+    class Dice(BaseSource):
         def __len__(self):
             return 6
 
         def __getitem__(self, index):
             return {"x": np.random.default_rng().random()}
 
-    assert fingerprint(Dice()) == fingerprint(Dice()) == "6 examples that differ from one reading to the next"
+    assert Dice().fingerprint() == Dice().fingerprint() == "6 examples that differ from one reading to the next"
 
 
 def test_source_can_define_its_own_fingerprint():
@@ -275,8 +267,8 @@ def test_source_can_define_its_own_fingerprint():
         def fingerprint(self):
             return "squares-1"
 
-    assert fingerprint(Named()) == "squares-1"
-    assert fingerprint(limited(Named(), 2)) == "squares-1[:2]"
+    assert Named().fingerprint() == "squares-1"
+    assert limited(Named(), 2).fingerprint() == "squares-1[:2]"
 
 
 def test_importing_source_does_not_import_jax():

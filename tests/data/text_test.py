@@ -9,14 +9,14 @@ from engine.data.batches import Batches, OrderedBatches
 from engine.data.ragged.packing import Packed
 from engine.data.sampling.mixture import Mixture
 from engine.data.sampling.sampler import read_examples
-from engine.data.source import ArraySource, example_spec, fingerprint, limited
+from engine.data.source import ArraySource, BaseSource, example_spec, limited
 from engine.data.text import has_text, is_text, text_columns, without_text
 from engine.readers.array_record import ArrayRecordSource, write_array_record
 
 NAMES = ["a", "bb", "ccc", "d", "ee"]
 
 
-class Scenes:
+class Scenes(BaseSource):
     """Examples with text in dicts, tuples and arrays; bytes end with zero."""
 
     def __len__(self):
@@ -128,9 +128,9 @@ def test_packed_reads_documents_with_text():
 
 def test_fingerprint_depends_on_the_text():
     other = {**arrays().arrays, "tag": np.array([*NAMES[:4], "E"], object)}
-    assert fingerprint(arrays()) == fingerprint(arrays())
-    assert fingerprint(arrays()) != fingerprint(ArraySource(other))
-    assert fingerprint(Scenes()) == fingerprint(Scenes())
+    assert arrays().fingerprint() == arrays().fingerprint()
+    assert arrays().fingerprint() != ArraySource(other).fingerprint()
+    assert Scenes().fingerprint() == Scenes().fingerprint()
 
 
 def test_text_passes_through_worker_processes():

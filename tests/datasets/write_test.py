@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from engine.base.errors import ConfigError, ConvoyError, DataError
+from engine.data.adapt import as_source
 from engine.data.ragged.padded import Bucketed
 from engine.data.sampling.mixture import Mixture
 from engine.data.source import ArraySource, limited
-from engine.data.streams.source import as_source
 from engine.datasets import write
 from engine.datasets.check import check_dataset, checksums
 from engine.datasets.write import default_shards, write_dataset

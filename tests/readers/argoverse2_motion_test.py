@@ -9,7 +9,6 @@ from engine.base.errors import DataError
 from engine.data.bad_examples import TolerantBatches
 from engine.data.batches import Batches
 from engine.data.ragged.padded import Padded
-from engine.data.source import fingerprint
 from engine.readers import Argoverse2Motion
 
 LAYOUT = Path(__file__).parent / "fixtures" / "argoverse2_layout" / "motion"
@@ -45,9 +44,9 @@ def test_scenario_holds_tracks_and_map():
 
 def test_scenarios_are_padded_and_copies_equal():
     source = pickle.loads(pickle.dumps(Argoverse2Motion(str(LAYOUT))))
-    assert fingerprint(source) == fingerprint(Argoverse2Motion(str(LAYOUT)))
+    assert source.fingerprint() == Argoverse2Motion(str(LAYOUT)).fingerprint()
     others = [source, Argoverse2Motion(str(LAYOUT), points=3), Argoverse2Motion(str(LAYOUT), parts=["tracks"])]
-    assert len(set(map(fingerprint, others))) == 3
+    assert len({one.fingerprint() for one in others}) == 3
     padded = Padded(source, fields=Argoverse2Motion.FIELDS, lengths={"tracks": 4, "map": 8})
     batch = Batches(padded, 2, 0, False)[0].examples
     assert batch["track_position"].shape == (2, 4, 8, 2)
@@ -76,10 +75,10 @@ def test_damaged_scenario_is_skipped(folder, damage):
 
 
 def test_fingerprint_depends_on_the_map(folder):
-    first = fingerprint(Argoverse2Motion(str(folder)))
+    first = Argoverse2Motion(str(folder)).fingerprint()
     archive = folder / "train/1b/log_map_archive_1b.json"
     archive.write_text(archive.read_text().replace("true", "false"))
-    assert fingerprint(Argoverse2Motion(str(folder))) != first
+    assert Argoverse2Motion(str(folder)).fingerprint() != first
 
 
 def test_wrong_arguments_are_named():

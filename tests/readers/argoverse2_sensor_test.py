@@ -9,7 +9,6 @@ from engine.base.errors import DataError
 from engine.data.bad_examples import TolerantBatches
 from engine.data.batches import Batches
 from engine.data.ragged.padded import Padded
-from engine.data.source import fingerprint
 from engine.readers import Argoverse2Sensor
 
 LAYOUT = Path(__file__).parent / "fixtures" / "argoverse2_layout" / "sensor"
@@ -49,9 +48,9 @@ def test_logs_and_parts_are_chosen():
     whole, one = Argoverse2Sensor(str(LAYOUT)), Argoverse2Sensor(str(LAYOUT), logs=["b2"], boxes=False)
     assert len(one) == 1 and "box_name" not in one[0]
     sources = [whole, one, Argoverse2Sensor(str(LAYOUT), boxes=False)]
-    assert len(set(map(fingerprint, sources))) == 3
+    assert len({one.fingerprint() for one in sources}) == 3
     copy = pickle.loads(pickle.dumps(whole))
-    assert fingerprint(copy) == fingerprint(whole)
+    assert copy.fingerprint() == whole.fingerprint()
     padded = Padded(copy, fields=FIELDS, lengths={"points": 8, "boxes": 2})
     batch = Batches(padded, 4, 3, True)[0].examples
     assert (batch["lidar"].shape, int(batch["mask"]["points"].sum())) == ((4, 8, 6), 19)
@@ -74,10 +73,10 @@ def test_damaged_and_missing_files_are_skipped(folder):
 
 
 def test_fingerprint_depends_on_the_content(folder):
-    first = fingerprint(Argoverse2Sensor(str(folder)))
-    assert first == fingerprint(Argoverse2Sensor(str(LAYOUT)))
+    first = Argoverse2Sensor(str(folder)).fingerprint()
+    assert first == Argoverse2Sensor(str(LAYOUT)).fingerprint()
     shutil.copy(folder / "train/b2/annotations.feather", folder / "train/a1/annotations.feather")
-    assert fingerprint(Argoverse2Sensor(str(folder))) != first
+    assert Argoverse2Sensor(str(folder)).fingerprint() != first
 
 
 def test_split_without_boxes_needs_boxes_false(folder):

@@ -7,7 +7,7 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 
 from engine.base.errors import DataError
 from engine.data.batches import Batches
-from engine.data.source import ArraySource, example_spec, fingerprint
+from engine.data.source import ArraySource, example_spec
 from engine.readers.array_record import ArrayRecordSource, write_array_record
 
 
@@ -79,12 +79,12 @@ def test_pickled_batches_of_a_file_equal_batches_of_its_arrays(path):
 
 def test_fingerprint_depends_on_content_and_not_on_folder(path, tmp_path):
     write_array_record(make(10), path)
-    first = fingerprint(ArrayRecordSource(path))
+    first = ArrayRecordSource(path).fingerprint()
     elsewhere = str(tmp_path / "train.arrayrecord")
     write_array_record(make(10), elsewhere)
-    assert fingerprint(ArrayRecordSource(elsewhere)) == first
+    assert ArrayRecordSource(elsewhere).fingerprint() == first
     write_array_record(make(10, 1), elsewhere)
-    assert fingerprint(ArrayRecordSource(elsewhere)) != first
+    assert ArrayRecordSource(elsewhere).fingerprint() != first
 
 
 def test_list_of_paths_is_read_in_list_order(tmp_path):
@@ -98,7 +98,7 @@ def test_list_of_paths_is_read_in_list_order(tmp_path):
     forwards, backwards = ArrayRecordSource(paths), ArrayRecordSource(paths[::-1])
     assert times(forwards) == times(ArrayRecordSource(str(tmp_path / "*.arrayrecord"))) == [0, 1, 2, 10, 11, 12]
     assert times(backwards) == [10, 11, 12, 0, 1, 2]
-    assert fingerprint(forwards) != fingerprint(backwards)
+    assert forwards.fingerprint() != backwards.fingerprint()
     with pytest.raises(DataError, match=r"c\.arrayrecord: no such file"):
         ArrayRecordSource([*paths, str(tmp_path / "c.arrayrecord")])
     with pytest.raises(DataError, match="The list of paths is empty"):

@@ -8,7 +8,6 @@ import pyarrow as pa
 import pytest
 
 from engine.base.errors import DataError
-from engine.data.source import fingerprint
 from engine.readers import DecodeImage, HuggingFace
 from engine.readers.hugging_face import files_as_bytes
 
@@ -42,7 +41,7 @@ def test_split_with_shuffled_rows_and_split_with_chosen_columns():
     test = HuggingFace(str(FIXTURES / "hugging_face_splits"), split="test")
     assert test[0] == {"label": 1}
     assert HuggingFace(str(FIXTURES / "hugging_face_splits"), split="test", columns=["id"])[0] == {"id": "é7"}
-    assert fingerprint(train) != fingerprint(test)
+    assert train.fingerprint() != test.fingerprint()
 
 
 def test_features_that_are_lists_are_accepted(tmp_path):

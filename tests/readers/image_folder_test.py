@@ -4,7 +4,6 @@ import pytest
 from engine.base.errors import DataError
 from engine.data.bad_examples import TolerantBatches
 from engine.data.batches import Batches
-from engine.data.source import fingerprint
 from engine.readers import ImageFolder
 from tests.readers.image_files import encoded, picture
 
@@ -55,7 +54,7 @@ def test_damaged_image_is_skipped(folder):
 
 def test_fingerprint_depends_on_files_classes_and_size(folder):
     def make(**settings):
-        return fingerprint(ImageFolder(str(folder), **settings))
+        return ImageFolder(str(folder), **settings).fingerprint()
 
     first = make(size=(8, 8))
     assert make(size=(8, 8)) == first

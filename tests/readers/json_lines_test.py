@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from engine.base.errors import DataError
+from engine.data.adapt import as_source
 from engine.data.batches import Batches
 from engine.data.streams.cursor import StreamReadError
-from engine.data.streams.source import StreamSource, as_source
+from engine.data.streams.source import StreamSource
 from engine.readers.json_lines import JsonLines
 
 OBJECTS = [{"id": f"n{i}", "x": [i, i + 0.5], "label": i % 3, "on": i > 4} for i in range(10)]

@@ -8,7 +8,6 @@ from engine.base.errors import DataError
 from engine.data.bad_examples import TolerantBatches
 from engine.data.batches import Batches
 from engine.data.ragged.padded import Padded
-from engine.data.source import fingerprint
 from engine.readers import KittiObject
 from tests.readers.driving_files import write_kitti
 
@@ -52,9 +51,9 @@ def test_parts_and_frames_are_chosen(folder):
     assert sorted(source[0]) == ["frame", "lidar"]
     assert [source[i]["frame"] for i in range(2)] == ["000003", "000001"]
     others = [KittiObject(str(folder)), KittiObject(str(folder), parts=["lidar"]), source]
-    assert len(set(map(fingerprint, others))) == 3
-    assert fingerprint(pickle.loads(pickle.dumps(source))) == fingerprint(source)
-    assert fingerprint(KittiObject(str(folder), size=[8, 8])) == fingerprint(KittiObject(str(folder), size=(8, 8)))
+    assert len({one.fingerprint() for one in others}) == 3
+    assert pickle.loads(pickle.dumps(source)).fingerprint() == source.fingerprint()
+    assert KittiObject(str(folder), size=[8, 8]).fingerprint() == KittiObject(str(folder), size=(8, 8)).fingerprint()
 
 
 def test_damaged_files_are_skipped(folder):

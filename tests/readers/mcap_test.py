@@ -9,7 +9,6 @@ from mcap.writer import CompressionType, IndexType  # pyright: ignore[reportMiss
 from engine.base.errors import DataError
 from engine.data.bad_examples import TolerantBatches
 from engine.data.batches import Batches
-from engine.data.source import fingerprint
 from engine.readers import Mcap
 from tests.readers.mcap_files import START, write_log
 
@@ -132,13 +131,13 @@ def test_damaged_log_is_read_or_raises_a_data_error(log):
 
 
 def test_fingerprint_depends_on_content_and_topics_and_not_on_folder(log, tmp_path):
-    first = fingerprint(Mcap(str(log), "/imu"))
+    first = Mcap(str(log), "/imu").fingerprint()
     (tmp_path / "copy").mkdir()
     copy = shutil.copy(log, tmp_path / "copy")
-    assert fingerprint(Mcap(str(copy), "/imu")) == first
-    assert fingerprint(Mcap(str(copy), ["/imu", "/map"])) != first
+    assert Mcap(str(copy), "/imu").fingerprint() == first
+    assert Mcap(str(copy), ["/imu", "/map"]).fingerprint() != first
     write_log(copy, first=1)
-    assert fingerprint(Mcap(str(copy), "/imu")) != first
+    assert Mcap(str(copy), "/imu").fingerprint() != first
 
 
 def test_missing_library_is_named_with_its_extra(log, monkeypatch):

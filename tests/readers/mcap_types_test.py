@@ -11,7 +11,6 @@ from mcap.writer import Writer  # pyright: ignore[reportMissingImports]
 
 from engine.base.errors import DataError
 from engine.data.ragged.padded import Padded
-from engine.data.source import fingerprint
 from engine.readers import DecodeImage, Mcap
 from tests.readers.image_files import encoded, picture
 
@@ -82,8 +81,8 @@ def test_decode_replaces_a_topic_or_a_field(log):
     counts = [len(message["objects"]) for message in GOLDEN[log.stem]["/detections"]]
     assert [int(padded[i]["mask"].sum()) for i in range(len(padded))] == counts
     whole = Mcap(str(log), "/detections")
-    assert fingerprint(source) != fingerprint(whole)
-    assert fingerprint(pickle.loads(pickle.dumps(source))) == fingerprint(source)
+    assert source.fingerprint() != whole.fingerprint()
+    assert pickle.loads(pickle.dumps(source)).fingerprint() == source.fingerprint()
     field = Mcap(str(log), "/detections", decode={"/detections.objects.size": "numpy.sum"})
     assert [field[i]["/detections"]["objects"]["size"] for i in range(4)] == [
         whole[i]["/detections"]["objects"]["size"].sum() for i in range(4)

@@ -9,7 +9,6 @@ from engine.base.errors import DataError
 from engine.data.bad_examples import TolerantBatches
 from engine.data.batches import Batches
 from engine.data.ragged.padded import Padded
-from engine.data.source import fingerprint
 from engine.readers import NuScenes
 from tests.readers.driving_files import write_nuscenes
 
@@ -65,7 +64,7 @@ def test_sweeps_and_radar_points_are_those_of_the_devkit(whole):
         own = single[index]["LIDAR_TOP"]
         assert own.tolist() == points[: len(own), :5].tolist()
         assert found["RADAR_FRONT"].tolist() == golden["radar"]
-    assert fingerprint(source) != fingerprint(single)
+    assert source.fingerprint() != single.fingerprint()
 
 
 def test_missing_sweep_is_a_bad_example(folder):
@@ -90,7 +89,7 @@ def test_scenes_are_chosen_in_their_order(whole):
 
 def test_points_are_padded_and_copies_equal(whole):
     source = pickle.loads(pickle.dumps(NuScenes(whole, "v1.0-mini")))
-    assert fingerprint(source) == fingerprint(NuScenes(whole, "v1.0-mini"))
+    assert source.fingerprint() == NuScenes(whole, "v1.0-mini").fingerprint()
     boxes = ["box_to_ego", "box_size", "box_category", "box_points"]
     padded = Padded(source, fields={"points": ["LIDAR_TOP"], "boxes": boxes}, lengths={"points": 32, "boxes": 4})
     batches = [Batches(padded, 5, 3, True)[n].examples for n in (0, 1)]
@@ -115,11 +114,11 @@ def test_missing_and_cut_off_files_are_skipped(folder):
 
 
 def test_fingerprint_depends_on_tables_and_sensors(folder):
-    first = fingerprint(NuScenes(str(folder), "v1.0-mini"))
-    assert fingerprint(NuScenes(str(folder), "v1.0-mini", BOTH)) != first
+    first = NuScenes(str(folder), "v1.0-mini").fingerprint()
+    assert NuScenes(str(folder), "v1.0-mini", BOTH).fingerprint() != first
     table = folder / "v1.0-mini" / "sample_annotation.json"
     table.write_text(table.read_text().replace("4.0", "5.0"))
-    assert fingerprint(NuScenes(str(folder), "v1.0-mini")) != first
+    assert NuScenes(str(folder), "v1.0-mini").fingerprint() != first
 
 
 def test_wrong_arguments_and_damaged_tables_are_named(folder):

@@ -14,7 +14,6 @@ from engine.data.bad_examples import TolerantBatches
 from engine.data.batches import Batches
 from engine.data.ragged.packing import Packed
 from engine.data.ragged.padded import Padded
-from engine.data.source import fingerprint
 from engine.readers import Arrow, Parquet
 from tests.readers.table_files import FORMATS, labels, write
 
@@ -128,19 +127,19 @@ def test_threads_share_a_source(path, kind):
 def test_pickled_source_reads_the_same(path, kind):
     for source in (FORMATS[kind](path), FORMATS[kind](path, group_by="scene", columns=["label"])):
         copy = pickle.loads(pickle.dumps(source))
-        assert fingerprint(copy) == fingerprint(source)
+        assert copy.fingerprint() == source.fingerprint()
         assert copy[3]["label"].tolist() == source[3]["label"].tolist()
 
 
 def test_fingerprint_depends_on_content_columns_and_grouping_and_not_on_folder(tmp_path, kind):
     reader = FORMATS[kind]
-    first = fingerprint(reader(write(tmp_path / "a", kind, table())))
-    assert fingerprint(reader(write(tmp_path / "b", kind, table()))) == first
+    first = reader(write(tmp_path / "a", kind, table())).fingerprint()
+    assert reader(write(tmp_path / "b", kind, table())).fingerprint() == first
     changed = write(tmp_path / "c", kind, table(first=1))
-    assert fingerprint(reader(changed)) != first
+    assert reader(changed).fingerprint() != first
     path = str(tmp_path / "a" / f"a.{kind}")
     others = [reader(path, columns=["label"]), reader(path, group_by="scene"), reader(path, decode={"name": len})]
-    assert len({first, *map(fingerprint, others)}) == 4
+    assert len({first, *(one.fingerprint() for one in others)}) == 4
 
 
 def test_decode_replaces_a_column(path, kind):

@@ -11,7 +11,6 @@ from engine.base.errors import ConfigError, DataError
 from engine.data.bad_examples import TolerantBatches
 from engine.data.batches import Batches
 from engine.data.reader import read
-from engine.data.source import fingerprint
 from engine.readers import TFExample, TFRecord
 from tests.readers.wire_format import example, write_tf_record
 
@@ -151,13 +150,13 @@ def test_first_record_whose_length_looks_like_gzip_is_read(tmp_path):
 
 
 def test_fingerprint_depends_on_content_and_decoder_and_not_on_folder(labels, tmp_path):
-    first = fingerprint(TFRecord(str(labels)))
+    first = TFRecord(str(labels)).fingerprint()
     (tmp_path / "copy").mkdir()
     copy = shutil.copy(labels, tmp_path / "copy")
-    assert fingerprint(TFRecord(str(copy))) == first
-    assert fingerprint(TFRecord(str(copy), TFExample({"label": "int8"}))) != first
+    assert TFRecord(str(copy)).fingerprint() == first
+    assert TFRecord(str(copy), TFExample({"label": "int8"})).fingerprint() != first
     write_tf_record(Path(copy), (example(label=[i], x=[i / 2, 1.0]) for i in range(1, 41)))
-    assert fingerprint(TFRecord(str(copy))) != first
+    assert TFRecord(str(copy)).fingerprint() != first
 
 
 def test_missing_library_is_named_with_its_extra(labels, monkeypatch):

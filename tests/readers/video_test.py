@@ -10,7 +10,6 @@ import pytest
 from engine.base.errors import DataError
 from engine.data.bad_examples import TolerantBatches
 from engine.data.batches import Batches
-from engine.data.source import fingerprint
 from engine.readers import Video
 from tests.readers.video_files import CODECS, decoded, write_video
 
@@ -62,7 +61,7 @@ def test_pickled_copy_and_saved_index_give_the_same_clips(path):
     first = Video(path, frames=2)
     assert (Path(path).parent / ".convoy_index").is_dir()
     for other in (Video(path, frames=2), pickle.loads(pickle.dumps(first))):
-        assert fingerprint(other) == fingerprint(first) != fingerprint(Video(path))
+        assert other.fingerprint() == first.fingerprint() != Video(path).fingerprint()
         assert np.array_equal(other[7]["frames"], first[7]["frames"])
 
 

@@ -13,7 +13,6 @@ import pytest
 from engine.base.errors import DataError
 from engine.data.bad_examples import TolerantBatches
 from engine.data.batches import Batches
-from engine.data.source import fingerprint
 from engine.readers import WebDataset
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -197,16 +196,16 @@ def test_file_of_another_format_is_refused(tmp_path):
 
 
 def test_fingerprint_depends_on_content_and_members_and_not_on_folder(labels, tmp_path):
-    first = fingerprint(WebDataset(str(labels)))
+    first = WebDataset(str(labels)).fingerprint()
     (tmp_path / "copy").mkdir()
     copy = Path(shutil.copy(labels, tmp_path / "copy"))
-    assert fingerprint(WebDataset(str(copy))) == first
-    assert fingerprint(WebDataset(str(copy), ["cls"])) != first
-    assert fingerprint(WebDataset(str(copy), decoders={"cls": double})) != first
+    assert WebDataset(str(copy)).fingerprint() == first
+    assert WebDataset(str(copy), ["cls"]).fingerprint() != first
+    assert WebDataset(str(copy), decoders={"cls": double}).fingerprint() != first
     stored = bytearray(copy.read_bytes())
     stored[512] = ord("5")
     copy.write_bytes(stored)
-    assert fingerprint(WebDataset(str(copy))) != first
+    assert WebDataset(str(copy)).fingerprint() != first
 
 
 def test_fingerprint_does_not_depend_on_the_order_of_a_set(tmp_path):  # which differs between processes
@@ -217,4 +216,4 @@ def test_fingerprint_does_not_depend_on_the_order_of_a_set(tmp_path):  # which d
     for i in range(3):
         for suffix in suffixes:
             found.update(f"{suffix}{i}{suffix}".encode())
-    assert f"samples {found.hexdigest()}" in fingerprint(WebDataset(str(path))).split("; ")
+    assert f"samples {found.hexdigest()}" in WebDataset(str(path)).fingerprint().split("; ")

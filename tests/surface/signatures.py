@@ -26,6 +26,8 @@ from tests.surface.source_text import (
 # Special methods that users neither call nor implement.
 INTERNAL = {"__init__", "__post_init__", "__new__", "__reduce__", "__getstate__", "__setstate__", "__del__", "__repr__"}
 INTERNAL |= {"__init_subclass__", "__getattr__", "__setattr__", "__delattr__", "__dir__", "__str__", "__sizeof__"}
+# Base classes with the defaults of all optional members, which are public where a class defines them.
+DEFAULTS = {"BaseSource", "BaseStream"}
 WIDTH = 110  # columns; a longer signature has a line for each parameter, so that a diff shows the changed one
 
 
@@ -53,7 +55,7 @@ def _class_lines(name: str, cls: type, public: Container[str]) -> Iterator[str]:
         yield from (f"    {line}" for line in f"def __init__{creates}".splitlines())
     members: dict[str, str] = {}
     for base in reversed(cls.__mro__):
-        if is_own(base.__module__):
+        if is_own(base.__module__) and base.__name__ not in DEFAULTS:
             members |= _members(base, cls)
     for _, text in sorted(members.items()):
         yield from (f"    {line}" for line in text.splitlines())

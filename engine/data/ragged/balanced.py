@@ -10,36 +10,16 @@ import numpy as np
 
 from engine.base.errors import DataError
 from engine.data.ragged.fields import Sizes
-from engine.data.sampling.sampler import (
-    Sampler,
-    ShapedSampler,
-    is_shaped,
-    is_sized,
-    is_tagged,
-    make_sampler,
-    reads_singly,
-    row_costs,
-)
-from engine.data.sampling.share_schedule import with_run
-from engine.data.source import (
-    SEPARATOR,
-    Example,
-    Examples,
-    Source,
-    check_source,
-    fingerprint,
-    has_take,
-    has_transform,
-    limited,
-    source_name,
-)
+from engine.data.sampling.sampler import Sampler, make_sampler
+from engine.data.source import SEPARATOR, BaseSource, Example, Examples, Source, limited, source_name
+from engine.data.source_adapter import indexed
 from engine.data.streams.source import counted
 
 TOLERANCE = 1e-3  # of the mean cost of a rank: a smaller excess is not worth a swap
 SWAPS = 8  # swaps for each rank at most
 
 
-class Balanced:
+class Balanced(BaseSource):
     """A source that deals the rows of each training batch to ranks with nearly equal sums of costs.
 
     Rank r of R gets block r of R equal blocks of rows, which is what its devices compute. Each rank gets as many rows
@@ -60,17 +40,15 @@ class Balanced:
             DataError: `ranks` is below 1, `source` is not a source, or a subclass defines `transform`.
         """
         name = source_name(self)
-        check_source(source, f"{name}: source")
+        source = indexed(source, f"{name}: source")
         if ranks < 1:
             raise DataError(f"{name}: ranks = {ranks}: allowed are 1 and more.")
-        if has_transform(self):
+        if self.has_transform:
             raise DataError(f"{name} defines transform, but its source applies its own. Define it in the source.")
         self.source, self.ranks = source, ranks
-        if has_take(source):
+        if source.has_take:
             self.take = source.take
-        for method in ("shape_specs", "shape_names", "consecutive", "evaluation_order", "stored_order"):
-            if hasattr(source, method):
-                setattr(self, method, getattr(source, method))
+        self.delegate(source, "consecutive", "shape_specs", "shape_names", "evaluation_order", "stored_order")
 
     def __len__(self) -> int:
         return len(self.source)
@@ -84,14 +62,14 @@ class Balanced:
 
     def with_run(self, examples: int) -> "Balanced":
         """Returns the source for a run of so many examples (`sampling/share_schedule.py`)."""
-        return Balanced(with_run(self.source, examples), self.ranks)
+        return Balanced(self.source.with_run(examples), self.ranks)
 
     def counted(self) -> "Balanced":
         """Returns a source of known length, for which it reads streams of unknown length once."""
         return Balanced(counted(self.source), self.ranks)
 
     def fingerprint(self) -> str:
-        return f"{fingerprint(self.source)}{SEPARATOR}rows dealt to {self.ranks} ranks"
+        return f"{self.source.fingerprint()}{SEPARATOR}rows dealt to {self.ranks} ranks"
 
     def sampler(self, seed: int, shuffle: bool) -> Sampler:
         """Raises DataError: without a batch there is nothing to deal, as in a part of a mixture."""
@@ -99,7 +77,7 @@ class Balanced:
             f"{source_name(self)} cannot be a part of a mixture. Balance the mixture: Balanced(Mixture(...))."
         )
 
-    def batch_sampler(self, seed: int, shuffle: bool, batch_size: int) -> "_Sampler":
+    def batch_sampler(self, seed: int, shuffle: bool, batch_size: int) -> "_BalancedSampler":
         """Returns the sampler of a training run with batches of so many rows (`sampler.py`).
 
         Raises:
@@ -111,22 +89,21 @@ class Balanced:
                 "multiple, or another number of ranks."
             )
         inner = make_sampler(self.source, seed, shuffle, batch_size)
-        if not is_sized(inner):
-            row_costs(inner, self.source, np.zeros(0, np.int64))  # raises the error here, not in a reader thread
-        kind = _ShapedSampler if is_shaped(inner) else _Sampler
-        return kind(inner, batch_size, self.ranks, self.source)
+        if not inner.is_sized:
+            inner.costs(np.zeros(0, np.int64), self.source)  # raises the error here, not in a reader thread
+        return _BalancedSampler(inner, batch_size, self.ranks, self.source)
 
 
-class _Sampler:
+class _BalancedSampler(Sampler):
     """Sampler of a balanced source; the addresses are those of the source's own sampler."""
 
     needs_whole_batches = True
+    is_sized = True
 
-    def __init__(self, inner: Sampler, batch_size: int, ranks: int, source: Source):
+    def __init__(self, inner: Sampler, batch_size: int, ranks: int, source: BaseSource):
         self._inner, self._batch_size, self._ranks, self._source = inner, batch_size, ranks, source
         self.has_transform, self.vectorized = inner.has_transform, inner.vectorized
-        self.reads_singly = reads_singly(inner)
-        self.tag_names = inner.tag_names if is_tagged(inner) else ()
+        self.reads_singly, self.is_shaped, self.tag_names = inner.reads_singly, inner.is_shaped, inner.tag_names
 
     def addresses(self, positions: np.ndarray) -> np.ndarray:
         batches, rows = np.divmod(positions, self._batch_size)
@@ -141,26 +118,19 @@ class _Sampler:
     def read(self, addresses: np.ndarray) -> Examples:
         return self._inner.read(addresses)
 
-    def locate(self, address: int) -> tuple[Source, int]:
+    def locate(self, address: int) -> tuple[BaseSource, int]:
         return self._inner.locate(address)
 
     def sizes(self, addresses: np.ndarray) -> Sizes:
         """Returns the sizes of the rows at addresses."""
-        if is_sized(self._inner):
+        if self._inner.is_sized:
             return self._inner.sizes(addresses)
         ones = np.ones(len(addresses), np.int64)
-        return Sizes(ones, ones, row_costs(self._inner, self._source, addresses))
+        return Sizes(ones, ones, self._inner.costs(addresses, self._source))
 
     def tag_counts(self, addresses: np.ndarray) -> np.ndarray:
         """Returns how many of the examples at addresses have each tag, int64 `[tags]`."""
-        assert is_tagged(self._inner)
         return self._inner.tag_counts(addresses)
-
-
-class _ShapedSampler(_Sampler):
-    """Sampler of a balanced source whose batches have one of several shapes."""
-
-    _inner: ShapedSampler
 
     def shape_of(self, address: int) -> int:
         return self._inner.shape_of(address)

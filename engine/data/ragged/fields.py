@@ -16,7 +16,7 @@ from engine.base.errors import DataError
 from engine.base.types import PyTree
 from engine.cluster.identity import is_primary
 from engine.data.bad_examples import too_many
-from engine.data.source import Example, Source, has_field_lengths, has_transform, source_name
+from engine.data.source import BaseSource, Example, source_name
 
 ADDED = ("mask", "segment_ids", "positions")
 """Entries that padding and packing add to an example."""
@@ -92,7 +92,7 @@ class Ragged:
         """Returns the lengths of the axes as text, such as "300" or "agents 64, lanes 128"."""
         return ", ".join(f"{axis} {length}".strip() for axis, length in zip(self.axes, lengths, strict=True))
 
-    def read(self, source: Source, index: int) -> RaggedExample:
+    def read(self, source: BaseSource, index: int) -> RaggedExample:
         """Returns an example of the source. Raises DataError if it cannot be read or lacks a field."""
         where = f"Example {index} of {source_name(source)}"
         try:
@@ -125,7 +125,7 @@ class Ragged:
         rest = {name: value for name, value in example.items() if name not in fields}
         return RaggedExample(fields, rest, tuple(lengths))
 
-    def measure(self, source: Source, given: PyTree = None, *, tolerant: bool = False) -> np.ndarray:
+    def measure(self, source: BaseSource, given: PyTree = None, *, tolerant: bool = False) -> np.ndarray:
         """Returns the lengths of all examples, int64 `[axes, examples]`.
 
         They are `given`, else those of `source.lengths()` or `source.field_lengths()`, else measured by reading each
@@ -139,8 +139,8 @@ class Ragged:
         Raises:
             DataError: they are invalid, or an example cannot be read; with `tolerant`, too many examples.
         """
-        if given is None and hasattr(source, "lengths"):
-            given = source.lengths()  # pyright: ignore[reportAttributeAccessIssue]
+        if given is None:
+            given = source.lengths()
         name = source_name(source)
         if given is None and (indexed := self._indexed(source)) is not None:
             return indexed
@@ -153,25 +153,23 @@ class Ragged:
         parts: list[npt.ArrayLike] = [given] if "" in self.axes else [given[axis] for axis in self.axes]  # pyright: ignore
         return np.stack([check_index(source, part, "examples") for part in parts])
 
-    def knows_lengths(self, source: Source) -> bool:
+    def knows_lengths(self, source: BaseSource) -> bool:
         """Returns whether the lengths of the examples are known without reading them."""
-        return hasattr(source, "lengths") or self._indexed(source) is not None
+        return source.defines("lengths") or self._indexed(source) is not None
 
-    def _indexed(self, source: Source) -> np.ndarray | None:
+    def _indexed(self, source: BaseSource) -> np.ndarray | None:
         """Returns the lengths from `source.field_lengths()`, int64 `[axes, examples]`; None if it does not know them.
 
         Also None if the fields of an axis differ in length: reading the examples then reports the first such example.
         """
-        if not has_field_lengths(source):
-            return None
-        found = source.field_lengths(self.fields)
+        found = source.known_field_lengths(self.fields)
         if found is None or any(
             (found[name] != found[names[0]]).any() for names in self.axes.values() for name in names
         ):
             return None
         return np.stack([check_index(source, found[names[0]], "examples") for names in self.axes.values()])
 
-    def _measure(self, source: Source, index: int, tolerant: bool) -> tuple[int, ...]:
+    def _measure(self, source: BaseSource, index: int, tolerant: bool) -> tuple[int, ...]:
         try:
             return self.read(source, index).lengths
         except DataError as error:
@@ -182,14 +180,14 @@ class Ragged:
             self.unreadable.append(index)
             return (0,) * len(self.axes)
 
-    def _report_unreadable(self, source: Source) -> None:
+    def _report_unreadable(self, source: BaseSource) -> None:
         if len(self.unreadable) > 1 and is_primary():
             name, count = source_name(source), len(self.unreadable)
             print(f"warning: {count} of {len(source):,} examples of {name} cannot be read.", file=sys.stderr)
 
 
 def measured[T](
-    source: Source,
+    source: BaseSource,
     measure: Callable[[int], T],
     doing: str = "measuring the examples of",
     advice: str = "With a method lengths(), the source need not be read for this.",
@@ -205,7 +203,7 @@ def measured[T](
     return found
 
 
-def check_index(source: Source, lengths: npt.ArrayLike, what: str) -> np.ndarray:
+def check_index(source: BaseSource, lengths: npt.ArrayLike, what: str) -> np.ndarray:
     """Returns the lengths of all examples as int64 `[examples]`; `what` names examples. Raises DataError."""
     found, name = np.asarray(lengths), source_name(source)
     if found.shape != (len(source),) or found.dtype.kind not in "iu" or found.min(initial=0) < 0:
@@ -216,7 +214,7 @@ def check_index(source: Source, lengths: npt.ArrayLike, what: str) -> np.ndarray
     return found.astype(np.int64)
 
 
-def costs(source: Source, lengths: np.ndarray) -> np.ndarray:
+def costs(source: BaseSource, lengths: np.ndarray) -> np.ndarray:
     """Returns the cost of each example, float64 `[examples]`: `source.costs()`, or its number of elements.
 
     Args:
@@ -226,11 +224,11 @@ def costs(source: Source, lengths: np.ndarray) -> np.ndarray:
     Raises:
         DataError: `source.costs()` returns something else.
     """
-    own = getattr(source, "costs", None)
-    return lengths.sum(axis=0).astype(np.float64) if own is None else check_costs(source, own())
+    own = source.costs()
+    return lengths.sum(axis=0).astype(np.float64) if own is None else check_costs(source, own)
 
 
-def check_costs(source: Source, found: npt.ArrayLike) -> np.ndarray:
+def check_costs(source: BaseSource, found: npt.ArrayLike) -> np.ndarray:
     """Returns costs as float64 `[examples]`. Raises DataError if they are not finite numbers of at least 0."""
     array = np.asarray(found)
     if (
@@ -246,30 +244,29 @@ def check_costs(source: Source, found: npt.ArrayLike) -> np.ndarray:
     return array.astype(np.float64)
 
 
-def source_costs(source: Source) -> np.ndarray:
+def source_costs(source: BaseSource) -> np.ndarray:
     """Returns `source.costs()`, or `source.lengths()`, as float64 `[examples]`. Raises DataError without either."""
-    for method in ("costs", "lengths"):
-        if hasattr(source, method):
-            return check_costs(source, getattr(source, method)())
+    if (found := source.costs()) is not None or (found := source.lengths()) is not None:
+        return check_costs(source, found)
     raise DataError(
         f"engine.Balanced: the costs of the examples of {source_name(source)} are not known. Give it a method costs() "
         "that returns one number for each example."
     )
 
 
-def check_raw(source: Source, owner: str) -> None:
+def check_raw(source: BaseSource, owner: str) -> None:
     """Raises DataError if a source has a sampler or a transform: plans rely on fixed lengths.
 
     `Weighted` has a sampler, but its order is one of the examples of its own source, which is checked instead.
     """
-    if hasattr(source, "weighted_order"):
-        source = source.source  # pyright: ignore[reportAttributeAccessIssue]
-    if hasattr(source, "sampler") or hasattr(source, "batch_sampler"):
+    if source.is_weighted:
+        source = source.source
+    if source.has_sampler:
         raise DataError(
             f"{owner}: {source_name(source)} has its own sampler. Pad or pack the examples of each source first, then "
             "mix: Mixture({NAME: Padded(...), ...}, weights)."
         )
-    if has_transform(source):
+    if source.has_transform:
         raise DataError(
             f"{owner}: {source_name(source)} has a transform, which may change the lengths that the plan relies on. "
             f"Define it as transform(example, rng) in a subclass of {owner.rpartition('.')[2]}."

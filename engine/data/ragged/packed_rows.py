@@ -15,7 +15,7 @@ from engine.base.types import PyTree
 from engine.data.ragged.fields import Ragged, RaggedExample, check_index, costs, measured
 from engine.data.ragged.packing_plan import SplitPlanner, WholePlanner
 from engine.data.shared_arrays import zeros
-from engine.data.source import SPEC_TRIES, Examples, Source, has_field_lengths, leaves_with_path, source_name
+from engine.data.source import SPEC_TRIES, BaseSource, Examples, leaves_with_path, source_name
 from engine.data.stages import stage
 
 TEXT = "UST"  # numpy dtype kinds of text
@@ -74,7 +74,7 @@ class Rows(Protocol):
 class TokenRows:
     """Rows of token documents; `Packed` describes the entries."""
 
-    def __init__(self, documents: Source, length: int, split: bool, lengths: npt.ArrayLike | None):
+    def __init__(self, documents: BaseSource, length: int, split: bool, lengths: npt.ArrayLike | None):
         self._documents, self.space = documents, length
         self.sizes = self.elements = _length_index(documents, lengths)
         self.planner: Planner = (SplitPlanner if split else WholePlanner)(self.sizes, length)
@@ -122,7 +122,7 @@ class FieldRows:
 
     def __init__(
         self,
-        source: Source,
+        source: BaseSource,
         ragged: Ragged,
         lengths: tuple[int, ...],
         *,
@@ -259,11 +259,11 @@ def _most_pieces(lengths: np.ndarray, row_length: int) -> int:
     return min(int(whole) + 2, row_length)
 
 
-def _length_index(documents: Source, lengths: npt.ArrayLike | None) -> np.ndarray:
+def _length_index(documents: BaseSource, lengths: npt.ArrayLike | None) -> np.ndarray:
     """Returns `lengths` as int64 `[documents]`; if None, what the documents know, else measured from all of them."""
-    if lengths is None and hasattr(documents, "lengths"):
-        lengths = documents.lengths()  # pyright: ignore[reportAttributeAccessIssue]
-    if lengths is None and has_field_lengths(documents) and (found := documents.field_lengths(["tokens"])) is not None:
+    if lengths is None:
+        lengths = documents.lengths()
+    if lengths is None and (found := documents.known_field_lengths(["tokens"])) is not None:
         lengths = found["tokens"]
     if lengths is None:
         lengths = measured(documents, lambda index: len(_tokens(documents, index)))
@@ -279,7 +279,7 @@ def _length_index(documents: Source, lengths: npt.ArrayLike | None) -> np.ndarra
     return found
 
 
-def _tokens(documents: Source, index: int) -> np.ndarray:
+def _tokens(documents: BaseSource, index: int) -> np.ndarray:
     """Returns the tokens of a document, integers `[tokens]` that fit int32. Raises DataError if they do not."""
     where = _document_name(documents, index)
     try:
@@ -303,5 +303,5 @@ def _tokens(documents: Source, index: int) -> np.ndarray:
     return tokens
 
 
-def _document_name(documents: Source, index: int) -> str:
+def _document_name(documents: BaseSource, index: int) -> str:
     return f"Document {index} of {source_name(documents)}"

@@ -5,8 +5,6 @@ A *piece* is a range of the elements of one example that lies in one row. The pa
 checkpoints store no plan. The plans of two consecutive epochs stay in memory, at 24 bytes per piece.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import numpy.typing as npt
 
@@ -15,20 +13,13 @@ from engine.base.types import PyTree
 from engine.data.ragged.fields import Fields, Lengths, Ragged, Sizes
 from engine.data.ragged.packed_rows import FieldRows, Piece, Rows, TokenRows
 from engine.data.ragged.packing_plan import Plan
+from engine.data.sampling.sampler import Sampler
 from engine.data.sampling.shuffle import EpochPermutation, derive_seed
-from engine.data.source import (
-    SEPARATOR,
-    Example,
-    Examples,
-    Source,
-    check_source,
-    fingerprint,
-    has_transform,
-    source_name,
-)
+from engine.data.source import SEPARATOR, BaseSource, Example, Examples, Source, inner_sources, source_name
+from engine.data.source_adapter import indexed
 
 
-class Packed:
+class Packed(BaseSource):
     """A source of fixed-length rows packed from examples; each element is in exactly one row of an epoch.
 
     Without `fields`, an example is a document `{"tokens": integers [tokens]}` of any length; other entries are ignored.
@@ -82,12 +73,12 @@ class Packed:
                 lengths or the content of an example are invalid.
         """
         name = source_name(self)
-        self.documents, self.length = documents, length
         self.split = fields is None if split is None else split
         if not isinstance(length, dict) and length < 1:  # pyright: ignore[reportOperatorIssue]
             what = "token" if fields is None else "element"
             raise DataError(f"{name}: length = {length}: allowed are 1 {what} and more.")
-        check_source(documents, f"{name}: documents")
+        documents = indexed(documents, f"{name}: documents")
+        self.documents, self.length = documents, length
         _check_packable(documents, name)
         self._contents: Rows
         if fields is None:
@@ -106,10 +97,10 @@ class Packed:
                 documents, ragged, limits, segments=segments, split=self.split, index=lengths
             )
             self._what = f"{', '.join(ragged.fields)} of up to {rows.segments} examples"
-        self._stored_order = _Sampler(self, self._contents, seed=0, shuffle=False)
+        self._stored_order = _PackedSampler(self, self._contents, seed=0, shuffle=False)
 
     @property
-    def lengths(self) -> np.ndarray:
+    def lengths(self) -> np.ndarray:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Space that each example needs in a row, int64 `[examples]`: of token documents, their lengths."""
         return self._contents.sizes
 
@@ -128,29 +119,26 @@ class Packed:
 
     def fingerprint(self) -> str:
         packed = f"{self._what} {'split' if self.split else 'whole'} in rows of {self.length}"
-        return f"{fingerprint(self.documents)}{SEPARATOR}{packed}"
+        return f"{self.documents.fingerprint()}{SEPARATOR}{packed}"
 
-    def sampler(self, seed: int, shuffle: bool) -> "_Sampler":
+    def sampler(self, seed: int, shuffle: bool) -> "_PackedSampler":
         """Returns the sampler of a training run (`sampler.py`)."""
-        return _Sampler(self, self._contents, seed, shuffle)
+        return _PackedSampler(self, self._contents, seed, shuffle)
 
 
-def is_packed(source: Source) -> bool:
+def is_packed(source: BaseSource) -> bool:
     """Returns whether rows of a source hold several examples: `Packed`, also inside of other sources."""
-    inner = [getattr(source, "source", None)]
-    if isinstance(sources := getattr(source, "sources", None), Mapping):  # of a mixture
-        inner += sources.values()
-    return isinstance(source, Packed) or any(is_packed(found) for found in inner if found is not None)
+    return isinstance(source, Packed) or any(map(is_packed, inner_sources(source)))
 
 
-class _Sampler:
+class _PackedSampler(Sampler):
     """Sampler of packed rows. An address is epoch * rows per epoch + row; without shuffle, the epoch is always 0."""
 
-    vectorized = False  # a call for many rows takes as long as one call for each row
+    is_sized = True
 
     def __init__(self, packed: Packed, contents: Rows, seed: int, shuffle: bool):
         self._packed, self._contents, self._planner = packed, contents, contents.planner
-        self.has_transform = has_transform(packed)
+        self.has_transform = packed.has_transform
         self._row_permutation = EpochPermutation(self._planner.rows, seed, shuffle)
         self._item_permutation = EpochPermutation(self._planner.items, derive_seed(seed, "documents"), shuffle)
         # The latest (epoch, plan) of even and of odd epochs: near the end of an epoch, threads already read the next.
@@ -161,7 +149,7 @@ class _Sampler:
         epoch_start = positions - positions % self._row_permutation.size
         return epoch_start + rows if self._row_permutation.shuffle else rows
 
-    def locate(self, address: int) -> tuple[Source, int]:
+    def locate(self, address: int) -> tuple[BaseSource, int]:
         return self._packed, address
 
     def read(self, addresses: np.ndarray) -> Examples:
@@ -195,19 +183,19 @@ class _Sampler:
         return plan
 
 
-def _check_packable(documents: Source, name: str) -> None:
+def _check_packable(documents: BaseSource, name: str) -> None:
     """Raises DataError if the documents have a sampler or a transform: the plan relies on fixed lengths."""
-    if hasattr(documents, "weighted_order"):
+    if documents.is_weighted:
         raise DataError(
             f"{name}: {source_name(documents)} draws some documents more often than others, but a plan has each once. "
             "Pack the documents of each tag first, then mix: Mixture({TAG: Packed(...), ...}, weights)."
         )
-    if hasattr(documents, "sampler"):
+    if documents.defines("sampler"):
         raise DataError(
             f"{name}: {source_name(documents)} has its own sampler, whose epochs may differ in their number of tokens. "
             "Pack the documents of each source first, then mix: Mixture({NAME: Packed(...), ...}, weights)."
         )
-    if has_transform(documents):
+    if documents.has_transform:
         raise DataError(
             f"{name}: {source_name(documents)} has a transform, which may change the lengths that the plan relies on. "
             "Define it as transform(row, rng) in a subclass of Packed."

@@ -13,22 +13,11 @@ from engine.base.errors import DataError
 from engine.base.types import PyTree
 from engine.data.collate import stack_examples
 from engine.data.ragged.fields import ADDED, Fields, Lengths, Ragged, RaggedExample, Sizes, check_raw, costs
-from engine.data.sampling.sampler import Order, make_order
-from engine.data.sampling.share_schedule import with_run
+from engine.data.sampling.sampler import Order, Sampler, make_order
 from engine.data.sampling.shuffle import EpochPermutation, derive_seed
 from engine.data.shared_arrays import zeros
-from engine.data.source import (
-    SEPARATOR,
-    Example,
-    Examples,
-    Source,
-    check_source,
-    example_spec,
-    fingerprint,
-    has_transform,
-    limited,
-    source_name,
-)
+from engine.data.source import SEPARATOR, BaseSource, Example, Examples, Source, example_spec, limited, source_name
+from engine.data.source_adapter import indexed
 from engine.data.stages import stage
 
 MAX_LENGTHS = 8
@@ -36,7 +25,7 @@ MAX_LENGTHS = 8
 MAX_LISTED = 100  # unreadable examples that a fingerprint names
 
 
-class Padded:
+class Padded(BaseSource):
     """A source that pads the ragged fields of each example with zeros, and adds masks.
 
     An example is a dict. Its ragged fields are arrays `[elements, ...]`; the other entries stay as they are. Padding
@@ -65,7 +54,7 @@ class Padded:
                 longer than the largest length.
         """
         name = source_name(self)
-        check_source(source, f"{name}: source")
+        source = indexed(source, f"{name}: source")
         check_raw(source, name)
         self.source, self.ragged, self.consecutive = source, Ragged(fields, name), consecutive
         several = isinstance(lengths, Sequence) and not isinstance(lengths, str)
@@ -142,7 +131,7 @@ class Padded:
     def with_run(self, examples: int) -> "Padded":
         """Returns the source for a run of so many examples (`sampling/share_schedule.py`)."""
         found = copy.copy(self)
-        found.source = with_run(self.source, examples)
+        found.source = self.source.with_run(examples)
         return found
 
     def fingerprint(self) -> str:
@@ -152,7 +141,7 @@ class Padded:
             how += f", {self._how()}, {self.consecutive} batches of one length"
             if bad := self.ragged.unreadable:  # they change the lengths of batches, which all processes must agree on
                 how += f", unreadable {' '.join(map(str, bad[:MAX_LISTED]))} of {len(bad)}"
-        return f"{fingerprint(self.source)}{SEPARATOR}{how}"
+        return f"{self.source.fingerprint()}{SEPARATOR}{how}"
 
     def _how(self) -> str:
         return "in order"
@@ -187,7 +176,7 @@ class Padded:
             resized[name] = self.ragged.by_axis([resize(leaf, n) for leaf, n in zip(parts, shape, strict=True)])
         return {**spec, **resized}
 
-    def sampler(self, seed: int, shuffle: bool) -> "_Sampler":
+    def sampler(self, seed: int, shuffle: bool) -> "_PaddedSampler":
         """Returns the sampler of a training run that does not know the batch size, as in a mixture.
 
         Raises:
@@ -198,11 +187,11 @@ class Padded:
                 f"{source_name(self)} has {len(self.shapes)} lengths, and all examples of a batch must be padded to "
                 "the same. A part of a mixture can have one length: give the largest."
             )
-        return _Sampler(self, seed, shuffle, 1, make_order(self.source, seed, shuffle, None))
+        return _PaddedSampler(self, seed, shuffle, 1, make_order(self.source, seed, shuffle, None))
 
-    def batch_sampler(self, seed: int, shuffle: bool, batch_size: int) -> "_Sampler":
+    def batch_sampler(self, seed: int, shuffle: bool, batch_size: int) -> "_PaddedSampler":
         """Returns the sampler of a training run with batches of so many examples (`sampler.py`)."""
-        return _Sampler(self, seed, shuffle, batch_size)
+        return _PaddedSampler(self, seed, shuffle, batch_size)
 
     def stored_order(self, batch_size: int) -> "_EvaluationOrder":
         """Returns the order of the source, for predictions with batches of so many examples (`batches.py`)."""
@@ -266,8 +255,8 @@ class Bucketed(Padded):
     examples from the shortest length to the longest, each once. Predictions are read in the order of the source.
     """
 
-    def batch_sampler(self, seed: int, shuffle: bool, batch_size: int) -> "_Sampler":
-        kind = _BucketedSampler if len(self.shapes) > 1 else _Sampler
+    def batch_sampler(self, seed: int, shuffle: bool, batch_size: int) -> "_PaddedSampler":
+        kind = _BucketedSampler if len(self.shapes) > 1 else _PaddedSampler
         return kind(self, seed, shuffle, batch_size)
 
     def evaluation_order(self, batch_size: int) -> "_EvaluationOrder":
@@ -277,16 +266,16 @@ class Bucketed(Padded):
         return "sorted"
 
 
-class _Shaped:
+class _ShapedSampler(Sampler):
     """Addresses of examples with a length: index * lengths + number of the length."""
+
+    is_shaped = is_sized = True
 
     def __init__(self, padded: Padded):
         self._padded, self._shapes = padded, len(padded.shapes)
-        self.tag_names: tuple[str, ...] = (
-            padded.source.tag_names if hasattr(padded.source, "weighted_order") else ()  # pyright: ignore
-        )
+        self.tag_names = padded.source.tag_names
 
-    def locate(self, address: int) -> tuple[Source, int]:
+    def locate(self, address: int) -> tuple[BaseSource, int]:
         return self._padded, address // self._shapes
 
     def shape_of(self, address: int) -> int:
@@ -303,7 +292,7 @@ class _Shaped:
 
     def tag_counts(self, addresses: np.ndarray) -> np.ndarray:
         """Returns how many of the examples at addresses have each tag, int64 `[tags]`."""
-        return self._padded.source.tag_counts(addresses // self._shapes)  # pyright: ignore[reportAttributeAccessIssue]
+        return self._padded.source.tag_counts(addresses // self._shapes)
 
     def sizes(self, addresses: np.ndarray) -> Sizes:
         """Returns the sizes of the rows at addresses."""
@@ -312,17 +301,15 @@ class _Shaped:
         return Sizes(self._padded.index()[:, indices].sum(axis=0), space, self._padded.costs()[indices])
 
 
-class _Sampler(_Shaped):
+class _PaddedSampler(_ShapedSampler):
     """Sampler of padded examples in the default order.
 
     The examples of a *group*, which is `consecutive` batches, have one length.
     """
 
-    vectorized = False  # a call for many rows takes as long as one call for each row
-
     def __init__(self, padded: Padded, seed: int, shuffle: bool, batch_size: int, order: Order | None = None):
         super().__init__(padded)
-        self.has_transform = has_transform(padded)
+        self.has_transform = padded.has_transform
         self._permutation = order or make_order(padded.source, seed, shuffle, batch_size)
         self._rows = batch_size * padded.consecutive  # of a group
 
@@ -341,7 +328,7 @@ class _Sampler(_Shaped):
         return groups * self._shapes + longest
 
 
-class _BucketedSampler(_Sampler):
+class _BucketedSampler(_PaddedSampler):
     """Sampler of bucketed examples: sorts the groups that begin in an epoch by length, then shuffles them."""
 
     def __init__(self, padded: Padded, seed: int, shuffle: bool, batch_size: int):
@@ -378,7 +365,7 @@ class _BucketedSampler(_Sampler):
         return plan
 
 
-class _EvaluationOrder(_Shaped):
+class _EvaluationOrder(_ShapedSampler):
     """Order of an evaluation: each example once, in a given order int64 `[examples]`."""
 
     def __init__(self, padded: Padded, order: np.ndarray, batch_size: int):

@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 
 from engine.data.batches import Batches
-from engine.data.source import Source, shape_specs
+from engine.data.source import BaseSource
 
 BATCHES = 256  # that are looked at, at most: the first ones of the run
 
@@ -48,7 +48,7 @@ class RaggedReport:
         return text
 
 
-def report(source: Source, *, batch_size: int, seed: int, shuffle: bool, ranks: int) -> RaggedReport | None:
+def report(source: BaseSource, *, batch_size: int, seed: int, shuffle: bool, ranks: int) -> RaggedReport | None:
     """Returns the report of a run; None if the source does not know the sizes of its examples.
 
     Args:
@@ -58,7 +58,7 @@ def report(source: Source, *, batch_size: int, seed: int, shuffle: bool, ranks: 
         shuffle: whether the run shuffles the examples.
         ranks: number of equal blocks of rows that different devices compute.
     """
-    if not getattr(source, "measured", True):
+    if not source.measured:
         return None
     batches = Batches(source, batch_size, seed, shuffle)
     count = min(-(-len(source) // batch_size), BATCHES)
@@ -69,7 +69,7 @@ def report(source: Source, *, batch_size: int, seed: int, shuffle: bool, ranks: 
     if ranks > 1:
         sums = np.array([found.cost.reshape(ranks, -1).sum(axis=1) for found in sizes])  # [batches, ranks]
         imbalances = sums.max(axis=1) / np.maximum(sums.mean(axis=1), np.finfo(float).tiny) - 1
-    shapes = len(shape_specs(source))
+    shapes = len(source.shape_specs())
     used = np.bincount([batches.shape(n) for n in range(count)], minlength=shapes) / count
     return RaggedReport(
         padding=1 - float(sum(found.elements.sum() for found in sizes) / sum(found.space.sum() for found in sizes)),
@@ -77,5 +77,5 @@ def report(source: Source, *, batch_size: int, seed: int, shuffle: bool, ranks: 
         late_imbalance=float(np.percentile(imbalances, 95)) if ranks > 1 else None,
         shares=tuple(used.tolist()),
         ranks=ranks,
-        names=tuple(source.shape_names()) if shapes > 1 else (),  # pyright: ignore[reportAttributeAccessIssue]
+        names=tuple(source.shape_names()) if shapes > 1 else (),
     )

@@ -6,8 +6,8 @@ They follow from the order of the run, which is a pure function of the position,
 import numpy as np
 
 from engine.data.ragged.balanced import Balanced
-from engine.data.sampling.sampler import is_tagged, make_sampler
-from engine.data.source import Source
+from engine.data.sampling.sampler import make_sampler
+from engine.data.source import BaseSource
 
 MAX_TAGS = 32  # with more, metrics would hold little else
 MAX_EXAMPLES = 2**17  # of a window: more are sampled by evenly spaced batches, since 1,000 examples take about 1 ms
@@ -25,7 +25,7 @@ class DrawnShares:
         shuffle: whether the run shuffles the examples.
     """
 
-    def __init__(self, source: Source, *, batch_size: int, seed: int, shuffle: bool):
+    def __init__(self, source: BaseSource, *, batch_size: int, seed: int, shuffle: bool):
         while isinstance(source, Balanced):  # which leaves the examples of a batch as they are
             source = source.source
         self._sampler = make_sampler(source, seed, shuffle, batch_size)
@@ -36,7 +36,7 @@ class DrawnShares:
 
         It is empty without tags, or with more than `MAX_TAGS`.
         """
-        if not is_tagged(self._sampler) or len(self._sampler.tag_names) > MAX_TAGS:
+        if not self._sampler.tag_names or len(self._sampler.tag_names) > MAX_TAGS:
             return {}
         count = min(last - first + 1, max(1, MAX_EXAMPLES // self._batch_size))
         batches = np.linspace(first - 1, last - 1, count).astype(np.int64)

@@ -16,39 +16,29 @@ import numpy as np
 from engine.base.duration import UNKNOWN_LENGTH
 from engine.base.errors import DataError, did_you_mean
 from engine.base.types import PyTree
+from engine.data.adapt import Readable, as_source
 from engine.data.ragged.fields import Sizes
 from engine.data.sampling.mixture_schedule import schedule, shares
-from engine.data.sampling.sampler import (
-    Mark,
-    Marks,
-    Sampler,
-    is_marked,
-    is_sized,
-    is_tagged,
-    make_sampler,
-    read_examples,
-    reads_singly,
-    row_costs,
-)
+from engine.data.sampling.sampler import Mark, Marks, Sampler, make_sampler, read_examples
 from engine.data.sampling.share_schedule import ShareSchedule, Times
 from engine.data.sampling.shuffle import derive_seed
 from engine.data.shared_arrays import empty
 from engine.data.source import (
     SEPARATOR,
+    BaseSource,
     Example,
     Examples,
     Source,
     example_spec,
-    fingerprint,
     leaves_with_path,
     limited,
     source_name,
     source_text,
 )
-from engine.data.streams.source import Readable, as_source, counted
+from engine.data.streams.source import counted
 
 
-class Mixture:
+class Mixture(BaseSource):
     """A source that mixes examples of several sources by weight.
 
     - Training: a schedule assigns a source to each position of the run, and that source gives its next example. Each
@@ -92,11 +82,15 @@ class Mixture:
         self.times, self._interpolate = Times.parse(points, "Mixture: weights"), interpolate
         if by_time:
             self.batch_sampler = self._sampler  # steps have a length only if the batch size is known
-        _check_examples(self.sources)
-        sizes = [len(source) for source in self.sources.values()]
+        _check_examples(self._parts)
+        sizes = [len(source) for source in self._parts.values()]
         self._endless = max(sizes) >= UNKNOWN_LENGTH  # a stream of unknown length has no last example
         self._sizes = np.minimum(sizes, UNKNOWN_LENGTH // len(sizes))
         self._ends = np.cumsum(self._sizes)
+
+    @property
+    def _parts(self) -> dict[str, BaseSource]:
+        return self.sources  # pyright: ignore[reportReturnType]
 
     def __len__(self) -> int:
         """Number of examples of all sources together, which is an epoch; UNKNOWN_LENGTH if one of them is unknown."""
@@ -104,12 +98,12 @@ class Mixture:
 
     def __getitem__(self, index: int) -> Example:
         number = int(np.searchsorted(self._ends, index, side="right"))
-        return self.sources[self._names[number]][index - int(self._ends[number] - self._sizes[number])]
+        return self._parts[self._names[number]][index - int(self._ends[number] - self._sizes[number])]
 
     def take(self, indices: np.ndarray) -> Examples:
         """Returns the examples at `indices` `[batch]` of the concatenated sources, as arrays `[batch, ...]`."""
         numbers = np.searchsorted(self._ends, indices, side="right")
-        sources = list(self.sources.values())
+        sources = list(self._parts.values())
         starts = self._ends - self._sizes
         return _merge(numbers, indices - starts[numbers], lambda number, own: read_examples(sources[number], own))
 
@@ -125,7 +119,7 @@ class Mixture:
         # Each source keeps one example; the rest is divided in proportion to the remaining sizes.
         extra_ends = np.cumsum(sizes - 1) * (count - len(sizes)) // max(1, sizes.sum() - len(sizes))
         counts = 1 + np.diff(extra_ends, prepend=0)
-        parts = zip(self.sources.items(), counts.tolist(), strict=True)
+        parts = zip(self._parts.items(), counts.tolist(), strict=True)
         taken = {name: limited(source, part) for (name, source), part in parts}
         return Mixture(taken, self.weights, interpolate=self._interpolate)
 
@@ -133,13 +127,13 @@ class Mixture:
         """Returns the mixture for a run of so many examples, of which times in percent are shares."""
         found = copy.copy(self)
         found.times = dataclasses.replace(self.times, run=examples)
-        if hasattr(self, "batch_sampler"):
+        if self.defines("batch_sampler"):
             found.batch_sampler = found._sampler
         return found
 
     def counted(self) -> "Mixture":
         """Returns a mixture of known length, for which it reads streams of unknown length once."""
-        sources = {name: counted(source) for name, source in self.sources.items()}
+        sources = {name: counted(source) for name, source in self._parts.items()}
         return Mixture(sources, self.weights, interpolate=self._interpolate)
 
     def fingerprint(self) -> str:
@@ -154,10 +148,10 @@ class Mixture:
         return SEPARATOR.join(
             f"{name} {weight(name)}: {part}"
             for name in self._names
-            for part in fingerprint(self.sources[name]).split(SEPARATOR)
+            for part in self._parts[name].fingerprint().split(SEPARATOR)
         )
 
-    def sampler(self, seed: int, shuffle: bool) -> "_Sampler":
+    def sampler(self, seed: int, shuffle: bool) -> "_MixtureSampler":
         """Returns the sampler of a training run (`sampler.py`).
 
         Raises:
@@ -165,20 +159,17 @@ class Mixture:
         """
         return self._sampler(seed, shuffle, None)
 
-    def _sampler(self, seed: int, shuffle: bool, batch_size: int | None) -> "_Sampler":
+    def _sampler(self, seed: int, shuffle: bool, batch_size: int | None) -> "_MixtureSampler":
         for method, plural in {"transform": "transforms", "costs": "costs"}.items():
-            if hasattr(self, method):
+            if self.defines(method):
                 raise DataError(
                     f"{source_name(self)} defines {method}, but a mixture applies the {plural} of its sources. "
                     "Define it in a source."
                 )
         seeds = {name: derive_seed(seed, str(name)) for name in self._names}
-        parts = [make_sampler(source, seeds[name], shuffle) for name, source in self.sources.items()]
+        parts = [make_sampler(source, seeds[name], shuffle) for name, source in self._parts.items()]
         plan = self._schedule(seed, batch_size)
-        if any(map(is_marked, parts)):
-            return _MarkedSampler(parts, self.sources, plan)
-        kind = _SizedSampler if all(map(is_sized, parts)) else _Sampler
-        return kind(parts, self.sources, plan)
+        return _MixtureSampler(parts, self._parts, plan)
 
     def _schedule(self, seed: int, batch_size: int | None) -> "_Schedule":
         if len(self.times.points) == 1:
@@ -191,7 +182,7 @@ class Mixture:
     @property
     def measured(self) -> bool:
         """Whether the lengths of the examples are known without reading them, if they are ragged."""
-        return all(getattr(source, "measured", True) for source in self.sources.values())
+        return all(source.measured for source in self._parts.values())
 
 
 class _Schedule(Protocol):
@@ -221,31 +212,45 @@ class _FixedSchedule:
         return period * self._counts + np.bincount(self._source[:at], minlength=len(self._counts))
 
 
-class _Sampler:
-    """Sampler of a mixture; an address is (address in the source's sampler) * (number of sources) + source number."""
+class _MixtureSampler(Sampler):
+    """Sampler of a mixture; an address is (address in the source's sampler) * (number of sources) + source number.
 
-    def __init__(self, parts: list[Sampler], sources: Mapping[str, Source], plan: _Schedule):
+    The names of its marks begin with the number of the source.
+
+    Raises:
+        DataError: the weights change by time, which gives a stream its positions out of order.
+    """
+
+    def __init__(self, parts: list[Sampler], sources: Mapping[str, BaseSource], plan: _Schedule):
         self._parts, self._sources, self._plan = parts, list(sources.values()), plan
         self.has_transform = any(part.has_transform for part in parts)
         self.vectorized = all(part.vectorized for part in parts)
-        self.reads_singly = all(map(reads_singly, parts))
-        own = [part.tag_names if is_tagged(part) else () for part in parts]
-        within = [f"{name}/{tag}" for name, tags in zip(sources, own, strict=True) for tag in tags]
+        self.reads_singly = all(part.reads_singly for part in parts)
+        self.is_sized = all(part.is_sized for part in parts)
+        streams = [str(name) for name, part in zip(sources, parts, strict=True) if part.is_marked]
+        self.is_marked = bool(streams)
+        if streams and not isinstance(plan, _FixedSchedule):
+            raise DataError(
+                f"Mixture: the weights change by time, but {', '.join(streams)} is a stream, which is read in order. "
+                "Use one weight for each source, or sources with random access."
+            )
+        within = [f"{name}/{tag}" for name, part in zip(sources, parts, strict=True) for tag in part.tag_names]
         self.tag_names = (*map(str, sources), *within)
 
     def tag_counts(self, addresses: np.ndarray) -> np.ndarray:
         """Returns how many of the examples at addresses are from each source, then have each tag of each source."""
         own, numbers = np.divmod(addresses, len(self._parts))
         found = [np.bincount(numbers, minlength=len(self._parts))]
-        found += [part.tag_counts(own[numbers == at]) for at, part in enumerate(self._parts) if is_tagged(part)]
+        found += [part.tag_counts(own[numbers == at]) for at, part in enumerate(self._parts) if part.tag_names]
         return np.concatenate(found)
 
-    def costs(self, addresses: np.ndarray) -> np.ndarray:
-        """Returns the costs of the examples at addresses, float64 `[n]`. Raises DataError if they are not known."""
+    def costs(self, addresses: np.ndarray, source: BaseSource) -> np.ndarray:
+        if self.is_sized:
+            return self.sizes(addresses).cost
         own, numbers = np.divmod(addresses, len(self._parts))
         found = np.zeros(len(addresses))
-        for number, (part, source) in enumerate(zip(self._parts, self._sources, strict=True)):
-            found[numbers == number] = row_costs(part, source, own[numbers == number])
+        for number, (part, inner) in enumerate(zip(self._parts, self._sources, strict=True)):
+            found[numbers == number] = part.costs(own[numbers == number], inner)
         return found
 
     def addresses(self, positions: np.ndarray) -> np.ndarray:
@@ -256,7 +261,7 @@ class _Sampler:
             addresses[chosen] = self._parts[number].addresses(source_positions[chosen])
         return addresses * len(self._parts) + numbers
 
-    def locate(self, address: int) -> tuple[Source, int]:
+    def locate(self, address: int) -> tuple[BaseSource, int]:
         own, number = divmod(address, len(self._parts))
         return self._parts[number].locate(own)
 
@@ -264,49 +269,25 @@ class _Sampler:
         own, numbers = np.divmod(addresses, len(self._parts))
         return _merge(numbers, own, lambda number, own: self._parts[number].read(own))
 
-
-class _SizedSampler(_Sampler):
-    """Sampler of a mixture of padded or packed sources."""
-
     def sizes(self, addresses: np.ndarray) -> Sizes:
         """Returns the sizes of the rows at addresses."""
         own, numbers = np.divmod(addresses, len(self._parts))
         found = Sizes(*np.zeros((3, len(addresses))))
         for number in np.unique(numbers).tolist():
-            part, chosen = self._parts[number], numbers == number
-            assert is_sized(part)
-            for to, values in zip(found, part.sizes(own[chosen]), strict=True):
+            chosen = numbers == number
+            for to, values in zip(found, self._parts[number].sizes(own[chosen]), strict=True):
                 to[chosen] = values
         return found
-
-
-class _MarkedSampler(_Sampler):
-    """Sampler of a mixture with streams; the names of its marks begin with the number of the source.
-
-    Raises:
-        DataError: the weights change by time, which gives a source its positions out of order.
-    """
-
-    def __init__(self, parts: list[Sampler], sources: Mapping[str, Source], plan: _Schedule):
-        super().__init__(parts, sources, plan)
-        if not isinstance(plan, _FixedSchedule):
-            streams = [str(name) for name, part in zip(sources, parts, strict=True) if is_marked(part)]
-            raise DataError(
-                f"Mixture: the weights change by time, but {', '.join(streams)} is a stream, which is read in order. "
-                "Use one weight for each source, or sources with random access."
-            )
-        self._fixed = plan
 
     def seek(self, marks: Marks) -> None:
         for number, part in enumerate(self._parts):
             start = f"{number}/"
-            if is_marked(part):
-                part.seek({name.removeprefix(start): mark for name, mark in marks.items() if name.startswith(start)})
+            part.seek({name.removeprefix(start): mark for name, mark in marks.items() if name.startswith(start)})
 
     def marks(self, position: int) -> Marks:
         found: dict[str, Mark] = {}
-        for number, (part, own) in enumerate(zip(self._parts, self._fixed.counts(position).tolist(), strict=True)):
-            if is_marked(part):
+        if isinstance(self._plan, _FixedSchedule):
+            for number, (part, own) in enumerate(zip(self._parts, self._plan.counts(position).tolist(), strict=True)):
                 found |= {f"{number}/{name}": mark for name, mark in part.marks(own).items()}
         return found
 
@@ -355,7 +336,7 @@ def _check_weights(names: list[str], weights: Mapping[str, float], zero: bool) -
             )
 
 
-def _check_examples(sources: Mapping[str, Source]) -> None:
+def _check_examples(sources: Mapping[str, BaseSource]) -> None:
     """Raises DataError if the examples of two sources differ in structure, shapes or dtypes."""
     import jax
 

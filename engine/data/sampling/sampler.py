@@ -6,7 +6,7 @@ and its addresses are indices into the source. Packed sources and mixtures have 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeGuard
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -15,103 +15,134 @@ from engine.base.types import Json
 from engine.data.collate import Collator
 from engine.data.ragged.fields import Sizes, source_costs
 from engine.data.sampling.shuffle import EpochPermutation
-from engine.data.source import (
-    Example,
-    Examples,
-    Source,
-    defined_with_or_after,
-    has_take,
-    has_transform,
-    source_name,
-)
+from engine.data.source import BaseSource, Example, Examples, source_name
+from engine.data.source_adapter import AdaptedSource
 
 type Mark = tuple[int, Json]
 """Number of an item of a shard, and the position from which the shard is opened to read it."""
 type Marks = Mapping[str, Mark]
 """Marks by the name of a shard."""
 
+OPTIONAL = (
+    *("has_transform", "vectorized", "reads_singly", "needs_whole_batches", "tag_names", "tag_counts"),
+    *("shape_of", "with_shape", "sizes", "marks", "seek"),
+)
+"""Members that an `AdaptedSampler` takes over as they are."""
 
-class Sampler(Protocol):
+
+class Sampler:
     """The order of a run over a source: the example at a position is a pure function of (seed, position).
 
-    An implementation must be thread-safe and picklable: reader threads share it, and worker processes get a copy.
+    A sampler must be thread-safe and picklable: reader threads share it, and worker processes get a copy. The first
+    five members are required of a sampler that a source of a user returns, the others are optional.
     """
 
-    has_transform: bool
+    has_transform: bool = False
     """Whether a source that it reads has a random `transform`."""
-    vectorized: bool
+    vectorized: bool = False
     """Whether a call of `read` for many addresses costs little more than for one, so that large calls pay."""
+    reads_singly: bool = False
+    """Whether it reads `source[index]`, where `locate` returns `source, index`, for each address."""
+    needs_whole_batches: bool = False
+    """Whether the address of a row depends on all rows of its batch, so that whole batches are computed."""
+    is_shaped: bool = False
+    """Whether its batches have one of several shapes (`padded.py`). An address includes the number of its shape."""
+    is_sized: bool = False
+    """Whether it knows the `sizes` of its rows."""
+    is_marked: bool = False
+    """Whether it reads streams (`streams/`). A mark says where a shard is opened to read from an item on."""
+    tag_names: tuple[str, ...] = ()
+    """Names of the tags of the examples, such as their classes or their source in a mixture; empty if unknown."""
 
-    def addresses(self, positions: np.ndarray) -> np.ndarray:
+    def addresses(self, positions: np.ndarray, /) -> np.ndarray:
         """Returns the addresses int64 `[n]` of positions int64 `[n]`."""
-        ...
+        raise NotImplementedError(f"{type(self).__qualname__} defines no addresses.")
 
-    def read(self, addresses: np.ndarray) -> Examples:
+    def read(self, addresses: np.ndarray, /) -> Examples:
         """Returns the examples `[n, ...]` at addresses `[n]`, before `transform`. Raises DataError."""
-        ...
+        raise NotImplementedError(f"{type(self).__qualname__} defines no read.")
 
-    def locate(self, address: int) -> tuple[Source, int]:
+    def locate(self, address: int, /) -> tuple[BaseSource, int]:
         """Returns the source whose `transform` applies to the example at an address, and its index in that source."""
-        ...
+        raise NotImplementedError(f"{type(self).__qualname__} defines no locate.")
 
-
-class ShapedSampler(Sampler, Protocol):
-    """A sampler whose batches have one of several shapes (`padded.py`). An address includes the number of its shape."""
-
-    def shape_of(self, address: int) -> int:
+    def shape_of(self, address: int, /) -> int:
         """Returns the number of the shape of an address."""
-        ...
+        return 0
 
-    def with_shape(self, address: int, shape: int) -> int:
+    def with_shape(self, address: int, shape: int, /) -> int:
         """Returns the address of the same example in another shape."""
-        ...
+        return address
 
-
-class TaggedSampler(Sampler, Protocol):
-    """A sampler that knows the tags of the examples, such as their classes or their source in a mixture."""
-
-    tag_names: tuple[str, ...]
-    """Name of each tag; empty if the tags are not known."""
-
-    def tag_counts(self, addresses: np.ndarray) -> np.ndarray:
+    def tag_counts(self, addresses: np.ndarray, /) -> np.ndarray:
         """Returns how many of the examples at addresses `[n]` have each tag, int64 `[tags]`."""
-        ...
+        return np.zeros(len(self.tag_names), np.int64)
 
-
-class SizedSampler(Sampler, Protocol):
-    """A sampler that knows the sizes of its rows."""
-
-    def sizes(self, addresses: np.ndarray) -> Sizes:
+    def sizes(self, addresses: np.ndarray, /) -> Sizes:
         """Returns the sizes of the rows at addresses `[n]`."""
-        ...
+        raise NotImplementedError(f"{type(self).__qualname__} defines no sizes.")
 
+    def costs(self, addresses: np.ndarray, source: BaseSource, /) -> np.ndarray:
+        """Returns the costs of the rows at addresses, float64 `[n]`. Raises DataError if they are not known.
 
-def reads_singly(sampler: Sampler) -> bool:
-    """Returns whether a sampler reads `source[index]`, where `locate` returns `source, index`, for each address."""
-    return getattr(sampler, "reads_singly", False)
+        Args:
+            addresses: of the rows, int64 `[n]`.
+            source: whose sampler it is.
+        """
+        if self.is_sized:
+            return self.sizes(addresses).cost
+        indices = [self.locate(address)[1] for address in addresses.tolist()]
+        return source_costs(source)[np.array(indices, np.int64)]
 
-
-def needs_whole_batches(sampler: Sampler) -> bool:
-    """Returns whether the address of a row depends on all rows of its batch, so that whole batches are computed."""
-    return is_shaped(sampler) or getattr(sampler, "needs_whole_batches", False)
-
-
-class MarkedSampler(Sampler, Protocol):
-    """A sampler that reads streams (`streams/`). A mark says where a shard is opened to read from an item on."""
-
-    def seek(self, marks: Marks) -> None:
+    def seek(self, marks: Marks, /) -> None:
         """Sets where some shards are opened; any marks of earlier positions, or none, give the same examples."""
-        ...
 
-    def marks(self, position: int) -> Marks:
+    def marks(self, position: int, /) -> Marks:
         """Returns the marks of the shards read so far from which `position`, the first of a batch, can be read.
 
         Marks that the previous call has returned may be left out.
         """
-        ...
+        return {}
 
 
-def make_sampler(source: Source, seed: int, shuffle: bool, batch_size: int | None = None) -> Sampler:
+class AdaptedSampler(Sampler):
+    """The sampler that a source of a user returns, with the defaults of `Sampler`.
+
+    Args:
+        given: the sampler.
+        source: whose sampler it is.
+    """
+
+    def __init__(self, given: Any, source: BaseSource):
+        self._given, self._source = given, source
+        self._others: list[AdaptedSource] = [source] if isinstance(source, AdaptedSource) else []
+        for name in OPTIONAL:
+            if (found := getattr(given, name, None)) is not None:
+                setattr(self, name, found)
+        self.is_shaped, self.is_sized, self.is_marked = (name in vars(self) for name in ("shape_of", "sizes", "marks"))
+        self._costs: Callable[[np.ndarray], np.ndarray] | None = getattr(given, "costs", None)
+
+    def addresses(self, positions: np.ndarray) -> np.ndarray:
+        return self._given.addresses(positions)
+
+    def read(self, addresses: np.ndarray) -> Examples:
+        return self._given.read(addresses)
+
+    def locate(self, address: int) -> tuple[BaseSource, int]:
+        found, index = self._given.locate(address)
+        if isinstance(found, BaseSource):
+            return found, index
+        known = next((other for other in self._others if other.given is found), None)
+        if known is None:
+            known = AdaptedSource(found)
+            self._others.append(known)
+        return known, index
+
+    def costs(self, addresses: np.ndarray, source: BaseSource) -> np.ndarray:
+        return super().costs(addresses, source) if self._costs is None or self.is_sized else self._costs(addresses)
+
+
+def make_sampler(source: BaseSource, seed: int, shuffle: bool, batch_size: int | None = None) -> Sampler:
     """Returns the sampler of the source's own method, or the default one.
 
     The method is `batch_sampler(seed, shuffle, batch_size)` if there is one and the batch size is known, else
@@ -120,53 +151,19 @@ def make_sampler(source: Source, seed: int, shuffle: bool, batch_size: int | Non
     Raises:
         DataError: the source is empty, or its class overrides `__getitem__` but inherits the method.
     """
-    name = "sampler" if batch_size is None or not hasattr(source, "batch_sampler") else "batch_sampler"
-    own: Callable[..., Sampler] | None = getattr(source, name, None)
-    if own is None:
+    name = "batch_sampler" if batch_size is not None and source.defines("batch_sampler") else "sampler"
+    if not source.defines(name):
         return PermutationSampler(source, seed, shuffle)
-    if not defined_with_or_after(source, name, "__getitem__"):
+    if not source.keeps(name):
         raise DataError(
             f"{source_name(source)} overrides __getitem__ but inherits `{name}`, through which training reads without "
             f"calling it. Move its code to transform(example, rng) or to the wrapped source, or override `{name}` too."
         )
-    return own(seed, shuffle) if name == "sampler" else own(seed, shuffle, batch_size)
-
-
-def is_shaped(sampler: Sampler) -> TypeGuard[ShapedSampler]:
-    """Returns whether the batches of a sampler have one of several shapes."""
-    return hasattr(sampler, "shape_of")
-
-
-def is_tagged(sampler: Sampler) -> TypeGuard[TaggedSampler]:
-    """Returns whether a sampler knows the tags of the examples."""
-    return bool(getattr(sampler, "tag_names", ()))
-
-
-def is_sized(sampler: Sampler) -> TypeGuard[SizedSampler]:
-    """Returns whether a sampler knows the sizes of its rows."""
-    return hasattr(sampler, "sizes")
-
-
-def is_marked(sampler: Sampler) -> TypeGuard[MarkedSampler]:
-    """Returns whether a sampler reads streams."""
-    return hasattr(sampler, "marks")
-
-
-def row_costs(sampler: Sampler, source: Source, addresses: np.ndarray) -> np.ndarray:
-    """Returns the costs of the rows at addresses, float64 `[n]`. Raises DataError if they are not known.
-
-    Args:
-        sampler: of the rows.
-        source: whose sampler it is.
-        addresses: of the rows, int64 `[n]`.
-    """
-    if is_sized(sampler):
-        return sampler.sizes(addresses).cost
-    own: Callable[[np.ndarray], np.ndarray] | None = getattr(sampler, "costs", None)
-    if own is not None:
-        return own(addresses)
-    indices = [sampler.locate(address)[1] for address in addresses.tolist()]
-    return source_costs(source)[np.array(indices, np.int64)]
+    if batch_size is not None and name == "batch_sampler":
+        own = source.batch_sampler(seed, shuffle, batch_size)
+    else:
+        own = source.sampler(seed, shuffle)
+    return own if isinstance(own, Sampler) else AdaptedSampler(own, source)
 
 
 class Order(Protocol):
@@ -177,22 +174,22 @@ class Order(Protocol):
     def indices(self, positions: np.ndarray) -> np.ndarray: ...
 
 
-def make_order(source: Source, seed: int, shuffle: bool, batch_size: int | None) -> Order:
+def make_order(source: BaseSource, seed: int, shuffle: bool, batch_size: int | None) -> Order:
     """Returns the order of a `Weighted` source, and for others a new permutation in every epoch."""
-    own: Callable[..., Order] | None = getattr(source, "weighted_order", None)
-    return EpochPermutation(len(source), seed, shuffle) if own is None else own(seed, shuffle, batch_size)
+    own = source.weighted_order(seed, shuffle, batch_size)
+    return EpochPermutation(len(source), seed, shuffle) if own is None else own
 
 
-class PermutationSampler:
+class PermutationSampler(Sampler):
     """The default sampler: a new permutation of the source in every epoch; without `shuffle`, the stored order.
 
     Its addresses are indices into the source. With an `order`, that order.
     """
 
-    def __init__(self, source: Source, seed: int, shuffle: bool, order: Order | None = None):
+    def __init__(self, source: BaseSource, seed: int, shuffle: bool, order: Order | None = None):
         self._source = source
-        self.has_transform: bool = has_transform(source)
-        self.vectorized: bool = has_take(source)
+        self.has_transform = source.has_transform
+        self.vectorized = source.has_take
         self.reads_singly = not self.vectorized
         self._order = EpochPermutation(len(source), seed, shuffle) if order is None else order
         self._costs: np.ndarray | None = None
@@ -200,8 +197,7 @@ class PermutationSampler:
     def addresses(self, positions: np.ndarray) -> np.ndarray:
         return self._order.indices(positions)
 
-    def costs(self, addresses: np.ndarray) -> np.ndarray:
-        """Returns the costs of the examples at addresses, float64 `[n]`. Raises DataError if they are not known."""
+    def costs(self, addresses: np.ndarray, source: BaseSource) -> np.ndarray:
         if self._costs is None:
             self._costs = source_costs(self._source)
         return self._costs[addresses]
@@ -209,11 +205,11 @@ class PermutationSampler:
     def read(self, addresses: np.ndarray) -> Examples:
         return read_examples(self._source, addresses)
 
-    def locate(self, address: int) -> tuple[Source, int]:
+    def locate(self, address: int) -> tuple[BaseSource, int]:
         return self._source, address
 
 
-def read_examples(source: Source, indices: np.ndarray) -> Examples:
+def read_examples(source: BaseSource, indices: np.ndarray) -> Examples:
     """Returns the examples at `indices` int64 `[batch]` as new arrays `[batch, ...]`.
 
     Raises:
@@ -222,7 +218,7 @@ def read_examples(source: Source, indices: np.ndarray) -> Examples:
     """
     name = source_name(source)
     try:
-        if has_take(source):
+        if source.has_take:
             return source.take(indices)
     except ConvoyError:
         raise  # its text already names the example, or the stream that cannot be read on
@@ -239,7 +235,7 @@ def _first_few(indices: np.ndarray) -> str:
     return ", ".join(map(str, indices[:8])) + (" ..." if len(indices) > 8 else "")
 
 
-def _stack_each(source: Source, indices: np.ndarray) -> Examples:
+def _stack_each(source: BaseSource, indices: np.ndarray) -> Examples:
     """Returns the stacked examples, read one at a time."""
     collator = Collator(len(indices))
     for index in indices.tolist():
@@ -247,7 +243,7 @@ def _stack_each(source: Source, indices: np.ndarray) -> Examples:
     return collator.batch(lambda row: f"{indices[row]} of {source_name(source)}")
 
 
-def read_example(source: Source, index: int) -> Example:
+def read_example(source: BaseSource, index: int) -> Example:
     """Returns an example.
 
     Raises:

@@ -22,7 +22,7 @@ from engine.base.errors import DataError
 from engine.config.allowed_values import AUTO
 from engine.config.schema import Train
 from engine.data.sampling.shuffle import PartPermutations, derive_seed
-from engine.data.source import Source
+from engine.data.source import BaseSource
 
 BLOCKS = 256  # of a part with constant shares, at most; the part after the last change then repeats
 RAMP_BLOCKS = 64  # in which shares change from one point to the next, at least
@@ -118,30 +118,25 @@ class Times[T]:
         return math.ceil(time.value * self.run / 100)
 
 
-def follows_run(source: object) -> bool:
+def follows_run(source: BaseSource) -> bool:
     """Returns whether a source draws by weights at times that depend on the length of the run."""
     return any(times.follows_run for times in _times(source))
 
 
-def for_run(source: Source, train: Train) -> Source:
+def for_run(source: BaseSource, train: Train) -> BaseSource:
     """Returns a source for a run: with the length of the run, if its times depend on that and its batch is known."""
     if not follows_run(source) or AUTO in (train.global_batch_size, train.accumulate):
         return source
     steps = train.total.steps(train.global_batch_size, len(source))
-    return with_run(source, steps * train.global_batch_size)
+    return source.with_run(steps * train.global_batch_size)
 
 
-def with_run(source: Any, examples: int) -> Any:
-    """Returns a source that knows the number of examples of the run; the source itself if it does not use it."""
-    return source.with_run(examples) if hasattr(source, "with_run") else source
-
-
-def _times(source: Any) -> Iterator[Times[Any]]:
+def _times(source: BaseSource) -> Iterator[Times[Any]]:
     """Yields the times of a source and of the sources that it wraps; not those of the parts of a mixture."""
-    while source is not None:
-        if isinstance(times := getattr(source, "times", None), Times):
-            yield times
-        source = getattr(source, "source", None)
+    while isinstance(source, BaseSource):
+        if isinstance(source.times, Times):
+            yield source.times
+        source = source.source
 
 
 type Point = tuple[int, np.ndarray]

@@ -21,7 +21,7 @@ from engine.base.errors import DataError
 from engine.config.schema import Target
 from engine.config.target import resolve
 from engine.data.ragged.fields import measured
-from engine.data.source import ArraySource, Example, Source, fingerprint, leaves_with_path, source_name
+from engine.data.source import ArraySource, BaseSource, Example, leaves_with_path, source_name
 from engine.storage.mounts import local_path
 
 FILES = (".npy", ".npz", ".parquet")
@@ -83,7 +83,7 @@ class Tags:
         return found.hexdigest()
 
 
-def find_tags(source: Source, given: TagsArgument, cache: str | None, owner: str) -> Tags:
+def find_tags(source: BaseSource, given: TagsArgument, cache: str | None, owner: str) -> Tags:
     """Returns the tags of all examples of a source.
 
     Args:
@@ -98,13 +98,12 @@ def find_tags(source: Source, given: TagsArgument, cache: str | None, owner: str
     """
     where = f"{owner}: tags"
     if given is None:
-        own: Callable[[], TagsArgument] | None = getattr(source, "tags", None)
-        if own is None:
+        if not source.defines("tags"):
             raise DataError(
                 f"{where}: {source_name(source)} has no method tags(). Pass tags=, one for each example: an array, a "
                 f"file ({', '.join(FILES)}), the name of an entry of the examples, or a function of an example."
             )
-        given, where = own(), f"{source_name(source)}.tags()"
+        given, where = source.tags(), f"{source_name(source)}.tags()"
     if isinstance(given, str) and given.endswith(FILES):
         found = _to_tags(*read_array(given, "tags", where), where)
     elif isinstance(given, str) or callable(given):
@@ -151,7 +150,7 @@ def _only(found: Sequence[str], name: str, path: str, where: str) -> str:
     return name if name in found else found[0]
 
 
-def _of_examples(source: Source, given: str | Callable[[Example], object], cache: str | None, where: str) -> Tags:
+def _of_examples(source: BaseSource, given: str | Callable[[Example], object], cache: str | None, where: str) -> Tags:
     """Returns the tags that a function or an entry of the examples gives, from the cache if it holds them."""
     if isinstance(given, str) and "." in given:
         function: Any = resolve(Target(target=given), where)
@@ -164,14 +163,14 @@ def _of_examples(source: Source, given: str | Callable[[Example], object], cache
         function, key = given, f"{getattr(given, '__qualname__', type(given).__qualname__)} {_code(given)}"
     if cache is None:
         return _read(source, function, where)
-    path, key = Path(local_path(os.path.expanduser(cache))), f"{key} of {fingerprint(source)}"
+    path, key = Path(local_path(os.path.expanduser(cache))), f"{key} of {source.fingerprint()}"
     if (found := _load(path, key)) is None:
         found = _read(source, function, where)
         _save(path, key, found, where)
     return found
 
 
-def _read(source: Source, function: Callable[[Example], object], where: str) -> Tags:
+def _read(source: BaseSource, function: Callable[[Example], object], where: str) -> Tags:
     def tag(index: int) -> object:
         try:
             return function(source[index])

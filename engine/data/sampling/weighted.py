@@ -20,17 +20,8 @@ from engine.data.sampling.sampler import Order, PermutationSampler
 from engine.data.sampling.share_schedule import Times
 from engine.data.sampling.tags import FILES, Tags, TagsArgument, find_tags, read_array
 from engine.data.sampling.weighted_order import ExampleOrder, StagedOrder, TagOrder
-from engine.data.source import (
-    SEPARATOR,
-    Example,
-    Source,
-    check_source,
-    fingerprint,
-    has_field_lengths,
-    has_take,
-    limited,
-    source_name,
-)
+from engine.data.source import SEPARATOR, BaseSource, Example, Source, limited, source_name
+from engine.data.source_adapter import indexed
 
 BALANCES = ("natural", "class", "sqrt", "repeat")
 INDEX_METHODS = ("lengths", "field_lengths", "costs")  # of the wrapped source
@@ -42,7 +33,7 @@ type Weights = str | npt.ArrayLike | Factors
 """Weights of examples, the path of a file that holds them, or weights of tags."""
 
 
-class Weighted:
+class Weighted(BaseSource):
     """A source that draws some of the examples of another source more often than others in training.
 
     - By tag, if each example has one: a schedule decides the share of each tag, exact to about one example in each
@@ -95,7 +86,7 @@ class Weighted:
             ConfigError: a time is not a duration, or a function does not exist.
         """
         self._name = source_name(self)
-        check_source(source, f"{self._name}: source")
+        source = indexed(source, f"{self._name}: source")
         _check_plain(source, self)
         self.source, self._threshold, self._interpolate = source, threshold, interpolate
         if (weights is None) == (balance is None):
@@ -109,7 +100,7 @@ class Weighted:
         self._argument = "weights" if balance is None else "balance"
         self.times: Times[Any] = self._parse(weights if balance is None else balance)
         by_tag = [isinstance(value, Mapping) or balance is not None for _, value in self.times.points]
-        if all(by_tag) or tags is not None or hasattr(source, "tags") or self._names_tags():
+        if all(by_tag) or tags is not None or source.defines("tags") or self._names_tags():
             self._tags = find_tags(source, tags, cache, self._name)
         self._check_points()
         if not all(by_tag) or (self._tags is not None and self._tags.ends is not None):
@@ -117,10 +108,7 @@ class Weighted:
         self._delegate()
 
     def _delegate(self) -> None:
-        checked = {"take": has_take(self.source), "field_lengths": has_field_lengths(self.source)}
-        for method in ("take", *INDEX_METHODS):
-            if checked.get(method, hasattr(self.source, method)):
-                setattr(self, method, getattr(self.source, method))
+        self.delegate(self.source, "take", *INDEX_METHODS)
 
     def _check_weights(self, given: str | npt.ArrayLike) -> np.ndarray:
         """Returns the weight of each example, float64 `[examples]`."""
@@ -153,7 +141,7 @@ class Weighted:
 
     def _is_point(self, value: Any) -> bool:
         """Returns whether a value is that of a time, and not the number of a tag."""
-        is_array = isinstance(value, Sequence) or getattr(value, "ndim", 0) > 0  # of NumPy, JAX and others
+        is_array = isinstance(value, Sequence) or np.ndim(value) > 0  # of NumPy, JAX and others
         return isinstance(value, str | Mapping) or (is_array and self._argument == "weights")
 
     def _names_tags(self) -> bool:
@@ -260,7 +248,7 @@ class Weighted:
         how = (" then linearly " if self._interpolate else " then ").join(texts)
         if self._tags is not None and not all(isinstance(value, np.ndarray) for _, value in times):
             how = f"{self._argument} of tags {self._tags.digest()}: {how}"
-        return f"{fingerprint(self.source)}{SEPARATOR}{how}"
+        return f"{self.source.fingerprint()}{SEPARATOR}{how}"
 
     @property
     def tag_names(self) -> tuple[str, ...]:
@@ -271,13 +259,13 @@ class Weighted:
         """Returns how many of the examples at `indices` have each tag, int64 `[tags]`."""
         return np.zeros(0, np.int64) if self._tags is None else self._tags.counts(indices)
 
-    def sampler(self, seed: int, shuffle: bool) -> "_Sampler":
+    def sampler(self, seed: int, shuffle: bool) -> "_WeightedSampler":
         """Returns the sampler of a training run that does not know the batch size, as in a mixture."""
-        return _Sampler(self, seed, shuffle, self.weighted_order(seed, shuffle, None))
+        return _WeightedSampler(self, seed, shuffle, self.weighted_order(seed, shuffle, None))
 
-    def batch_sampler(self, seed: int, shuffle: bool, batch_size: int) -> "_Sampler":
+    def batch_sampler(self, seed: int, shuffle: bool, batch_size: int) -> "_WeightedSampler":
         """Returns the sampler of a training run with batches of so many examples (`sampler.py`)."""
-        return _Sampler(self, seed, shuffle, self.weighted_order(seed, shuffle, batch_size))
+        return _WeightedSampler(self, seed, shuffle, self.weighted_order(seed, shuffle, batch_size))
 
     def weighted_order(self, seed: int, shuffle: bool, batch_size: int | None) -> Order:
         """Returns the index of the example at each position (`sampler.make_order`).
@@ -285,7 +273,7 @@ class Weighted:
         Raises:
             DataError: a subclass defines `transform`, no example can be drawn, or a time has no known position.
         """
-        if hasattr(self, "transform"):
+        if self.has_transform:
             raise DataError(f"{self._name} defines transform, but its source applies its own. Define it in the source.")
         key = (seed, shuffle, batch_size)
         if self._order is None or self._order[0] != key:
@@ -309,7 +297,7 @@ class Weighted:
         return TagOrder(self._tags.numbers, shares, self._interpolate, seed, shuffle)
 
 
-class _Sampler(PermutationSampler):
+class _WeightedSampler(PermutationSampler):
     """Sampler of a weighted source; its addresses are indices into the source."""
 
     def __init__(self, weighted: Weighted, seed: int, shuffle: bool, order: Order):
@@ -327,9 +315,9 @@ def _text(value: str | Factors, threshold: float) -> str:
     return f"{value} above {threshold}" if value == "repeat" else value
 
 
-def _check_plain(source: Source, owner: Weighted) -> None:
+def _check_plain(source: BaseSource, owner: Weighted) -> None:
     """Raises DataError if a source has its own sampler."""
-    if not (hasattr(source, "sampler") or hasattr(source, "batch_sampler")):
+    if not source.has_sampler:
         return
     raise DataError(
         f"{source_name(owner)}: {source_name(source)} has its own sampler. Weight the examples first: "

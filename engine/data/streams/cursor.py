@@ -15,7 +15,7 @@ import numpy as np
 from engine.base.errors import ConvoyError, DataError
 from engine.base.types import Json
 from engine.data.sampling.sampler import Mark
-from engine.data.streams.stream import Stream
+from engine.data.streams.stream import BaseStream
 
 FEW = 16  # fetches between two openings of a shard: if there are fewer, threads read too far apart for `keep`
 MOST_KEPT = 2**16  # items of a shard
@@ -44,7 +44,7 @@ class Cursor:
     """
 
     def __init__(
-        self, stream: Stream, shard: int, *, count: int | None, window: int, keep: int, mark: Mark | None, name: str
+        self, stream: BaseStream, shard: int, *, count: int | None, window: int, keep: int, mark: Mark | None, name: str
     ):
         self._stream, self._shard, self._count, self._window, self._keep = stream, shard, count, window, keep
         self._name = f"shard {shard} of {name}" if stream.shards > 1 else name
@@ -161,7 +161,7 @@ class StreamReader:
 
     _OWN = ("_lock", "_cursors", "_is_read", "_returned")  # attributes that a copy has for itself
 
-    def __init__(self, stream: Stream, *, counts: Sequence[int] | None, window: int, keep: int, name: str):
+    def __init__(self, stream: BaseStream, *, counts: Sequence[int] | None, window: int, keep: int, name: str):
         self._stream, self._counts, self._window, self._keep, self._name = stream, counts, window, keep, name
         self._marks: dict[int, Mark] = {}  # where to begin
         self._reset()

@@ -1,43 +1,29 @@
-"""Makes a stream a source, so that everything that reads sources reads streams: `as_source`."""
+"""Makes a stream a source, so that everything that reads sources reads streams."""
 
 import functools
 import hashlib
-import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from engine.base.duration import UNKNOWN_LENGTH
-from engine.base.errors import ConvoyError, DataError
+from engine.base.errors import DataError
 from engine.base.types import Json
-from engine.config.schema import SHUFFLE_WINDOW, Data
-from engine.config.target import build
 from engine.data.collate import Collator
-from engine.data.sampling.sampler import Mark, Marks
-from engine.data.source import (
-    SEPARATOR,
-    Example,
-    Examples,
-    Source,
-    check_source,
-    content_of,
-    limited,
-    source_name,
-)
+from engine.data.examples import Example, Examples, content_of
+from engine.data.sampling.sampler import Mark, Marks, Sampler
+from engine.data.source import SEPARATOR, BaseSource, source_name
 from engine.data.stages import stage
 from engine.data.streams.cursor import StreamReader
 from engine.data.streams.order import Order
-from engine.data.streams.stream import IterableStream, Stream, is_iterable_only, is_stream
-
-type Readable = Source | Stream | Iterable[Example] | Callable[[], Iterator[Example]]
-"""What `as_source` accepts; the function is a generator function."""
+from engine.data.streams.stream import BaseStream, IterableStream
 
 KEPT_BATCHES = 8  # batches whose items are kept; a cursor keeps more if threads read further ahead of each other
 FINGERPRINT_ITEMS = 16
 
 
-class StreamSource:
+class StreamSource(BaseSource):
     """A source that reads a stream. Indices are in the unshuffled order, and are best read in increasing order.
 
     Args:
@@ -47,15 +33,15 @@ class StreamSource:
         counts: examples of each shard in an epoch; None if they are unknown.
     """
 
-    def __init__(self, stream: Stream, window: int, name: str, counts: Sequence[int] | None):
+    def __init__(self, stream: BaseStream, window: int, name: str, counts: Sequence[int] | None):
         self.stream, self.window, self.source_name = stream, max(1, window // stream.shards), name
         self.counts = None if counts is None else list(counts)
         if self.counts is not None and len(self.counts) != stream.shards:
             raise DataError(f"{name}: counts gives {len(self.counts)} numbers for {stream.shards} shards.")
         if self.counts is not None and not (min(self.counts) >= 0 < sum(self.counts)):
             raise DataError(f"{name}: no examples. A stream needs at least one; check its files and arguments.")
-        if hasattr(stream, "transform"):
-            self.transform = stream.transform  # pyright: ignore[reportAttributeAccessIssue]
+        if stream.transform is not None:
+            self.transform = stream.transform
         self._in_order = StreamSampler(self, seed=0, shuffle=False)
 
     def __len__(self) -> int:
@@ -119,9 +105,9 @@ class StreamSource:
 
     def fingerprint(self) -> str:
         """Returns that of the stream, or a hash of its first examples; with the shards, on which the order depends."""
-        own: Callable[[], str] | None = getattr(self.stream, "fingerprint", None)
+        own = self.stream.fingerprint()
         counts = "" if self.counts is None else f" {self.counts if len(self.counts) <= 8 else sum(self.counts)}"
-        return f"{self._content() if own is None else own()}{SEPARATOR}{self.stream.shards} shards{counts}"
+        return f"{self._content() if own is None else own}{SEPARATOR}{self.stream.shards} shards{counts}"
 
     def _content(self) -> str:
         hashes = []
@@ -156,18 +142,17 @@ class StreamSource:
         return f"{'; '.join(parts)}."
 
 
-class StreamSampler:
+class StreamSampler(Sampler):
     """Sampler of a stream; an address is (number of the item in its shard) * shards + shard.
 
     The number counts the items of all epochs. It also holds where the shards are read (`StreamReader`).
     """
 
-    has_transform: bool
-    vectorized = False
+    is_marked = True
 
     def __init__(self, source: StreamSource, seed: int, shuffle: bool, batch_size: int | None = None):
         self._source, shards = source, source.stream.shards
-        self.has_transform = hasattr(source, "transform")
+        self.has_transform = source.has_transform
         self.needs_whole_batches = batch_size is not None
         window = source.window if shuffle else 1
         self._order = Order(source.counts, shards, window=window, seed=seed, batch_size=batch_size)
@@ -175,7 +160,6 @@ class StreamSampler:
         self._reader = StreamReader(
             source.stream, counts=source.counts, window=window, keep=2 * window + kept, name=source.source_name
         )
-        self._decode: Callable[[Any], Example] | None = getattr(source.stream, "decode", None)
 
     def addresses(self, positions: np.ndarray) -> np.ndarray:
         shards, items = self._order.locate(positions)
@@ -186,7 +170,7 @@ class StreamSampler:
         item, shard = divmod(int(address), self._order.shards)
         return shard, item
 
-    def locate(self, address: int) -> tuple[Source, int]:
+    def locate(self, address: int) -> tuple[BaseSource, int]:
         return self._source, address
 
     def read(self, addresses: np.ndarray) -> Examples:
@@ -199,11 +183,9 @@ class StreamSampler:
     def example(self, shard: int, item: int) -> Example:
         """Returns an example. Raises StreamReadError, and DataError if only this example is bad."""
         found = self._reader.fetch(shard, item)
-        if self._decode is None:
-            return found
         try:
             with stage("decode"):
-                return self._decode(found)
+                return self._source.stream.decode(found)
         except Exception as error:
             what = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}."
             raise DataError(
@@ -224,72 +206,7 @@ class StreamSampler:
         return {str(shard): mark for shard, mark in self._reader.marks(self._order.needed(position)).items()}
 
 
-def as_source(
-    found: object,
-    where: str,
-    *,
-    window: int = SHUFFLE_WINDOW,
-    finite: bool = False,
-    again: Callable[[], Any] | None = None,
-    name: str = "",
-) -> Source:
-    """Returns a source: the object itself, or one that reads a stream, an iterable or a generator function.
-
-    Args:
-        found: the object.
-        where: its name in error texts.
-        window: examples of a stream that are shuffled together.
-        finite: whether the length must be known, so that it is counted if necessary.
-        again: makes the same object once more, for iterators, which can be read only once.
-        name: name of the iterator that `again` makes.
-
-    Raises:
-        DataError: the object is none of these, or cannot be read.
-    """
-    stream, found_name = _stream(found, where, again)
-    if stream is None:
-        check_source(found, where)
-        return counted(found) if finite else found  # pyright: ignore[reportArgumentType, reportReturnType]
-    shards = stream.shards
-    if isinstance(shards, bool) or not isinstance(shards, int) or shards < 1:
-        raise DataError(f"{where}: shards = {shards!r}: allowed is a whole number from 1.")
-    source = StreamSource(stream, window, name if again and name else found_name, _counts(stream, where))
-    return counted(source) if finite else source
-
-
-def _counts(stream: Stream, where: str) -> Sequence[int] | None:
-    """Returns the number of items of each shard; None if it is unknown. Raises DataError if `counts` fails."""
-    own: Callable[[], Sequence[int]] | None = getattr(stream, "counts", None)
-    try:
-        return None if own is None else [int(count) for count in own()]
-    except ConvoyError:
-        raise
-    except Exception as error:
-        raise DataError(f"{where}: its counts() failed: {type(error).__name__}: {error}.") from error
-
-
-def limit_source(found: object, section: Data, name: str, finite: bool = False, where: str = "") -> Source:
-    """Returns an object as a source, with the limit and the shuffle window of its config section.
-
-    Args:
-        found: a source, a stream, an iterable or a generator function.
-        section: the section.
-        name: name of the object in error texts.
-        finite: as for `build_source`.
-        where: name of the section if it has built the object, so that it can be built again.
-
-    Raises:
-        DataError: it is neither a source nor a stream.
-    """
-    again = functools.partial(build, section, where) if where else None
-    window, limit = section.shuffle_window, section.limit
-    source = as_source(
-        found, name, window=window, finite=finite and limit is None, again=again, name=section.target if where else ""
-    )
-    return limited(source, limit)
-
-
-def counted(source: Source) -> Source:
+def counted(source: BaseSource) -> BaseSource:
     """Returns a source with a known length; reads its streams once if necessary.
 
     Raises:
@@ -297,58 +214,9 @@ def counted(source: Source) -> Source:
     """
     if len(source) < UNKNOWN_LENGTH:
         return source
-    own: Callable[[], Source] | None = getattr(source, "counted", None)
-    if own is None:
+    if (found := source.counted()) is None:
         raise DataError(
             f"{source_name(source)}: its length is not known, since it reads a stream without counts(), and a reading "
             "of all examples would not end. Set data.limit, or add counts() to the stream."
         )
-    return own()
-
-
-def check_readable(found: object, where: str) -> None:
-    """Raises DataError for an object that `as_source` does not accept; reads nothing."""
-    if _stream(found, where)[0] is None:
-        check_source(found, where)
-
-
-def _stream(found: object, where: str, again: Callable[[], Any] | None = None) -> tuple[Stream | None, str]:
-    """Returns an object as a stream, and its name; None if it is not read as a stream.
-
-    Raises:
-        DataError: an iterator without a way to make it again.
-    """
-    name = f"{type(found).__module__}.{type(found).__qualname__}"
-    if is_stream(found):
-        return found, name
-    if inspect.isgeneratorfunction(found):
-        return IterableStream(found, found), f"{found.__module__}.{found.__qualname__}"
-    if not is_iterable_only(found):
-        return None, name
-    if not isinstance(found, Iterator):
-        return IterableStream(functools.partial(iter, found), found), name  # pyright: ignore[reportCallIssue, reportArgumentType]
-    if again is None:
-        raise DataError(
-            f"{where}: found a {type(found).__name__}, which can be read only once, but a resume reads it again. Pass "
-            "the generator function, or an object whose __iter__ returns a new iterator each time."
-        )
-    return IterableStream(again, None), name
-
-
-def descriptions(sources: Mapping[str, Source]) -> list[str]:
-    """Returns a sentence for each stream, also within other sources; `sources` by their place in the config."""
-    return [
-        f"{where}: {stream.description(training=where == 'data', mixed=stream is not source)}"
-        for where, source in sources.items()
-        for stream in _streams_in(source)
-    ]
-
-
-def _streams_in(source: object) -> Iterator[StreamSource]:
-    """Yields the streams that a source reads, such as those of nested mixtures."""
-    if isinstance(source, StreamSource):
-        yield source
-        return
-    several, one = getattr(source, "sources", None), getattr(source, "source", None)
-    for inner in [*(several.values() if isinstance(several, Mapping) else []), *([] if one is None else [one])]:
-        yield from _streams_in(inner)
+    return found

@@ -36,7 +36,29 @@ class Stream(Protocol):
     def open(self, shard: int, position: Json, /) -> Iterator[tuple[Any, Json]]: ...
 
 
-class IterableStream:
+class BaseStream:
+    """A stream with every optional member, as the engine reads it: those of `Stream`.
+
+    The streams of the engine are subclasses. `adapt.as_source` gives these defaults to other objects.
+    """
+
+    shards: int
+    transform: Any = None
+
+    def open(self, shard: int, position: Json, /) -> Iterator[tuple[Any, Json]]:
+        raise NotImplementedError(f"{type(self).__qualname__} defines no open.")
+
+    def decode(self, item: Any, /) -> Any:
+        return item
+
+    def counts(self) -> Any:
+        return None
+
+    def fingerprint(self) -> str | None:
+        return None
+
+
+class IterableStream(BaseStream):
     """A stream of one shard that iterates over an object; a position is the number of examples before it.
 
     Args:
@@ -47,14 +69,13 @@ class IterableStream:
     shards = 1
 
     def __init__(self, restart: Callable[[], Iterable[Any]], of: object):
-        self._restart = restart
+        self._restart, self._length = restart, None
         for name in ("transform", "fingerprint"):
             if hasattr(of, name):
                 setattr(self, name, getattr(of, name))
         if hasattr(of, "__len__"):
             with contextlib.suppress(TypeError):  # such as a torch.utils.data.DataLoader of unknown length
                 self._length = len(of)  # pyright: ignore[reportArgumentType]
-                self.counts = self._counts
 
     def open(self, shard: int, position: Json) -> Iterator[tuple[Any, Json]]:
         """Yields (example, number of examples up to it); skips the examples before the position by reading them."""
@@ -63,8 +84,8 @@ class IterableStream:
             if number > start:
                 yield example, number
 
-    def _counts(self) -> list[int]:
-        return [self._length]
+    def counts(self) -> list[int] | None:
+        return None if self._length is None else [self._length]
 
 
 def is_stream(found: object) -> TypeGuard[Stream]:

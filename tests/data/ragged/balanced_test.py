@@ -9,7 +9,7 @@ from engine.data.ragged.balanced import Balanced, deal
 from engine.data.ragged.packing import Packed
 from engine.data.ragged.padded import Bucketed, Padded
 from engine.data.sampling.mixture import Mixture
-from engine.data.source import ArraySource, fingerprint, limited
+from engine.data.source import ArraySource, limited
 from tests import properties
 from tests.data.scenes import FIELDS, Scenes
 
@@ -168,7 +168,7 @@ def test_evaluation_reads_each_example_once_in_the_order_without_balance():
         plain, balanced = OrderedBatches(source, 7), OrderedBatches(Balanced(source, 7), 7)
         np.testing.assert_equal(balanced[1].examples, plain[1].examples)
     assert len(limited(Balanced(SOURCES[1], 2), 5)) == 5
-    assert fingerprint(Balanced(SOURCES[1], 2)) != fingerprint(Balanced(SOURCES[1], 4))
+    assert Balanced(SOURCES[1], 2).fingerprint() != Balanced(SOURCES[1], 4).fingerprint()
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,10 @@ import pytest
 
 from engine.data.ragged import fields as ragged
 from engine.data.ragged.fields import Ragged, check_costs, costs
-from engine.data.source import ArraySource
+from engine.data.source import ArraySource, BaseSource
 
 
-class Scans:
+class Scans(BaseSource):
     """Examples without a method `lengths`."""
 
     def __len__(self):

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from engine.base.errors import DataError
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.ragged.packing import Packed
-from engine.data.source import fingerprint
 from tests import properties
 from tests.data.scenes import FIELDS, Scenes, TwoAxes
 
@@ -89,7 +88,7 @@ def test_text_of_the_scenes_becomes_one_entry_a_segment():
 def test_fingerprint_depends_on_the_fields_and_segments():
     packings = [Packed(Scenes(), 16, fields=FIELDS), Packed(Scenes(), 16, fields="agent")]
     packings += [Packed(Scenes(), 16, fields=FIELDS, segments=9), Packed(Scenes(), 17, fields=FIELDS)]
-    assert len({fingerprint(packed) for packed in packings}) == 4
+    assert len({packed.fingerprint() for packed in packings}) == 4
 
 
 class Grown(Scenes):

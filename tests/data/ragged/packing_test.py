@@ -9,13 +9,13 @@ from engine.data.batches import Batches, OrderedBatches
 from engine.data.ragged.packing import Packed, is_packed
 from engine.data.reader import read
 from engine.data.sampling.mixture import Mixture
-from engine.data.source import ArraySource, example_spec, fingerprint, limited
+from engine.data.source import ArraySource, BaseSource, example_spec, limited
 
 LENGTHS = [3, 0, 21, 1, 8, 5, 5, 12, 2, 7, 4, 1, 6, 3, 9]
 TOTAL = sum(LENGTHS)
 
 
-class Documents:
+class Documents(BaseSource):
     """Documents whose tokens are numbered across all documents, so that each token identifies its origin."""
 
     def __init__(self, lengths=LENGTHS):
@@ -202,8 +202,8 @@ def test_documents_with_lengths_are_not_read_to_measure_them():
 def test_fingerprint_depends_on_documents_and_packing():
     packings = [Packed(Documents(), 8), Packed(Documents(), 9), Packed(Documents(), 8, split=False)]
     packings.append(Packed(Documents(LENGTHS[1:]), 8))
-    assert len({fingerprint(packed) for packed in packings}) == 4
-    assert fingerprint(Packed(Documents(), 8)) == fingerprint(packings[0])
+    assert len({packed.fingerprint() for packed in packings}) == 4
+    assert Packed(Documents(), 8).fingerprint() == packings[0].fingerprint()
 
 
 class Odd(Documents):

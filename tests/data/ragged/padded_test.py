@@ -14,7 +14,7 @@ from engine.data.ragged.balanced import Balanced
 from engine.data.ragged.padded import Bucketed, Padded
 from engine.data.sampling.mixture import Mixture
 from engine.data.sampling.shuffle import EpochPermutation
-from engine.data.source import ArraySource, example_spec, fingerprint, limited, shape_specs
+from engine.data.source import ArraySource, BaseSource, example_spec, limited
 from tests import properties
 from tests.data.scenes import FIELDS, SIZES, Scenes, TwoAxes
 
@@ -52,7 +52,7 @@ def test_batch_has_the_smallest_length_that_holds_its_examples():
 def test_fields_of_two_axes_are_padded_to_their_own_lengths():
     lengths = [{"agents": 4, "lanes": 20}, {"agents": 16, "lanes": 20}]
     padded = Padded(TwoAxes(), lengths, {"agents": FIELDS, "lanes": "lane"})
-    specs = shape_specs(padded)
+    specs = padded.shape_specs()
     for batch, shape in ((OrderedBatches(padded, 2)[n].examples, shape) for n, shape in ((7, 1), (0, 0))):
         found = jax.tree.map(lambda x: (x.shape[1:], x.dtype), batch)
         assert found == jax.tree.map(lambda x: (x.shape, x.dtype), specs[shape])
@@ -145,7 +145,7 @@ def test_order_of_the_source_can_be_kept_on_any_number_of_processes():
         assert scenes.tolist() == indices[4 * n : 4 * n + 4]
 
 
-class Unmeasured:
+class Unmeasured(BaseSource):
     """Scenes whose lengths are not known."""
 
     def __len__(self):
@@ -192,7 +192,7 @@ def test_source_without_lengths_may_have_unreadable_examples(capsys):
     assert [(one.batch.weight == 0).sum() for one in found] == [len(one.bad) for one in found]
     with pytest.raises(DataError, match=r"Example [47] of .*damaged"):
         read_batches(source, 8)
-    assert fingerprint(source) != fingerprint(Bucketed(Unmeasured(), [4, 8, 16], FIELDS))
+    assert source.fingerprint() != Bucketed(Unmeasured(), [4, 8, 16], FIELDS).fingerprint()
     Holes.bad = range(12)
     with pytest.raises(DataError, match=r"Example 10 of .*damaged"):
         Bucketed(Holes(), [4, 8, 16], FIELDS)
@@ -222,7 +222,7 @@ def test_lengths_are_measured_if_the_source_does_not_know_them():
 def test_fingerprint_depends_on_the_padding():
     sources = [Padded(Scenes(), 16, FIELDS), Padded(Scenes(), 17, FIELDS), Padded(Scenes(), [4, 16], FIELDS)]
     sources += [Bucketed(Scenes(), [4, 16], FIELDS), Bucketed(Scenes(), [4, 16], FIELDS, consecutive=2)]
-    assert len({fingerprint(source) for source in sources}) == 5
+    assert len({source.fingerprint() for source in sources}) == 5
 
 
 def test_example_read_by_index_has_the_largest_length():

@@ -5,7 +5,7 @@ from engine.data.ragged.balanced import Balanced
 from engine.data.ragged.packing import Packed
 from engine.data.ragged.padded import Bucketed, Padded
 from engine.data.ragged.report import report
-from engine.data.source import ArraySource
+from engine.data.source import ArraySource, BaseSource
 from tests.data.scenes import FIELDS, Scenes
 
 SIZES = np.clip(np.random.default_rng(0).lognormal(np.log(15), 1.0, 600).round(), 3, 300).astype(int).tolist()
@@ -40,7 +40,7 @@ def test_imbalance_is_the_excess_of_the_most_expensive_rank():
 
 
 def test_sources_of_unknown_lengths_have_no_report():
-    class Unmeasured:
+    class Unmeasured(BaseSource):
         def __len__(self):
             return 3
 

@@ -9,7 +9,7 @@ from engine.data.ragged.packing import Packed
 from engine.data.reader import read
 from engine.data.sampling.mixture import Mixture
 from engine.data.sampling.mixture_schedule import PERIOD
-from engine.data.source import ArraySource, example_spec, fingerprint, limited
+from engine.data.source import ArraySource, example_spec, limited
 
 SIZES = {"a": 30, "b": 7, "c": 12}
 WEIGHTS = {"a": 0.5, "b": 0.3, "c": 0.2}
@@ -63,7 +63,7 @@ def test_weights_change_at_their_times_and_each_source_keeps_its_epochs():
     counts = np.bincount(indices[names == "b"], minlength=7)
     assert np.ptp(counts) <= 2
     ramp = mixture({"0 steps": TIMES["0 steps"], "2000 examples": TIMES["6 steps"]})
-    assert fingerprint(ramp) != fingerprint(Mixture(ramp.sources, ramp.weights, interpolate=True))
+    assert ramp.fingerprint() != Mixture(ramp.sources, ramp.weights, interpolate=True).fingerprint()
     names, _ = stream(Mixture(ramp.sources, ramp.weights, interpolate=True), 2000)
     assert (names == "c").reshape(4, -1).mean(axis=1) == pytest.approx(np.array([1, 3, 5, 7]) / 16, abs=0.02)
 
@@ -196,9 +196,9 @@ def test_mixtures_can_be_nested():
 
 
 def test_fingerprint_depends_on_sources_and_weights():
-    assert fingerprint(mixture()) == fingerprint(mixture())
+    assert mixture().fingerprint() == mixture().fingerprint()
     others = [mixture({**WEIGHTS, "a": 1}), mixture({"a": 0.5, "b": 0.3}), limited(mixture(), 20)]
-    assert len({fingerprint(mixed) for mixed in [mixture(), *others]}) == 4
+    assert len({mixed.fingerprint() for mixed in [mixture(), *others]}) == 4
 
 
 def test_block_size_exceeds_one_if_all_sources_have_take():

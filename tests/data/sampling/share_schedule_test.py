@@ -12,7 +12,7 @@ from engine.data.ragged.padded import Padded
 from engine.data.sampling.mixture import Mixture
 from engine.data.sampling.share_schedule import ShareSchedule, Times, follows_run, for_run
 from engine.data.sampling.weighted import Weighted
-from engine.data.source import ArraySource, fingerprint
+from engine.data.source import ArraySource
 from tests import properties
 from tests.data.scenes import FIELDS, Scenes
 
@@ -110,7 +110,7 @@ def test_percentages_draw_what_the_same_numbers_of_examples_draw(kind, steps, ba
     for n in {0, steps // 3, steps - 1}:
         assert one.addresses(n).tolist() == two.addresses(n).tolist()
     assert follows_run(relative) == (max(thousandths) > 0)
-    assert fingerprint(for_run(relative, train)) == fingerprint(relative)
+    assert for_run(relative, train).fingerprint() == relative.fingerprint()
 
 
 @pytest.mark.parametrize(

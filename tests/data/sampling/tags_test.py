@@ -8,13 +8,13 @@ import pytest
 from engine.base.errors import ConfigError, DataError
 from engine.data.ragged import fields as ragged
 from engine.data.sampling.tags import Tags, find_tags
-from engine.data.source import ArraySource
+from engine.data.source import ArraySource, BaseSource
 
 CITIES = ["oslo", "bonn", "oslo", "rome"]
 SEVERAL = [["bus"], [], ["bus", "tram"], ["tram"]]
 
 
-class Scenes:
+class Scenes(BaseSource):
     """Four scenes, which count how often they are read."""
 
     def __init__(self):

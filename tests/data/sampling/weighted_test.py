@@ -15,7 +15,7 @@ from engine.data.ragged.padded import Bucketed, Padded
 from engine.data.reader import read
 from engine.data.sampling.mixture import Mixture
 from engine.data.sampling.weighted import Weighted
-from engine.data.source import ArraySource, fingerprint, limited
+from engine.data.source import ArraySource, limited
 from tests import properties
 from tests.data.scenes import FIELDS, Scenes
 
@@ -229,8 +229,8 @@ class Cropped(Indexed):
 
 
 def test_index_of_lengths_is_used_only_for_the_examples_that_it_describes():
-    assert hasattr(Weighted(Indexed(), np.ones(15)), "field_lengths")
-    assert not hasattr(Weighted(Cropped(), np.ones(15)), "field_lengths")
+    assert Weighted(Indexed(), np.ones(15)).field_lengths(["x"]) is not None
+    assert Weighted(Cropped(), np.ones(15)).field_lengths(["x"]) is None
 
 
 def test_balanced_deals_weighted_examples_by_the_costs_of_their_source():
@@ -278,7 +278,7 @@ def test_weights_come_from_files(tmp_path):
     for name in ("weights.npy", "weights.npz"):
         weighted = Weighted(source(), str(tmp_path / name))
         assert drawn(weighted, 60).tolist() == drawn(SOURCES[0], 60).tolist()
-        assert fingerprint(weighted) == fingerprint(SOURCES[0])
+        assert weighted.fingerprint() == SOURCES[0].fingerprint()
 
 
 def test_fingerprint_changes_with_weights_tags_and_times():
@@ -293,8 +293,8 @@ def test_fingerprint_changes_with_weights_tags_and_times():
         Weighted(source(), {"0 steps": np.arange(60), "5 epochs": np.ones(60)}),
         Weighted(source(), {"0 steps": np.arange(60), "6 epochs": np.ones(60)}),
     ]
-    assert len({fingerprint(weighted) for weighted in others}) == len(others)
-    text = fingerprint(Weighted(source(), {"2": 4}, tags="label")).split("; ")[-1]
+    assert len({weighted.fingerprint() for weighted in others}) == len(others)
+    text = Weighted(source(), {"2": 4}, tags="label").fingerprint().split("; ")[-1]
     assert text.startswith("weights of tags ") and text.endswith(": 2 4")
 
 

@@ -4,9 +4,9 @@ import functools
 
 import numpy as np
 
+from engine.data.adapt import as_source
 from engine.data.batches import Batches
 from engine.data.streams.marks import latest
-from engine.data.streams.source import as_source
 
 
 class Counting:

@@ -2,11 +2,11 @@ import pickle
 
 import numpy as np
 
+from engine.data.adapt import as_source
 from engine.data.batch import Batch
 from engine.data.batches import Batches
 from engine.data.sampling.sampler import Mark
 from engine.data.streams.marks import MarkedBatches, add_later, gather_marks, latest
-from engine.data.streams.source import as_source
 from tests.data.streams.counting import Counting
 
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from engine.base.duration import UNKNOWN_LENGTH, Duration
 from engine.base.errors import ConfigError, DataError
 from engine.config.schema import Data
+from engine.data.adapt import as_source, check_readable, descriptions, limit_source
 from engine.data.bad_examples import TolerantBatches
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.dataset_summary import summarize
@@ -18,7 +19,7 @@ from engine.data.ragged.packing import Packed
 from engine.data.sampling.mixture import Mixture
 from engine.data.source import ArraySource, example_spec, limited
 from engine.data.streams.cursor import StreamReadError
-from engine.data.streams.source import StreamSource, as_source, check_readable, descriptions, limit_source
+from engine.data.streams.source import StreamSource
 from tests import properties
 from tests.data.streams.counting import Counting, drawn, run
 
