@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from engine.data.source import BaseSource
+
 WAIT_S = 600.0  # longest wait for a gate: longer than any test
 
 
-class Scans:
+class Scans(BaseSource):
     """Examples with `points` [1 to 9, 3], `label` 0 to 2 and `name`.
 
     Args:
