@@ -11,6 +11,7 @@ from engine import Packed, Padded
 from engine.config.schema import Data
 from engine.data.feed import TrainFeed
 from engine.data.source import ArraySource
+from engine.data.source_adapter import indexed
 
 
 class Augmented:
@@ -44,7 +45,7 @@ def open_feed(name, folder, mode="threads", start=0):
     """Returns the feed of a training run from a batch on."""
     mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
     return TrainFeed(
-        engine_source(name, folder),
+        indexed(engine_source(name, folder), "data"),
         Data(threads=READERS, workers=READERS if mode == "processes" else 0),
         batch_size=open_source(name, folder).batch_size,
         seed=0,

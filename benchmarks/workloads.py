@@ -21,6 +21,7 @@ from engine.config.override import assign
 from engine.config.schema import Config
 from engine.config.target import build
 from engine.data.feed import TrainFeed
+from engine.data.source_adapter import indexed
 from engine.parallel.mesh import batch_sharding, make_mesh, replicated
 
 MLP, CNN, DIGITS = NAMES = ("mlp", "cnn", "digits")
@@ -100,7 +101,7 @@ def train_feed(config: Config) -> TrainFeed:
     mesh, source = make_mesh(config.mesh), build(config.data, "data")
     batch_size = config.train.global_batch_size
     return TrainFeed(
-        source,
+        indexed(source, "data"),
         config.data,
         batch_size=batch_size,
         seed=config.train.seed,

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 
 from engine import Bucketed
+from engine.data.source import BaseSource
 from tests import zoo
 
 N = 37  # not a multiple of any batch size here
@@ -23,7 +24,7 @@ class Predict(zoo.Classify):
         return {self.name: logits.argmax(-1), "scores": {"logits": logits}}
 
 
-class Unreadable:
+class Unreadable(BaseSource):
     """The examples with text; some cannot be read."""
 
     def __init__(self, bad=(), n=N):
