@@ -86,7 +86,8 @@ def candidates(draw):
 @examples(100)
 @given(candidates())
 def test_candidate_of_a_config_is_the_one_that_made_it(candidate):
-    config = with_candidate(tiny.config(), candidate)
+    train = dataclasses.replace(tiny.config().train, global_batch_size=32 * candidate.accumulate)
+    config = with_candidate(dataclasses.replace(tiny.config(), train=train), candidate)
     slices = math.prod(candidate.between)
     axes = resolve_axes(config.mesh, math.prod(candidate.sizes), slices=slices if slices > 1 else None)
     assert candidate_of(config.train, config.sharding, axes) == candidate
