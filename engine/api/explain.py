@@ -12,7 +12,7 @@ from engine.compile.program import Program
 from engine.compile.report import describe, describe_collectives, describe_flops, describe_frozen
 from engine.compile.xla_warnings import rematerialization_explained
 from engine.config.hardware import find as find_hardware
-from engine.data.streams.source import descriptions
+from engine.data.adapt import descriptions
 from engine.loop.events.replica_check import coverage
 from engine.training.precision import rounding_note
 

@@ -28,7 +28,7 @@ from engine.config.target import check_targets
 from engine.config.text import from_text
 from engine.config.validation import validate
 from engine.data.sampling.share_schedule import for_run
-from engine.data.source import Source
+from engine.data.source import BaseSource
 from engine.loop.compiled_sizes import CompiledSizes
 from engine.parallel import targets
 from engine.parallel.mesh import create_cpu_devices, fake_devices, make_mesh
@@ -56,11 +56,11 @@ class Prepared:
     objects: Objects
     task: Task
     mesh: Mesh
-    source: Source
-    evaluation_sources: Mapping[str, Source]
+    source: BaseSource
+    evaluation_sources: Mapping[str, BaseSource]
 
     @property
-    def sources(self) -> dict[str, Source]:
+    def sources(self) -> dict[str, BaseSource]:
         """Config section -> source, the training data first."""
         evaluations = {f"evaluations.{name}.data": source for name, source in self.evaluation_sources.items()}
         return {"data": self.source} | evaluations
