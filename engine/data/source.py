@@ -6,8 +6,8 @@ same structure, shapes and dtypes. Text stays on the host (`text.py`). Several t
 """
 
 import functools
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -34,14 +34,12 @@ class Source(Protocol):
 
         take(indices) -> batch         rows `[batch, ...]` for int64 indices `[batch]`, if that is faster than reading
                                        one example at a time
-        transform(example, rng) -> example
-                                       random transform, applied in training only. `rng` is a numpy.random.Generator
+        transform(example, rng)        random transform, applied in training only. `rng` is a numpy.random.Generator
                                        that depends only on the seed and the position of the example in the run. It
                                        may declare a parameter `context`, an `engine.Context`
         fingerprint() -> str           identifies the content; a resume refuses a different one. Parts separated by
                                        "; " are compared one by one. Default: a hash of a sample of the examples
-        sampler(seed, shuffle) -> Sampler
-                                       the order of a training run (`sampler.py`). Default: a new permutation of the
+        sampler(seed, shuffle)         the order of a training run (`sampler.py`). Default: a new permutation of the
                                        examples in every epoch. Evaluations read by index
         limited(count) -> Source       the part that `data.limit` uses. Default: the first `count` examples
         lengths() -> integers          number of elements of each example `[examples]`, for sources that pad or pack
@@ -66,10 +64,8 @@ class BaseSource:
     """
 
     new_arrays: bool = False
-    consecutive: int = 1
-    """Number of consecutive batches that have the same shape."""
-    source_name: str = ""
-    """Name in error texts, if it stands for another object; else that of its class."""
+    consecutive: int = 1  # number of consecutive batches that have the same shape
+    source_name: str = ""  # name in error texts, if it stands for another object; else that of its class
     source: Any = None
     documents: Any = None
     sources: Any = None
@@ -138,8 +134,12 @@ class BaseSource:
     def take(self, indices: np.ndarray, /) -> Examples:
         raise NotImplementedError(f"{source_name(self)} defines no take.")
 
-    def transform(self, example: Example, rng: np.random.Generator, /) -> Example:
-        return example
+    if TYPE_CHECKING:
+        transform: Callable[..., Example]  # a subclass may define it with or without a context
+    else:
+
+        def transform(self, example, rng):
+            return example
 
     def fingerprint(self) -> str:
         return sample_fingerprint(len(self), self.__getitem__)

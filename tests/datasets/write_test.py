@@ -15,7 +15,7 @@ from engine.base.errors import ConfigError, ConvoyError, DataError
 from engine.data.adapt import as_source
 from engine.data.ragged.padded import Bucketed
 from engine.data.sampling.mixture import Mixture
-from engine.data.source import ArraySource, limited
+from engine.data.source import ArraySource, BaseSource, limited
 from engine.datasets import write
 from engine.datasets.check import check_dataset, checksums
 from engine.datasets.write import default_shards, write_dataset
@@ -343,7 +343,7 @@ def test_lock_of_a_file_that_its_holder_removes_is_taken_again(tmp_path, monkeyp
 
 
 def test_default_number_of_shards_follows_the_size_of_the_examples():
-    class Large:
+    class Large(BaseSource):
         def __init__(self, count):
             self.count = count
 

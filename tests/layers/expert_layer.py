@@ -1,6 +1,7 @@
 """A small layer of experts, its inputs, and its results on one device or a mesh, with gradients."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ SEED = jax.random.normal(jax.random.key(1), X.shape)  # gradient of the result
 LENGTHS = np.array([12, 5, 8, 3, 12, 8, 0, 12])
 WEIGHT = jnp.asarray(np.arange(TIME) < LENGTHS[:, None], jnp.float32)
 FACTORS = [None, 1.0]
-SPLIT = {"expert": 2, "fsdp": 2, "tensor": 2}
+SPLIT: Any = {"expert": 2, "fsdp": 2, "tensor": 2}
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from tests.mutations.trees import LIMIT_S, Mutation, Outcome, copy_tree, mutated
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command line; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m tests.mutations", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.mutations", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("names", nargs="*", metavar="NAME", help="mutations to apply; all if none is given")
     parser.add_argument("--list", action="store_true", help="list the mutations")
     parser.add_argument("--jobs", type=int, default=2, help="number of copies that are tested at once")

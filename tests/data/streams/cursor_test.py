@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.data.streams.cursor import Cursor, StreamReader, StreamReadError
+from engine.data.streams.stream import BaseStream
 from tests import properties
 from tests.data.streams.counting import Counting
 
@@ -112,7 +113,7 @@ def test_pickled_reader_opens_the_shards_at_its_marks_again():
     assert (copy.fetch(1, 51), copy.marks(np.array([60, 52]))) == (151, {1: (52, 52)})
 
 
-class Numbers:
+class Numbers(BaseStream):
     shards = 2
 
     def open(self, shard, position):
