@@ -1,6 +1,6 @@
 import pytest
 
-from engine.base.formatting import duration, number, pairs, table
+from engine.base.formatting import aligned, duration, number, pairs, size_text, table
 
 
 @pytest.mark.parametrize(
@@ -58,3 +58,14 @@ def test_few_values_are_a_line_and_many_a_table():
     assert lines[-1].startswith("  and ")
     shown = sum(line.count("heldout/") for line in lines)
     assert lines[-1] == f"  and {1000 - shown} more in metrics.jsonl"
+
+
+def test_size_text_uses_binary_units():
+    assert [size_text(n) for n in (12, 1536, 3 * 2**20, 5 * 2**30)] == ["12 B", "1.5 KiB", "3.0 MiB", "5.0 GiB"]
+
+
+def test_cells_are_aligned_also_in_rows_with_fewer_cells():
+    rows = [("a", "bb", "c"), ("aaa", "b")]
+    assert aligned(rows) == ["a    bb  c", "aaa  b"]
+    assert aligned(rows, right=True) == ["  a  bb  c", "aaa   b"]
+    assert aligned([]) == []

@@ -83,7 +83,7 @@ def test_failed_save_leaves_no_files_and_the_next_save_works(make, tmp_path):
     start(saver, 1)
     saver.wait()
     words = saver.poll().failure
-    assert "free there, the state has 16 bytes" in words
+    assert "free there, the state has 16 B" in words
     (tmp_path / "1.1.saving").unlink()
     (tmp_path / "9.9.saving").mkdir()  # left by an earlier failure
     start(saver, 1)

@@ -6,7 +6,6 @@ import jax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from engine.base.formatting import size_text
 from engine.compile.collectives import Collective
 from engine.compile.report import describe, describe_collectives, describe_flops
 from engine.config.schema import DcnMeshSpec, MeshSpec, Sharding
@@ -117,10 +116,6 @@ def test_report_notes_limits_of_the_compiled_text():
     text = describe_collectives([unsure], "tpu")
     assert "all-reduce *  ?  8 devices" in text and "counted as one iteration" in text
     assert "counted as one iteration" not in describe_collectives([REDUCE], "tpu")
-
-
-def test_size_text_uses_binary_units():
-    assert [size_text(n) for n in (12, 1536, 3 * 2**20, 5 * 2**30)] == ["12 B", "1.5 KiB", "3.0 MiB", "5.0 GiB"]
 
 
 def test_flops_have_a_ratio_unless_a_loop_has_unknown_length():
