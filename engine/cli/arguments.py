@@ -40,8 +40,13 @@ command, 43 do not retry, 130 interrupted.
 """
 
 
-def make_parser() -> tuple[Parser, dict[str, Parser]]:
-    """Returns the parser of the command line, and the parser of each verb."""
+def make_parser(words: Sequence[str] | None = None) -> tuple[Parser, dict[str, Parser]]:
+    """Returns the parser of the command line, and the parser of each verb.
+
+    Args:
+        words: the command line: only the verb that comes first has its arguments, so that no other is imported. None:
+            all verbs have them.
+    """
     top = Parser(
         prog="convoy", description="Trains any Flax NNX model on any mesh.", epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,7 +54,9 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
     top.add_argument("--version", action="version", version=f"convoy {__version__}")
     verbs = top.add_subparsers(dest="verb", metavar="VERB")
     for name, verb in VERBS.items():
-        verb.module.add_arguments(verbs.add_parser(name, help=verb.help, add_help=verb.add_help))
+        parser = verbs.add_parser(name, help=verb.help, add_help=verb.add_help)
+        if words is None or name in words[:1]:
+            verb.module.add_arguments(parser)
     return top, dict(verbs.choices)
 
 
@@ -85,7 +92,7 @@ def parse(words: Sequence[str], after: Sequence[str] = ()) -> argparse.Namespace
     Raises:
         ConfigError: an unknown verb or argument.
     """
-    top, verbs = make_parser()
+    top, verbs = make_parser(words)
     if words and not words[0].startswith("-") and words[0] not in verbs:
         raise ConfigError(f"{words[0]}: no such verb.{did_you_mean(words[0], verbs)} Verbs: {', '.join(verbs)}.")
     args, unknown = _parse_known(top, words)

@@ -78,7 +78,7 @@ def _run(words: list[str]) -> int:
     except SystemExit:  # of argparse, after --help
         return ExitStatus.DONE
     if args.verb is None:
-        make_parser()[0].print_help()
+        make_parser([])[0].print_help()
         return ExitStatus.DONE
     verb = VERBS[args.verb]
     code = verb.module.run(args, overrides)

@@ -2,23 +2,8 @@
 
 import argparse
 import dataclasses
-from typing import Protocol
-
-from engine.cli import (
-    checkpoints,
-    compile,
-    config,
-    data,
-    doctor,
-    evaluate,
-    explain,
-    goodput,
-    launch,
-    plan,
-    predict,
-    supervise,
-    train,
-)
+import importlib
+from typing import Any, Protocol
 
 
 class VerbModule(Protocol):
@@ -34,39 +19,42 @@ class VerbModule(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Verb:
-    """What the parser and `main` must know about a verb."""
+    """What the parser and `main` must know about a verb. Its module is `engine.cli.NAME`."""
 
-    module: VerbModule
+    name: str
     help: str
     add_help: bool = True  # False: the module adds --help itself
     short_overrides: tuple[str, ...] = ()  # sections that can be overridden without `--config.`
     prints_result: bool = True  # False: the result is on disk, so output that cannot be written is no error
 
+    @property
+    def module(self) -> VerbModule:
+        """The module, which is imported here: the command line loads that of one verb."""
+        found: Any = importlib.import_module(f"engine.cli.{self.name}")
+        return found
 
-VERBS = {
-    "train": Verb(
-        train, "train a config; the same command again resumes where the run stopped", prints_result=False
-    ),
-    "evaluate": Verb(
-        evaluate, "run the evaluations of a run on its checkpoints", short_overrides=("--evaluations.",)
-    ),
-    "predict": Verb(
-        predict, "run the predictions of a run over a dataset, and write them to a file",
+
+_VERBS = (
+    Verb("train", "train a config; the same command again resumes where the run stopped", prints_result=False),
+    Verb("evaluate", "run the evaluations of a run on its checkpoints", short_overrides=("--evaluations.",)),
+    Verb(
+        "predict",
+        "run the predictions of a run over a dataset, and write them to a file",
         short_overrides=("--data.", "--evaluations."),
     ),
-    "config": Verb(config, "print a resolved config as lines `name: value`", add_help=False),
-    "explain": Verb(explain, "print the mesh, the memory of a device by part, and the collectives"),
-    "plan": Verb(plan, "choose mesh, remat, microbatches and memory settings for hardware that may be absent"),
-    "compile": Verb(compile, "compile the programs of a run (first state, step, evaluations) before it starts"),
-    "checkpoints": Verb(checkpoints, "list, verify or export the checkpoints of a run"),
-    "goodput": Verb(goodput, "print how the time of a run was spent, per attempt"),
-    "data": Verb(
-        data, "write a dataset as ArrayRecord files, or check every example of it",
+    Verb("config", "print a resolved config as lines `name: value`", add_help=False),
+    Verb("explain", "print the mesh, the memory of a device by part, and the collectives"),
+    Verb("plan", "choose mesh, remat, microbatches and memory settings for hardware that may be absent"),
+    Verb("compile", "compile the programs of a run (first state, step, evaluations) before it starts"),
+    Verb("checkpoints", "list, verify or export the checkpoints of a run"),
+    Verb("goodput", "print how the time of a run was spent, per attempt"),
+    Verb(
+        "data",
+        "write a dataset as ArrayRecord files, or check every example of it",
         short_overrides=("--data.", "--evaluations."),
     ),
-    "launch": Verb(
-        launch, "run a command in several processes, on this machine or on a cluster", prints_result=False
-    ),
-    "supervise": Verb(supervise, "train, and restart after failures until the run is done", prints_result=False),
-    "doctor": Verb(doctor, "print processes, versions and devices found here, and test a collective"),
-}  # fmt: skip
+    Verb("launch", "run a command in several processes, on this machine or on a cluster", prints_result=False),
+    Verb("supervise", "train, and restart after failures until the run is done", prints_result=False),
+    Verb("doctor", "print processes, versions and devices found here, and test a collective"),
+)
+VERBS = {verb.name: verb for verb in _VERBS}

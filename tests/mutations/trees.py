@@ -125,6 +125,7 @@ def run_tests(top: Path, tests: Sequence[str], cache: Path, limit_s: float = LIM
     command += [f"tests/{test}" for test in tests]
     path = os.pathsep.join(filter(None, (str(top), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {"PYTHONPATH": path, "JAX_COMPILATION_CACHE_DIR": str(cache)}
+    environment["PYTHONDONTWRITEBYTECODE"] = "1"  # a change within a second that keeps the size would use old bytecode
     start = time.monotonic()
     try:
         result = subprocess.run(
