@@ -115,6 +115,18 @@ def source(n: int = 64, seed: int = 0) -> ArraySource:
     return ArraySource(examples(n, seed))
 
 
+class TimedSource(ArraySource):
+    """The examples, with an offset that depends on the length of the run."""
+
+    def transform(self, example, rng, context):
+        return {**example, "x": example["x"] + np.float32(context.step / context.total_steps)}
+
+
+def timed() -> TimedSource:
+    """Returns such a source of 64 examples."""
+    return TimedSource(examples())
+
+
 def program(
     task: Task,
     *,

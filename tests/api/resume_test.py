@@ -66,7 +66,7 @@ class Timed(zoo.Classify):
 
 def test_changing_total_requires_a_flag_for_code_that_reads_it(tmp_path):
     settings = dict(task__target=f"{__name__}.Timed", optimizer__schedule="constant", checkpoint__every=None)
-    settings |= dict(evaluations={}, data__target="tests.data.context_test.timed")
+    settings |= dict(evaluations={}, data__target="tests.zoo.timed")
 
     def train(total, **accepted):
         return engine.train(runs.config(**settings, train__total=f"{total} steps"), workdir=tmp_path, **accepted)

@@ -52,17 +52,6 @@ class Growing(ArraySource):
         return {"at": np.array([context.step, context.epoch, context.total_steps], np.float32)}
 
 
-class TimedSource(ArraySource):
-    """The examples of the zoo, with noise that depends on the length of the run."""
-
-    def transform(self, example, rng, context):
-        return {**example, "x": example["x"] + np.float32(context.step / context.total_steps)}
-
-
-def timed():
-    return TimedSource(zoo.examples(64, 0))
-
-
 def test_transform_that_declares_a_context_knows_the_step():
     batches = Batches(Growing({"at": np.zeros(8, np.float32)}), 4, seed=0, shuffle=True, total=5)
     found = np.stack([batches[n].examples["at"] for n in range(3)])
@@ -145,7 +134,7 @@ def test_code_that_reads_the_length_of_the_run_is_known():
     def nested(example, rng, context):
         return [context.total_steps for _ in range(2)]
 
-    assert names_total_steps(timed().transform) and names_total_steps(nested)
+    assert names_total_steps(zoo.timed().transform) and names_total_steps(nested)
     assert not names_total_steps(lambda example, rng, context: context.step) and not names_total_steps(int)
 
 
