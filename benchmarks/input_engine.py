@@ -9,7 +9,7 @@ from benchmarks.input_files import MOST_AGENTS, READERS, ROW_TOKENS, arguments, 
 from benchmarks.worker import serve
 from engine import Packed, Padded
 from engine.config.schema import Data
-from engine.data.feed import TrainFeed
+from engine.data.feed import Batching, TrainFeed
 from engine.data.source import ArraySource
 from engine.data.source_adapter import indexed
 
@@ -47,11 +47,8 @@ def open_feed(name, folder, mode="threads", start=0):
     return TrainFeed(
         indexed(engine_source(name, folder), "data"),
         Data(threads=READERS, workers=READERS if mode == "processes" else 0),
-        batch_size=open_source(name, folder).batch_size,
-        seed=0,
-        sharding=NamedSharding(mesh, PartitionSpec("data")),
-        start=start,
-        stop=10**8,
+        Batching(open_source(name, folder).batch_size, 0, NamedSharding(mesh, PartitionSpec("data"))),
+        range(start, 10**8),
     )
 
 

@@ -20,7 +20,7 @@ from engine.config import defaults, validate
 from engine.config.override import assign
 from engine.config.schema import Config
 from engine.config.target import build
-from engine.data.feed import TrainFeed
+from engine.data.feed import Batching, TrainFeed
 from engine.data.source_adapter import indexed
 from engine.parallel.mesh import batch_sharding, make_mesh, replicated
 
@@ -103,11 +103,8 @@ def train_feed(config: Config) -> TrainFeed:
     return TrainFeed(
         indexed(source, "data"),
         config.data,
-        batch_size=batch_size,
-        seed=config.train.seed,
-        sharding=batch_sharding(mesh),
-        start=0,
-        stop=config.train.total.steps(batch_size, len(source)),
+        Batching(batch_size, config.train.seed, batch_sharding(mesh)),
+        range(config.train.total.steps(batch_size, len(source))),
     )
 
 

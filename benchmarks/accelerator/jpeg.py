@@ -17,7 +17,7 @@ from engine.config import validate
 from engine.config.override import assign
 from engine.config.schema import Config
 from engine.config.target import build
-from engine.data.feed import TrainFeed
+from engine.data.feed import Batching, TrainFeed
 from engine.data.source_adapter import indexed
 from engine.parallel.mesh import batch_sharding, make_mesh
 
@@ -96,6 +96,4 @@ def _feed(config: Config, total: int) -> TrainFeed:
     sharding = batch_sharding(make_mesh(config.mesh))
     batch_size = config.train.global_batch_size
     source = build(config.data, "data")
-    return TrainFeed(
-        indexed(source, "data"), config.data, batch_size=batch_size, seed=0, sharding=sharding, start=0, stop=total
-    )
+    return TrainFeed(indexed(source, "data"), config.data, Batching(batch_size, 0, sharding), range(total))

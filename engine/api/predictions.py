@@ -26,7 +26,7 @@ from engine.data.feed import EvaluationFeed
 from engine.data.source import BaseSource, example_spec, limited, source_text
 from engine.data.text import text_columns
 from engine.metrics.values import pad_rows
-from engine.parallel.mesh import check_batch, replicated
+from engine.parallel.mesh import check_batch
 from engine.training.state import Weights, evaluation_params
 from engine.training.task import check_examples
 
@@ -75,7 +75,6 @@ class Predictor:
             settings,
             batch_size=batch_size,
             sharding=program.batch_sharding,
-            replicated=replicated(program.mesh),
             keep_text=True,
             in_order=True,
         )

@@ -5,6 +5,7 @@ batch is transferred while the previous step computes. The position of a run is 
 """
 
 import contextlib
+import dataclasses
 import logging
 import zlib
 from collections import deque
@@ -12,7 +13,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from engine.base.errors import DataError
 from engine.base.types import Json
@@ -32,6 +33,39 @@ from engine.data.text import has_text, without_text
 EARLIER = 1024  # batches between two kept positions of streams
 
 
+@dataclasses.dataclass(frozen=True)
+class Batching:
+    """How the examples of a run become batches.
+
+    Attributes:
+        batch_size: rows of a global batch, over all processes.
+        seed: seed of the order and of random transforms.
+        sharding: sharding of the batch dimension of every array.
+        total_steps: steps of the run, which transforms may read; None: up to the last batch of the feed.
+    """
+
+    batch_size: int
+    seed: int
+    sharding: NamedSharding
+    total_steps: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class FeedCallbacks:
+    """What a feed of a training run calls.
+
+    Attributes:
+        on_batch: called for each batch with its number, the rows that this process feeds, the addresses of their
+            examples, and how many have each tag (`run/ledger.py`).
+        bad: counter of bad examples for `data.on_error` = skip; None raises at the first bad example.
+        on_message: called with a sentence about the number of workers that `data.workers` = auto has found.
+    """
+
+    on_batch: Callable[[int, list[int], list[int], dict[str, int]], None] | None = None
+    bad: BadExampleCounter | None = None
+    on_message: Callable[[str], None] = lambda text: None
+
+
 class TrainFeed:
     """The batches of a training run, from a given batch on."""
 
@@ -39,17 +73,11 @@ class TrainFeed:
         self,
         source: BaseSource,
         settings: Data,
+        batching: Batching,
+        numbers: range,
         *,
-        batch_size: int,
-        seed: int,
-        sharding: NamedSharding,
-        start: int,
-        stop: int,
-        total: int | None = None,
         steps_per_dispatch: int = 1,
-        on_batch: Callable[[int, list[int], list[int], dict[str, int]], None] | None = None,
-        bad: BadExampleCounter | None = None,
-        on_message: Callable[[str], None] = lambda text: None,
+        callbacks: FeedCallbacks | None = None,
         saved: Mapping[str, Any] | None = None,
     ):
         """Starts the readers.
@@ -57,17 +85,10 @@ class TrainFeed:
         Args:
             source: source of examples; `settings.limit` is applied to it.
             settings: config section `data`.
-            batch_size: rows of a global batch, over all processes.
-            seed: seed of the order and of random transforms.
-            sharding: sharding of the batch dimension of every array.
-            start: number of the first batch; for a resumed run, its `position["next_batch"]`.
-            stop: number after the last batch.
-            total: steps of the whole run, which transforms may read; None: `stop`.
+            batching: how the examples become batches.
+            numbers: numbers of the batches; a resumed run begins with its `position["next_batch"]`.
             steps_per_dispatch: usual number of batches per call of `next`; `settings.prefetch` counts such calls.
-            on_batch: called for each batch with its number, the rows that this process feeds, the addresses of their
-                examples, and how many have each tag (`run/ledger.py`).
-            bad: counter of bad examples for `settings.on_error` = skip; None raises at the first bad example.
-            on_message: called with a sentence about the number of workers that `settings.workers` = auto has found.
+            callbacks: what the feed calls.
             saved: `position` of the checkpoint from which a run resumes: where the shards of streams are opened.
 
         Raises:
@@ -76,11 +97,12 @@ class TrainFeed:
         """
         source = limited(source, settings.limit)
         example = example_spec(source)
-        rows = local_rows(sharding, batch_size)
-        self._batches = batches = Batches(source, batch_size, seed, settings.shuffle, rows, total or stop)
-        self._place = Placement(sharding, batches.ones)
-        self._on_batch = on_batch
-        self._bad = bad
+        batch_size, start, self._callbacks = batching.batch_size, numbers.start, callbacks or FeedCallbacks()
+        rows = local_rows(batching.sharding, batch_size)
+        self._batches = batches = Batches(
+            source, batch_size, batching.seed, settings.shuffle, rows, batching.total_steps or numbers.stop
+        )
+        self._place = Placement(batching.sharding, batches.ones)
         self._content = zlib.crc32(source.fingerprint().encode()) if batches.has_marks else 0
         # Where the shards of streams are opened again, before the latest call of `next`.
         self._marks: dict[str, Mark] | None = None
@@ -90,20 +112,19 @@ class TrainFeed:
         self._began, self._changed = start, dict[str, Mark]()  # batch where the latest `next` began; marks since then
         self._earlier = deque([(start, dict(self._marks or {}))], maxlen=2)  # so that a batch is read again soon
         batches.seek(self._marks or {})
-        made = batches if bad is None else TolerantBatches(batches)
+        made = batches if self._callbacks.bad is None else TolerantBatches(batches)
         dispatch_bytes = steps_per_dispatch * batch_bytes(example, len(batches.rows))
         ahead = dispatches_ahead(settings.prefetch, dispatch_bytes, settings.workers)
         self._reader = read(
             MarkedBatches(made, batches.marks) if batches.has_marks else made,
-            start,
-            stop,
+            numbers,
             threads=settings.threads,
             workers=settings.workers,
             prefetch=ahead * steps_per_dispatch,
             block=batches.block_size,
-            on_message=on_message,
+            on_message=self._callbacks.on_message,
         )
-        self._batch_size, self._next, self._stop = batch_size, start, stop
+        self._batch_size, self._next, self._stop = batch_size, start, numbers.stop
 
     @property
     def wait_s(self) -> float:
@@ -135,10 +156,10 @@ class TrainFeed:
             raise DataError(f"{count} batches requested at batch {self._next}, but the run ends at {self._stop}.")
         self._begin_marks()
         batches = [self._checked(n, next(self._reader)) for n in range(self._next, self._next + count)]
-        if self._on_batch is not None:
+        if self._callbacks.on_batch is not None:
             rows = self._batches.rows.tolist()
             for n in range(self._next, self._next + count):
-                self._on_batch(n, rows, self._batches.addresses(n).tolist(), self._batches.tag_counts(n))
+                self._callbacks.on_batch(n, rows, self._batches.addresses(n).tolist(), self._batches.tag_counts(n))
         self._next += count
         self._batches.seek(self._changed)  # for workers that start now
         return self._place(batches)
@@ -156,8 +177,8 @@ class TrainFeed:
             add_later(self._changed, later(self._marks, batch.marks))  # a worker may know only an earlier mark
             batch = batch.batch
         if isinstance(batch, TolerantBatch):
-            assert self._bad is not None
-            return self._bad.unwrap(n, batch)
+            assert self._callbacks.bad is not None
+            return self._callbacks.bad.unwrap(n, batch)
         return batch
 
     def same_shape(self, count: int) -> bool:
@@ -206,7 +227,6 @@ class EvaluationFeed:
         *,
         batch_size: int,
         sharding: NamedSharding,
-        replicated: NamedSharding,
         exact_last: bool = False,
         keep_text: bool = False,
         in_order: bool = False,
@@ -218,7 +238,6 @@ class EvaluationFeed:
             settings: config section `evaluations.<name>.data`.
             batch_size: rows of a global batch.
             sharding: sharding of the batch dimension of every array.
-            replicated: sharding of an array that every device holds whole.
             exact_last: keep the last batch at its real size, replicated and without padding, for metrics of a whole
                 batch that take no row weights.
             keep_text: keep the text of the examples in the host batches of `with_host_batches`.
@@ -230,7 +249,7 @@ class EvaluationFeed:
         """
         self._source = limited(source, settings.limit)
         example = example_spec(self._source)
-        self._settings, self._replicated = settings, replicated
+        self._settings, self._replicated = settings, NamedSharding(sharding.mesh, PartitionSpec())
         rows = local_rows(sharding, batch_size)
         self._batches = OrderedBatches(self._source, batch_size, rows, keep_text, in_order)
         self._place = Placement(sharding, self._batches.ones, measured=False)
@@ -265,8 +284,7 @@ class EvaluationFeed:
         """Yields each padded batch on the devices, and its rows of this process on the host, which may hold text."""
         reader = read(
             TolerantBatches(self._batches) if self._tolerant else self._batches,
-            0,
-            len(self) - bool(self._remainder),
+            range(len(self) - bool(self._remainder)),
             threads=self._settings.threads,
             workers=self._settings.workers,
             prefetch=self._ahead,

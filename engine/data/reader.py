@@ -67,8 +67,7 @@ class Reader[T]:
 
 def read[T](
     batches: Numbered[T],
-    start: int,
-    stop: int,
+    numbers: range,
     *,
     threads: int,
     workers: int | str,
@@ -76,19 +75,19 @@ def read[T](
     block: int = 1,
     on_message: Callable[[str], None] = lambda text: None,
 ) -> Reader[T]:
-    """Returns a reader of batches start, ..., stop - 1, which starts prefetching at once.
+    """Returns a reader of consecutive batches, which starts prefetching at once.
 
     Args:
         batches: batches by number; pickled to the workers.
-        start: number of the first batch.
-        stop: number after the last batch.
+        numbers: numbers of the batches.
         threads: number of reader threads; 0 makes each batch when it is requested.
         workers: number of worker processes, used instead of threads; 0 for none; "auto" finds it (`auto_workers.py`).
         prefetch: batches to prefetch, at least one for each thread or worker; no more than there are.
         block: batches that a thread reads in one call.
         on_message: called with a sentence about the number of workers that "auto" has found.
     """
-    prefetch = min(prefetch, max(0, stop - start))
+    start, stop = numbers.start, numbers.stop
+    prefetch = min(prefetch, len(numbers))
 
     def open_blocks(first: int, workers: int) -> BlockIterator[T]:
         size = block if threads and not workers else 1

@@ -108,7 +108,6 @@ class Evaluator:
             self.config.data,
             batch_size=self.batch_size,
             sharding=self._program.batch_sharding,
-            replicated=replicated(self._program.mesh),
             exact_last=not self._by_row,
             keep_text=bool(self._slices.on_host),
         )

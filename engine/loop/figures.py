@@ -18,7 +18,6 @@ from engine.data.examples import Example
 from engine.data.feed import EvaluationFeed
 from engine.data.source import BaseSource, example_spec
 from engine.metrics.results import Image
-from engine.parallel.mesh import replicated
 from engine.training.arrays import Arrays
 from engine.training.figures import check_figure, draw_example
 from engine.training.state import Weights
@@ -84,7 +83,6 @@ class Figures:
             self._settings,
             batch_size=self._batch_size,
             sharding=self._program.batch_sharding,
-            replicated=replicated(self._program.mesh),
         )
         images: dict[str, Image] = {}
         self.error = None

@@ -11,7 +11,7 @@ from engine.cluster import group
 from engine.config.schema import Config
 from engine.data.bad_examples import BadExampleCounter
 from engine.data.batch import Batch
-from engine.data.feed import TrainFeed
+from engine.data.feed import Batching, FeedCallbacks, TrainFeed
 from engine.data.ragged.report import RaggedReport, report
 from engine.data.sampling.drawn import DrawnShares
 from engine.data.source import BaseSource
@@ -42,7 +42,8 @@ class TrainInputs(contextlib.ExitStack):
         say: Callable[[str], None],
     ):
         super().__init__()
-        self._source, self._data, self._train, self._sharding = source, config.data, config.train, sharding
+        self._source, self._data, self._train = source, config.data, config.train
+        self._batching = Batching(self._train.global_batch_size, self._train.seed, sharding, total_steps)
         self._total_steps, self._directory, self._say = total_steps, directory, say
         self._logs_examples = config.log.examples
         self._ledger: Ledger | None = None
@@ -73,15 +74,10 @@ class TrainInputs(contextlib.ExitStack):
         self._feed = TrainFeed(
             self._source,
             self._data,
-            batch_size=self._train.global_batch_size,
-            seed=self._train.seed,
-            sharding=self._sharding,
-            start=step,
-            stop=self._total_steps,
+            self._batching,
+            range(step, self._total_steps),
             steps_per_dispatch=self._train.steps_per_dispatch,
-            on_batch=self._ledger and self._ledger.write,
-            bad=self._bad_examples,
-            on_message=self._say,
+            callbacks=FeedCallbacks(self._ledger and self._ledger.write, self._bad_examples, self._say),
             saved=position,
         )
         return contextlib.closing(self._feed)
@@ -93,13 +89,9 @@ class TrainInputs(contextlib.ExitStack):
         feed = TrainFeed(
             self._source,
             dataclasses.replace(self._data, workers=0, threads=1, prefetch=1),
-            batch_size=self._train.global_batch_size,
-            seed=self._train.seed,
-            sharding=self._sharding,
-            start=number,
-            stop=number + 1,
-            total=self._total_steps,
-            bad=bad,
+            self._batching,
+            range(number, number + 1),
+            callbacks=FeedCallbacks(bad=bad),
             saved=saved or self._position,
         )
         with contextlib.closing(feed):
@@ -112,6 +104,6 @@ class TrainInputs(contextlib.ExitStack):
     def report(self) -> RaggedReport | None:
         """Returns the padding and the costs of ragged examples; None for a source without them."""
         rows = self._train.global_batch_size
-        ranks = rows // self._sharding.shard_shape((rows,))[0]
+        ranks = rows // self._batching.sharding.shard_shape((rows,))[0]
         seed, shuffle = self._train.seed, self._data.shuffle
         return report(self._source, batch_size=rows, seed=seed, shuffle=shuffle, ranks=ranks)

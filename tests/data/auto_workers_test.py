@@ -85,7 +85,7 @@ def test_every_batch_comes_once_from_the_number_of_workers_of_its_time(sizes, ch
 def test_batches_are_bitwise_equal_with_0_1_and_2_workers_and_across_changes_of_the_number(monkeypatch):
     monkeypatch.setattr(auto_workers, "WINDOW_S", np.inf)  # else a slow machine makes a decision of its own
     plain = batches()
-    reader = read(batches(), 3, STOP, threads=2, workers="auto", prefetch=3)
+    reader = read(batches(), range(3, STOP), threads=2, workers="auto", prefetch=3)
     blocks: Any = reader._blocks
     found, workers = [], []
     for n, batch in enumerate(reader, 3):

@@ -96,7 +96,7 @@ def test_source_without_readable_examples_raises_data_error():
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_examples_are_reported_from_threads_and_workers(workers):
-    reader = read(tolerant(Holes((3,)), shuffle=False), 0, 2, threads=2, workers=workers, prefetch=2)
+    reader = read(tolerant(Holes((3,)), shuffle=False), range(2), threads=2, workers=workers, prefetch=2)
     found = [next(reader) for _ in range(2)]
     reader.close()
     assert [example.address for example in found[0].bad] == [3]
@@ -134,9 +134,7 @@ def test_evaluation_skips_bad_examples():
     from jax.sharding import NamedSharding, PartitionSpec
 
     sharding = NamedSharding(jax.make_mesh((1,), ("data",), devices=jax.devices()[:1]), PartitionSpec("data"))
-    feed = EvaluationFeed(
-        Holes((5, 18), n=20), Data(on_error="skip"), batch_size=8, sharding=sharding, replicated=sharding
-    )
+    feed = EvaluationFeed(Holes((5, 18), n=20), Data(on_error="skip"), batch_size=8, sharding=sharding)
     counted = [y for batch in feed for y in np.asarray(batch.examples["y"])[np.asarray(batch.weight) > 0].tolist()]
     assert counted == [y for y in range(20) if y not in (5, 18)]
     assert OrderedBatches(Holes(n=20), 8).address(21) == 1

@@ -13,7 +13,7 @@ from engine.base.errors import DataError, ShardingError
 from engine.config.schema import Data
 from engine.data.adapt import as_source
 from engine.data.batches import Batches
-from engine.data.feed import EvaluationFeed, TrainFeed
+from engine.data.feed import Batching, EvaluationFeed, TrainFeed
 from engine.data.source import ArraySource
 from engine.data.stages import STAGES, stage
 from tests import runs
@@ -38,11 +38,8 @@ def train_feed(source=None, start=0, stop=100, **settings):
     return TrainFeed(
         make() if source is None else source,
         Data(**settings),
-        batch_size=16,
-        seed=0,
-        sharding=shardings()[0],
-        start=start,
-        stop=stop,
+        Batching(16, 0, shardings()[0]),
+        range(start, stop),
     )
 
 
@@ -69,7 +66,7 @@ def expected(start, stop):
 @pytest.mark.parametrize("spec", [ROWS, P("data"), P()])
 def test_batches_are_global_arrays_with_the_sharding(spec):
     sharding, _ = shardings(spec)
-    feed = TrainFeed(make(), Data(), batch_size=16, seed=0, sharding=sharding, start=0, stop=9)
+    feed = TrainFeed(make(), Data(), Batching(16, 0, sharding), range(9))
     (batch,) = feed.next(1)
     feed.close()
     assert batch.examples["x"].shape == (16, 3)
@@ -117,9 +114,8 @@ def test_feed_of_a_stream_resumes_at_the_saved_marks_of_its_shards():
     def feed(start=0, **given):
         source = as_source(Shards(), "data", window=16)
         return TrainFeed(
-            source, Data(**given), batch_size=16, seed=0, sharding=shardings()[0], start=start, stop=100,
-            saved=given and saved,
-        )  # fmt: skip
+            source, Data(**given), Batching(16, 0, shardings()[0]), range(start, 100), saved=given and saved
+        )
 
     saved = {}
     wanted = drawn(feed(), 30)
@@ -157,10 +153,7 @@ def test_recent_batch_of_a_stream_is_read_again_without_the_ones_long_before_it(
     found = [saved[n]["streams"]["1"] for n in (20, 29, 30, 34)]
     assert found == [(160, 160)] * 2 + [(240, 240)] * 2
     assert feed.saved_before(19) is None
-    again = TrainFeed(
-        source, Data(threads=0), batch_size=16, seed=0, sharding=shardings()[0], start=25, stop=26,
-        saved=saved[25],
-    )  # fmt: skip
+    again = TrainFeed(source, Data(threads=0), Batching(16, 0, shardings()[0]), range(25, 26), saved=saved[25])
     ((labels, noise),) = drawn(again, 1)
     assert (labels, set(noise)) == (wanted[25][0], {160})
 
@@ -242,17 +235,16 @@ def test_unusable_data_raises_before_reading_starts():
     with pytest.raises(DataError, match="no examples"):
         train_feed(ArraySource({"x": np.zeros(0)}))
     with pytest.raises(ShardingError, match="batch of 10 rows is not divisible by 8"):
-        TrainFeed(make(), Data(), batch_size=10, seed=0, sharding=shardings()[0], start=0, stop=1)
+        TrainFeed(make(), Data(), Batching(10, 0, shardings()[0]), range(1))
 
 
 def evaluation_feed(source, batch_size=16, spec=ROWS, exact_last=False, **settings):
-    sharding, replicated = shardings(spec)
+    sharding, _ = shardings(spec)
     return EvaluationFeed(
         source,
         Data(**settings),
         batch_size=batch_size,
         sharding=sharding,
-        replicated=replicated,
         exact_last=exact_last,
     )
 

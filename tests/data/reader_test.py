@@ -71,19 +71,19 @@ def becomes_true(condition):
 @pytest.mark.parametrize("threads", [0, 1, 2, 7])
 @pytest.mark.parametrize("prefetch", [0, 1, 5])
 def test_batches_come_in_order_with_any_number_of_threads(threads, prefetch):
-    assert numbers(read(batches(), 0, 30, threads=threads, workers=0, prefetch=prefetch)) == expected(0, 30)
+    assert numbers(read(batches(), range(30), threads=threads, workers=0, prefetch=prefetch)) == expected(0, 30)
 
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_reading_resumes_at_any_batch(threads):
-    first = numbers(read(batches(), 0, 30, threads=threads, workers=0, prefetch=4), count=13)
-    rest = numbers(read(batches(), 13, 30, threads=threads, workers=0, prefetch=4))
+    first = numbers(read(batches(), range(30), threads=threads, workers=0, prefetch=4), count=13)
+    rest = numbers(read(batches(), range(13, 30), threads=threads, workers=0, prefetch=4))
     assert first + rest == expected(0, 30)
 
 
 @pytest.mark.multiprocess
 def test_workers_give_equal_batches_and_end_at_close():
-    reader = read(batches(), 5, 12, threads=0, workers=2, prefetch=2)
+    reader = read(batches(), range(5, 12), threads=0, workers=2, prefetch=2)
     assert becomes_true(lambda: len(multiprocessing.active_children()) == 2)  # before the first batch is requested
     assert numbers(reader) == expected(5, 12)
     assert becomes_true(lambda: multiprocessing.active_children() == [])
@@ -94,7 +94,7 @@ def test_close_frees_all_semaphores_at_once():
     """A later garbage collection could interrupt Python's resource tracker, which then warns and leaks them."""
 
     def semaphores():
-        assert len(numbers(read(batches(), 0, 3, threads=0, workers=1, prefetch=1))) == 3
+        assert len(numbers(read(batches(), range(3), threads=0, workers=1, prefetch=1))) == 3
         return sum(issubclass(type(found), synchronize.SemLock) for found in gc.get_objects())
 
     gc.collect()
@@ -118,7 +118,7 @@ def test_workers_read_packed_and_mixed_sources_like_the_main_process():
         sources = {"split": Packed(Documents(), 8), "whole": Packed(Documents(), 8, split=False)}
         return Batches(Mixture(sources, {"split": 2, "whole": 1}), 16, seed=0, shuffle=True)
 
-    plain, reader = mixed(), read(mixed(), 3, 8, threads=0, workers=2, prefetch=2)
+    plain, reader = mixed(), read(mixed(), range(3, 8), threads=0, workers=2, prefetch=2)
     try:
         np.testing.assert_equal([batch.examples for batch in reader], [plain[n].examples for n in range(3, 8)])
     finally:
@@ -127,7 +127,7 @@ def test_workers_read_packed_and_mixed_sources_like_the_main_process():
 
 @pytest.mark.multiprocess
 def test_workers_can_be_closed_during_their_start():
-    reader = read(batches(), 0, 10_000, threads=0, workers=1, prefetch=1)
+    reader = read(batches(), range(10_000), threads=0, workers=1, prefetch=1)
     reader.close()
     assert becomes_true(lambda: multiprocessing.active_children() == [])
 
@@ -139,7 +139,7 @@ def test_reader_raises_the_error_of_a_worker():
             raise OSError("disk gone")
 
     broken = Batches(Broken({"label": np.arange(4)}), 2, 0, False)
-    reader = read(broken, 0, 4, threads=0, workers=1, prefetch=1)
+    reader = read(broken, range(4), threads=0, workers=1, prefetch=1)
     try:
         with pytest.raises(DataError, match=r"Example 0 of .*Broken: OSError: disk gone"):
             next(reader)
@@ -153,7 +153,9 @@ def test_reader_raises_the_error_of_a_source(threads):
         def __getitem__(self, index):
             raise OSError("disk gone")
 
-    reader = read(Batches(Broken({"label": np.arange(4)}), 2, 0, False), 0, 4, threads=threads, workers=0, prefetch=1)
+    reader = read(
+        Batches(Broken({"label": np.arange(4)}), 2, 0, False), range(4), threads=threads, workers=0, prefetch=1
+    )
     with pytest.raises(DataError, match=r"Example 0 of .*Broken: OSError: disk gone"):
         next(reader)
     reader.close()
@@ -161,17 +163,17 @@ def test_reader_raises_the_error_of_a_source(threads):
 
 def test_empty_range_gives_no_batches():
     for start, stop in ((3, 3), (7, 5)):
-        assert numbers(read(batches(), start, stop, threads=2, workers=0, prefetch=2)) == []
+        assert numbers(read(batches(), range(start, stop), threads=2, workers=0, prefetch=2)) == []
 
 
 @pytest.mark.multiprocess
 def test_range_can_have_fewer_batches_than_workers():
-    assert numbers(read(batches(), 2, 3, threads=0, workers=2, prefetch=2)) == expected(2, 3)
+    assert numbers(read(batches(), range(2, 3), threads=0, workers=2, prefetch=2)) == expected(2, 3)
 
 
 def test_closing_stops_the_threads():
     before = set(threading.enumerate())
-    reader = read(batches(), 0, 1000, threads=3, workers=0, prefetch=6)
+    reader = read(batches(), range(1000), threads=3, workers=0, prefetch=6)
     next(reader)
     assert set(threading.enumerate()) - before
     reader.close()
@@ -186,7 +188,7 @@ def test_reader_starts_before_the_first_batch_is_requested():
             made.set()
             return n
 
-    reader = read(Signalling(), 0, 10, threads=1, workers=0, prefetch=1)
+    reader = read(Signalling(), range(10), threads=1, workers=0, prefetch=1)
     assert made.wait(DEADLINE)
     reader.close()
 
@@ -204,7 +206,7 @@ class Transformed(ArraySource):
 
 def main():
     source = Transformed({"label": np.arange(100), "image": np.ones((100, 20_000), np.uint8)})
-    reader = read(Batches(source, 4, 0, False), 0, 10**6, threads=0, workers=1, prefetch=1)
+    reader = read(Batches(source, 4, 0, False), range(0, 10**6), threads=0, workers=1, prefetch=1)
     print(next(reader).examples["label"].tolist(), flush=True)
     sys.stdin.readline()
     later = [next(reader).examples["label"].tolist() for _ in range(10)]  # more than are prefetched
@@ -285,7 +287,7 @@ def test_workers_end_when_the_main_process_is_killed(program):
 def test_batches_read_in_blocks_equal_batches_read_singly(block):
     plain = Batches(ArraySource({"label": np.arange(100, dtype=np.int32)}), 16, seed=0, shuffle=True)
     for start, stop in ((0, 30), (5, 30), (29, 30), (30, 30)):
-        reader = read(plain, start, stop, threads=2, workers=0, prefetch=4, block=block)
+        reader = read(plain, range(start, stop), threads=2, workers=0, prefetch=4, block=block)
         found = [batch.examples["label"].tolist() for batch in reader]
         reader.close()
         assert found == [plain[n].examples["label"].tolist() for n in range(start, stop)]
@@ -293,7 +295,7 @@ def test_batches_read_in_blocks_equal_batches_read_singly(block):
 
 def test_wait_is_measured_once_per_block():
     plain = Batches(ArraySource({"label": np.arange(100, dtype=np.int32)}), 16, seed=0, shuffle=True)
-    reader = read(plain, 0, 12, threads=1, workers=0, prefetch=1, block=4)
+    reader = read(plain, range(12), threads=1, workers=0, prefetch=1, block=4)
     waited = []
     for _ in reader:
         waited.append(reader.wait_s)
@@ -315,7 +317,7 @@ def test_error_in_a_block_is_raised_at_its_batch():
             return super().__getitem__(index)
 
     batches = Batches(Broken({"label": np.arange(8)}), 2, seed=0, shuffle=False)
-    reader = read(batches, 0, 8, threads=1, workers=0, prefetch=1, block=8)
+    reader = read(batches, range(8), threads=1, workers=0, prefetch=1, block=8)
     assert [next(reader).examples["label"].tolist() for _ in range(3)] == [[0, 1], [2, 3], [4, 5]]
     with pytest.raises(DataError, match=r"Example 6 of .*Broken: OSError: bad sector"):
         next(reader)

@@ -180,7 +180,7 @@ def test_worker_sends_equal_batches_in_shared_memory_and_leaves_none():
     def values(batch):
         return batch.bad, batch.batch.weight.tolist(), [x.tobytes() for x in batch.batch.examples.values()]
 
-    reader = read(tolerant(), 0, 40, threads=0, workers=1, prefetch=2)
+    reader = read(tolerant(), range(40), threads=0, workers=1, prefetch=2)
     kept: list[Any] = []
     names, batch = set(), None
     try:

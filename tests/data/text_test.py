@@ -141,8 +141,6 @@ def test_text_passes_through_worker_processes():
 
     mesh = jax.make_mesh((1,), ("data",), devices=jax.devices()[:1])
     sharding = NamedSharding(mesh, PartitionSpec("data"))
-    feed = EvaluationFeed(
-        Scenes(), Data(workers=1), batch_size=3, sharding=sharding, replicated=sharding, keep_text=True
-    )
+    feed = EvaluationFeed(Scenes(), Data(workers=1), batch_size=3, sharding=sharding, keep_text=True)
     found = [(text_columns(host.examples)["id"], placed.examples.keys()) for placed, host in feed.with_host_batches()]
     assert found == [(["a", "bb", "ccc"], {"x", "meta", "pair"}), (["d", "ee", "ee"], {"x", "meta", "pair"})]

@@ -30,7 +30,7 @@ def write(folder: Path, kind: str, table: pa.Table, block: int = 4, name: str = 
 def labels(source: object, start: int = 0, stop: int = 12, workers: int = 0) -> list[list[int]]:
     """Returns the labels of some shuffled batches of 4."""
     batches = Batches(source, 4, 7, True)  # pyright: ignore[reportArgumentType]
-    reader = read(batches, start, stop, threads=2 if workers == 0 else 0, workers=workers, prefetch=2)
+    reader = read(batches, range(start, stop), threads=2 if workers == 0 else 0, workers=workers, prefetch=2)
     try:
         return [batch.examples["label"].tolist() for batch in reader]
     finally:

@@ -79,7 +79,9 @@ def test_records_of_several_files_follow_each_other(tmp_path):
 def test_pickled_source_resumes_with_the_same_batches(labels):
     source = TFRecord(str(labels))
     batches = Batches(source, 4, 7, True)
-    resumed = read(Batches(pickle.loads(pickle.dumps(source)), 4, 7, True), 13, 20, threads=2, workers=0, prefetch=4)
+    resumed = read(
+        Batches(pickle.loads(pickle.dumps(source)), 4, 7, True), range(13, 20), threads=2, workers=0, prefetch=4
+    )
     assert [batch.examples["label"].tolist() for batch in resumed] == [
         batches[n].examples["label"].tolist() for n in range(13, 20)
     ]

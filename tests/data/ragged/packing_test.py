@@ -141,10 +141,10 @@ def test_rows_of_all_processes_form_the_global_batch(split, processes):
 
 @pytest.mark.parametrize("split", [True, False])
 def test_reading_resumes_at_any_batch_with_any_number_of_threads(split):
-    reader = read(batches(split), 0, 12, threads=0, workers=0, prefetch=0)
+    reader = read(batches(split), range(12), threads=0, workers=0, prefetch=0)
     unbroken = [batch.examples for batch in reader]
     for stopped, threads in ((5, 1), (7, 3)):
-        reader = read(batches(split), stopped, 12, threads=threads, workers=0, prefetch=2)
+        reader = read(batches(split), range(stopped, 12), threads=threads, workers=0, prefetch=2)
         same([batch.examples for batch in reader], unbroken[stopped:])
         reader.close()
 

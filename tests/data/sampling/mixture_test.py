@@ -125,7 +125,7 @@ def test_reading_resumes_at_any_batch_with_any_number_of_threads():
     unbroken = [plain[n].examples for n in range(40)]
     copy = pickle.loads(pickle.dumps(Batches(mixture(), 5, 0, True)))
     for stopped, threads in ((13, 1), (29, 3)):
-        reader = read(copy, stopped, 40, threads=threads, workers=0, prefetch=2, block=copy.block_size)
+        reader = read(copy, range(stopped, 40), threads=threads, workers=0, prefetch=2, block=copy.block_size)
         same([batch.examples for batch in reader], unbroken[stopped:])
         reader.close()
 

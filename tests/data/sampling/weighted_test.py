@@ -178,7 +178,7 @@ def test_reading_resumes_at_any_batch_in_any_number_of_threads(weighted):
     unbroken = [plain[n].examples for n in range(40)]
     copy = pickle.loads(pickle.dumps(Batches(weighted, 12, 0, True)))
     for stopped, threads in ((13, 1), (29, 3)):
-        reader = read(copy, stopped, 40, threads=threads, workers=0, prefetch=2, block=copy.block_size)
+        reader = read(copy, range(stopped, 40), threads=threads, workers=0, prefetch=2, block=copy.block_size)
         np.testing.assert_equal([batch.examples for batch in reader], unbroken[stopped:])
         reader.close()
 
