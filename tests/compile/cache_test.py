@@ -13,11 +13,11 @@ from engine.compile.cache import cpu_features, key
 PROGRAM = """
     import sys
     import jax
-    from engine.training import compile_cache
+    from engine.compile import cache
     events = []
     jax.monitoring.register_event_listener(lambda name, **more: events.append(name))
     {before}
-    print(compile_cache.enable(float(sys.argv[1])))
+    print(cache.enable(float(sys.argv[1])))
     for width in map(int, sys.argv[2:]):
         def layer(x):
             return jax.numpy.tanh(x @ x.T).sum()

@@ -183,7 +183,7 @@ def test_missing_bucket_is_reported(server, tmp_path):
 
 SILENT = """
 import os, socket
-from engine import mounts
+from engine.storage import mounts
 mounts.MOUNT_S = 2.0
 server = socket.create_server(("127.0.0.1", 0))
 os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{server.getsockname()[1]}"

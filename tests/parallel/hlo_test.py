@@ -118,7 +118,7 @@ AHEAD_OF_TIME = """
 import dataclasses, json, sys
 from engine.config.schema import MeshSpec
 from engine.compile.collectives import collectives
-from engine.planning import targets
+from engine.parallel import targets
 from tests import zoo
 target, axis, zero1, width, rows = json.loads(sys.argv[1])
 devices = targets.devices(target)

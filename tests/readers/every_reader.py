@@ -18,7 +18,7 @@ from flax import nnx
 import engine
 from engine import Loss, Task
 from engine import readers as r
-from engine.data.source import ArraySource
+from engine.data.source import ArraySource, BaseSource
 from engine.metrics import Mean
 from engine.readers.array_record import write_array_record
 from tests import runs
@@ -49,12 +49,12 @@ def write_files(folder: Path) -> str:
     return str(folder)
 
 
-class EveryReader:
+class EveryReader(BaseSource):
     """Examples of all readers, one after the other; `label` is a number that depends on the largest array."""
 
     def __init__(self, folder: str):
         sensors = ["LIDAR_TOP", "RADAR_FRONT", "CAM_FRONT"]
-        self.sources = [
+        self.readers = [
             *(reader(f"{folder}/a.{kind}") for kind, reader in FORMATS.items()),
             r.ArrayRecordSource(f"{folder}/a.arrayrecord"),
             r.HuggingFace(str(FIXTURES / "hugging_face")),
@@ -73,11 +73,11 @@ class EveryReader:
         ]
 
     def __len__(self) -> int:
-        return 4 * len(self.sources)
+        return 4 * len(self.readers)
 
     def __getitem__(self, index: int) -> dict[str, np.int32]:
-        source = self.sources[index % len(self.sources)]
-        return {"label": np.int32(number(source[index // len(self.sources) % len(source)]))}
+        source = self.readers[index % len(self.readers)]
+        return {"label": np.int32(number(source[index // len(self.readers) % len(source)]))}
 
 
 def number(example: dict) -> int:
