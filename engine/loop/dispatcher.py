@@ -53,7 +53,7 @@ class Dispatcher:
     """The batches, while `open` is open."""
 
     def __post_init__(self):
-        self._k = max(self.programs, default=1)
+        self._k, self._poll_at = max(self.programs, default=1), 0.0
         self._no_skips = {count: self.program.skip_mask((False,) * count) for count in self.programs}
         self._counter = verdict.step_counter()  # the launcher reads it after the process ends
 
@@ -93,7 +93,6 @@ class Dispatcher:
         """
         calls = self.profile.marked(self.programs, self.step)
         self.stragglers.resume()  # events are not part of the work for a dispatch
-        poll_at = 0.0
         while True:
             count = self._count(dispatch_end)
             batches = self.preemption.unless_stopped(self.feed.next, count)
@@ -105,9 +104,9 @@ class Dispatcher:
             self._set_step(self.step + count)
             if self.step >= next_event or self.divergence.pending:
                 return state
-            if time.monotonic() >= poll_at:
+            if time.monotonic() >= self._poll_at:
                 self.poll()
-                poll_at = time.monotonic() + POLL_S
+                self._poll_at = time.monotonic() + POLL_S
 
     def _count(self, dispatch_end: float) -> int:
         """Returns the number of steps of the next dispatch."""
@@ -122,7 +121,7 @@ class Dispatcher:
         skips = self._no_skips[count]
         if self.divergence.skipped:
             skips = self.program.skip_mask(self.divergence.skip_mask(step, count))
-        self.stragglers.before_dispatch(step, count, self.feed.wait_s, self.feed.made_s, self.recorder.latest_arrival)
+        self.stragglers.before_dispatch(step, count, self.feed, self.recorder.latest_arrival)
         result = call(state, batches, skips)
         self.stragglers.resume()
         return result

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -101,8 +102,9 @@ class TrainInputs(contextlib.ExitStack):
         """Returns the shares of sources and tags that the steps of a row have drawn; {} where none are known."""
         return self._drawn.metrics(first, last)
 
-    def report(self) -> RaggedReport | None:
-        """Returns the padding and the costs of ragged examples; None for a source without them."""
+    @functools.cached_property
+    def ragged(self) -> RaggedReport | None:
+        """The padding and the costs of ragged examples; None for a source without them."""
         rows = self._train.global_batch_size
         ranks = rows // self._batching.sharding.shard_shape((rows,))[0]
         seed, shuffle = self._train.seed, self._data.shuffle

@@ -250,7 +250,7 @@ class Trainer:
             self.say(finished)
             return {}
         with self._phase(COMPILING):
-            if (ragged := self._inputs.report()) is not None:
+            if (ragged := self._inputs.ragged) is not None:
                 self.say(f"data: {ragged}")
                 if len(ragged.shares) > 1:
                     self.program.shape_shares = ragged.shares
@@ -284,7 +284,7 @@ class Trainer:
         ) as self._recorder:
             self._phase.recorder = self._recorder
             if programs:
-                padding = {} if (ragged := self._inputs.report()) is None else ragged.metrics
+                padding = {} if (ragged := self._inputs.ragged) is None else ragged.metrics
                 self._recorder.note(step, {"compile_s": self.program.compile_s, **padding})
                 flops.start()
             yield self._recorder

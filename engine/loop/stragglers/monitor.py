@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 from engine.base.types import Device
 from engine.cluster import group
@@ -32,6 +32,20 @@ LEDGER_S: Final = 10.0  # between two entries of lost time
 TOPIC: Final = "stragglers"
 
 
+class FeedTimes(Protocol):
+    """What a feed states of its times so far."""
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds that it has waited for data."""
+        ...
+
+    @property
+    def made_s(self) -> float:
+        """Seconds in which its readers have made the batches."""
+        ...
+
+
 class Stragglers:
     """Receives what the loop does. This one, of a run of a single process, measures nothing. A context manager."""
 
@@ -47,14 +61,13 @@ class Stragglers:
     def resume(self) -> None:
         """Called when the host begins its work for the next dispatch: after a dispatch, and after events."""
 
-    def before_dispatch(self, step: int, count: int, wait_s: float, made_s: float, arrived_at: float) -> None:
+    def before_dispatch(self, step: int, count: int, feed: FeedTimes, arrived_at: float) -> None:
         """Called when the batches of a dispatch are ready.
 
         Args:
             step: first step of the dispatch.
             count: number of its steps.
-            wait_s: seconds so far that the feed has waited for data.
-            made_s: seconds so far in which the readers have made the batches.
+            feed: gives the batches.
             arrived_at: monotonic time at which the latest result has arrived.
         """
 
@@ -119,8 +132,9 @@ class StragglerMonitor(Stragglers):
     def resume(self) -> None:
         self._mark = time.monotonic()
 
-    def before_dispatch(self, step: int, count: int, wait_s: float, made_s: float, arrived_at: float) -> None:
+    def before_dispatch(self, step: int, count: int, feed: FeedTimes, arrived_at: float) -> None:
         """Adds up the times of the loop, and runs the probe if it is due."""
+        wait_s, made_s = feed.wait_s, feed.made_s
         waited, self._wait_s = wait_s - self._wait_s, wait_s
         self._data_s += waited
         self._made_s += made_s - self._feed_made_s

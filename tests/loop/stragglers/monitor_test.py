@@ -50,9 +50,13 @@ class Loop:
     def _drain(self) -> None:
         self.drained += 1
 
+    @property
+    def made_s(self) -> float:
+        return self.wait_s
+
     def dispatch(self, wait_s: float = 0.0) -> None:
         self.wait_s += wait_s
-        self.monitor.before_dispatch(self.step, 1, self.wait_s, self.wait_s, monitor.time.monotonic())
+        self.monitor.before_dispatch(self.step, 1, self, monitor.time.monotonic())
         self.monitor.resume()
         self.step += 1
 
