@@ -30,6 +30,7 @@ def run(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_run_writes_all_of_its_files_there(run):
     assert runs.status(run)["state"] == "done"
     for folder in ("tensorboard", "examples", "checkpoints/2/state"):
@@ -37,6 +38,7 @@ def test_run_writes_all_of_its_files_there(run):
     assert os.listdir(run.parents[2]) == [run.parts[-3]]
 
 
+@pytest.mark.slow
 def test_commands_read_the_run(run, tmp_path, capfd):
     assert main(["train", f"--config={run}", f"--workdir={run}"]) == 0
     assert main(["evaluate", str(run)]) == 0

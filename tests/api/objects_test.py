@@ -44,6 +44,7 @@ def trained(tmp_path_factory):
     return path, engine.train(bare(), **objects(hooks={"count": hook}), workdir=path), hook
 
 
+@pytest.mark.slow
 def test_objects_train_as_named_targets_do(trained, tmp_path):
     path, summary, hook = trained
     assert (summary.state, hook.steps) == ("done", [3, 4])
@@ -89,6 +90,7 @@ def test_resume_with_another_object_is_refused(trained):
         engine.train(str(path), **objects(data=Unreadable(n=20), hooks={"count": Count()}), workdir=path)
 
 
+@pytest.mark.slow
 def test_paths_and_sections_may_replace_parts_of_a_config_and_try_two_steps(tmp_path):
     summary = engine.train(
         runs.config(evaluations={}),

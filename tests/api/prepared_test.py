@@ -50,6 +50,7 @@ def test_objects_replace_targets_and_sources_are_named_by_their_section():
     assert found.sources == {"data": found.source, "evaluations.heldout.data": source}
 
 
+@pytest.mark.slow
 def test_program_has_the_chosen_sizes():
     auto = runs.config(train__global_batch_size="auto", train__memory_gib=1.0, data__n=16, evaluations={})
     found = prepared.prepare(auto, devices=jax.devices()[:1]).with_sizes()

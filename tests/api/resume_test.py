@@ -49,6 +49,7 @@ def test_changed_identity_field_is_a_config_error(run):
     assert runs.status(run)["state"] == "done"
 
 
+@pytest.mark.slow
 def test_changing_total_requires_accept_schedule_change(tmp_path):
     engine.train(runs.config(**SHORT), workdir=tmp_path)
     longer = runs.config(**{**SHORT, "train__total": "3 steps"})
@@ -64,6 +65,7 @@ class Timed(zoo.Classify):
         return (1 - context.step / context.total_steps) * super().loss(model, batch, rng)
 
 
+@pytest.mark.slow
 def test_changing_total_requires_a_flag_for_code_that_reads_it(tmp_path):
     settings = dict(task__target=f"{__name__}.Timed", optimizer__schedule="constant", checkpoint__every=None)
     settings |= dict(evaluations={}, data__target="tests.zoo.timed")
@@ -108,6 +110,7 @@ def test_total_is_compared_with_the_size_of_the_accepted_new_data(tmp_path):
     assert '--config.train.total="5 steps", or' in str(error.value), "the stored total is too short as well"
 
 
+@pytest.mark.slow
 def test_total_equal_to_the_newest_checkpoint_ends_the_run(tmp_path):
     settings = dict(checkpoint__every="3 steps", optimizer__schedule="constant")
     engine.train(runs.config(train__total="6 steps", **settings), workdir=tmp_path)

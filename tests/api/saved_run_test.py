@@ -88,6 +88,7 @@ def without_data(tmp_path_factory):
     return folder / "run"
 
 
+@pytest.mark.slow
 def test_load_returns_the_model_that_an_evaluation_measures(without_data):
     loaded = engine.load(without_data)
     assert (loaded.step, loaded.config.train.ema_decay, loaded.task) == (4, 0.5, zoo.Classify("cnn"))

@@ -6,6 +6,7 @@ from benchmarks import data_wait, workloads
 from benchmarks.data_wait import Interval, Waits
 
 
+@pytest.mark.slow
 def test_every_interval_after_the_first_turn_counts():
     waits = data_wait.measure(workloads.DIGITS, 2, 0, 40, log__every="20 steps")
     assert [interval.step for interval in waits.intervals] == [60, 80, 100, 120]

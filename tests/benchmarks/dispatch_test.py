@@ -7,6 +7,7 @@ from benchmarks import dispatch
 from benchmarks.dispatch import BLOCK, Times
 
 
+@pytest.mark.slow
 def test_all_loops_have_the_same_losses_at_every_step():
     times = dispatch.measure("16-8-10", 1, 0, 1, ks=(1, 32), log__every="1 step", log__tensorboard=False)
     assert list(times.bare_losses) == list(range(1, 2 * BLOCK + 1))

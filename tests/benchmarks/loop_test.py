@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
 from benchmarks import bare, loop, workloads
@@ -10,6 +11,7 @@ from models.fashion_mnist import Fashion
 STEPS = 5
 
 
+@pytest.mark.slow
 def test_engine_and_bare_loop_have_the_same_losses_at_every_step():
     times = loop.measure(workloads.DIGITS, 1, 0, STEPS, log__every="1 step", log__tensorboard=False)
     assert list(times.engine_losses) == list(range(1, 2 * STEPS + 1))  # the turn that compiles, and a measured one
@@ -20,6 +22,7 @@ def test_engine_and_bare_loop_have_the_same_losses_at_every_step():
     assert len(times.engine_ms) == len(times.bare_ms) == 1
 
 
+@pytest.mark.slow
 def test_bare_convolutions_are_the_cnn_of_the_models():
     model = Fashion(width=16).build(nnx.Rngs(0))
     image = jax.numpy.asarray(np.random.default_rng(0).integers(0, 256, (4, 28, 28), np.uint8))

@@ -208,6 +208,7 @@ def test_finish_raises_if_the_last_save_failed(make, full_disk):
     assert error.value.exit_code == 42 and messages == []
 
 
+@pytest.mark.slow
 def test_due_save_is_skipped_and_forced_save_waits_while_a_save_is_in_flight(make, tmp_path, monkeypatch):
     """The save of step 3 hangs, because one of its files is a pipe that no process reads."""
     monkeypatch.setattr(timeouts, "RECENT_S", 0.5)  # tests/zoo.py makes it longer

@@ -32,6 +32,7 @@ def state():
     return {"params": {"a/kernel": jnp.arange(6.0).reshape(2, 3)}, "step": jnp.int32(3)}
 
 
+@pytest.mark.slow
 @given(name=NAMES)
 @example(name="lr=[0.1]")
 @example(name="**")

@@ -15,6 +15,7 @@ KEYS = st.sampled_from(["skipped", "row", "streams", "lines", "next_batch", "x"]
 JSON = st.recursive(SCALARS, lambda inner: st.one_of(st.lists(inner), st.dictionaries(KEYS, inner)), max_leaves=8)
 
 
+@pytest.mark.slow
 @examples(200)
 @given(content=st.one_of(JSON.map(lambda value: json.dumps(value).encode()), st.binary(), st.just(b"[" * 100_000)))
 def test_any_content_is_a_position_and_a_config_or_an_error(tmp_path_factory, content):

@@ -18,6 +18,7 @@ from engine.training.state import Weights
 from tests import runs, zoo
 
 
+@pytest.mark.slow
 def test_compiled_program_and_jitted_function_give_equal_results():
     cases: list[dict[str, Any]] = [
         {},

@@ -3,6 +3,7 @@
 import re
 
 import jax
+import pytest
 
 from engine.compile.report import describe_frozen
 from engine.config.schema import MeshSpec
@@ -29,6 +30,7 @@ def test_compile_time_accumulates():
     assert times == sorted(set(times))
 
 
+@pytest.mark.slow
 def test_init_passes_given_weights_to_optimizer_and_average():
     program = zoo.program(
         zoo.Classify(), ema_decay=0.9, mesh=MeshSpec(fsdp=8), target="optax.contrib.schedule_free_adamw"

@@ -1,5 +1,6 @@
 """Any value in any field of a config is accepted, or refused with a sentence that names the field."""
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -76,6 +77,7 @@ def check(field, change):
     tiny(config)
 
 
+@pytest.mark.slow
 @EXAMPLES
 @given(st.sampled_from(FIELDS), VALUES)
 def test_any_value_is_accepted_or_refused_by_name(field, value):

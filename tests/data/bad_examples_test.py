@@ -94,6 +94,7 @@ def test_source_without_readable_examples_raises_data_error():
         tolerant(Holes(range(64)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 1])
 def test_bad_examples_are_reported_from_threads_and_workers(workers):
     reader = read(tolerant(Holes((3,)), shuffle=False), range(2), threads=2, workers=workers, prefetch=2)

@@ -33,6 +33,7 @@ class Mine(zoo.Classify):
         return Loss(loss.total, loss.weight, metrics)
 
 
+@pytest.mark.slow
 def test_loss_that_declares_a_context_knows_the_step_and_its_keys():
     assert wants_context(Mine().loss) and not wants_context(zoo.Classify().loss) and not wants_context(int)
     program = zoo.program(Mine(), accumulate=2)
@@ -82,6 +83,7 @@ class Taught(zoo.Classify):
         model.head.bias[...] = jnp.clip(model.head.bias[...], -0.001, 0.001)
 
 
+@pytest.mark.slow
 def test_after_step_runs_once_after_each_update_and_not_after_a_skipped_one():
     batches = zoo.batches(4)
     batches[2] = {**batches[2], "x": np.full_like(batches[2]["x"], np.nan)}  # the guard skips this update
@@ -161,6 +163,7 @@ class FrozenUpdate(FrozenTeacher):
         return dataclasses.replace(state, frozen={**state.frozen, "teacher": value}), {"loss": Mean.of(batch["x"])}
 
 
+@pytest.mark.slow
 def test_frozen_parameters_that_the_task_changes_are_checked():
     for task in (FrozenTeacher(), FrozenUpdate()):
         program = zoo.program(task, trainable="hidden|head")
@@ -186,6 +189,7 @@ class Drawn(zoo.Classify):
         return Loss(loss.total, loss.weight, {**metrics, "total": Mean.of(ones * context.total_steps)})
 
 
+@pytest.mark.slow
 def test_evaluation_draws_equal_numbers_for_each_example_with_any_batch_size():
     found = []
     for mesh, batch_size in ((None, 8), (MeshSpec(data=2, fsdp=4), 16)):

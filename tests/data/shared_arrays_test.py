@@ -172,6 +172,7 @@ class Images(BaseSource):
         return {**example, "image": example["image"] + rng.integers(0, 99, (32, 1024), np.uint8)}
 
 
+@pytest.mark.slow
 @pytest.mark.multiprocess
 def test_worker_sends_equal_batches_in_shared_memory_and_leaves_none():
     def tolerant():

@@ -133,6 +133,7 @@ def test_fingerprint_depends_on_the_text():
     assert Scenes().fingerprint() == Scenes().fingerprint()
 
 
+@pytest.mark.slow
 def test_text_passes_through_worker_processes():
     import jax
     from jax.sharding import NamedSharding, PartitionSpec

@@ -26,6 +26,7 @@ def loop(predicted, future, valid, miss, best):
     return dict(zip(("m/min_ade", "m/min_fde", "m/miss_rate"), np.mean(errors, axis=0), strict=True))
 
 
+@pytest.mark.slow
 @examples(20)
 @given(st.integers(0, 10**6), st.sampled_from(["each", "endpoint"]), st.booleans())
 def test_errors_equal_a_loop(seed, best, with_agents):

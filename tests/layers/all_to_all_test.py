@@ -16,6 +16,7 @@ MESHES = {
 }
 
 
+@pytest.mark.slow
 # Both kinds of masks with each axis.
 @pytest.mark.parametrize(
     ("mesh", "masked"), [("8", True), ("2x4", False), ("2x2x2", True), ("2x2x2", False), ("2", False)]

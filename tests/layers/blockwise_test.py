@@ -25,6 +25,7 @@ def test_query_heads_share_key_heads(kv_heads):
     plain.check(function, causal=True, segmented=False, kv_heads=kv_heads)
 
 
+@pytest.mark.slow
 def test_last_block_can_be_shorter():
     assert QUERY_BLOCK < 160 and 160 % QUERY_BLOCK
     plain.check(blockwise.attention, causal=True, segmented=True, time=160)

@@ -51,6 +51,7 @@ def kept_choices(params, capacity):
     return kept, chosen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [None, 0.5])
 def test_result_equals_a_loop_over_tokens(factor):
     params = make(factor)[1]

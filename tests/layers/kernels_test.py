@@ -15,6 +15,7 @@ from engine.parallel.layout import Layout
 from tests.layers import plain
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("causal", "segmented", "time"), [(True, True, 97), (False, False, 97), (False, False, 128)])
 def test_splash_result_and_gradients_equal_the_formula_at_every_length(causal, segmented, time):
     function = functools.partial(kernels.splash, interpret=True)

@@ -58,6 +58,7 @@ def memory(schedule, microbatches):
     return found.temp_size_in_bytes / (4 * ROWS * WIDTH)
 
 
+@pytest.mark.slow
 def test_memory_grows_with_the_queues_alone():
     """Each device has its share of the queues: of inputs, results, and the gradients of both."""
     growth = {kind: (memory(kind, MANY) - memory(kind, FEW)) / (MANY - FEW) for kind in ("gpipe", "1f1b")}

@@ -43,6 +43,7 @@ def merged(with_kernel, q, k, v, segments, d_out):
     return out, dq + dq2, jnp.concatenate([dk, dk2], 2), jnp.concatenate([dv, dv2], 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("with_kernel", "dtype", "segmented", "tolerance"),
     [

@@ -225,6 +225,7 @@ class Classify(zoo.Classify):
         return Layers(rngs)
 
 
+@pytest.mark.slow
 def test_a_step_in_microbatches_equals_the_whole_step_and_has_the_usual_state():
     sgd = {"target": "optax.sgd", "learning_rate": 1.0}
 

@@ -68,6 +68,7 @@ def test_offload_moves_named_values_to_host_memory():
     assert "host>" in text and "host>" not in gradient("full")[0]
 
 
+@pytest.mark.slow
 def test_remat_reduces_the_memory_of_a_stack():
     sizes, results = {}, {}
     for choice in ("none", "full"):

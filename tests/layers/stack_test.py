@@ -63,6 +63,7 @@ def test_cpu_unrolls_few_layers_and_scans_many():
     assert loops(UNROLLED_LAYERS) == 0 < loops(UNROLLED_LAYERS + 1)
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_initial_layer_values_depend_only_on_seed_and_index():
     three, five = (blocks.stack(count, ONE) for count in (3, 5))

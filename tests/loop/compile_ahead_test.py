@@ -16,6 +16,7 @@ from tests import runs, zoo
 THREAD = "compile-evaluations"
 
 
+@pytest.mark.slow
 def test_evaluations_are_compiled_by_the_thread_and_only_there(tmp_path):
     with runs.compilations() as found:
         summary = engine.train(runs.config(train__total="5 steps"), workdir=tmp_path)

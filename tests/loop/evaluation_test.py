@@ -56,6 +56,7 @@ def expected(program, state):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", [zoo.Classify("cnn"), Sums("cnn")], ids=["by-row", "sums"])
 @pytest.mark.parametrize("mesh", [None, MeshSpec(data=2, fsdp=4)], ids=["one-device", "eight-devices"])
 def test_each_example_counts_once_for_any_batch_size(task, mesh):
@@ -64,6 +65,7 @@ def test_each_example_counts_once_for_any_batch_size(task, mesh):
     assert evaluation(program).run(state) == pytest.approx(expected(program, state), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_collected_and_counted_metrics_are_equal_bits_on_any_mesh_with_any_batch_size(monkeypatch):
     results = []
     for mesh, batch_size in ((None, 37), (None, 10), (MeshSpec(data=2, fsdp=4), 16)):
@@ -91,6 +93,7 @@ def test_best_may_be_any_number_of_a_metric():
     assert subject.is_known(scalars(subject.run(program.init()) or {}))
 
 
+@pytest.mark.slow
 def test_slices_are_evaluations_of_their_examples_on_any_mesh_with_any_batch_size():
     slices = {"id": Target(target="tests.measuring.by_id"), **SLICED.slices}
     config, bad = dataclasses.replace(SLICED, slices=slices, data=Data(on_error="skip")), (4, 36)
@@ -226,6 +229,7 @@ def test_two_metrics_of_one_name_are_an_error():
         evaluation(program).run(program.init())
 
 
+@pytest.mark.slow
 def test_results_of_a_run_are_logged_and_select_the_best_checkpoint(tmp_path, capsys):
     from tests import runs
 
@@ -274,6 +278,7 @@ def test_evaluation_is_deterministic_and_keeps_the_state():
     zoo.assert_equal(state, before)
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_evaluated_by_default():
     program = zoo.program(zoo.Classify(), ema_decay=0.5)
     state, _ = zoo.run(program, zoo.batches(4))

@@ -31,6 +31,7 @@ def figures(config, source, mesh=None) -> tuple[Any, dict[str, Any], Any]:
     return found, images, model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mesh", [None, MeshSpec(data=4, tensor=2)], ids=str)
 def test_worst_examples_are_drawn_with_their_predictions(mesh):
     found, images, model = figures(Config(worst=5, figures=3, score="accuracy", worst_mode="min"), bucketed(), mesh)
@@ -101,6 +102,7 @@ def test_progress_is_reported_between_the_texts_and_between_the_figures():
     assert seen[figures - 1 :] == ["text", "figure", "."] * 3
 
 
+@pytest.mark.slow
 def test_training_continues_without_figures_and_evaluate_fails(tmp_path, capsys):
     settings = {"train__total": "2 steps", "evaluations__heldout__figures": 2}
     engine.train(runs.config(task={"target": "tests.drawing.Broken"}, **settings), workdir=tmp_path)
@@ -111,6 +113,7 @@ def test_training_continues_without_figures_and_evaluate_fails(tmp_path, capsys)
     assert [result.step for result in stored(tmp_path)] == [2]
 
 
+@pytest.mark.slow
 def test_figures_of_a_run_are_files_and_images_of_tensorboard(tmp_path, capsys):
     run = tmp_path / "run"
     config = runs.config(

@@ -206,6 +206,7 @@ with Watchdog(2.0, 60.0, Path({folder!r}), 3) as dog, dog.training(0):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stuck", "place"), [("threading.Event().wait()", "wait"), ("__import__('ctypes').CDLL(None).pause()", "<module>")]
 )

@@ -29,6 +29,7 @@ class Training(zoo.Classify):
         return Loss.of(super().loss(model, batch, rng).total, batch["valid"], found)
 
 
+@pytest.mark.slow
 def test_training_metrics_of_microbatches_on_a_mesh_equal_numpy():
     program = zoo.program(Training(), accumulate=2, mesh=MeshSpec(data=2, fsdp=4))
     assert program.task_metrics == ("loss", *(f"confusion#{i}" for i in range(8)), "mean", "rms#0")

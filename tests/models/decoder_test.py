@@ -48,6 +48,7 @@ def call_of(task):
     return functools.partial(jax.jit(lambda params, batch: nnx.merge(graph, params)(batch, None)[0]), params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TASKS)
 def test_packed_documents_have_the_losses_of_single_documents(name):
     model = call_of(TASKS[name])
@@ -57,6 +58,7 @@ def test_packed_documents_have_the_losses_of_single_documents(name):
     assert len(np.unique(np.round(packed[0, :11], 3))) > 5
 
 
+@pytest.mark.slow
 def test_gradient_of_a_packed_row_is_the_sum_over_its_documents():
     task = TASKS["dense"]
     graph, params = nnx.split(task.build(nnx.Rngs(0)), nnx.Param)
@@ -125,6 +127,7 @@ def test_heads_that_do_not_divide_the_width_are_refused():
         LanguageModel(**{**SIZES, "heads": 5})
 
 
+@pytest.mark.slow
 def test_router_losses_are_added_to_the_loss():
     task, batch = TASKS["experts"], row(*DOCUMENTS)
     model = task.build(nnx.Rngs(0))

@@ -44,6 +44,7 @@ def epoch(source, batch_size):
     return [batches[n].examples for n in range(len(source) // batch_size)]
 
 
+@pytest.mark.slow
 def test_padded_bucketed_and_packed_scenes_have_equal_losses_and_gradients():
     expected = mean_of(epoch(Padded(SCENES, 60, FIELDS), 8))
     packed = Packed(SCENES, 80, fields=FIELDS)

@@ -60,6 +60,7 @@ def test_batches_of_all_dispatches_on_a_device_are_in_its_memory():
         assert cost.memory["batch"] == copies * batch / 2
 
 
+@pytest.mark.slow
 def test_batches_of_the_running_dispatch_are_those_of_the_compiled_program():
     """A wide batch and a small model: arguments are K batches, temporary arrays are at least the copy of them."""
     built = zoo.program(zoo.Classify(width=16), mesh=MeshSpec(data=8), batch_size=2**16)
@@ -75,6 +76,7 @@ def test_offloaded_optimizer_is_in_the_memory_of_the_host():
     assert cost.memory["optimizer"] == 0 and cost.host == 8 * tiny.numbers()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["gpipe", "1f1b"])
 def test_activations_of_a_pipeline_are_those_of_the_compiled_program(schedule):
     """4 stages and 16 microbatches: "gpipe" keeps the layers of 19 ticks, "1f1b" those of one and 8 inputs."""
@@ -100,6 +102,7 @@ def test_offloaded_activations_are_in_the_memory_of_the_host():
     assert seconds["host traffic"] == pytest.approx(max(0.0, 2 * host / model.machine.host_bandwidth - during))
 
 
+@pytest.mark.slow
 def test_head_of_a_loss_in_chunks_is_held_whole_with_the_sum_of_its_gradient():
     """In bfloat16 a device holds the gathered head, and in float32 the head and its gradient: 2 + 4 + 4 bytes."""
     c = defaults()

@@ -89,6 +89,7 @@ def test_partial_sums_of_a_run_do_not_depend_on_the_repeats_of_its_pipeline():
     assert run.work("none", "float32", 64).partial == one.work("none", "float32", 64).partial > 0
 
 
+@pytest.mark.slow
 def test_run_records_prediction_and_measurement_and_a_resume_does_not_predict_again(tmp_path, short):
     engine.train(runs.config(**CONSTANT), workdir=tmp_path)
     first = plan(tmp_path)
@@ -106,6 +107,7 @@ def test_run_records_prediction_and_measurement_and_a_resume_does_not_predict_ag
     assert (resumed.predicted.step_s, resumed.measured.attempt) == (123.0, 2)
 
 
+@pytest.mark.slow
 def test_prediction_that_fails_is_a_line_of_the_log(tmp_path, short):
     summary = engine.train(runs.config(), task=Whole(), workdir=tmp_path)
     assert (summary.step, runs.status(tmp_path)["state"]) == (10, "done")

@@ -57,6 +57,7 @@ def expected(value):
     return value
 
 
+@pytest.mark.slow
 @given(st.sampled_from(LEAVES).flatmap(wrapped), st.integers(0, 3))
 @examples(150)
 def test_rows_equal_the_values_of_pyarrow(case, skipped):

@@ -40,6 +40,7 @@ class Fail:
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_run_that_skips_bad_records_resumes_exactly(folder):
     decoder = {"target": "engine.readers.TFExample", "features": {"x": ("float32", [2]), "y": "float32"}}
     data = {"target": "engine.readers.TFRecord", "pattern": str(folder / "x.tfrecord"), "decoder": decoder}

@@ -24,6 +24,7 @@ def trained(mesh: MeshSpec | None, accumulate: int) -> Any:
     return jax.device_get(zoo.run(program, zoo.batches(2, 32))[0].params)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "mesh",
     [None, MeshSpec(data=2, fsdp=4), MeshSpec(data=4, tensor=2)],
@@ -34,6 +35,7 @@ def test_microbatches_with_ragged_weights_equal_the_full_batch(mesh):
     zoo.assert_close(trained(None, 1), trained(mesh, 4), 1e-6)
 
 
+@pytest.mark.slow
 def test_devices_sum_the_gradients_of_all_microbatches_once():
     def sent(accumulate: int, **settings: Any) -> int:
         program = zoo.program(
@@ -46,6 +48,7 @@ def test_devices_sum_the_gradients_of_all_microbatches_once():
     assert sent(4, approximate_accumulation=True) > 3 * sent(1)  # the models it is for may mix the rows of a call
 
 
+@pytest.mark.slow
 def test_loss_of_a_microbatch_that_is_one_number_does_not_depend_on_the_mesh():
     class Total(zoo.Classify):
         def loss(self, model, batch, rng):
@@ -69,6 +72,7 @@ def test_loss_that_calls_python_can_have_microbatches_on_several_devices():
     assert "callback" in program.trace(1).lower().as_text()
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_metrics_do_not_affect_the_gradient(accumulate):
@@ -84,6 +88,7 @@ def test_metrics_do_not_affect_the_gradient(accumulate):
     zoo.assert_equal(plain.params, measured.params)
 
 
+@pytest.mark.slow
 def test_step_follows_the_gradient_of_the_weighted_mean():
     task, batch = zoo.Classify(), zoo.batches(1)[0]
     assert 0 < batch["valid"].sum() < 16

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 from engine import Loss, layers
@@ -78,6 +79,7 @@ def program(stacked: bool):
     )
 
 
+@pytest.mark.slow
 def test_training_a_stack_with_muon_equals_training_its_layers():
     stacked, plain = program(True), program(False)
     begin = stacked.init()
@@ -104,6 +106,7 @@ def test_hidden_matrices_are_orthogonalised_and_all_else_is_for_adam():
     )
 
 
+@pytest.mark.slow
 def test_updates_of_muon_are_orthogonal_for_each_layer():
     shapes = {"a/kernel": (LAYERS, 4, 4), "a/scale": (LAYERS, 4), "head/kernel": (4, 4)}
     names = {"a/kernel": ("layers", "embed", "mlp"), "a/scale": ("layers", "norm")}

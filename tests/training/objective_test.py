@@ -48,6 +48,7 @@ def hand_written(program, batch):
     return params, *jax.jit(jax.value_and_grad(value))(params)
 
 
+@pytest.mark.slow
 def test_sum_of_losses_divides_each_term_by_its_own_global_weight():
     (batch,) = zoo.batches(1, 32)
     params, value, gradient = hand_written(zoo.program(TwoTerms(), **SGD), batch)
@@ -107,6 +108,7 @@ class Duel(zoo.Classify):
 GROUPS = {"generator": Group(match="^generator"), "critic": Group(match="^critic", learning_rate_scale=3.0)}
 
 
+@pytest.mark.slow
 def test_each_loss_trains_its_group_as_a_hand_written_loop_with_two_optimizers_does():
     batches = zoo.batches(3, 32)
     settings: dict[str, Any] = dict(batch_size=32, target="optax.adam", clip_norm=None, groups=GROUPS)

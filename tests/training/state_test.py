@@ -61,6 +61,7 @@ def test_evaluation_uses_the_average_if_it_exists():
     assert float(evaluation_params(state, False)["a"][0]) == 1
 
 
+@pytest.mark.slow
 def test_optimizer_groups_keep_one_state_per_parameter_and_train_alike_on_every_mesh():
     groups = {
         "head": Group(match="^head/", learning_rate_scale=0.1, every=2, clip_norm=0.1),

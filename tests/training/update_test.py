@@ -29,6 +29,7 @@ class Own(zoo.Classify):
         return state.apply_gradients(grads), {"loss": Mean(loss.total, loss.weight), **loss.metrics}
 
 
+@pytest.mark.slow
 def test_own_update_that_does_the_same_gives_the_same_state_and_metrics():
     batches = zoo.batches(3)
     batches.insert(1, {**batches[0], "x": np.full_like(batches[0]["x"], np.nan)})  # the guard skips this update

@@ -4,19 +4,11 @@ load("@rules_python//python:defs.bzl", _py_binary = "py_binary", _py_library = "
 
 py_library = _py_library
 
-# Settings of a test that starts one process after the other: not in --config=fast.
-SUBPROCESS = {
-    "size": "medium",
-    "tags": ["multiprocess"],
-}
-
-# Of one that starts several at once: alone, too, on a machine of two cores.
+# Settings of a test that starts processes: not in --config=fast. It waits half of its time for them, so others run
+# beside it.
 MULTIPROCESS = {
     "size": "medium",
-    "tags": [
-        "cpu:2",
-        "multiprocess",
-    ],
+    "tags": ["multiprocess"],
 }
 
 def _main_file_impl(ctx):
@@ -143,7 +135,6 @@ def _library_of(test):
 # The targets of package_tests() that run many files, and the settings that those files have in common.
 _GROUPS = {
     "small_tests": {},
-    "subprocess_tests": SUBPROCESS,
     "multiprocess_tests": MULTIPROCESS,
 }
 
@@ -151,8 +142,8 @@ def package_tests(deps = [], special = {}, shards = {}):
     """Targets for the test files of this package, so that a new file needs no line here.
 
     Test files with the same settings share one target, since every target starts Python, JAX and pytest again:
-    `small_tests`, `subprocess_tests` and `multiprocess_tests`. A file with other settings has its own target. For
-    development, each file of a shared target also has a target named like the file, which `//...` leaves out.
+    `small_tests` and `multiprocess_tests`. A file with other settings has its own target. For development, each file
+    of a shared target also has a target named like the file, which `//...` leaves out.
 
     The package's other Python files (helpers, a conftest.py) and its data (golden texts) belong to every test.
 

@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
     if "TEST_TMPDIR" in env:
         args.append("--basetemp=" + os.path.join(env["TEST_TMPDIR"], "pytest"))
     code = pytest.main(args + argv, plugins=plugins)
-    if code == pytest.ExitCode.NO_TESTS_COLLECTED and (shards > 1 or "TESTBRIDGE_TEST_ONLY" in env):
+    selects = shards > 1 or "TESTBRIDGE_TEST_ONLY" in env or any(arg.startswith("-m") for arg in argv)
+    if code == pytest.ExitCode.NO_TESTS_COLLECTED and selects:
         return 0
     return int(code)

@@ -35,6 +35,7 @@ def with_flipped(state, device, path="head/kernel"):
     return dataclasses.replace(state, params=params)
 
 
+@pytest.mark.slow
 def test_identical_copies_pass(four):
     program, state = four
     check = ReplicaCheck(program.abstract_state)

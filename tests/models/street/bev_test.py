@@ -71,6 +71,7 @@ def test_scores_and_losses_of_perfect_and_of_missing_masks(batch):
         np.testing.assert_allclose(right[name].weight, GRID**2)
 
 
+@pytest.mark.slow
 def test_training_lowers_every_loss(batch):
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
     program = zoo.program(Bev(width=8), batch_size=2, example=example, learning_rate=0.01)

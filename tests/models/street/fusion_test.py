@@ -40,6 +40,7 @@ def test_sweeps_are_the_same_without_images():
     jax.tree.map(np.testing.assert_array_equal, alone, {name: seen[name] for name in alone})
 
 
+@pytest.mark.slow
 def test_an_untrained_fusion_predicts_what_both_models_predict(batch):
     task = Fusion(lidar_width=8, camera_width=8)
     model = task.build(nnx.Rngs(0))

@@ -102,6 +102,7 @@ def test_the_first_build_makes_the_vocabulary_while_the_engine_traces_it(task, f
     assert model.model_state["movements"].shape == (TOKENS, 3) and "movements" not in model.params
 
 
+@pytest.mark.slow
 def test_a_trained_model_keeps_its_tokens_when_the_file_is_made_again(task, folder, tmp_path, batch):
     def run(values=None):
         new = dataclasses.replace(task, folder=str(tmp_path), depth=1)  # as in a new process, which reads the file
@@ -181,6 +182,7 @@ def inputs(model, batch):
     return {name: batch[name] for name in (*SCENE, "valid")}, pose, moved, model.motion(moved)
 
 
+@pytest.mark.slow
 def test_steps_with_caches_equal_the_whole_sequence(model, batch, activations):
     scene, *tokens = inputs(model, batch)
     whole = activations(scene, *tokens)
@@ -223,6 +225,7 @@ def test_a_turned_scene_has_the_same_activations(model, batch, activations):
     np.testing.assert_allclose(found[valid], activations(scene, pose, *moved)[valid], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_roll_outs_are_sampled_tokens_and_depend_on_the_key_of_their_scene_only(task, model, batch, evaluate):
     keys = jax.random.split(jax.random.key(0), ROWS)
     futures = np.array(evaluate(batch, keys)[0])
@@ -305,6 +308,7 @@ def test_lanes_are_complete_within_the_reach_of_a_scene(folder):
     assert few["mask"].all() and few["reach"] + 7.5 == pytest.approx(np.sort(distance)[PIECES])
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_and_reach_every_parameter(task, model, batch):
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     keys = jax.random.split(jax.random.key(0), ROWS)
