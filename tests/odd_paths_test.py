@@ -51,6 +51,7 @@ def test_commands_read_the_run(run, tmp_path, capfd):
     assert load_file(next(tmp_path.iterdir()))
 
 
+@pytest.mark.slow
 def test_warm_start_reads_the_run(run, tmp_path):
     config = runs.config(train__total="1 step", init__checkpoint=str(run), evaluations={}, checkpoint__every=None)
     engine.train(config, workdir=tmp_path)

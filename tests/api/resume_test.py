@@ -31,6 +31,7 @@ def test_any_change_is_allowed_before_the_first_checkpoint(tmp_path):
     directory.close()
 
 
+@pytest.mark.slow
 def test_check_config_returns_evaluations_with_changed_data(run):
     settings = dict(train__total="4 steps", train__ema_decay=0.5)
     other = dict(
@@ -81,6 +82,7 @@ def test_changing_total_requires_a_flag_for_code_that_reads_it(tmp_path):
     assert train(3).step == 3
 
 
+@pytest.mark.slow
 def test_total_below_the_newest_checkpoint_is_refused_before_anything_is_written(tmp_path):
     settings = dict(evaluations={}, checkpoint__every="3 steps")
     engine.train(runs.config(train__total="6 steps", **settings), workdir=tmp_path)
@@ -126,6 +128,7 @@ def test_total_equal_to_the_newest_checkpoint_ends_the_run(tmp_path):
     assert runs.status(tmp_path)["state"] == "done"
 
 
+@pytest.mark.slow
 def test_mesh_periods_and_logging_may_change(tmp_path):
     engine.train(runs.config(**SHORT, optimizer__schedule="constant"), workdir=tmp_path)
     config = runs.config(

@@ -84,6 +84,7 @@ def test_any_value_is_accepted_or_refused_by_name(field, value):
     check(field, lambda c: assign(c, field, value))
 
 
+@pytest.mark.slow
 @EXAMPLES
 @given(st.sampled_from(FIELDS), TEXTS)
 def test_any_text_on_the_command_line_is_accepted_or_refused_by_name(field, text):

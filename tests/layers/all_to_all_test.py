@@ -26,6 +26,7 @@ def test_result_and_gradients_equal_the_formula_on_every_mesh(mesh, masked):
     plain.check(all_to_all_attention, causal=masked, segmented=masked, layout=layout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kv_heads", [1, 4])
 def test_indivisible_key_heads_are_repeated(kv_heads):
     layout = Layout(mesh=plain.mesh(context=4, tensor=2))

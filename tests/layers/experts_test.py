@@ -80,6 +80,7 @@ def test_capacity_for_every_token_equals_dropless():
     assert_close(compiled(COUNT / TOP_K)[0], one_device(None))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", FACTORS)
 def test_padding_is_ignored_and_uses_no_slot(factor):
     rows = np.flatnonzero(LENGTHS < TIME)
@@ -91,6 +92,7 @@ def test_padding_is_ignored_and_uses_no_slot(factor):
     assert (y[WEIGHT[rows] == 0] == 0).all() and all(np.isfinite(g).all() for g in jax.tree.leaves(gradients))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", FACTORS)
 def test_result_does_not_depend_on_batch_split_or_order(factor):
     order = np.array([5, 1, 7, 3, 0, 6, 2, 4])

@@ -17,6 +17,7 @@ MESHES = {
 }
 
 
+@pytest.mark.slow
 # Both orders with each axis, and with a ring of two devices; one_key_head... has the causal order with `tensor`.
 @pytest.mark.parametrize(
     ("mesh", "causal"), [("8", True), ("2x4", False), ("2x2x2", False), ("2", False), ("2x3", True)]
@@ -26,12 +27,14 @@ def test_result_and_gradients_equal_the_formula_on_every_mesh(mesh, causal):
     plain.check(ring_attention, causal=causal, segmented=True, layout=layout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("causal", [True, False])
 def test_result_and_gradients_equal_the_formula_without_segments(causal):
     layout = Layout(mesh=plain.mesh(devices=3, context=3))
     plain.check(ring_attention, causal=causal, segmented=False, kv_heads=8, layout=layout)
 
 
+@pytest.mark.slow
 def test_one_key_head_serves_split_query_heads():
     layout = Layout(mesh=plain.mesh(devices=4, context=2, tensor=2))
     plain.check(ring_attention, causal=True, segmented=False, kv_heads=1, layout=layout)

@@ -47,6 +47,7 @@ def test_stack_equals_a_loop_over_its_layers():
     zoo.assert_close(apply(stack, *blocks.batch(6)), loop(*blocks.batch(6)), 1e-6)
 
 
+@pytest.mark.slow
 def test_scanned_and_unrolled_stacks_have_equal_gradients():
     results = []
     for unroll in (False, True):
@@ -82,6 +83,7 @@ def test_parameters_have_a_leading_layer_dimension():
     assert model.stacked == {path: 1 for path in model.params if path.startswith("decoder/")}
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_pipeline_with_repeats_stores_parameters_by_repeat():
     plain, by_repeat = nnx.state(eight_layers(False)), nnx.state(eight_layers(True))
@@ -104,6 +106,7 @@ def test_repeats_have_no_effect_without_a_pipeline():
     assert layers.up.kernel.get_value().shape == (4, 8, 16)
 
 
+@pytest.mark.slow
 @pytest.mark.optimized
 def test_parameters_stored_by_repeat_run_on_one_device():
     zoo.assert_equal(*(apply(eight_layers(by_repeat), *blocks.batch(4)) for by_repeat in (True, False)))

@@ -42,6 +42,7 @@ def test_new_run_starts_at_step_0(tmp_path):
     assert messages == []
 
 
+@pytest.mark.slow
 def test_restore_returns_the_newest_checkpoint(tmp_path):
     entry.train(runs.config(), workdir=tmp_path)
     messages = []

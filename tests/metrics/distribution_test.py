@@ -26,6 +26,7 @@ def test_quantiles_equal_numpy(seed, batch_size):
     np.testing.assert_allclose(list(found.values()), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 @examples(25)
 @given(st.integers(0, 10**6), st.integers(2, 5), st.booleans())
 def test_histogram_equals_numpy(seed, batch_size, masked):

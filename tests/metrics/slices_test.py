@@ -45,6 +45,7 @@ def merged(x: np.ndarray, ranking: Ranking, size: int, *, addresses=lambda posit
     return merger
 
 
+@pytest.mark.slow
 @given(st.lists(st.sampled_from([-2.0, -1.0, 0.0, 1.0, 3.0, np.nan]), min_size=1, max_size=20), st.booleans())
 @examples(15)
 def test_slices_and_worst_examples_do_not_depend_on_the_batches(values, largest):
@@ -124,6 +125,7 @@ def detections(rows: int) -> dict[str, Metric]:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["ap", "ap/b", "ap/0-2/a", "score", "score/ap/a", "score/2-20", "score/scale_error"])
 def test_scores_of_detections_are_those_of_one_call_for_each_example_but_match_together(score):
     rows, size = 9, 3

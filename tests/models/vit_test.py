@@ -15,6 +15,7 @@ from tests import zoo
 TASK = Vit(size=8, patch=4, width=16, depth=2, heads=2)
 
 
+@pytest.mark.slow
 def test_vit_returns_a_logit_per_class_and_counts_correct_predictions():
     model = TASK.build(nnx.Rngs(0))
     images = jnp.asarray(np.random.default_rng(0).integers(0, 256, (3, 8, 8)), jnp.uint8)

@@ -15,6 +15,7 @@ def small(monkeypatch, tmp_path):
     monkeypatch.setitem(calibration.SUMS, "cpu", (2**4, 2**12))
 
 
+@pytest.mark.slow
 def test_measured_rates_are_stored_and_read_by_later_plans(small, tmp_path):
     devices = jax.devices()
     machine = machines.of_devices(devices)

@@ -110,6 +110,7 @@ def tiny(of_target):
     return lambda target: dataclasses.replace(of_target(target), memory=1000)
 
 
+@pytest.mark.slow
 def test_compiled_candidates_come_first_with_the_memory_of_their_programs(outside):
     progress = []
     text = "\n".join(plan.plan_parts(outside, "local", compiles=2, on_progress=progress.append))

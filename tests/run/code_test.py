@@ -54,6 +54,7 @@ def test_changed_file_whose_name_is_not_utf8_counts(project):
     assert code.describe(["project_task.Task"], 1).dirty
 
 
+@pytest.mark.slow
 def test_commit_is_kept_if_git_status_does_not_answer(project, tmp_path, monkeypatch):
     real, folder = shutil.which("git"), tmp_path / "bin"
     folder.mkdir()

@@ -66,6 +66,7 @@ def test_state_that_does_not_change_is_exact_with_microbatches():
     zoo.assert_equal(full.model_state, parts.model_state)
 
 
+@pytest.mark.slow
 def test_flag_accepts_the_approximation():
     batch = zoo.batches(1)
     exact, _ = zoo.run(zoo.program(Normalized()), batch)

@@ -15,6 +15,7 @@ from engine.training.state import TrainState, evaluation_params
 from tests import zoo
 
 
+@pytest.mark.slow
 def test_optimizer_state_has_the_sharding_of_its_parameter():
     program = zoo.program(zoo.Classify("decoder"), mesh=MeshSpec(fsdp=4, tensor=2), ema_decay=0.9)
     state: Any = program.init()

@@ -50,6 +50,7 @@ def test_own_update_that_does_the_same_gives_the_same_state_and_metrics():
     assert set(program.not_finite_gradients(found, bad, 1)) == set(found.params), "with the offloaded optimizer state"
 
 
+@pytest.mark.slow
 def test_state_can_be_carried_by_a_loop_and_a_nonfinite_parameter_skips_the_update():
     class Loop(Own):
         def update(self, state, batch, context):

@@ -60,6 +60,7 @@ def test_agents_see_those_of_their_scene_only_in_any_order():
     np.testing.assert_allclose(permuted_scores, scores[:, order], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_agent_that_stands_still_has_finite_forecasts_and_gradients():
     still = {**batch(), "history": np.zeros((ROWS, AGENTS, 8, 2), np.float32)}
 
@@ -117,6 +118,7 @@ def test_figure_draws_the_agents_and_modes_of_the_first_scene():
     assert max(line.get_alpha() or 0 for line in ax.lines) == 1
 
 
+@pytest.mark.slow
 def test_every_mode_learns_at_the_start_and_the_best_one_at_the_end():
     one = jax.tree.map(lambda x: x[:1, :1], batch())
 

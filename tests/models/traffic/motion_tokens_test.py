@@ -159,6 +159,7 @@ def tracks(rows=40, steps=30):
     return pose[None].astype(np.float32), valid[None]
 
 
+@pytest.mark.slow
 def test_tokens_follow_tracks_without_drift():
     pose, valid = tracks()
     both = valid[:, :, 1:] & valid[:, :, :-1]
