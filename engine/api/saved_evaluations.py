@@ -14,8 +14,8 @@ from typing import Any
 from engine.api.saved_program import open_program
 from engine.api.saved_run import SavedRun
 from engine.base.errors import ConfigError, RunError
+from engine.base.files import read_text
 from engine.base.json_text import dumps, now
-from engine.base.text_file import read_text
 from engine.cluster import group, peer_failure
 from engine.compile.build import build_task
 from engine.compile.out_of_memory import out_of_memory_reported

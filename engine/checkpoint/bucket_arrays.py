@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.base.errors import CheckpointError
-from engine.base.text_file import read_text
+from engine.base.files import read_text
 from engine.base.types import PyTree
 from engine.checkpoint import timeouts
 from engine.checkpoint.manifest import SHOWN, DamagedCheckpoint, read_manifest

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from engine.base.errors import CheckpointError
-from engine.base.text_file import read_text
+from engine.base.files import read_text
 from engine.checkpoint import timeouts
 from engine.checkpoint.arrays import read_smallest, reraise
 from engine.checkpoint.manifest import (

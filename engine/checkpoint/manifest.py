@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from engine.base.errors import CheckpointError
-from engine.base.file_lock import lock_if_supported
-from engine.base.text_file import read_text
+from engine.base.files import lock_if_supported, read_text
 from engine.cluster.exit_status import ExitStatus
 from engine.run.atomic import write_text
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from engine.base import json_text
 from engine.base.duration import Duration, Period
 from engine.base.errors import CheckpointError
-from engine.base.text_file import read_text
+from engine.base.files import read_text
 from engine.checkpoint import timeouts
 from engine.cluster import group
 from engine.run.atomic import cannot_write

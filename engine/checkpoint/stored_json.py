@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from engine.base.text_file import read_text
+from engine.base.files import read_text
 
 
 def position(path: Path) -> dict:

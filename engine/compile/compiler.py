@@ -18,8 +18,8 @@ import jax
 from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 
-from engine.base.atomic_file import replacing
 from engine.base.errors import ConfigError, first_line
+from engine.base.files import replacing
 from engine.cluster import group
 from engine.compile import cache
 from engine.compile.key import describe_program, digest

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import jax
 from jax.sharding import Mesh, NamedSharding
 
-from engine.base.cores import usable_cores
 from engine.base.errors import ConfigError
-from engine.base.host_memory import host_memory
+from engine.base.host import host_memory, usable_cores
 from engine.base.types import PyTree
 from engine.config.schema import Data, Train
 from engine.data.prefetch import least_ahead

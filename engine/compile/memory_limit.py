@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from jax.sharding import Mesh
 
 from engine.base.formatting import size_text
-from engine.base.host_memory import host_memory
+from engine.base.host import host_memory
 from engine.cluster import group, timeouts
 from engine.cluster.host_address import machine_id, network_id
 from engine.parallel.memory import device_memory_limit

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 
 from engine.base.errors import ConvoyError, first_line
-from engine.base.host_memory import ADVICE
+from engine.base.host import ADVICE
 from engine.config.allowed_values import AUTO
 from engine.config.schema import MeshSpec, Train
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import ml_collections
 
 from engine.base.errors import ConfigError, ConvoyError, FieldError, did_you_mean
-from engine.base.text_file import read_text
+from engine.base.files import read_text
 from engine.config import zoo
 from engine.config.draft import Draft, draft_of
 from engine.config.override import apply

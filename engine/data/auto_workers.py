@@ -12,9 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from engine.base.cores import idle_seconds, usable_cores
 from engine.base.errors import ConvoyError, DataError, RunError
-from engine.base.host_memory import free_share
+from engine.base.host import free_share, idle_seconds, usable_cores
 from engine.data.stages import NO_TIMES, Times
 
 WINDOW_S, WINDOW_BLOCKS = 3.0, 10  # a decision needs so much time and so many blocks with one number of workers

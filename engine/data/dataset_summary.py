@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.base.duration import UNKNOWN_LENGTH
 from engine.base.errors import DataError
-from engine.base.text_file import read_text
+from engine.base.files import read_text
 from engine.data.source import SEPARATOR, BaseSource, example_spec, leaves_with_path
 
 MAX_SHOWN = 8  # differing parts of a fingerprint that are listed

@@ -2,7 +2,7 @@
 
 import shutil
 
-from engine.base.host_memory import free_share, host_memory
+from engine.base.host import free_share, host_memory
 
 LEAST, MOST = 2, 64  # dispatches
 HOST_SHARE = 0.05  # of the free memory of the host, on which eight processes may run

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.base.cores import usable_cores
+from engine.base.host import usable_cores
 from engine.data.source import BaseSource
 from engine.datasets.statistics import Statistics
 

@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from engine.base.atomic_file import replacing
 from engine.base.errors import DataError
+from engine.base.files import replacing
 from engine.readers.array_record import cannot_write
 from engine.readers.record_manifest import MANIFEST, RecordManifest, Shard, lengths_path, manifest_path, read_manifest
 from engine.storage.mounts import split_address

@@ -16,8 +16,8 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any, NamedTuple, Protocol
 
-from engine.base.cores import usable_cores
 from engine.base.errors import ConfigError, ConvoyError, DataError
+from engine.base.host import usable_cores
 from engine.base.user_errors import describe
 from engine.cluster import parent
 from engine.cluster.exit_status import ExitStatus

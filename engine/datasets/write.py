@@ -17,7 +17,7 @@ from typing import IO
 import numpy as np
 
 from engine.base.errors import ConfigError, DataError, RunError
-from engine.base.file_lock import lock_if_supported
+from engine.base.files import lock_if_supported
 from engine.data.source import BaseSource, source_name
 from engine.datasets import pool
 from engine.datasets.bucket_output import BucketOutput, remove_empty

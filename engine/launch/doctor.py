@@ -13,8 +13,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from engine.base.cores import usable_cores
-from engine.base.host_memory import host_memory
+from engine.base.host import host_memory, usable_cores
 from engine.cluster import group
 from engine.cluster.cluster_detection import Detection
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from engine.base.errors import ConfigError
-from engine.base.host_memory import oom_kills
+from engine.base.host import oom_kills
 from engine.cluster import parent, verdict
 from engine.cluster.cluster_detection import VARIABLES
 from engine.cluster.exit_status import ExitStatus

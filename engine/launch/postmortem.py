@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.base.errors import RunError
-from engine.base.host_memory import ADVICE
+from engine.base.host import ADVICE
 from engine.cluster import output, verdict
 from engine.cluster.exit_status import KILLED, ExitStatus, describe
 from engine.run import status

@@ -7,7 +7,7 @@ loop: a restart would repeat it. Two are enough if the kernel killed a process f
 
 from dataclasses import dataclass
 
-from engine.base.host_memory import ADVICE, host_memory
+from engine.base.host import ADVICE, host_memory
 from engine.cluster.exit_status import KILLED, ExitStatus, describe, is_retried
 from engine.launch import timeouts
 

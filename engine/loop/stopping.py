@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from engine.base import formatting, json_text
 from engine.base.errors import RunError
-from engine.base.text_file import read_text
+from engine.base.files import read_text
 from engine.cluster import group
 from engine.config.schema import Stop as StopConfig
 from engine.run.directory import RunDirectory

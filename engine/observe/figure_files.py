@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.base.atomic_file import replacing
+from engine.base.files import replacing
 from engine.metrics.results import Image
 from engine.observe.drawing import png
 

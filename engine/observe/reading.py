@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from engine.base.cores import usable_cores
+from engine.base.host import usable_cores
 from engine.data.stages import STAGES
 
 LEAST_WAIT = 0.01  # a smaller share of waiting needs no advice

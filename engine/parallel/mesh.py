@@ -16,8 +16,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from engine.base.cores import usable_cores
 from engine.base.errors import ConfigError, ShardingError
+from engine.base.host import usable_cores
 from engine.base.types import Device
 from engine.cluster import group
 from engine.config import hardware

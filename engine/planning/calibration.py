@@ -20,8 +20,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
-from engine.base.atomic_file import replacing
-from engine.base.cores import usable_cores
+from engine.base.files import replacing
+from engine.base.host import usable_cores
 from engine.base.types import Device
 from engine.compile.cache import key, user_directory
 from engine.planning.machine import MEASURED, Machine

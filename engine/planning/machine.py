@@ -4,8 +4,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
-from engine.base.cores import usable_cores
-from engine.base.host_memory import host_memory
+from engine.base.host import host_memory, usable_cores
 from engine.base.types import Device
 from engine.config import hardware
 from engine.parallel.memory import allocated_share

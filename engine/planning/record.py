@@ -16,9 +16,9 @@ from typing import Any, Self
 
 from engine.base import json_text
 from engine.base.errors import ConvoyError
+from engine.base.files import read_text
 from engine.base.formatting import seconds_text, size_text
 from engine.base.json_text import now
-from engine.base.text_file import read_text
 from engine.base.user_errors import describe
 from engine.run.directory import RunDirectory
 from engine.run.log import logger

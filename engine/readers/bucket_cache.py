@@ -15,9 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
-from engine.base.atomic_file import replacing
 from engine.base.errors import DataError
-from engine.base.file_lock import lock
+from engine.base.files import lock, replacing
 from engine.readers.record_manifest import LENGTHS, MANIFEST, dataset_of, finished_shards, read_manifest
 from engine.storage.mounts import PROGRAMS, split_address
 from engine.storage.object_store import SWITCH, Bucket

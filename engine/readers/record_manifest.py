@@ -17,9 +17,8 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from engine.base.atomic_file import replacing
 from engine.base.errors import DataError
-from engine.base.text_file import read_text
+from engine.base.files import read_text, replacing
 from engine.base.types import PyTree
 
 FORMAT = 1

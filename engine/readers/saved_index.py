@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.base.errors import DataError
-from engine.base.file_lock import lock_if_supported
+from engine.base.files import lock_if_supported
 from engine.base.types import PyTree
 from engine.cluster.identity import is_primary
 from engine.readers.bucket_cache import INDEXES as FOLDER

@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from engine.base.atomic_file import replacing
 from engine.base.errors import RunError
+from engine.base.files import replacing
 from engine.cluster.exit_status import ExitStatus
 from engine.storage.mounts import shown
 

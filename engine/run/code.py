@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from engine import __version__
+from engine.base.files import read_text
 from engine.base.json_text import dumps, now
-from engine.base.text_file import read_text
 from engine.base.user_errors import is_user_code
 from engine.cluster.consistency_check import LIBRARIES
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 
 from engine.base.errors import CheckpointError, RunError
-from engine.base.text_file import read_text
+from engine.base.files import read_text
 from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus
 from engine.run import lease, status

@@ -16,9 +16,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NotRequired, TypedDict, TypeGuard
 
-from engine.base.cores import usable_cores
 from engine.base.errors import RunError
-from engine.base.text_file import read_text
+from engine.base.files import read_text
+from engine.base.host import usable_cores
 from engine.run.atomic import cannot_write
 from engine.run.log import logger
 from engine.run.owner import boot_id, start_ticks

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from engine.base.errors import ConvoyError, RunError
-from engine.base.text_file import read_text
+from engine.base.files import read_text
 from engine.cluster.exit_status import ExitStatus
 from engine.run import lease_copy
 from engine.run.atomic import cannot_write, write_text

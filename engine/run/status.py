@@ -15,8 +15,8 @@ from pathlib import Path
 
 from engine.base import json_text
 from engine.base.errors import RunError
+from engine.base.files import read_text
 from engine.base.json_text import now
-from engine.base.text_file import read_text
 from engine.run.lease import ALWAYS_GRANTED, Lease, current_owner
 from engine.run.owner import is_alive
 

@@ -213,7 +213,7 @@ TWO = """
 import os
 from engine.cluster import cluster_detection, group, processes
 processes.initialize(cluster_detection.detect({}, os.environ).process)
-from engine.base.host_memory import host_memory
+from engine.base.host import host_memory
 from engine.base.errors import ConfigError
 from engine.api.prepared import program
 from engine.compile import memory_limit

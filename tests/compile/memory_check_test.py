@@ -9,7 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from engine.base.errors import ConfigError
-from engine.base.host_memory import HostMemory
+from engine.base.host import HostMemory
 from engine.compile import memory_check
 from engine.compile.memory_check import ROW_BYTES, BatchMemory, check_memory, evaluation_batches, training_batches
 from engine.config.schema import Data, MeshSpec, Train

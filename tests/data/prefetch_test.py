@@ -1,6 +1,6 @@
 import pytest
 
-from engine.base.host_memory import HostMemory
+from engine.base.host import HostMemory
 from engine.data import prefetch
 from engine.data.prefetch import IN_FLIGHT, LEAST, MOST, dispatches_ahead, dispatches_in_flight, least_ahead
 

@@ -3,8 +3,8 @@ import threading
 
 import pytest
 
-from engine.base.cores import usable_cores
 from engine.base.errors import ConfigError, DataError
+from engine.base.host import usable_cores
 from engine.cluster.exit_status import ExitStatus
 from engine.datasets import pool
 from tests.datasets import scans

@@ -1,9 +1,13 @@
 """Limits of the memory and counts of killed processes, from the files of Linux."""
 
+import os
+import sys
+import time
+
 import pytest
 
-from engine.base import host_memory
-from engine.base.host_memory import HostMemory
+from engine.base import host
+from engine.base.host import HostMemory
 
 GIB = 2**30
 UNLIMITED = str(2**63 - 4096)  # of a control group of version 1
@@ -12,10 +16,10 @@ UNLIMITED = str(2**63 - 4096)  # of a control group of version 1
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
     """A machine with 8 GiB of memory and 2 GiB of swap space; `write(path, text)` adds a file below /sys/fs/cgroup."""
-    monkeypatch.setattr(host_memory, "_MEMORY_INFO", tmp_path / "meminfo")
-    monkeypatch.setattr(host_memory, "_VM_STATISTICS", tmp_path / "vmstat")
-    monkeypatch.setattr(host_memory, "_OWN_CGROUP", tmp_path / "cgroup")
-    monkeypatch.setattr(host_memory, "_CGROUP_ROOT", tmp_path / "fs")
+    monkeypatch.setattr(host, "_MEMORY_INFO", tmp_path / "meminfo")
+    monkeypatch.setattr(host, "_VM_STATISTICS", tmp_path / "vmstat")
+    monkeypatch.setattr(host, "_OWN_CGROUP", tmp_path / "cgroup")
+    monkeypatch.setattr(host, "_CGROUP_ROOT", tmp_path / "fs")
     (tmp_path / "meminfo").write_text(f"MemTotal: {8 << 20} kB\nSwapTotal: {2 << 20} kB\nHugePages_Total: 0\n")
 
     def write(path, text):
@@ -26,8 +30,8 @@ def machine(tmp_path, monkeypatch):
 
 
 def test_limit_of_a_machine_includes_its_swap_space(machine):
-    assert host_memory.host_memory() == HostMemory(10 * GIB, container=False)
-    assert str(host_memory.host_memory()) == "10.0 GiB (this machine)"
+    assert host.host_memory() == HostMemory(10 * GIB, container=False)
+    assert str(host.host_memory()) == "10.0 GiB (this machine)"
 
 
 @pytest.mark.parametrize(
@@ -46,8 +50,8 @@ def test_limit_of_a_control_group(machine, mine, files, gib):
     machine("cgroup", mine)
     for name, text in files.items():
         machine(f"fs/{name}", f"{text}\n")
-    assert host_memory.host_memory() == HostMemory(gib * GIB, container=True)
-    assert str(host_memory.host_memory()) == f"{gib}.0 GiB (the limit of this container)"
+    assert host.host_memory() == HostMemory(gib * GIB, container=True)
+    assert str(host.host_memory()) == f"{gib}.0 GiB (the limit of this container)"
 
 
 @pytest.mark.parametrize("text", ["max", UNLIMITED, "another format", ""])
@@ -55,12 +59,12 @@ def test_control_group_without_a_limit_leaves_that_of_the_machine(machine, text)
     machine("cgroup", "4:memory:/job\n0::/job\n")
     machine("fs/memory/job/memory.limit_in_bytes", text)
     machine("fs/job/memory.max", text)
-    assert host_memory.host_memory() == HostMemory(10 * GIB, container=False)
+    assert host.host_memory() == HostMemory(10 * GIB, container=False)
 
 
 def test_system_that_states_no_memory_has_no_limit(machine, tmp_path):
     (tmp_path / "meminfo").unlink()
-    assert host_memory.host_memory() is None
+    assert host.host_memory() is None
 
 
 @pytest.mark.parametrize(
@@ -72,26 +76,26 @@ def test_system_that_states_no_memory_has_no_limit(machine, tmp_path):
     ],
 )
 def test_oom_kills_are_read_from_the_control_group(machine, mine, file, text):
-    assert host_memory.oom_kills() == 0
+    assert host.oom_kills() == 0
     machine("cgroup", mine)
     machine("vmstat", "nr_free 1\noom_kill 2\n")
-    assert host_memory.oom_kills() == 2, "of the machine, where the group has no count"
+    assert host.oom_kills() == 2, "of the machine, where the group has no count"
     machine(f"fs/{file}", text)
-    assert host_memory.oom_kills() == 3
+    assert host.oom_kills() == 3
     machine(f"fs/{file}", "another format")
-    assert host_memory.oom_kills() == 2
+    assert host.oom_kills() == 2
 
 
 def test_numbers_of_this_machine_are_plausible():
-    found = host_memory.host_memory()
+    found = host.host_memory()
     assert found is None or found.bytes > 2**27
-    assert host_memory.oom_kills() >= 0
+    assert host.oom_kills() >= 0
 
 
 def test_free_share_is_the_smallest_of_the_machine_and_its_control_groups(machine, tmp_path):
-    assert host_memory.free_share() == 1  # the system does not state it
+    assert host.free_share() == 1  # the system does not state it
     (tmp_path / "meminfo").write_text("MemTotal: 1000 kB\nMemAvailable: 800 kB\n")
-    assert host_memory.free_share() == 0.8
+    assert host.free_share() == 0.8
     machine("cgroup", "0::/job\n")
     for name, text in {
         "memory.max": "1000",
@@ -99,8 +103,39 @@ def test_free_share_is_the_smallest_of_the_machine_and_its_control_groups(machin
         "memory.stat": "anon 500\ninactive_file 150",
     }.items():
         machine(f"fs/job/{name}", text)
-    assert host_memory.free_share() == 0.25
+    assert host.free_share() == 0.25
     machine("cgroup", "4:memory:/job\n")
     machine("fs/memory/job/memory.limit_in_bytes", "1000")
     machine("fs/memory/job/memory.usage_in_bytes", "2000")
-    assert host_memory.free_share() == 0
+    assert host.free_share() == 0
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@linux
+def test_usable_cores_are_those_of_the_affinity():
+    assert host.usable_cores() == len(os.sched_getaffinity(0))
+
+
+@linux
+def test_idle_seconds_grow_at_most_as_fast_as_the_cores():
+    before, begin = host.idle_seconds(), time.monotonic()
+    assert before is not None and before >= 0
+    after = host.idle_seconds()
+    assert after is not None
+    # The time of waiting for storage, which is a part of it, may decrease (man 5 proc).
+    assert -1 <= after - before <= host.usable_cores() * (time.monotonic() - begin + 1)
+
+
+def test_idle_seconds_of_the_usable_cores_are_added_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "_STATISTICS", tmp_path / "stat")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 10}, raising=False)
+    monkeypatch.setattr(os, "sysconf", lambda name: 100)
+    (tmp_path / "stat").write_text("cpu 9 9 9 9 9\ncpu0 1 1 1 500 200 3\ncpu1 1 1 1 9000 1 0\ncpu10 1 1 1 40 60 0\n")
+    assert host.idle_seconds() == 8.0
+
+
+def test_idle_seconds_are_unknown_without_statistics(tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "_STATISTICS", tmp_path / "missing")
+    assert host.idle_seconds() is None

@@ -1,0 +1,92 @@
+"""Only regular files are read, and only whole ones of a limited size."""
+
+import io
+import os
+
+import pytest
+
+from engine.base.files import lock, lock_if_supported, read_text, replacing
+
+
+def test_text_of_a_regular_file_is_returned(tmp_path):
+    (tmp_path / "file").write_text("é\n", encoding="utf-8")
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert read_text(tmp_path / "file") == read_text(tmp_path / "link") == "é\n"
+
+
+def test_pipe_device_and_folder_are_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "folder").mkdir()
+    for name in ("pipe", "device", "folder"):
+        with pytest.raises(OSError, match="not a regular file"):
+            read_text(tmp_path / name)
+
+
+def test_file_that_is_too_large_or_no_text_is_refused(tmp_path):
+    (tmp_path / "file").write_bytes(b"\xff" * 11)
+    with pytest.raises(OSError, match="it has 11 bytes, allowed are 10"):
+        read_text(tmp_path / "file", 10)
+    with pytest.raises(OSError, match="not UTF-8 text"):
+        read_text(tmp_path / "file")
+    assert read_text(tmp_path / "file", errors="replace")
+
+
+def test_content_is_on_disk_before_the_rename(tmp_path, monkeypatch):
+    path, temporary, calls = tmp_path / "a", tmp_path / "a.tmp", []
+    path.write_bytes(b"old")
+    fsync, rename = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda file: calls.append(temporary.read_bytes()) or fsync(file))
+    monkeypatch.setattr(os, "replace", lambda *args: calls.append("rename") or rename(*args))
+    with replacing(path, temporary, lambda: calls.append(path.read_bytes())) as file:
+        file.write(b"new")
+    assert calls == [b"new", b"old", "rename"]
+    assert path.read_bytes() == b"new" and os.listdir(tmp_path) == ["a"]
+
+
+def test_failure_keeps_the_old_file_and_no_temporary_file(tmp_path):
+    path = tmp_path / "a"
+    path.write_bytes(b"old")
+
+    def fail():
+        raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"), replacing(path, tmp_path / "a.tmp", fail) as file:
+        file.write(b"new")
+    with pytest.raises(KeyboardInterrupt), replacing(path, tmp_path / "a.tmp"):
+        raise KeyboardInterrupt
+    with pytest.raises(FileNotFoundError), replacing(path, tmp_path / "gone" / "a.tmp"):
+        pass
+    assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["a"]
+
+
+def test_mode_applies_from_the_creation_of_the_file(tmp_path):
+    path, temporary = tmp_path / "a", tmp_path / "a.tmp"
+    with replacing(path, temporary, mode=0o600) as file:
+        assert temporary.stat().st_mode & 0o777 == 0o600
+        file.write(b"new")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_exclusive_lock_excludes_all_others_until_the_file_is_closed(tmp_path):
+    path = tmp_path / "lock"
+    with open(path, "w") as first, open(path) as second:
+        assert lock(first)
+        assert not lock(second, wait=False)
+        assert not lock_if_supported(second, shared=True, wait=False)
+        first.close()
+        assert lock(second, wait=False)
+
+
+def test_shared_locks_exclude_only_an_exclusive_one(tmp_path):
+    path = tmp_path / "lock"
+    with open(path, "w") as first, open(path) as second, open(path) as third:
+        assert lock(first, shared=True) and lock(second, shared=True)
+        assert not lock(third, wait=False)
+
+
+def test_file_without_locks_counts_as_unlocked_only_if_they_are_optional():
+    with io.FileIO("/dev/null", opener=lambda path, flags: os.open(path, os.O_PATH)) as file:
+        with pytest.raises(OSError, match="Bad file descriptor"):  # the kernel locks no O_PATH descriptor
+            lock(file)
+        assert lock_if_supported(file)
