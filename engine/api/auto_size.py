@@ -14,9 +14,9 @@ from jax.sharding import Mesh
 from engine.base.errors import ConfigError, ShardingError
 from engine.compile.memory_limit import Limit, memory_limit
 from engine.compile.out_of_memory import smaller
-from engine.config.allowed_values import AUTO
 from engine.config.identity import is_identity
 from engine.config.schema import Config, MeshSpec, Sharding, Train
+from engine.config.setting import AUTO
 from engine.loop.compiled_sizes import CompiledSizes
 from engine.parallel.mesh import batch_sharding, check_batch
 from engine.parallel.schedule import microbatch_count

@@ -11,9 +11,9 @@ import ml_collections
 
 from engine.base.errors import ConfigError
 from engine.config.draft import draft_of
-from engine.config.instances import TARGET, missing, section_of
 from engine.config.schema import Config, Data, Evaluation, Target, Train, field_names
 from engine.config.schema import Hook as HookConfig
+from engine.config.target import INSTANCE
 from engine.config.validation import validate
 from engine.data.adapt import Readable, build_source, check_readable, limit_source
 from engine.data.sampling.share_schedule import for_run
@@ -56,7 +56,9 @@ class Objects:
         sections += [(e.data, self.evaluation_data.get(name)) for name, e in config.evaluations.items()]
         sections += [(hook, self.hooks.get(name)) for name, hook in config.hooks.items()]
         for section, found in sections:
-            if section.target == TARGET and found is None:
+            if section.target == INSTANCE and found is None:
+                from engine.config.instances import missing
+
                 missing(str(section.arguments.get("type")))
 
 
@@ -123,6 +125,8 @@ def _section(value: Given, kept: dict[str, Any]) -> dict[str, Any]:
         return {**kept, "target": value}
     if isinstance(value, Mapping | ml_collections.ConfigDict) and "target" in value:
         return {**kept, **value}
+    from engine.config.instances import section_of
+
     return {**kept, **section_of(value)}
 
 

@@ -21,11 +21,11 @@ from engine.cluster import group
 from engine.compile.build import build_evaluation_program, build_task
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.program import Program
-from engine.config.allowed_values import AUTO
 from engine.config.draft import draft_of
 from engine.config.instances import section_of
 from engine.config.override import apply
 from engine.config.schema import Config, Data, Evaluation, MeshSpec, Target, field_names
+from engine.config.setting import AUTO
 from engine.config.target import is_found
 from engine.config.text import from_text
 from engine.config.validation import validate

@@ -10,8 +10,8 @@ import jax
 
 from engine.base.errors import ConvoyError, first_line
 from engine.base.host import ADVICE
-from engine.config.allowed_values import AUTO
 from engine.config.schema import MeshSpec, Train
+from engine.config.setting import AUTO
 
 _OUT_OF_MEMORY = re.compile(r"(?:^RESOURCE_EXHAUSTED: |\b(?=(?:[Rr]an o|[Oo])ut of memory\b))(.*)")
 

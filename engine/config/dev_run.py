@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
-from engine.config.allowed_values import AUTO
 from engine.config.draft import Draft, draft_of
 from engine.config.override import assign
 from engine.config.schema import Arguments, Config, MeshSpec
+from engine.config.setting import AUTO
 from engine.config.validation import validate
 
 BATCH_SIZE = 8

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from engine.base.errors import ConfigError
+from engine.config.target import INSTANCE
 
-TARGET = "engine.config.instances.Instance"
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -33,7 +33,7 @@ def missing(type_name: str) -> NoReturn:
 
 def section_of(value: object) -> dict[str, Any]:
     """Returns the section of an object: its class, and the plain fields of a dataclass, which a resume compares."""
-    section: dict[str, Any] = {"target": TARGET, "type": f"{type(value).__module__}.{type(value).__qualname__}"}
+    section: dict[str, Any] = {"target": INSTANCE, "type": f"{type(value).__module__}.{type(value).__qualname__}"}
     if dataclasses.is_dataclass(value):
         found = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         if plain := {name: item for name, item in found.items() if isinstance(item, _PLAIN)}:

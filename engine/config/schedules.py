@@ -9,10 +9,9 @@ from fractions import Fraction
 
 from engine.base.duration import DATA_UNITS, Duration, RunSize
 from engine.base.errors import FieldError, did_you_mean
-from engine.config.allowed_values import SCHEDULES
 from engine.config.fields import join, show
 from engine.config.schema import Optimizer, Plain, Target, Train
-from engine.config.setting import MAX_NUMBER
+from engine.config.setting import MAX_NUMBER, SCHEDULES
 from engine.config.target import check, parameters_of, resolve
 
 DECAY, DECAY_SHAPE = 0.2, "linear"

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from engine.base.duration import DATA_UNITS, Duration
 from engine.config import hardware
-from engine.config.allowed_values import (
+from engine.config.setting import (
     ANY_UNIT,
     AXIS_SIZE,
     BY_CLOCK,
@@ -28,8 +28,14 @@ from engine.config.allowed_values import (
     SCORE,
     SIZE,
     WORKERS,
+    above,
+    at_least,
+    in_units,
+    one_of,
+    regular_expression,
+    setting,
+    table,
 )
-from engine.config.setting import above, at_least, in_units, one_of, regular_expression, setting, table
 
 type Plain = bool | int | float | str | tuple[Plain, ...] | Mapping[str, Plain] | Mapping[int, Plain] | None
 """Value of an argument or of an open dict."""

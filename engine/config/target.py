@@ -16,10 +16,12 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from engine.base.errors import ConfigError, FieldError, did_you_mean, near_names
 from engine.base.user_errors import add_target_package
-from engine.config import instances, zoo
+from engine.config import zoo
 from engine.config.old_names import current
 from engine.config.schema import Config, Target, field_names
 
+INSTANCE = "engine.config.instances.Instance"
+"""Target of the sections of objects that `engine.train` received."""
 _PLAIN = {int: "an integer", float: "a number", bool: "true or false", str: "text"}
 _NUMERIC = ("jax", "jaxlib", "numpy")  # packages whose classes accept numbers, as in the annotations of optax
 _EXTRAS = {"sklearn": "examples"}  # the extra of pyproject.toml that installs a module
@@ -210,7 +212,7 @@ def target_names(config: Config) -> list[str]:
     data = (evaluation.data for evaluation in config.evaluations.values())
     slices = (section for evaluation in config.evaluations.values() for section in evaluation.slices.values())
     sections = (config.task, config.data, *data, *config.hooks.values(), *slices)
-    return [str(s.arguments["type"]) if s.target == instances.TARGET else s.target for s in sections]
+    return [str(s.arguments["type"]) if s.target == INSTANCE else s.target for s in sections]
 
 
 def check_targets(config: Config) -> None:

@@ -16,14 +16,13 @@ from ml_collections import ConfigDict
 from engine.base.duration import Duration
 from engine.base.errors import FieldError, did_you_mean
 from engine.config import schema, zoo
-from engine.config.allowed_values import AUTO
 from engine.config.draft import Draft, draft_of, unfreeze
 from engine.config.fields import check_value, join, slots
 from engine.config.hardware import AXES
 from engine.config.override import locate
 from engine.config.schedules import check_schedules, sections
 from engine.config.schema import Config, InitSource, Target
-from engine.config.setting import MAX_NUMBER, regular_expression
+from engine.config.setting import AUTO, MAX_NUMBER, regular_expression
 
 
 def validate(config: ConfigDict | Mapping[str, object] | Config, origin: str = "") -> Config:

@@ -17,7 +17,7 @@ import jax
 from engine.base.errors import ConfigError, did_you_mean, first_line
 from engine.base.types import Device
 from engine.config import hardware
-from engine.config.allowed_values import MAX_AXIS
+from engine.config.setting import MAX_AXIS
 
 LOCAL = "local"
 FORMS = "v5p:4x4x8 (a TPU and its topology), v5e:16x16*2 (2 slices), h100:32x8 (hosts x GPUs of a host), local"

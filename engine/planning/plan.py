@@ -12,10 +12,10 @@ from engine.base.types import Device
 from engine.compile.program import Program
 from engine.compile.step_costs import read
 from engine.config import hardware
-from engine.config.allowed_values import AUTO
 from engine.config.draft import draft_of
 from engine.config.override import assign
 from engine.config.schema import Config
+from engine.config.setting import AUTO
 from engine.config.text import flatten
 from engine.config.validation import validate
 from engine.parallel import targets

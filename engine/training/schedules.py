@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from engine.base.duration import MAX_STEPS, Duration, RunSize
 from engine.base.errors import ConfigError, FieldError
-from engine.config.allowed_values import SCHEDULES
 from engine.config.schedules import DECAY_SHAPE, arguments_path, check_function, decay_steps, function_of
 from engine.config.schema import Optimizer
+from engine.config.setting import SCHEDULES
 from engine.config.target import build
 from engine.metrics.values import describe_value
 

@@ -2,9 +2,10 @@ import dataclasses
 
 import pytest
 
-from engine.base.errors import ConfigError
+from engine.base.errors import ConfigError, FieldError
 from engine.config import schema
 from engine.config.fields import check_value, slots
+from engine.config.setting import AUTO, AXIS_SIZE, CPU_DEVICES, REMAT, SCHEDULE, SIZE, WORKERS
 
 DATACLASSES = [value for value in vars(schema).values() if dataclasses.is_dataclass(value)]
 SECTIONS = [section for section in DATACLASSES if section.__module__ == schema.__name__]
@@ -83,3 +84,22 @@ def test_out_of_range_error_states_what_is_allowed(section, field, value, senten
 )
 def test_allowed_values_are_accepted(section, field, value):
     assert check_value(slots(getattr(schema, section))[field], value, "x") == value
+
+
+@pytest.mark.parametrize(
+    ("rule", "allowed", "refused"),
+    [
+        (AXIS_SIZE, [-1, 1, 8], [0, -2, "8"]),
+        (CPU_DEVICES, [AUTO, 1], [0, "many"]),
+        (WORKERS, [AUTO, 0, 4], [-1, "many"]),
+        (SIZE, [AUTO, 1], [0, "many"]),
+        (SCHEDULE, ["cosine", "package.module.function"], ["cosin"]),
+        (REMAT, ["none", "save:attention", "offload:a,b"], ["some", "save:"]),
+    ],
+)
+def test_rule_allows_and_refuses(rule, allowed, refused):
+    for value in allowed:
+        rule.check(value, "train.x")
+    for value in refused:
+        with pytest.raises(FieldError, match=r"train\.x"):
+            rule.check(value, "train.x")

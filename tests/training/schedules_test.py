@@ -11,8 +11,8 @@ import pytest
 
 from engine.base.duration import Duration, RunSize
 from engine.base.errors import ConfigError
-from engine.config.allowed_values import SCHEDULES
 from engine.config.schema import Optimizer
+from engine.config.setting import SCHEDULES
 from engine.training.schedules import Schedule, build_schedule, message
 
 ARGUMENTS: Mapping[str, Any] = {"piecewise": {"scales": {"2 steps": 0.5}}, "inverse_sqrt": {"timescale": "3 steps"}}

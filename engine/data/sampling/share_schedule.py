@@ -19,8 +19,8 @@ import numpy as np
 
 from engine.base.duration import DATA_UNITS, Duration
 from engine.base.errors import DataError
-from engine.config.allowed_values import AUTO
 from engine.config.schema import Train
+from engine.config.setting import AUTO
 from engine.data.sampling.shuffle import PartPermutations, derive_seed
 from engine.data.source import BaseSource
 
