@@ -15,8 +15,8 @@ from pathlib import Path
 
 from engine.base.errors import ConvoyError
 from engine.cluster import group, kv_store, timeouts
+from engine.cluster.identity import process_list
 from engine.cluster.peer_failure import LostPeer
-from engine.cluster.rendezvous import process_list
 
 LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 SHOWN = 8  # differences of a process that the error names

@@ -16,10 +16,9 @@ from typing import Any
 
 from engine.base.errors import ConvoyError
 from engine.cluster import kv_store, shutdown, timeouts
-from engine.cluster.identity import count, index, is_primary
+from engine.cluster.identity import LISTED, count, index, is_primary, process_list
 from engine.cluster.kv_store import CoordinationError
 from engine.cluster.peer_failure import LostPeer
-from engine.cluster.rendezvous import LISTED, process_list
 
 _WAITING = "waiting"  # key next to the processes: those that the primary waits for in a gather
 _lock = threading.Lock()

@@ -1,12 +1,15 @@
-"""Index and count of this process in the run.
+"""Index and count of this process in the run, and the names of processes in texts.
 
 `processes.initialize` sets them when all processes have joined. Before that, `jax.distributed.initialize` determines
 them if the user has called it.
 """
 
 import sys
+from collections.abc import Iterable
 
 from engine.cluster.cluster_detection import ProcessInfo
+
+LISTED = 16  # processes that a sentence names: every process receives and prints it
 
 _joined: ProcessInfo | None = None
 
@@ -41,3 +44,10 @@ def _current() -> ProcessInfo:
         if jax.distributed.is_initialized():
             return ProcessInfo(jax.process_index(), jax.process_count())
     return ProcessInfo()
+
+
+def process_list(indices: Iterable[int]) -> str:
+    """Returns "process 3" or "processes 1, 3"; of many processes the first `LISTED` and the number of the others."""
+    numbers = sorted(indices)
+    more = f" and {len(numbers) - LISTED} more" if len(numbers) > LISTED else ""
+    return f"process{'es' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:LISTED]))}{more}"

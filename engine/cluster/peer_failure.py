@@ -14,11 +14,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
 from engine.base.errors import ConvoyError, first_line
-from engine.cluster import kv_store, shutdown, stop_signal, timeouts, verdict
+from engine.cluster import kv_store, shutdown, timeouts, verdict
 from engine.cluster.exit_status import ExitStatus
-from engine.cluster.identity import count, index, is_primary
+from engine.cluster.identity import count, index, is_primary, process_list
 from engine.cluster.kv_store import CoordinationError
-from engine.cluster.rendezvous import process_list
 from engine.cluster.verdict import Verdict
 
 _FIRST_VERDICT = "verdict"  # key in the store
@@ -81,6 +80,8 @@ _request = 0  # number of the request to process 0 that waits for its answer, fr
 
 def watch() -> None:
     """Starts the threads that end this process within seconds after a peer failed, even if the main thread hangs."""
+    from engine.cluster import stop_signal
+
     shutdown.add_exit_callback(report_to_peers)
     _stopping.clear()
     for target in (_watch_verdict, _watch_heartbeats, *(() if is_primary() else (_watch_coordinator,))):

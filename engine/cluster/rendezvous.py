@@ -14,14 +14,14 @@ import selectors
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypedDict, cast
 
 from engine.base.errors import ConvoyError
 from engine.cluster import host_address, timeouts
 from engine.cluster.exit_status import ExitStatus
+from engine.cluster.identity import process_list
 
-LISTED = 16  # processes that a sentence names: every process receives and prints it
 _FEW_FILES, _OTHER_FILES = 64, 512  # files that process 0 opens at least, and may open, beside its connections
 _LINE = 4096  # maximum length in bytes
 _SHOWN = 4  # hosts in one message
@@ -352,13 +352,6 @@ def _connect(myself: str, endpoint: Endpoint, end: float, retry_s: float) -> soc
                     "allows the connection, then start all processes again."
                 ) from error
         time.sleep(retry_s)
-
-
-def process_list(indices: Iterable[int]) -> str:
-    """Returns "process 3" or "processes 1, 3"; of many processes the first `LISTED` and the number of the others."""
-    numbers = sorted(indices)
-    more = f" and {len(numbers) - LISTED} more" if len(numbers) > LISTED else ""
-    return f"process{'es' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:LISTED]))}{more}"
 
 
 def _parse(data: bytes) -> dict[str, Any] | None:

@@ -15,9 +15,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from engine.base.errors import ConvoyError
+from engine.base.user_errors import error_chain, innermost_frame
 from engine.cluster import tracebacks
 from engine.cluster.exit_status import status_of
-from engine.cluster.failure_signature import failure_signature
 from engine.storage.mounts import shown
 
 VARIABLE = "CONVOY_VERDICT"
@@ -37,7 +38,7 @@ class Verdict:
     code: int  # its exit code
     text: str  # a sentence as its last line, without a trailing newline; a traceback may precede it
     time: float  # when it decided to exit, by the monotonic clock that all processes of a machine share
-    signature: str = ""  # signature of its error (`failure_signature.py`)
+    signature: str = ""  # signature of its error (`failure_signature`)
 
     @staticmethod
     def of(error: BaseException, index: int) -> "Verdict":
@@ -145,3 +146,15 @@ def _write(path: Path, text: str) -> None:
     temporary = path.with_name(f"{path.name}.{threading.get_ident()}.tmp")
     temporary.write_bytes(os.fsencode(text))  # a path may not be UTF-8
     temporary.replace(path)
+
+
+def failure_signature(error: BaseException) -> str:
+    """Returns `KeyError at perception.py:12 in loss`; only the type if no frame is in the user's code.
+
+    Errors caused from outside (a lost peer, a signal) have no signature: "". In a chain of errors, the first error with
+    such a frame counts, since later errors only wrap it.
+    """
+    if isinstance(error, ConvoyError) and error.from_outside:
+        return ""
+    frames = [frame for link in reversed(error_chain(error)) if (frame := innermost_frame(link))]
+    return f"{type(error).__name__} at {frames[0]}" if frames else type(error).__name__

@@ -19,9 +19,9 @@ from typing import NamedTuple, NoReturn, TypedDict
 from engine.base.errors import ConvoyError
 from engine.cluster import group, kv_store, shutdown
 from engine.cluster.exit_status import ExitStatus
+from engine.cluster.identity import LISTED, process_list
 from engine.cluster.kv_store import CoordinationError
 from engine.cluster.peer_failure import LostPeer
-from engine.cluster.rendezvous import LISTED, process_list
 from engine.loop import stacks, timeouts
 
 _PATIENT = f"{timeouts.PATIENCE:g} times resilience.hang"

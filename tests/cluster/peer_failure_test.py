@@ -46,12 +46,6 @@ def test_first_verdict_comes_from_the_store_or_the_launcher(monkeypatch, tmp_pat
     assert peer_failure.first_verdict() is None  # it is the verdict of this process
 
 
-def test_process_list_is_sorted():
-    assert peer_failure.process_list([2]) == "process 2"
-    assert peer_failure.process_list({3, 0}) == "processes 0, 3"
-    assert peer_failure.process_list(range(1, 10_000)).endswith(", 15, 16 and 9983 more")
-
-
 @pytest.mark.parametrize("count", [2, 64, 65, 1000, 10_000])
 def test_each_process_shares_heartbeats_with_a_few_others(count):
     groups = peer_failure.heartbeat_groups(count)
