@@ -6,16 +6,19 @@ Behind `as_source` all sources are a `BaseSource` and all streams a `BaseStream`
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
+from engine.base.duration import UNKNOWN_LENGTH
 from engine.base.errors import ConvoyError, DataError
 from engine.config.schema import SHUFFLE_WINDOW, Data
 from engine.config.target import build
 from engine.data.examples import Example
-from engine.data.source import BaseSource, Source, inner_sources, limited
+from engine.data.source import BaseSource, Source, inner_sources, limited, source_name
 from engine.data.source_adapter import check_source, indexed
-from engine.data.streams.source import StreamSource, counted
 from engine.data.streams.stream import BaseStream, IterableStream, Stream, is_iterable_only, is_stream
+
+if TYPE_CHECKING:
+    from engine.data.streams.source import StreamSource
 
 type Readable = Source | Stream | Iterable[Example] | Callable[[], Iterator[Example]]
 """What `as_source` accepts; the function is a generator function."""
@@ -60,8 +63,26 @@ def as_source(
     shards = stream.shards
     if isinstance(shards, bool) or not isinstance(shards, int) or shards < 1:
         raise DataError(f"{where}: shards = {shards!r}: allowed is a whole number from 1.")
+    from engine.data.streams.source import StreamSource
+
     source = StreamSource(stream, window, name if again and name else found_name, _counts(stream, where))
     return counted(source) if finite else source
+
+
+def counted(source: BaseSource) -> BaseSource:
+    """Returns a source with a known length; reads its streams once if necessary.
+
+    Raises:
+        DataError: the source wraps a stream of unknown length, and has no method `counted()`.
+    """
+    if len(source) < UNKNOWN_LENGTH:
+        return source
+    if (found := source.counted()) is None:
+        raise DataError(
+            f"{source_name(source)}: its length is not known, since it reads a stream without counts(), and a reading "
+            "of all examples would not end. Set data.limit, or add counts() to the stream."
+        )
+    return found
 
 
 def _counts(stream: BaseStream, where: str) -> Sequence[int] | None:
@@ -148,10 +169,10 @@ def descriptions(sources: Mapping[str, BaseSource]) -> list[str]:
     ]
 
 
-def _streams_in(source: BaseSource) -> Iterator[StreamSource]:
+def _streams_in(source: BaseSource) -> "Iterator[StreamSource]":
     """Yields the streams that a source reads, such as those of nested mixtures."""
-    if isinstance(source, StreamSource):
-        yield source
+    if source.reads_stream:
+        yield cast("StreamSource", source)
         return
     for inner in inner_sources(source):
         yield from _streams_in(inner)

@@ -137,6 +137,11 @@ class BadExampleCounter:
         self._window: deque[tuple[int, int]] = deque(maxlen=WINDOW_BATCHES)  # (bad examples, all examples) per batch
         self._count, self._report_at = 0, 1
 
+    @classmethod
+    def silent(cls) -> "BadExampleCounter":
+        """Returns a counter for batches that are read again, which writes and says nothing."""
+        return cls(lambda record: None, lambda text: None)
+
     def unwrap(self, n: int, found: TolerantBatch) -> Batch:
         """Counts the bad examples of batch n and returns the plain batch; call it for every batch.
 

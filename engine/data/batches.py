@@ -15,8 +15,7 @@ from engine.base.user_errors import location
 from engine.data.batch import Batch
 from engine.data.collate import Collator, own_copy
 from engine.data.context import Context, call
-from engine.data.ragged.fields import Sizes
-from engine.data.sampling.sampler import Marks, Sampler, make_sampler, read_example, read_examples
+from engine.data.sampling.sampler import Marks, Sampler, Sizes, make_sampler, read_example, read_examples
 from engine.data.sampling.shuffle import random_generators
 from engine.data.source import BaseSource, Example, Examples, example_spec, leaves_with_path, source_name
 from engine.data.stages import stage

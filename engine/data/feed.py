@@ -7,10 +7,8 @@ batch is transferred while the previous step computes. The position of a run is 
 import contextlib
 import dataclasses
 import logging
-import zlib
-from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
@@ -18,19 +16,17 @@ from jax.sharding import NamedSharding, PartitionSpec
 from engine.base.errors import DataError
 from engine.base.types import Json
 from engine.config.schema import Data
-from engine.data.bad_examples import BadExample, BadExampleCounter, TolerantBatch, TolerantBatches
-from engine.data.batch import Batch
+from engine.data.batch import Batch, Placement, local_rows, to_global_arrays
 from engine.data.batches import Batches, OrderedBatches, batch_bytes
-from engine.data.placement import Placement, local_rows, to_global_arrays
 from engine.data.prefetch import dispatches_ahead
-from engine.data.reader import read
-from engine.data.sampling.sampler import Mark
+from engine.data.reader import Numbered, read
 from engine.data.source import BaseSource, example_spec, limited
 from engine.data.stages import Times
-from engine.data.streams.marks import MarkedBatch, MarkedBatches, add_later, later
 from engine.data.text import has_text, without_text
 
-EARLIER = 1024  # batches between two kept positions of streams
+if TYPE_CHECKING:
+    from engine.data.bad_examples import BadExample, BadExampleCounter, RowBatches
+    from engine.data.streams.marks import StreamPosition
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +58,7 @@ class FeedCallbacks:
     """
 
     on_batch: Callable[[int, list[int], list[int], dict[str, int]], None] | None = None
-    bad: BadExampleCounter | None = None
+    bad: "BadExampleCounter | None" = None
     on_message: Callable[[str], None] = lambda text: None
 
 
@@ -103,20 +99,15 @@ class TrainFeed:
             source, batch_size, batching.seed, settings.shuffle, rows, batching.total_steps or numbers.stop
         )
         self._place = Placement(batching.sharding, batches.ones)
-        self._content = zlib.crc32(source.fingerprint().encode()) if batches.has_marks else 0
-        # Where the shards of streams are opened again, before the latest call of `next`.
-        self._marks: dict[str, Mark] | None = None
-        if batches.has_marks:  # those of other data (--accept-data-change) are of no use
-            same = saved is not None and saved.get("content") == self._content
-            self._marks = dict(saved["streams"]) if same else {}  # pyright: ignore[reportOptionalSubscript]
-        self._began, self._changed = start, dict[str, Mark]()  # batch where the latest `next` began; marks since then
-        self._earlier = deque([(start, dict(self._marks or {}))], maxlen=2)  # so that a batch is read again soon
-        batches.seek(self._marks or {})
-        made = batches if self._callbacks.bad is None else TolerantBatches(batches)
+        made = batches if self._callbacks.bad is None else _tolerant(batches)
+        self._streams = _stream_position(source, saved, start) if batches.has_marks else None
+        if self._streams is not None:
+            batches.seek(self._streams.marks)
+            made = self._streams.marked(made, batches.marks)
         dispatch_bytes = steps_per_dispatch * batch_bytes(example, len(batches.rows))
         ahead = dispatches_ahead(settings.prefetch, dispatch_bytes, settings.workers)
         self._reader = read(
-            MarkedBatches(made, batches.marks) if batches.has_marks else made,
+            made,
             numbers,
             threads=settings.threads,
             workers=settings.workers,
@@ -154,32 +145,23 @@ class TrainFeed:
         """
         if self._next + count > self._stop:
             raise DataError(f"{count} batches requested at batch {self._next}, but the run ends at {self._stop}.")
-        self._begin_marks()
-        batches = [self._checked(n, next(self._reader)) for n in range(self._next, self._next + count)]
+        if self._streams is not None:
+            self._streams.begin(self._next)
+        batches = [self._unwrap(n, next(self._reader)) for n in range(self._next, self._next + count)]
         if self._callbacks.on_batch is not None:
             rows = self._batches.rows.tolist()
             for n in range(self._next, self._next + count):
                 self._callbacks.on_batch(n, rows, self._batches.addresses(n).tolist(), self._batches.tag_counts(n))
         self._next += count
-        self._batches.seek(self._changed)  # for workers that start now
+        if self._streams is not None:
+            self._batches.seek(self._streams.changed)  # for workers that start now
         return self._place(batches)
 
-    def _begin_marks(self) -> None:
-        if self._marks is not None:
-            self._marks |= self._changed
-            self._began, self._changed = self._next, {}
-            if self._next >= self._earlier[-1][0] + EARLIER:
-                self._earlier.append((self._next, dict(self._marks)))
-
-    def _checked(self, n: int, batch: Batch | TolerantBatch | MarkedBatch) -> Batch:
-        if isinstance(batch, MarkedBatch):
-            assert self._marks is not None
-            add_later(self._changed, later(self._marks, batch.marks))  # a worker may know only an earlier mark
-            batch = batch.batch
-        if isinstance(batch, TolerantBatch):
-            assert self._callbacks.bad is not None
-            return self._callbacks.bad.unwrap(n, batch)
-        return batch
+    def _unwrap(self, n: int, found: Any) -> Batch:
+        """Returns batch n without its marks and its bad examples, which are kept and reported."""
+        if self._streams is not None:
+            found = self._streams.unwrap(found)
+        return found if self._callbacks.bad is None else self._callbacks.bad.unwrap(n, found)
 
     def same_shape(self, count: int) -> bool:
         """Returns whether the next `count` batches have one shape, so that one dispatch can take them."""
@@ -187,8 +169,8 @@ class TrainFeed:
 
     def seek(self, step: int) -> None:
         """Sets the saved position to batch `step`, where the run stops. A resume reads the later batches again."""
-        if step == self._began:
-            self._changed = {}
+        if self._streams is not None:
+            self._streams.seek(step)
         self._next = step
 
     @property
@@ -199,14 +181,11 @@ class TrainFeed:
         the fingerprint of the data.
         """
         position: dict[str, Json] = {"next_batch": self._next, "next_example": self._next * self._batch_size}
-        if self._marks is None:
-            return position
-        return position | {"content": self._content, "streams": self._marks | self._changed}
+        return position if self._streams is None else position | self._streams.saved
 
     def saved_before(self, n: int) -> dict[str, Json] | None:
         """Returns `saved` of a feed that reads batch n, a recent one, again; None if there are no marks before it."""
-        marks = next((marks for first, marks in reversed(self._earlier) if first <= n), None)
-        return {"content": self._content, "streams": marks} if marks else None
+        return None if self._streams is None else self._streams.saved_before(n)
 
     def close(self) -> None:
         """Stops the reader threads and worker processes."""
@@ -258,6 +237,7 @@ class EvaluationFeed:
         )
         # Without row weights no row can be left out, so a bad example raises an error.
         self._tolerant = settings.on_error == "skip" and not exact_last
+        self._made: Numbered[Any] = _tolerant(self._batches) if self._tolerant else self._batches
         self._remainder = len(self._source) % batch_size if exact_last else 0
 
     def __len__(self) -> int:
@@ -283,7 +263,7 @@ class EvaluationFeed:
     def with_host_batches(self) -> Generator[tuple[Batch, Batch]]:
         """Yields each padded batch on the devices, and its rows of this process on the host, which may hold text."""
         reader = read(
-            TolerantBatches(self._batches) if self._tolerant else self._batches,
+            self._made,
             range(len(self) - bool(self._remainder)),
             threads=self._settings.threads,
             workers=self._settings.workers,
@@ -291,7 +271,7 @@ class EvaluationFeed:
         )
         try:
             for batch in reader:
-                if isinstance(batch, TolerantBatch):
+                if self._tolerant:
                     _report(batch.bad)
                     batch = batch.batch
                 numbers = without_text(batch.examples) if has_text(batch.examples) else batch.examples
@@ -301,6 +281,20 @@ class EvaluationFeed:
             reader.close()
 
 
-def _report(bad: Sequence[BadExample]) -> None:
+def _stream_position(source: BaseSource, saved: Mapping[str, Any] | None, start: int) -> "StreamPosition":
+    """Returns the position of a feed in its streams, which few runs read."""
+    from engine.data.streams.marks import StreamPosition
+
+    return StreamPosition(source, saved, start)
+
+
+def _tolerant(batches: "RowBatches") -> Numbered[Any]:
+    """Returns batches that list their bad examples; few runs skip these."""
+    from engine.data.bad_examples import TolerantBatches
+
+    return TolerantBatches(batches)
+
+
+def _report(bad: "Sequence[BadExample]") -> None:
     for example in bad:
         logging.getLogger("convoy").warning("the evaluation skips an example: %s", example.error)

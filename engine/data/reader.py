@@ -9,15 +9,17 @@ rows, and 5 and 15 us in blocks.
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import grain
 
 from engine.base.errors import DataError
-from engine.data.auto_workers import AutoBlocks, BlockIterator
 from engine.data.shared_arrays import share, shared_arrays
 from engine.data.stages import NO_TIMES, Times, added, recorded
 from engine.data.workers import Workers, exits_reported
+
+if TYPE_CHECKING:
+    from engine.data.auto_workers import BlockIterator
 
 
 class Numbered[T](Protocol):
@@ -27,9 +29,14 @@ class Numbered[T](Protocol):
 
 
 class Reader[T]:
-    """Iterator over batches in order; created by `read`."""
+    """Iterator over batches in order; created by `read`.
 
-    def __init__(self, blocks: BlockIterator[T], parallel: int):
+    Args:
+        blocks: the blocks of batches.
+        parallel: returns the number of threads or workers that read now.
+    """
+
+    def __init__(self, blocks: "BlockIterator[T]", parallel: Callable[[], int]):
         self._blocks, self._parallel = blocks, parallel
         self.made_s = 0.0
         """Seconds in which the threads or workers, working in parallel, have made the blocks that were returned."""
@@ -42,7 +49,7 @@ class Reader[T]:
     @property
     def parallel(self) -> int:
         """Number of threads or workers that read."""
-        return self._blocks.parallel if isinstance(self._blocks, AutoBlocks) else self._parallel
+        return self._parallel()
 
     def __iter__(self) -> Iterator[T]:
         return self
@@ -89,7 +96,7 @@ def read[T](
     start, stop = numbers.start, numbers.stop
     prefetch = min(prefetch, len(numbers))
 
-    def open_blocks(first: int, workers: int) -> BlockIterator[T]:
+    def open_blocks(first: int, workers: int) -> "BlockIterator[T]":
         size = block if threads and not workers else 1
         read_block = _Blocks(batches, stop, size, workers > 0).read
         blocks = grain.MapDataset.range(first, max(first, stop), size).map(read_block)
@@ -100,12 +107,12 @@ def read[T](
         reader.start_prefetch()
         return reader
 
-    if workers == "auto":
-        return Reader(
-            AutoBlocks(open_blocks, start, stop, threads=threads, prefetch=prefetch, on_message=on_message), threads
-        )
-    assert isinstance(workers, int)
-    return Reader(open_blocks(start, workers), workers or max(1, threads))
+    if isinstance(workers, int):
+        return Reader(open_blocks(start, workers), lambda: workers or max(1, threads))
+    from engine.data.auto_workers import AutoBlocks
+
+    blocks = AutoBlocks(open_blocks, start, stop, threads=threads, prefetch=prefetch, on_message=on_message)
+    return Reader(blocks, lambda: blocks.parallel)
 
 
 class _Blocks[T]:

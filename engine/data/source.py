@@ -65,6 +65,7 @@ class BaseSource:
 
     new_arrays: bool = False
     consecutive: int = 1  # number of consecutive batches that have the same shape
+    reads_stream: bool = False  # whether it is a `StreamSource`
     source_name: str = ""  # name in error texts, if it stands for another object; else that of its class
     source: Any = None
     documents: Any = None
@@ -290,8 +291,7 @@ class Limited(BaseSource):
     """The first examples of a source; created by `limited`."""
 
     def __init__(self, source: BaseSource, length: int):
-        self.source = source
-        self._length = length
+        self.source, self._length = source, length
         self.source_name = source_name(source)
         self.new_arrays = source.has_new_arrays
         self.delegate(source, "take", "transform")

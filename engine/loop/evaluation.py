@@ -19,9 +19,8 @@ from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.memory_check import check_memory, evaluation_batches
 from engine.compile.program import Program
 from engine.config.schema import Evaluation
-from engine.data.batch import Batch, abstract_batch
+from engine.data.batch import Batch, abstract_batch, to_global_arrays
 from engine.data.feed import EvaluationFeed
-from engine.data.placement import to_global_arrays
 from engine.data.ragged.packing import is_packed
 from engine.data.source import BaseSource, example_spec, first_example, source_name
 from engine.loop.preemption import Preemption

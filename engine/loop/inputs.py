@@ -4,21 +4,22 @@ import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jax.sharding import NamedSharding
 
 from engine.cluster import group
 from engine.config.schema import Config
-from engine.data.bad_examples import BadExampleCounter
 from engine.data.batch import Batch
 from engine.data.feed import Batching, FeedCallbacks, TrainFeed
-from engine.data.ragged.report import RaggedReport, report
-from engine.data.sampling.drawn import DrawnShares
 from engine.data.source import BaseSource
 from engine.run.directory import RunDirectory
-from engine.run.jsonl import JsonLinesWriter
-from engine.run.ledger import Ledger
+
+if TYPE_CHECKING:
+    from engine.data.bad_examples import BadExampleCounter
+    from engine.data.ragged.report import RaggedReport
+    from engine.data.sampling.drawn import DrawnShares
+    from engine.run.ledger import Ledger
 
 
 class TrainInputs(contextlib.ExitStack):
@@ -51,15 +52,18 @@ class TrainInputs(contextlib.ExitStack):
         self._bad_examples: BadExampleCounter | None = None
         self._position: Mapping[str, Any] = {}  # position in the data at which the latest feed begins
         self._feed: TrainFeed | None = None  # the latest one
-        self._drawn = DrawnShares(
-            source, batch_size=self._train.global_batch_size, seed=self._train.seed, shuffle=self._data.shuffle
-        )
+        self._drawn = self._drawn_shares() if source.has_sampler else None
 
     def __enter__(self) -> "TrainInputs":
         who = (group.index(), group.count(), self._directory.attempt)
         if self._logs_examples:
+            from engine.run.ledger import Ledger
+
             self._ledger = self.enter_context(contextlib.closing(Ledger(self._directory.examples, *who)))
         if self._data.on_error == "skip":
+            from engine.data.bad_examples import BadExampleCounter
+            from engine.run.jsonl import JsonLinesWriter
+
             lines = self.enter_context(contextlib.closing(JsonLinesWriter(self._directory.bad_examples, *who)))
             self._bad_examples = BadExampleCounter(lines.add, self._say)
         return self
@@ -85,7 +89,7 @@ class TrainInputs(contextlib.ExitStack):
 
     def read_again(self, number: int) -> Batch:
         """Returns a batch of the run by its number, once more; it is not counted or logged again."""
-        bad = None if self._bad_examples is None else BadExampleCounter(lambda record: None, lambda text: None)
+        bad = None if self._bad_examples is None else self._bad_examples.silent()
         saved = None if self._feed is None else self._feed.saved_before(number)
         feed = TrainFeed(
             self._source,
@@ -100,11 +104,24 @@ class TrainInputs(contextlib.ExitStack):
 
     def drawn_shares(self, first: int, last: int) -> dict[str, float]:
         """Returns the shares of sources and tags that the steps of a row have drawn; {} where none are known."""
-        return self._drawn.metrics(first, last)
+        return {} if self._drawn is None else self._drawn.metrics(first, last)
+
+    def _drawn_shares(self) -> "DrawnShares":
+        """Returns the shares of a source with an order of its own, which may have tags."""
+        from engine.data.sampling.drawn import DrawnShares
+
+        train = self._train
+        return DrawnShares(
+            self._source, batch_size=train.global_batch_size, seed=train.seed, shuffle=self._data.shuffle
+        )
 
     @functools.cached_property
-    def ragged(self) -> RaggedReport | None:
+    def ragged(self) -> "RaggedReport | None":
         """The padding and the costs of ragged examples; None for a source without them."""
+        if not self._source.has_sampler:
+            return None
+        from engine.data.ragged.report import report
+
         rows = self._train.global_batch_size
         ranks = rows // self._batching.sharding.shard_shape((rows,))[0]
         seed, shuffle = self._train.seed, self._data.shuffle

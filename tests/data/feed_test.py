@@ -137,7 +137,7 @@ def test_feed_of_a_stream_resumes_at_the_saved_marks_of_its_shards():
 
 
 def test_recent_batch_of_a_stream_is_read_again_without_the_ones_long_before_it(monkeypatch):
-    monkeypatch.setattr("engine.data.feed.EARLIER", 10)
+    monkeypatch.setattr("engine.data.streams.marks.EARLIER", 10)
 
     class Shards:
         shards = 2

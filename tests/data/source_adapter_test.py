@@ -5,8 +5,7 @@ import pytest
 
 from engine.base.errors import DataError
 from engine.data.batches import Batches
-from engine.data.ragged.fields import source_costs
-from engine.data.sampling.sampler import Sampler, make_sampler
+from engine.data.sampling.sampler import Sampler, make_sampler, source_costs
 from engine.data.source import ArraySource, BaseSource, inner_sources, limited, source_name
 from engine.data.source_adapter import AdaptedSource, check_source, indexed
 

@@ -9,11 +9,10 @@ import heapq
 import numpy as np
 
 from engine.base.errors import DataError
-from engine.data.ragged.fields import Sizes
-from engine.data.sampling.sampler import Sampler, make_sampler
+from engine.data.adapt import counted
+from engine.data.sampling.sampler import Sampler, Sizes, make_sampler
 from engine.data.source import SEPARATOR, BaseSource, Example, Examples, Source, limited, source_name
 from engine.data.source_adapter import indexed
-from engine.data.streams.source import counted
 
 TOLERANCE = 1e-3  # of the mean cost of a rank: a smaller excess is not worth a swap
 SWAPS = 8  # swaps for each rank at most

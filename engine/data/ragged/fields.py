@@ -16,6 +16,7 @@ from engine.base.errors import DataError
 from engine.base.types import PyTree
 from engine.cluster.identity import is_primary
 from engine.data.bad_examples import too_many
+from engine.data.sampling.sampler import check_costs
 from engine.data.source import BaseSource, Example, source_name
 
 ADDED = ("mask", "segment_ids", "positions")
@@ -26,17 +27,6 @@ type Fields = str | Sequence[str] | Mapping[str, str | Sequence[str]]
 """Names of the ragged fields: of one axis, or axis -> names."""
 type Lengths = int | Mapping[str, int]
 """A number of elements: of the only axis, or axis -> number."""
-
-
-class Sizes(NamedTuple):
-    """Sizes of rows, `[rows]` each."""
-
-    elements: np.ndarray
-    """Elements of the examples in the row, over all axes."""
-    space: np.ndarray
-    """Elements for which the row has space."""
-    cost: np.ndarray
-    """Cost of the examples in the row."""
 
 
 class RaggedExample(NamedTuple):
@@ -226,32 +216,6 @@ def costs(source: BaseSource, lengths: np.ndarray) -> np.ndarray:
     """
     own = source.costs()
     return lengths.sum(axis=0).astype(np.float64) if own is None else check_costs(source, own)
-
-
-def check_costs(source: BaseSource, found: npt.ArrayLike) -> np.ndarray:
-    """Returns costs as float64 `[examples]`. Raises DataError if they are not finite numbers of at least 0."""
-    array = np.asarray(found)
-    if (
-        array.shape != (len(source),)
-        or array.dtype.kind not in "iuf"
-        or not np.isfinite(array).all()
-        or (array < 0).any()
-    ):
-        raise DataError(
-            f"{source_name(source)}.costs() returned {array.dtype}{list(array.shape)}: allowed are finite numbers of "
-            f"at least 0, one for each of the {len(source)} examples."
-        )
-    return array.astype(np.float64)
-
-
-def source_costs(source: BaseSource) -> np.ndarray:
-    """Returns `source.costs()`, or `source.lengths()`, as float64 `[examples]`. Raises DataError without either."""
-    if (found := source.costs()) is not None or (found := source.lengths()) is not None:
-        return check_costs(source, found)
-    raise DataError(
-        f"engine.Balanced: the costs of the examples of {source_name(source)} are not known. Give it a method costs() "
-        "that returns one number for each example."
-    )
 
 
 def check_raw(source: BaseSource, owner: str) -> None:

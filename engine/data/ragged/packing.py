@@ -10,10 +10,10 @@ import numpy.typing as npt
 
 from engine.base.errors import DataError
 from engine.base.types import PyTree
-from engine.data.ragged.fields import Fields, Lengths, Ragged, Sizes
+from engine.data.ragged.fields import Fields, Lengths, Ragged
 from engine.data.ragged.packed_rows import FieldRows, Piece, Rows, TokenRows
 from engine.data.ragged.packing_plan import Plan
-from engine.data.sampling.sampler import Sampler
+from engine.data.sampling.sampler import Sampler, Sizes
 from engine.data.sampling.shuffle import EpochPermutation, derive_seed
 from engine.data.source import SEPARATOR, BaseSource, Example, Examples, Source, inner_sources, source_name
 from engine.data.source_adapter import indexed

@@ -12,8 +12,8 @@ import numpy as np
 from engine.base.errors import DataError
 from engine.base.types import PyTree
 from engine.data.collate import stack_examples
-from engine.data.ragged.fields import ADDED, Fields, Lengths, Ragged, RaggedExample, Sizes, check_raw, costs
-from engine.data.sampling.sampler import Order, Sampler, make_order
+from engine.data.ragged.fields import ADDED, Fields, Lengths, Ragged, RaggedExample, check_raw, costs
+from engine.data.sampling.sampler import Order, Sampler, Sizes, make_order
 from engine.data.sampling.shuffle import EpochPermutation, derive_seed
 from engine.data.shared_arrays import zeros
 from engine.data.source import SEPARATOR, BaseSource, Example, Examples, Source, example_spec, limited, source_name

@@ -16,10 +16,9 @@ import numpy as np
 from engine.base.duration import UNKNOWN_LENGTH
 from engine.base.errors import DataError, did_you_mean
 from engine.base.types import PyTree
-from engine.data.adapt import Readable, as_source
-from engine.data.ragged.fields import Sizes
+from engine.data.adapt import Readable, as_source, counted
 from engine.data.sampling.mixture_schedule import schedule, shares
-from engine.data.sampling.sampler import Mark, Marks, Sampler, make_sampler, read_examples
+from engine.data.sampling.sampler import Mark, Marks, Sampler, Sizes, make_sampler, read_examples
 from engine.data.sampling.share_schedule import ShareSchedule, Times
 from engine.data.sampling.shuffle import derive_seed
 from engine.data.shared_arrays import empty
@@ -35,7 +34,6 @@ from engine.data.source import (
     source_name,
     source_text,
 )
-from engine.data.streams.source import counted
 
 
 class Mixture(BaseSource):

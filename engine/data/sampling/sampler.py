@@ -6,14 +6,14 @@ and its addresses are indices into the source. Packed sources and mixtures have 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.base.errors import ConvoyError, DataError
 from engine.base.types import Json
 from engine.data.collate import Collator
-from engine.data.ragged.fields import Sizes, source_costs
 from engine.data.sampling.shuffle import EpochPermutation
 from engine.data.source import BaseSource, Example, Examples, source_name
 from engine.data.source_adapter import AdaptedSource
@@ -28,6 +28,17 @@ OPTIONAL = (
     *("shape_of", "with_shape", "sizes", "marks", "seek"),
 )
 """Members that an `AdaptedSampler` takes over as they are."""
+
+
+class Sizes(NamedTuple):
+    """Sizes of rows, `[rows]` each."""
+
+    elements: np.ndarray
+    """Elements of the examples in the row, over all axes."""
+    space: np.ndarray
+    """Elements for which the row has space."""
+    cost: np.ndarray
+    """Cost of the examples in the row."""
 
 
 class Sampler:
@@ -260,3 +271,29 @@ def read_example(source: BaseSource, index: int) -> Example:
             f"Example {index} of {source_name(source)}: {what} Read it with source[{index}] and repair it, remove "
             "it from the source, or set data.on_error=skip."
         ) from error
+
+
+def check_costs(source: BaseSource, found: npt.ArrayLike) -> np.ndarray:
+    """Returns costs as float64 `[examples]`. Raises DataError if they are not finite numbers of at least 0."""
+    array = np.asarray(found)
+    if (
+        array.shape != (len(source),)
+        or array.dtype.kind not in "iuf"
+        or not np.isfinite(array).all()
+        or (array < 0).any()
+    ):
+        raise DataError(
+            f"{source_name(source)}.costs() returned {array.dtype}{list(array.shape)}: allowed are finite numbers of "
+            f"at least 0, one for each of the {len(source)} examples."
+        )
+    return array.astype(np.float64)
+
+
+def source_costs(source: BaseSource) -> np.ndarray:
+    """Returns `source.costs()`, or `source.lengths()`, as float64 `[examples]`. Raises DataError without either."""
+    if (found := source.costs()) is not None or (found := source.lengths()) is not None:
+        return check_costs(source, found)
+    raise DataError(
+        f"engine.Balanced: the costs of the examples of {source_name(source)} are not known. Give it a method costs() "
+        "that returns one number for each example."
+    )

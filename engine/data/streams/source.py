@@ -13,7 +13,7 @@ from engine.base.types import Json
 from engine.data.collate import Collator
 from engine.data.examples import Example, Examples, content_of
 from engine.data.sampling.sampler import Mark, Marks, Sampler
-from engine.data.source import SEPARATOR, BaseSource, source_name
+from engine.data.source import SEPARATOR, BaseSource
 from engine.data.stages import stage
 from engine.data.streams.cursor import StreamReader
 from engine.data.streams.order import Order
@@ -32,6 +32,8 @@ class StreamSource(BaseSource):
         name: name of the stream in texts.
         counts: examples of each shard in an epoch; None if they are unknown.
     """
+
+    reads_stream = True
 
     def __init__(self, stream: BaseStream, window: int, name: str, counts: Sequence[int] | None):
         self.stream, self.window, self.source_name = stream, max(1, window // stream.shards), name
@@ -204,19 +206,3 @@ class StreamSampler(Sampler):
     def marks(self, position: int) -> dict[str, Mark]:
         """Returns the changed marks, by shard, from which the examples at `position` and later ones can be read."""
         return {str(shard): mark for shard, mark in self._reader.marks(self._order.needed(position)).items()}
-
-
-def counted(source: BaseSource) -> BaseSource:
-    """Returns a source with a known length; reads its streams once if necessary.
-
-    Raises:
-        DataError: the source wraps a stream of unknown length, and has no method `counted()`.
-    """
-    if len(source) < UNKNOWN_LENGTH:
-        return source
-    if (found := source.counted()) is None:
-        raise DataError(
-            f"{source_name(source)}: its length is not known, since it reads a stream without counts(), and a reading "
-            "of all examples would not end. Set data.limit, or add counts() to the stream."
-        )
-    return found

@@ -1,14 +1,13 @@
 """Saves of the state: when one is due, and what it stores."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.base.duration import Period
-from engine.base.types import PyTree
+from engine.base.types import Json, PyTree
 from engine.checkpoint.checkpointer import Checkpointer
 from engine.checkpoint.store import StorageError
-from engine.data.streams.marks import gather_marks
 from engine.loop.divergence import Divergence
 from engine.loop.events.event import Boundary
 from engine.loop.phases import PREPARING, SAVING
@@ -54,7 +53,7 @@ class Save:
     def run(self, boundary: Boundary) -> None:
         if not self.divergence.pending and self.is_due(boundary):
             row = self.recorder.unfinished()
-            position = {**gather_marks(boundary.position), "skipped": sorted(self.divergence.skipped), "row": row}
+            position = {**_position_of_all(boundary.position), "skipped": sorted(self.divergence.skipped), "row": row}
             force = self._is_forced(boundary)
             if self.checkpoints.maybe_save(boundary.step, boundary.state.to_tree(), position, force):
                 self.say(f"saving checkpoint of step {boundary.step}")
@@ -73,6 +72,15 @@ class Save:
         if not self.directory.kept:
             return kind(f"asked to stop at {reached}. This run keeps no files; to keep them, add --workdir=DIR.")
         return kind(f"asked to stop; the state of {reached} is saved in {self.directory}.")
+
+
+def _position_of_all(position: Mapping[str, Json]) -> Mapping[str, Json]:
+    """Returns the position in the data of all processes, on the primary; only that of streams differs among them."""
+    if "streams" not in position:
+        return position
+    from engine.data.streams.marks import gather_marks
+
+    return gather_marks(position)
 
 
 @dataclass(eq=False)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from engine.data.ragged import fields as ragged
-from engine.data.ragged.fields import Ragged, check_costs, costs
+from engine.data.ragged.fields import Ragged, costs
+from engine.data.sampling.sampler import check_costs
 from engine.data.source import ArraySource, BaseSource
 
 
