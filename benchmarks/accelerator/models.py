@@ -1,7 +1,7 @@
 """The models that the accelerator benchmark trains: sizes, first weights, data, and how many FLOPs a step takes.
 
 The names of the weights are those of the engine's models; a name that begins with STACK has a first dimension for the
-layers. MFU follows the engine's count in closed form (`engine/compile/model_flops.py`; Chowdhery et al. 2022, PaLM,
+layers. MFU follows the engine's count in closed form (`engine/compile/flops.py`; Chowdhery et al. 2022, PaLM,
 appendix B): 6 N FLOPs for each token and 12 times layers, width and sequence length for attention, of which causal
 order saves half. N leaves out embeddings, which are looked up. This file imports numpy only.
 """

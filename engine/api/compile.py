@@ -1,4 +1,4 @@
-"""Compiles the programs of a run before the run starts, as a function. `compile/compiler.py` loads them."""
+"""Compiles the programs of a run before the run starts, as a function. `compile/program_store.py` loads them."""
 
 import dataclasses
 import tempfile
@@ -17,6 +17,7 @@ from engine.cluster import group
 from engine.compile.build import check_unrolled
 from engine.compile.compiler import ProgramCompiler
 from engine.compile.program import Program
+from engine.compile.program_store import StoredPrograms
 from engine.config.text import to_text
 from engine.loop.evaluation import Evaluator, build_evaluations
 from engine.parallel import targets
@@ -75,7 +76,9 @@ def precompile(
     config = prepared.config
     program, _ = prepared.build_program()
     check_unrolled(program, config.train)
-    program.compiler = ProgramCompiler(folder, store=folder is not None, config=to_text(config), say=say)
+    program.compiler = ProgramCompiler(say)
+    if folder is not None:
+        program.compiler = StoredPrograms(folder, store=True, config=to_text(config), say=say)
     evaluations = build_evaluations(
         config.evaluations, prepared.evaluation_sources, program.evaluation, config.train.global_batch_size
     )

@@ -14,7 +14,7 @@ from engine.compile.xla_warnings import rematerialization_explained
 from engine.config.hardware import find as find_hardware
 from engine.data.adapt import descriptions
 from engine.loop.events.replica_check import coverage
-from engine.training.precision import rounding_note
+from engine.training.task import rounding_note
 
 
 def explain(

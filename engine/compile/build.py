@@ -7,9 +7,8 @@ from jax.sharding import Mesh
 
 from engine.base.duration import MAX_STEPS, RunSize
 from engine.base.errors import ConfigError, FieldError
-from engine.compile.control_flow import MAX_UNROLLED_STEPS
 from engine.compile.evaluation_program import EvaluationProgram
-from engine.compile.options import check_options, compiler_options
+from engine.compile.options import MAX_UNROLLED_STEPS, check_options, compiler_options
 from engine.compile.program import DTYPES, Program
 from engine.config.hardware import check_precision
 from engine.config.schema import Config, Sharding, Target, Train

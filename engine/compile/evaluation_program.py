@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -11,20 +10,12 @@ from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
 from engine.base.types import PyTree
-from engine.compile.evaluation_step import EvaluationStep
-from engine.data.batch import Batch, abstract_batch
 from engine.data.context import Context
-from engine.metrics.metric import Metric
-from engine.metrics.slices import NO_RANKING, Ranking, SlicedStates
-from engine.metrics.state import Reduced, check_metrics
-from engine.parallel.layout import Layout, with_layout
+from engine.parallel.layout import Layout
 from engine.parallel.mesh import batch_sharding, replicated
-from engine.training.arrays import Arrays
 from engine.training.model import Model
-from engine.training.slices import NO_SLICES, Slices
 from engine.training.state import Weights, param_shardings
-from engine.training.step import evaluate
-from engine.training.task import Task, missing_key_reported
+from engine.training.task import Task
 
 EVALUATION = 0x6576616C  # folded into the seed, so that evaluations draw other numbers than the first steps
 
@@ -77,65 +68,6 @@ class EvaluationProgram:
         model_state: PyTree = {path: _abstract(x, whole) for path, x in model.model_state.items()}
         return Weights(params, model_state, {path: params[path] for path in model.trained} if averaged else None)
 
-    def evaluation(
-        self,
-        example: PyTree,
-        batch_size: int,
-        slices: Slices = NO_SLICES,
-        ranking: Ranking = NO_RANKING,
-        where: str = "",
-    ) -> tuple[EvaluationStep[Reduced], SlicedStates, bool]:
-        """Returns the evaluation step, its metrics, and whether all metrics have one entry per row.
-
-        The last argument of the step is what `Slices.members` returns, as global arrays; None without such slices.
-
-        Args:
-            example: one example, as a pytree of ShapeDtypeStruct.
-            batch_size: rows of a batch.
-            slices: the slices of the evaluation.
-            ranking: how examples and slices are ranked.
-            where: config section of the evaluation, for error texts.
-
-        Raises:
-            TaskError: the Task's `evaluate` does not return valid metrics, or a slice or the score does not fit.
-        """
-        weights = self.abstract_weights(averaged=False)
-        batch = abstract_batch(example, batch_size, self.batch_sharding)
-        checked: list[bool] = []
-        names: list[str] = []
-
-        def compute(params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array) -> Mapping[str, Metric]:
-            context = self._context(point, len(batch.weight))
-            return evaluate(self.task, self.model, self.compute_dtype, params, model_state, batch, context)
-
-        def check(params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array) -> Mapping[str, Metric]:
-            with missing_key_reported(self.task, "evaluate", batch.examples):
-                metrics = compute(params, model_state, batch, point)
-            checked.append(check_metrics(metrics, batch_size, f"{type(self.task).__name__}.evaluate"))
-            names.extend(slices.masks(batch.examples, None))
-            return dict(metrics)
-
-        metrics = jax.eval_shape(
-            with_layout(self.layout, check), weights.params, weights.model_state, batch, self.point(0, 0)
-        )
-        [by_row] = checked
-        states = SlicedStates(metrics, names, ranking, where)
-
-        def step(
-            params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array, members: dict[str, jax.Array] | None
-        ) -> Reduced:
-            masks = slices.masks(batch.examples, members) if slices.functions else {}
-            return states.reduce(compute(params, model_state, batch, point), batch.weight, masks)
-
-        jitted = jax.jit(with_layout(self.layout, step), out_shardings=replicated(self.mesh))
-
-        def lower(weights: Weights, batch: Batch) -> jax.stages.Lowered:
-            point = jax.ShapeDtypeStruct((3,), jnp.uint32)
-            members = slices.abstract_members(len(batch.weight), jax.tree.leaves(batch)[0].sharding)
-            return jitted.lower(weights.params, weights.model_state, batch, point, members)
-
-        return EvaluationStep(jitted, lower, self.mesh), states, by_row
-
     def point(self, step: int, first: int) -> np.ndarray:
         """Returns the last argument of an evaluation step, of which the context is made.
 
@@ -145,7 +77,7 @@ class EvaluationProgram:
         """
         return np.array([self.seed, step, first], np.uint32)
 
-    def _context(self, point: jax.Array, rows: int) -> Context:
+    def context(self, point: jax.Array, rows: int) -> Context:
         """Returns the context of a batch; its keys depend on the seed and the position of each example."""
         seed, step, first = point
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION)

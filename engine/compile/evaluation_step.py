@@ -1,16 +1,27 @@
 """A step of an evaluation: a jitted function of weights and a batch, whose programs may be compiled before a call."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
+from engine.base.types import PyTree
 from engine.compile.compiler import ProgramCompiler
+from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.shapes import shapes_of
-from engine.data.batch import Batch
+from engine.data.batch import Batch, abstract_batch
+from engine.metrics.metric import Metric
+from engine.metrics.slices import NO_RANKING, Ranking, SlicedStates
+from engine.metrics.state import Reduced, check_metrics
+from engine.parallel.layout import with_layout
+from engine.parallel.mesh import replicated
 from engine.training.arrays import Arrays
+from engine.training.slices import NO_SLICES, Slices
 from engine.training.state import Weights
+from engine.training.step import evaluate
+from engine.training.task import missing_key_reported
 
 ARGUMENTS = ("params", "model_state", "batch", "point", "members")
 """Names of the arguments of a step, for messages; a step of predictions has the first three."""
@@ -66,6 +77,67 @@ class EvaluationStep[Result]:
                 f"warning: {self._name}: another program is compiled, since its arrays are not those for which it was "
                 f"compiled ahead: {difference}."
             )
+
+
+def evaluation_step(
+    program: EvaluationProgram,
+    example: PyTree,
+    batch_size: int,
+    slices: Slices = NO_SLICES,
+    ranking: Ranking = NO_RANKING,
+    where: str = "",
+) -> tuple[EvaluationStep[Reduced], SlicedStates, bool]:
+    """Returns the step of an evaluation, its metrics, and whether all metrics have one entry per row.
+
+    The last argument of the step is what `Slices.members` returns, as global arrays; None without such slices.
+
+    Args:
+        program: the Task and its model on a mesh.
+        example: one example, as a pytree of ShapeDtypeStruct.
+        batch_size: rows of a batch.
+        slices: the slices of the evaluation.
+        ranking: how examples and slices are ranked.
+        where: config section of the evaluation, for error texts.
+
+    Raises:
+        TaskError: the Task's `evaluate` does not return valid metrics, or a slice or the score does not fit.
+    """
+    weights = program.abstract_weights(averaged=False)
+    batch = abstract_batch(example, batch_size, program.batch_sharding)
+    checked: list[bool] = []
+    names: list[str] = []
+
+    def compute(params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array) -> Mapping[str, Metric]:
+        context = program.context(point, len(batch.weight))
+        return evaluate(program.task, program.model, program.compute_dtype, params, model_state, batch, context)
+
+    def check(params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array) -> Mapping[str, Metric]:
+        with missing_key_reported(program.task, "evaluate", batch.examples):
+            metrics = compute(params, model_state, batch, point)
+        checked.append(check_metrics(metrics, batch_size, f"{type(program.task).__name__}.evaluate"))
+        names.extend(slices.masks(batch.examples, None))
+        return dict(metrics)
+
+    metrics = jax.eval_shape(
+        with_layout(program.layout, check), weights.params, weights.model_state, batch, program.point(0, 0)
+    )
+    [by_row] = checked
+    states = SlicedStates(metrics, names, ranking, where)
+
+    def step(
+        params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array, members: dict[str, jax.Array] | None
+    ) -> Reduced:
+        masks = slices.masks(batch.examples, members) if slices.functions else {}
+        return states.reduce(compute(params, model_state, batch, point), batch.weight, masks)
+
+    jitted = jax.jit(with_layout(program.layout, step), out_shardings=replicated(program.mesh))
+
+    def lower(weights: Weights, batch: Batch) -> jax.stages.Lowered:
+        point = jax.ShapeDtypeStruct((3,), jnp.uint32)
+        members = slices.abstract_members(len(batch.weight), jax.tree.leaves(batch)[0].sharding)
+        return jitted.lower(weights.params, weights.model_state, batch, point, members)
+
+    return EvaluationStep(jitted, lower, program.mesh), states, by_row
 
 
 def first_difference(compiled: jax.stages.Compiled, arguments: tuple[Any, ...]) -> str:

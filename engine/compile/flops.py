@@ -5,12 +5,22 @@ A multiply-add counts as two FLOPs, as in `config/hardware.py`. Element-wise wor
 a `jax.shard_map` once per device, and a kernel counts. A while loop of unknown length counts as one iteration.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
+import jax
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
+from engine.base.types import PyTree
+from engine.data.batch import Batch
+from engine.parallel.layout import with_layout
+from engine.parallel.mesh import one_device
+from engine.training.gradients import gradients
 from engine.training.jaxprs import inner_jaxprs
+from engine.training.state import TrainState
+from engine.training.step_spec import StepSpec
+from engine.training.update import has_own_update, own_update
 
 CAUSAL = "convoy_causal_attention"
 """Name of the function of `layers/reference.py` of whose products half counts."""
@@ -140,3 +150,36 @@ def has_unknown_length(jaxpr: Jaxpr) -> bool:
 
 def _shape(variable: Var | Literal) -> tuple[int, ...]:
     return getattr(variable.aval, "shape", ())
+
+
+def model_flops(spec: StepSpec, metric_names: tuple[str, ...], state: TrainState, batch: Batch) -> int:
+    """Returns the FLOPs of the loss and its gradient for a global batch; of the whole step if the Task has an `update`.
+
+    It is what the model computes by definition, whatever the mesh, the platform and `train.remat`. As in appendix B of
+    PaLM (Chowdhery et al. 2022), the products of the loss and its gradient count, and no recomputation. In addition,
+    causal attention counts half of its products (as in Dao 2023, FlashAttention-2), and of experts the choices of the
+    tokens count, whatever the capacity.
+
+    It traces the loss once more, for one device: with plain attention (`layers/reference.py`), unsplit batches,
+    dropless experts, and no `jax.checkpoint`. An optimizer's products do not count. Attention that an author writes
+    without `engine.layers.attention` counts in full, and so does recomputation in a `jax.custom_vjp` or an `update`.
+
+    Args:
+        spec: parts of the train step.
+        metric_names: names of the Task's metrics.
+        state: abstract state.
+        batch: abstract global batch.
+    """
+    layout = dataclasses.replace(
+        spec.layout, mesh=one_device(spec.mesh), remat="none", counts_flops=True, offload_optimizer=False, used=set()
+    )
+    reference = dataclasses.replace(spec, layout=layout, accumulate=1, opt_shardings=None)
+
+    def step(state: TrainState, batch: Batch, key: jax.Array) -> PyTree:
+        if has_own_update(spec.task):
+            return own_update(reference, state, batch, key, state.step)
+        return gradients(reference, metric_names, state, batch, key, state.step)
+
+    args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch))
+    traced = jax.make_jaxpr(with_layout(layout, step))(*args, jax.random.key(0))
+    return count_flops(traced.jaxpr)

@@ -12,9 +12,9 @@ from engine.metrics.values import describe_value
 from engine.parallel.layout import with_layout
 from engine.parallel.mesh import replicated
 from engine.training.arrays import Arrays, cast
+from engine.training.model import with_whole_kernels
 from engine.training.state import Weights
 from engine.training.task import missing_key_reported
-from engine.training.whole_kernels import with_whole_kernels
 
 type PredictionStep = EvaluationStep[tuple[jax.Array, dict[str, jax.Array]]]
 type Shapes = dict[str, tuple[int, ...]]

@@ -16,11 +16,9 @@ import numpy as np
 from engine.base.errors import ConfigError, ShardingError, did_you_mean
 from engine.base.types import PyTree
 from engine.compile.compiler import ProgramCompiler
-from engine.compile.control_flow import step_control_flow
 from engine.compile.evaluation_program import EvaluationProgram
-from engine.compile.flops import count_flops, has_callback, has_convolution
-from engine.compile.model_flops import model_flops
-from engine.compile.options import Value
+from engine.compile.flops import count_flops, has_callback, has_convolution, model_flops
+from engine.compile.options import Value, step_control_flow
 from engine.compile.shapes import ByShape, CompiledSteps, StepsOfRun
 from engine.data.batch import Batch, abstract_batch
 from engine.data.context import call
@@ -31,7 +29,6 @@ from engine.parallel.layout import NAMED, QUANTIZED, with_layout
 from engine.parallel.memory import device_memory
 from engine.parallel.mesh import replicated
 from engine.parallel.rules import warnings
-from engine.training.accumulation import check_changed, check_dropout
 from engine.training.arrays import Arrays
 from engine.training.objective import LOSS, Objective, check_groups, means_of, objective_of
 from engine.training.state import Shardings, TrainState, abstract_state, initial_state, optimizer_shardings
@@ -77,9 +74,6 @@ class Program:
     def __init__(self, spec: StepSpec, example: PyTree, *, batch_size: int, seed: int, shapes: Sequence[PyTree] = ()):
         self.spec, self.batch_size, self.seed = spec, batch_size, seed
         self.mesh = spec.mesh
-        self._checks_accumulation = spec.accumulate > 1 and not spec.approximate_accumulation
-        if self._checks_accumulation:
-            check_dropout(spec.model, spec.accumulate)
         self.abstract_state = abstract_state(
             spec.task,
             spec.model,
@@ -134,7 +128,10 @@ class Program:
         trace = jax.jit(with_layout(spec.layout, loss)).trace(
             state.params, state.model_state, examples, jax.random.key(0)
         )
-        if self._checks_accumulation:
+        if spec.accumulate > 1 and not spec.approximate_accumulation:
+            from engine.training.accumulation import check_changed, check_dropout
+
+            check_dropout(spec.model, spec.accumulate)
             check_changed(spec.model, changed, spec.accumulate)
         objective, means = objectives[0], trace.out_info
         check_groups(objective, spec.groups.values(), f"{type(spec.task).__name__}.loss")

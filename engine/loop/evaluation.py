@@ -16,6 +16,7 @@ from engine.base.duration import Period, RunSize
 from engine.base.errors import ConfigError, ConvoyError, TaskError, did_you_mean
 from engine.compile.compiler import ProgramCompiler
 from engine.compile.evaluation_program import EvaluationProgram
+from engine.compile.evaluation_step import evaluation_step
 from engine.compile.memory_check import check_memory, evaluation_batches
 from engine.compile.program import Program
 from engine.config.schema import Evaluation
@@ -79,7 +80,9 @@ class Evaluator:
             _check_unpacked(source, f"{where}.{'slices' if functions else 'worst'}")
         self._slices = Slices.of(functions, first_example(source), where) if functions else NO_SLICES
         ranking = Ranking(config.worst, config.score, config.worst_mode == "max")
-        self._step, self._states, self._by_row = program.evaluation(spec, batch_size, self._slices, ranking, where)
+        self._step, self._states, self._by_row = evaluation_step(
+            program, spec, batch_size, self._slices, ranking, where
+        )
         dict(self._named(self._states.merger()))  # checks the names
         if not self._states.names:
             raise TaskError(f"{where}: {type(program.task).__name__}.evaluate returned no metric.")
@@ -87,7 +90,7 @@ class Evaluator:
             self._check_score(where)
         self._remainder = 0 if self._by_row else len(source) % batch_size  # rows of a last batch that is not padded
         if self._remainder:
-            program.evaluation(spec, self._remainder, where=where)
+            evaluation_step(program, spec, self._remainder, where=where)
         self._full = len(source) >= batch_size or not self._remainder  # whether a batch of the full size is read
         self._figures = self._worst = None
         if config.figures:  # few evaluations have figures and tables, so that other runs do not import them

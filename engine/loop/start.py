@@ -9,12 +9,11 @@ from typing import Any
 from engine.checkpoint.store import CheckpointStore
 from engine.compile.program import Program
 from engine.compile.shapes import CompiledSteps
-from engine.compile.xla_warnings import rematerialization_explained
 from engine.config.schema import Init
 from engine.loop.phases import COMPILING, RESTORING, Phases
 from engine.observe.recorder import Sums
-from engine.training.precision import rounding_note
 from engine.training.state import TrainState
+from engine.training.task import rounding_note
 
 SILENCE_S = 20.0  # a compilation that takes longer is reported
 
@@ -83,9 +82,12 @@ def say_notes(program: Program, say: Callable[[str], None]) -> None:
 
 def compile_steps(program: Program, k: int, say: Callable[[str], None]) -> dict[int, CompiledSteps]:
     """Returns the compiled programs of 1 and of k steps by their number of steps; reports a long compilation."""
-    split = program.mesh.size > 1
-    explained = rematerialization_explained(say) if split else contextlib.nullcontext()
-    with explained, reported_if_long(say, SILENCE_S):
+    with contextlib.ExitStack() as stack:
+        if program.mesh.size > 1:
+            from engine.compile.xla_warnings import rematerialization_explained
+
+            stack.enter_context(rematerialization_explained(say))
+        stack.enter_context(reported_if_long(say, SILENCE_S))
         return {count: program.steps(count) for count in {1, k}}
 
 

@@ -39,7 +39,7 @@ class Layout:
     zero1: bool = False
     offload_optimizer: bool = False
     counts_flops: bool = False
-    """Whether the trace only counts model FLOPs (`compile/model_flops.py`) and is never compiled. Layers then use
+    """Whether the trace only counts model FLOPs (`compile/flops.py`) and is never compiled. Layers then use
     their plain formula for one device, without kernels, tuning, chunks and rematerialisation."""
     used: set[str] = dataclasses.field(default_factory=set, compare=False)
     """Features that the traced layers use: mesh axes, "remat", QUANTIZED, NAMED + the name of each value, and ATTENTION

@@ -205,7 +205,7 @@ class MemoryModel:
     def gathered(self, sizes: tuple[int, ...], width: int, in_loops: frozenset[str]) -> float:
         """Returns the bytes of gathered weights: two layers of each stack, or the largest parameter outside of one.
 
-        Kernels of convolutions are whole during the step (`training/whole_kernels.py`). A parameter that a loop uses,
+        Kernels of convolutions are whole during the step (`training/model.py`). A parameter that a loop uses,
         such as the head of a language model whose loss is computed in chunks, is also held in float32, and so is the
         sum of its gradient.
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from engine.base.errors import ConvoyError
-from engine.compile.control_flow import MAX_UNROLLED_STEPS
+from engine.compile.options import MAX_UNROLLED_STEPS
 from engine.compile.program import Program
 from engine.config.schema import Config, Evaluation, Sharding, Train
 from engine.parallel.layout import NAMED

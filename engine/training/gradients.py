@@ -20,10 +20,10 @@ from engine.metrics.pairs import pairs_of
 from engine.parallel.mesh import BATCH_AXES
 from engine.training.arrays import Arrays, cast
 from engine.training.jaxprs import keep_all
+from engine.training.model import with_whole_kernels
 from engine.training.objective import EVERY, means_of
 from engine.training.state import TrainState, param_shardings
 from engine.training.step_spec import StepSpec
-from engine.training.whole_kernels import with_whole_kernels
 
 type Part = tuple[Batch, jax.Array, jax.Array]
 """A microbatch, the keys of its rows, and its index; of all microbatches, the arrays have one more dimension."""

@@ -14,7 +14,6 @@ from optax.contrib import MuonDimensionNumbers
 
 from engine.parallel.rules import STACKED
 
-ARGUMENT = "muon_weight_dimension_numbers"
 BATCHED = (*STACKED, "expert")
 """Logical axes of dimensions that index matrices."""
 SHOWN = 6  # parameters that a message names
@@ -48,7 +47,10 @@ def message(params: Mapping[str, Leaf], names: Mapping[str, Sequence[str | None]
     """Returns a sentence about the parameters of Muon and of Adam."""
     numbers = dimension_numbers(params, names)
     muon, adam = ([path for path in params if (numbers[path] is None) == is_adam] for is_adam in (False, True))
-    return f"Muon orthogonalises {_listed(muon)}; Adam updates {_listed(adam)}. optimizer.{ARGUMENT} changes this."
+    return (
+        f"Muon orthogonalises {_listed(muon)}; Adam updates {_listed(adam)}. "
+        "optimizer.muon_weight_dimension_numbers changes this."
+    )
 
 
 def _listed(paths: Sequence[str]) -> str:

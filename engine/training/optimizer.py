@@ -23,8 +23,6 @@ from engine.config.schema import Optimizer
 from engine.config.target import build, parameters_of, resolve
 from engine.metrics.values import describe_value
 from engine.parallel.rules import STACKED
-from engine.training import muon
-from engine.training.every import every
 from engine.training.schedules import Count, Number, Schedule, build_schedule, message
 
 Names = Mapping[str, Sequence[str | None]]
@@ -34,6 +32,8 @@ type Transformation = optax.GradientTransformationExtraArgs
 WHERE = "optimizer"
 RATE = "learning_rate"
 """Name of the metric, and first part of those of the groups."""
+MUON_ARGUMENT = "muon_weight_dimension_numbers"
+"""Argument of `optax.contrib.muon`: which parameters it orthogonalises."""
 REST = ""
 """Label of the parameters of no group."""
 
@@ -126,6 +126,8 @@ def build_optimizer(
         if text := message(section, found, size, where):
             messages.append(text)
         if is_muon(section, where) and label in labels.values():
+            from engine.training import muon
+
             messages.append(muon.message({path: params[path] for path in params if labels[path] == label}, names or {}))
         if label:
             schedules[label] = found.scaled(config.groups[label].learning_rate_scale)
@@ -208,6 +210,8 @@ def _group(config: Optimizer, label: str, learning_rate: Schedule, names: Names)
         if "weight_decay" not in (parameters_of(resolve(section, where)) or {}):
             raise ConfigError(f"{where}: {section.target} takes no weight_decay. Leave it None in the group.")
         section = dataclasses.replace(section, arguments={**section.arguments, "weight_decay": group.weight_decay})
+    from engine.training.every import every
+
     return every(group.every, _one(section, learning_rate.every(group.every), names, where))
 
 
@@ -218,8 +222,10 @@ def _one(config: Optimizer, learning_rate: Schedule, names: Names, where: str) -
     for mask in {"mask", "weight_decay_mask"} & parameters.keys() - config.arguments.keys():
         given[mask] = lambda params: {path: _decays(config.decay, x, names.get(path)) for path, x in params.items()}
     if is_muon(config, where):
+        from engine.training import muon
+
         # `optax.tree.map_params` passes an empty pytree in place of the parameters.
-        given[muon.ARGUMENT] = lambda params: (
+        given[MUON_ARGUMENT] = lambda params: (
             muon.dimension_numbers(params, names) if isinstance(params, Mapping) else params
         )
     try:
@@ -247,7 +253,7 @@ def is_muon(config: Optimizer, where: str = WHERE) -> bool:
         ConfigError: the target cannot be imported.
     """
     parameters = parameters_of(resolve(config, where)) or {}
-    return muon.ARGUMENT in parameters and muon.ARGUMENT not in config.arguments
+    return MUON_ARGUMENT in parameters and MUON_ARGUMENT not in config.arguments
 
 
 def _decays(kind: str, x: jax.Array, names: Sequence[str | None] | None) -> bool:

@@ -22,12 +22,11 @@ from engine.metrics.metric import Metric
 from engine.metrics.pairs import pairs_of
 from engine.training.arrays import Arrays, cast
 from engine.training.gradients import gradients
-from engine.training.model import Model
+from engine.training.model import Model, with_whole_kernels
 from engine.training.state import LOSS_WINDOW, TrainState
 from engine.training.step_spec import BAD_EXAMPLES, StepSpec
 from engine.training.task import Task
 from engine.training.update import finish, has_own_update, new_state, optimize, own_update
-from engine.training.whole_kernels import with_whole_kernels
 
 type Step = Callable[[TrainState, Batch, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
 type Steps = Callable[[TrainState, tuple[Batch, ...], jax.Array, jax.Array], tuple[TrainState, jax.Array]]

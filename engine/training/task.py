@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from engine.base.errors import TaskError, did_you_mean
 from engine.base.types import PyTree
@@ -19,6 +21,7 @@ from engine.base.user_errors import location
 from engine.data.context import Context, call, current, wants_context
 from engine.metrics.metric import Metric
 from engine.metrics.state import check_metrics
+from engine.training.arrays import cast
 from engine.training.author_errors import entries, leaf_text
 from engine.training.loss import TaskLoss
 from engine.training.objective import check_terms, evaluation_metrics
@@ -228,3 +231,33 @@ def check_loss(task: Task, result: object, batch_size: int) -> None:
     """Raises TaskError if the result of `task.loss`, traced or not, is not valid for `batch_size` rows."""
     where = f"{type(task).__name__}.loss"
     check_metrics(check_terms(result, where), batch_size, where, collect=False)
+
+
+def rounded_inputs(task: Task, examples: PyTree, dtype: DTypeLike) -> list[str]:
+    """Returns the paths of the entries of a batch that lose precision when they are cast to `dtype`.
+
+    Args:
+        task: the Task, whose `full_precision` names the entries that are not cast.
+        examples: abstract or concrete arrays of a batch.
+        dtype: precision of the computation.
+    """
+    after = jax.eval_shape(lambda tree: cast(tree, dtype, task.full_precision), examples)
+    pairs = zip(jax.tree.leaves_with_path(examples), jax.tree.leaves(after), strict=True)
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/")
+        for (path, before), now in pairs
+        if before.dtype != now.dtype and jnp.finfo(before.dtype).nmant > jnp.finfo(now.dtype).nmant
+    ]
+
+
+def rounding_note(task: Task, examples: PyTree, dtype: DTypeLike, precision: str) -> str:
+    """Returns a sentence that names the inputs that a `train.precision` rounds to `dtype`; "" if it rounds none."""
+    names = rounded_inputs(task, examples, dtype)
+    if not names:
+        return ""
+    error = float(jnp.finfo(dtype).eps) / 2
+    return (
+        f"train.precision={precision} rounds the input{'s' * (len(names) > 1)} {', '.join(names)}, also in "
+        f"evaluations, by up to {error:.1%}. Inputs that must stay float32, such as coordinates, times and boxes, "
+        f"belong in {type(task).__name__}.full_precision."
+    )

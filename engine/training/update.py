@@ -19,12 +19,12 @@ from engine.metrics.state import check_metrics
 from engine.metrics.values import describe_value
 from engine.training.arrays import Arrays, cast
 from engine.training.gradients import constrain
+from engine.training.model import with_whole_kernels
 from engine.training.objective import LOSS
 from engine.training.state import TrainState
 from engine.training.step_spec import StepSpec
 from engine.training.task import Task
 from engine.training.update_state import UpdateState
-from engine.training.whole_kernels import with_whole_kernels
 
 # Numbers of random keys.
 AFTER_STEP, MODEL = 0, 1

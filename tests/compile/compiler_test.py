@@ -1,174 +1,19 @@
-"""Programs in a folder: which are loaded, and what a warning says about the others."""
-
-import hashlib
-import json
+"""The compiler of a run, with and without a folder of compiled programs."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
-from engine.base.errors import ConfigError
-from engine.compile.compiler import ProgramCompiler, first_problem
-
-CONFIG = "name: a\ntrain.seed: 0\ntrain.global_batch_size: 16\n"
+from engine.compile.compiler import ProgramCompiler, open_compiler
+from engine.compile.program_store import StoredPrograms
 
 
-def mesh(*order):
-    return Mesh(np.array(jax.devices())[list(order or (0, 1))], "x")
+def test_run_without_a_folder_compiles_every_program():
+    compiler = open_compiler(None, "", print)
+    lowered = jax.jit(lambda x: 2 * x).lower(1.0)
+    assert compiler.compile("step", lowered, Mesh(np.array(jax.devices()[:1]), "x"))(3.0) == 6
+    assert type(compiler) is ProgramCompiler
 
 
-def lowered(mesh, factor=2.0):
-    x = jax.ShapeDtypeStruct((8,), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec("x")))
-    return jax.jit(lambda x: {"y": x * factor, "sum": x.sum()}).lower(x)
-
-
-@pytest.fixture
-def folder(tmp_path):
-    ProgramCompiler(tmp_path / "programs", store=True, config=CONFIG).compile("step", lowered(mesh()), mesh())
-    return tmp_path / "programs"
-
-
-def load(folder, name="step", on=None, factor=2.0, config=CONFIG):
-    """Returns whether the program was loaded, and the warnings; checks its result in any case."""
-    said, on = [], on or mesh()
-    compiler = ProgramCompiler(folder, config=config, say=said.append)
-    compiled = compiler.compile(name, lowered(on, factor), on)
-    x = jax.device_put(jnp.arange(8.0), NamedSharding(on, PartitionSpec("x")))
-    result = compiled(x)
-    assert result["y"].tolist() == [factor * i for i in range(8)] and result["sum"] == 28
-    return compiler.loaded == [name], said
-
-
-def file_of(folder, suffix):
-    return next(folder.glob(f"step-*{suffix}"))
-
-
-def test_stored_program_is_loaded(folder):
-    assert load(folder) == (True, [])
-
-
-def test_program_that_jax_has_in_its_cache_can_be_stored_and_loaded(folder, tmp_path):
-    jax.clear_caches()
-    lowered(mesh()).compile()  # the tests have a cache of compiled programs
-    jax.clear_caches()
-    again = tmp_path / "again"
-    ProgramCompiler(again, store=True, config=CONFIG).compile("step", lowered(mesh()), mesh())
-    assert load(again) == (True, [])
-    assert jax.config.jax_enable_compilation_cache
-
-
-def test_nothing_is_stored_or_loaded_without_a_folder(tmp_path):
-    assert load(None) == (False, [])
-    assert not any(tmp_path.iterdir())
-
-
-def test_another_program_is_compiled_and_the_changed_settings_are_named(folder):
-    loaded, [text] = load(folder, factor=3.0, config=CONFIG.replace("seed: 0", "seed: 1").replace("name: a", "name: b"))
-    assert not loaded
-    assert text.startswith("warning: program 'step' is compiled now, since ")
-    assert text.endswith("has it for train.seed 0 (here 1). convoy compile makes the folder anew.")
-    assert "another program of the same config" in load(folder, factor=3.0)[1][0]
-
-
-def test_other_devices_are_compiled_for(folder):
-    assert "order of devices" in load(folder, on=mesh(1, 0))[1][0]
-    assert "devices 2 x cpu in 1 process (here 4 x cpu in 1 process)" in load(folder, on=mesh(0, 1, 2, 3))[1][0]
-
-
-def test_program_of_other_versions_is_not_loaded(folder):
-    path = file_of(folder, ".json")
-    entry = json.loads(path.read_text())
-    entry["facts"]["jaxlib"] = "0.1.2"
-    path.write_text(json.dumps(entry))
-    loaded, [text] = load(folder)
-    assert not loaded and "has it for jaxlib 0.1.2 (here " in text
-
-
-def test_missing_program_is_named_with_those_that_exist(folder):
-    loaded, [text] = load(folder, name="evaluation heldout")
-    assert not loaded and f"program 'evaluation heldout' is compiled now, since {folder} holds step." in text
-
-
-def test_damaged_program_is_compiled(folder):
-    path = file_of(folder, ".program")
-    content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
-    path.write_bytes(content)
-    loaded, [text] = load(folder)
-    assert not loaded and "is damaged" in text
-
-
-def test_program_that_cannot_be_loaded_is_compiled(folder):
-    file_of(folder, ".program").write_bytes(b"no program")
-    path = file_of(folder, ".json")
-    entry = json.loads(path.read_text())
-    path.write_text(json.dumps({**entry, "sha256": hashlib.sha256(b"no program").hexdigest()}))
-    loaded, [text] = load(folder)
-    assert not loaded and "cannot be loaded (UnpicklingError" in text
-
-
-def test_all_processes_compile_if_one_has_no_program():
-    assert first_problem({0: "", 1: "", 2: ""}, []) == ""
-    assert first_problem({0: "", 1: "", 2: "DIR holds no program"}, []) == "on process 2 DIR holds no program"
-    assert first_problem({0: "DIR holds b", 1: "DIR holds no program"}, []) == "DIR holds b"
-    assert first_problem({0: ""}, [1]) == "process 1 has not loaded it within 300 s"
-
-
-def test_options_of_xla_belong_to_a_program(folder, monkeypatch):
-    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_tpu_option=1 --xla_dump_to=/tmp/x")
-    loaded, [text] = load(folder)
-    assert not loaded and "options " in text and "(here --xla_tpu_option=1)" in text.replace("--xla_force", "")
-
-
-def test_compiler_options_of_a_step_belong_to_its_program(folder):
-    said = []
-    compiler, options = ProgramCompiler(folder, config=CONFIG, say=said.append), {"xla_tpu_option": True}
-    compiler.compile("step", lowered(mesh()), mesh(), options)
-    assert compiler.loaded == []
-    assert "options " in said[0] and "xla_tpu_option=True)" in said[0]
-
-
-def test_settings_of_jax_that_the_compiler_gets_belong_to_a_program(folder):
-    for name, value in (("jax_optimization_level", "O1"), ("jax_compiler_enable_remat_pass", False)):
-        before = jax.config.values[name]
-        jax.config.update(name, value)
-        try:
-            loaded, [text] = load(folder)
-        finally:
-            jax.config.update(name, before)
-        assert not loaded and "settings " in text and f"{name}={value}" in text
-    assert load(folder) == (True, [])
-
-
-def test_folder_that_others_may_write_to_is_refused(folder):
-    folder.chmod(0o770)
-    for store in (False, True):
-        with pytest.raises(ConfigError, match=r"users other than its owner may write to it \(mode 770\).* chmod go-w"):
-            ProgramCompiler(folder, store=store)
-
-
-def test_file_that_others_may_write_to_is_not_loaded(folder):
-    assert all(path.stat().st_mode & 0o777 == 0o600 for path in folder.iterdir())
-    file_of(folder, ".program").chmod(0o666)
-    loaded, [text] = load(folder)
-    assert not loaded and "users other than its owner may write to it (mode 666)" in text
-
-
-def test_program_that_calls_python_is_left_to_the_job(tmp_path):
-    def call(x):
-        jax.debug.callback(lambda x: None, x)
-        return {"y": x * 2.0, "sum": x.sum()}
-
-    said, x = [], jax.ShapeDtypeStruct((8,), jnp.float32)
-    compiler = ProgramCompiler(tmp_path / "programs", store=True, say=said.append)
-    compiler.compile("step", jax.jit(call).lower(x), mesh(0))
-    [text] = said
-    assert text.startswith("warning: program 'step' is not stored, so the job compiles it: ")
-    assert not (tmp_path / "programs").exists()
-
-
-def test_missing_folder_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"cache.programs: .*absent is not a folder. convoy compile --out=.* makes"):
-        ProgramCompiler(tmp_path / "absent")
+def test_run_with_a_folder_loads_programs_from_it(tmp_path):
+    assert isinstance(open_compiler(str(tmp_path), "", print), StoredPrograms)

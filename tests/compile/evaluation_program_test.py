@@ -3,6 +3,7 @@
 import pytest
 
 from engine.compile.build import build_evaluation_program
+from engine.compile.evaluation_step import evaluation_step
 from engine.config.schema import MeshSpec
 from engine.data.source import example_spec
 from engine.parallel.mesh import make_mesh
@@ -20,6 +21,6 @@ def test_abstract_weights_are_those_of_the_train_state(averaged):
 def test_program_of_a_config_evaluates_without_a_dataset():
     config = runs.config(data={"target": "tests.no_such.source"}, mesh__data=8)
     program = build_evaluation_program(zoo.Classify(), make_mesh(config.mesh), config.train, config.sharding, "")
-    _, states, by_row = program.evaluation(example_spec(zoo.source()), 16)
+    _, states, by_row = evaluation_step(program, example_spec(zoo.source()), 16)
     assert states.names == ("accuracy", "loss")
     assert by_row

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from engine.compile.compiler import ProgramCompiler
-from engine.compile.evaluation_step import first_difference
+from engine.compile.evaluation_step import evaluation_step, first_difference
 from engine.config.schema import MeshSpec
 from engine.data.batch import abstract_batch
 from engine.data.source import example_spec
@@ -32,7 +32,7 @@ def test_compiled_program_and_jitted_function_give_equal_results():
         evaluations, state = program.evaluation, program.init()
         batch = jax.device_put(zoo.batch(zoo.examples(16)), program.spec.batch_sharding)
         point = evaluations.point(0, 0)
-        step, _, _ = evaluations.evaluation(example_spec(zoo.source()), 16)
+        step, _, _ = evaluation_step(evaluations, example_spec(zoo.source()), 16)
         expected = step(dict(state.params), dict(state.model_state), batch, point, None)
         weights = Weights(dict(program.abstract_state.params), dict(program.abstract_state.model_state))
         step.compile("evaluation", weights, abstract(16, program), ProgramCompiler(say=said.append))
@@ -95,7 +95,7 @@ class Failing:
 def test_error_of_a_program_is_not_taken_for_other_arrays():
     program = zoo.program(zoo.Classify())
     evaluations, state = program.evaluation, program.init()
-    step, _, _ = evaluations.evaluation(example_spec(zoo.source()), 16)
+    step, _, _ = evaluation_step(evaluations, example_spec(zoo.source()), 16)
     weights = Weights(dict(program.abstract_state.params), dict(program.abstract_state.model_state))
     compiler: Any = SimpleNamespace(compile=lambda name, lowered, mesh: Failing(lowered.compile()), say=print)
     step.compile("evaluation", weights, abstract(16, program), compiler)

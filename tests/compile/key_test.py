@@ -1,4 +1,4 @@
-"""What a stored program depends on. tests/compile/compiler_test.py loads programs by it."""
+"""What a stored program depends on. tests/compile/program_store_test.py loads programs by it."""
 
 from types import SimpleNamespace
 from typing import Any

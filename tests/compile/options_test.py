@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from engine.base.errors import ConfigError
-from engine.compile.options import OPTIONS, PREFIXES, check_options, compiler_options
+from engine.compile.options import OPTIONS, PREFIXES, check_options, compiler_options, step_control_flow
 from engine.config.schema import MeshSpec
 from engine.parallel.mesh import make_mesh
 from tests import zoo
@@ -49,3 +49,13 @@ def test_options_of_the_config_reach_the_compiler():
     built.spec = dataclasses.replace(built.spec, compiler_options={"xla_cpu_no_such": True})
     with pytest.raises(jax.errors.JaxRuntimeError, match="xla_cpu_no_such"):
         built.steps(1)
+
+
+@pytest.mark.parametrize("has_convolution", [True, False])
+def test_cpu_step_unrolls_with_convolutions_and_branches_without(has_convolution):
+    assert step_control_flow("cpu", has_convolution) == (has_convolution, not has_convolution)
+
+
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_accelerator_step_scans_and_selects(platform):
+    assert not any(flag for has_convolution in (True, False) for flag in step_control_flow(platform, has_convolution))

@@ -20,6 +20,7 @@ import numpy as np
 
 from engine import ArraySource
 from engine.api import prepared
+from engine.compile.evaluation_step import evaluation_step
 from engine.config import load
 
 GOLDEN = Path(__file__).parent / "golden/step_digests.json"
@@ -164,7 +165,7 @@ def texts(row: str) -> Iterator[tuple[str, str]]:
     uncompiled: Any = _Uncompiled()
     evaluation, batch = program.evaluation, program.abstract_batch
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch.examples)
-    step, _, _ = evaluation.evaluation(example, program.batch_size)
+    step, _, _ = evaluation_step(evaluation, example, program.batch_size)
     step.compile("evaluation", evaluation.abstract_weights(averaged=False), batch, uncompiled)
     yield "evaluation", normalized(uncompiled.text)
 

@@ -14,7 +14,7 @@ from engine import Loss, layers
 from engine.base.duration import RunSize
 from engine.config.schema import Group, Optimizer
 from engine.training import muon
-from engine.training.optimizer import build_optimizer, is_muon
+from engine.training.optimizer import MUON_ARGUMENT, build_optimizer, is_muon
 from tests import zoo
 
 WIDTH, LAYERS = 8, 2
@@ -136,4 +136,4 @@ def test_decay_setting_and_groups_apply_to_muon():
         np.testing.assert_allclose(1 + updates["b/kernel"], 1 - 2 * (1 - expected), rtol=1e-6)
         np.testing.assert_allclose(updates["b/bias"], 0)
     assert is_muon(MUON) and not is_muon(Optimizer())
-    assert not is_muon(dataclasses.replace(MUON, arguments={muon.ARGUMENT: None}))
+    assert not is_muon(dataclasses.replace(MUON, arguments={MUON_ARGUMENT: None}))

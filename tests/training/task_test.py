@@ -8,7 +8,8 @@ import pytest
 
 from engine import Loss, Mean, Task
 from engine.base.errors import TaskError
-from engine.training.task import check_examples, check_methods
+from engine.compile.evaluation_step import evaluation_step
+from engine.training.task import check_examples, check_methods, rounded_inputs, rounding_note
 from tests import zoo
 
 
@@ -115,7 +116,7 @@ def test_missing_key_of_a_batch_is_a_sentence_with_the_entries_of_the_batch():
     assert "Did you mean valid? The batch holds valid float32[16], x float32[16, 16], y int32[16]." in str(error.value)
     Typo.loss = zoo.Classify.loss
     with pytest.raises(TaskError, match=r"^Typo.evaluate: there is no 'z' .* The batch holds valid float32\[8\], x"):
-        zoo.program(Typo()).evaluation.evaluation(spec_of(valid=(), x=(16,)), 8)
+        evaluation_step(zoo.program(Typo()).evaluation, spec_of(valid=(), x=(16,)), 8)
 
 
 def test_loss_that_uses_rng_in_an_evaluation_is_a_sentence():
@@ -127,7 +128,7 @@ def test_loss_that_uses_rng_in_an_evaluation_is_a_sentence():
     program = zoo.program(Noisy()).evaluation
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), zoo.examples(1))
     with pytest.raises(TaskError, match=r"^Noisy.loss: rng is None in an evaluation.*task_test.py:.*use context.rng"):
-        program.evaluation(example, 8)
+        evaluation_step(program, example, 8)
 
     class Wrong(zoo.Classify):
         def loss(self, model, batch, rng):
@@ -135,7 +136,7 @@ def test_loss_that_uses_rng_in_an_evaluation_is_a_sentence():
             return super().loss(model, batch, rng)
 
     with pytest.raises(TypeError, match="has no len"):
-        zoo.program(Wrong()).evaluation.evaluation(example, 8)
+        evaluation_step(zoo.program(Wrong()).evaluation, example, 8)
 
 
 @pytest.mark.parametrize("method", ["build", "loss"])
@@ -151,6 +152,40 @@ def test_missing_method_raises_task_error(method):
 def test_default_evaluation_is_the_loss_and_its_metrics():
     program = zoo.program(zoo.Classify())
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), zoo.examples(1))
-    _, states, by_row = program.evaluation.evaluation(example, 16)
+    _, states, by_row = evaluation_step(program.evaluation, example, 16)
     assert states.names == ("accuracy", "loss")
     assert by_row
+
+
+BATCH = {
+    "history": jax.ShapeDtypeStruct((4, 10, 2), jnp.float32),
+    "future": {"position": jax.ShapeDtypeStruct((4, 30, 2), jnp.float32), "valid": jax.ShapeDtypeStruct((4,), bool)},
+    "image": jax.ShapeDtypeStruct((4, 8, 8), jnp.uint8),
+    "features": jax.ShapeDtypeStruct((4, 8), jnp.bfloat16),
+}
+
+
+class Keeps(zoo.Classify):
+    full_precision = ("position",)
+
+
+@pytest.mark.parametrize(
+    ("task", "dtype", "names"),
+    [
+        (zoo.Classify(), jnp.float32, []),
+        (zoo.Classify(), jnp.bfloat16, ["future/position", "history"]),
+        (Keeps(), jnp.bfloat16, ["history"]),
+    ],
+)
+def test_inputs_of_floating_point_are_rounded_unless_the_task_names_them(task, dtype, names):
+    assert rounded_inputs(task, BATCH, dtype) == names
+
+
+def test_note_names_the_inputs_the_error_and_the_remedy():
+    assert rounding_note(Keeps(), BATCH, jnp.bfloat16, "bfloat16") == (
+        "train.precision=bfloat16 rounds the input history, also in evaluations, by up to 0.4%. Inputs that must stay "
+        "float32, such as coordinates, times and boxes, belong in Keeps.full_precision."
+    )
+    assert rounding_note(Keeps(), BATCH, jnp.float32, "float32") == ""
+    value = jnp.float32(257)  # between 256 and 258, which are neighbours in bfloat16
+    assert abs(float(value.astype(jnp.bfloat16)) / float(value) - 1) == pytest.approx(0.004, rel=0.05)
