@@ -14,9 +14,8 @@ from engine.config import hardware
 from engine.config.schema import Config
 from engine.data.prefetch import dispatches_in_flight
 from engine.loop.observers import LateObserver
-from engine.observe.flops_count import FlopsCount
 from engine.observe.recorder import Columns, Pace, Receivers, Recorder, Row
-from engine.observe.throughput import Throughput
+from engine.observe.throughput import FlopsCount, Throughput
 from engine.observe.writer import open_writer
 from engine.parallel.memory import device_memory_limit
 from engine.run.directory import RunDirectory

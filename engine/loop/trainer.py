@@ -49,11 +49,10 @@ from engine.loop.start import Start, compile_steps, restore, say_notes
 from engine.loop.stopping import StopRecord, stopped_reason, write
 from engine.loop.stragglers.monitor import StragglerMonitor, Stragglers
 from engine.loop.watchdog import Watchdog
-from engine.observe.flops_count import FlopsCount
 from engine.observe.profiler import ProfileWindow
-from engine.observe.reading import Reading
 from engine.observe.recorder import Receivers, Recorder
 from engine.observe.summary import Summary
+from engine.observe.throughput import FlopsCount, Reading
 from engine.observe.writer import metrics_of
 from engine.observe.zero_weights import ZeroWeights
 from engine.run.directory import RunDirectory

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from engine.base import formatting
 from engine.base.errors import RunError
 from engine.base.formatting import aligned
-from engine.observe.reading import Reading
+from engine.observe.throughput import Reading
 from engine.run.directory import RunDirectory
 from engine.run.goodput import KINDS, SLOW, Entry, Time, read, sums
 

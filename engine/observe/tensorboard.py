@@ -9,8 +9,6 @@ from typing import Any
 import numpy as np
 
 from engine.metrics.results import Bins, Curve, Image, Table
-from engine.observe.drawing import draw, png_size
-from engine.observe.figure_files import png_bytes
 
 type Row = Mapping[str, Any]
 
@@ -73,6 +71,9 @@ def _fields(value: Any) -> dict[str, Any]:
     if isinstance(value, Bins):
         return {"histo": proto.HistogramProto(**_histogram(value))}
     if isinstance(value, Image | Curve):
+        from engine.observe.drawing import draw, png_size
+        from engine.observe.figure_files import png_bytes
+
         data = png_bytes(Image(draw(value)) if isinstance(value, Curve) else value)
         height, width = png_size(data)
         return {"image": proto.Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=data)}

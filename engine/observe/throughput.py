@@ -1,12 +1,17 @@
 """Rates of a run: examples per second, step time, time waiting for data, FLOP/s, and their share of the peak.
 
 Rates are measured between arrivals, the moments at which a result is known to be complete on the device. Time that the
-loop spends on evaluations and hooks is subtracted by the caller and is in no rate.
+loop spends on evaluations and hooks is subtracted by the caller and is in no rate. The model FLOPs of a step are
+counted once, in a thread: to trace the loss of a large model takes seconds.
 """
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
+from engine.base.host import usable_cores
+from engine.base.user_errors import describe
 from engine.data.stages import NO_TIMES, STAGES, Times
 
 
@@ -102,3 +107,110 @@ class Throughput:
         if self._hardware_flops_per_step is not None and peak is not None:
             rates["hfu"] = self._hardware_flops_per_step * per_s / peak
         return rates
+
+
+class FlopsCount:
+    """Counts the model FLOPs of a step in a thread.
+
+    The rows of metrics wait for it; a run that is asked to stop does not.
+
+    Args:
+        count: returns the model FLOPs of a step.
+        say: called with a sentence if `count` fails, in the thread that waits.
+    """
+
+    def __init__(self, count: Callable[[], float], say: Callable[[str], None]):
+        self._count, self._say = count, say
+        self._value: float | None = None
+        self._error: Exception | SystemExit | None = None  # an error of the author's code, until it is reported
+        self._ended = threading.Event()  # set when the count has ended or is abandoned
+        # No daemon: the exit of Python would stop such a thread inside JAX, which crashes the process.
+        self._thread = threading.Thread(target=self._run, name="flops-count")
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def __call__(self, wait: bool) -> float | None:
+        """Returns the FLOPs; None if the count has failed, is abandoned, or has not ended and `wait` is False."""
+        if wait:
+            self._ended.wait()
+            error, self._error = self._error, None
+            if error is not None:  # a missing metric must not end the run
+                text = describe(error)
+                self._say(f"flop_per_s and mfu are left out: tracing the loss for one device failed: {text}")
+        return self._value
+
+    def close(self, wait: bool) -> None:
+        """Waits for the end of the thread, or abandons the count: no thread waits for it any more.
+
+        A count that is abandoned cannot be interrupted, so its thread ends later.
+        """
+        if not wait:
+            self._ended.set()
+        elif self._thread.ident is not None:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._count()
+        except (Exception, SystemExit) as error:
+            self._error = error
+        self._ended.set()
+
+
+LEAST_WAIT = 0.01  # a smaller share of waiting needs no advice
+BUSY = 0.7  # share of the time; readers that are less busy wait for the loop, so more of them would not help
+
+
+class Reading(NamedTuple):
+    """How the readers of a run have spent their time."""
+
+    wait: float
+    """Share of the time in which the loop waited for data."""
+    seconds: Mapping[str, float]
+    """Stage -> seconds, added up over the readers."""
+    wall_s: float
+    """Seconds in which the loop waited or ran steps."""
+    readers: int
+    """Number of threads or worker processes."""
+    cores: int
+    """Number of cores that the process may use."""
+
+    @classmethod
+    def of(cls, rates: Mapping[str, float], readers: int) -> "Reading":
+        """Returns the reading of a run with these rates, on the cores of this process."""
+        seconds = {name: rates.get(f"data_{name}_s", 0.0) for name in STAGES}
+        return cls(rates["data_wait"], seconds, rates["step_time_s"], readers, usable_cores())
+
+    def shares_text(self) -> str:
+        """Returns the stages of the readers and their shares, the largest first; "" without times."""
+        return ", ".join(f"{name} {share:.0%}" for name, share in self._shares())
+
+    def _shares(self) -> list[tuple[str, float]]:
+        own = {name: self.seconds.get(name, 0.0) for name in STAGES[:-1]}
+        total = sum(own.values())
+        shares = [(name, seconds / total) for name, seconds in own.items() if seconds > 0]
+        return sorted(shares, key=lambda pair: -pair[1])
+
+    def sentence(self) -> str:
+        """Returns the slowest stage and advice; "" if the loop hardly waits for data or nothing was measured."""
+        shares = self._shares()
+        if self.wait < LEAST_WAIT or not shares or self.wall_s <= 0:
+            return ""
+        name, share = shares[0]
+        busy = min(1.0, sum(self.seconds.get(name, 0.0) for name in STAGES[:-1]) / (self.readers * self.wall_s))
+        return (
+            f"waits for data {self.wait:.0%} of the time: {name} takes {share:.0%} of the readers' time; "
+            f"{self._advice(name, busy)}"
+        )
+
+    def _advice(self, name: str, busy: float) -> str:
+        if busy < BUSY:
+            return f"the readers are busy {busy:.0%} of the time; a larger data.prefetch would help"
+        if name == "read" and self.readers >= self.cores:
+            return "more data.threads or faster storage would help"
+        if self.readers < self.cores:
+            return "more workers would help (data.workers)"
+        # Threads that hold the GIL look busy, although they use one core together.
+        return f"worker processes (data.workers=auto), a cheaper {name} or more cores than {self.cores} would help"

@@ -20,7 +20,6 @@ from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus
 from engine.data.stages import STAGES
 from engine.metrics.results import json_values
-from engine.observe.figure_files import write_figures
 from engine.observe.tensorboard import ROW_KEYS, EventFiles
 from engine.run.directory import RunDirectory
 from engine.run.jsonl import open_for_append
@@ -175,9 +174,12 @@ class MetricWriter:
         self._write_events(lambda events: events.add(rows))
         if self._figures is not None:
             for row in rows:
-                self._write_figures(self._figures, row)
+                if any("/" in name for name in row):  # such as the results of evaluations, which may be figures
+                    self._write_figures(self._figures, row)
 
     def _write_figures(self, folder: Path, row: Row) -> None:
+        from engine.observe.figure_files import write_figures
+
         try:
             write_figures(folder, row, row["step"])
         except OSError as error:

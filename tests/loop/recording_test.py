@@ -8,8 +8,8 @@ import pytest
 from engine.base.duration import RunSize
 from engine.loop.observers import LateObserver
 from engine.loop.recording import open_recorder
-from engine.observe.flops_count import FlopsCount
 from engine.observe.recorder import Receivers
+from engine.observe.throughput import FlopsCount
 from engine.run.directory import RunDirectory
 from tests import runs, zoo
 

@@ -6,6 +6,7 @@ import threading
 import time
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from engine.base.duration import Duration, Period
 from engine.metrics.classification import ConfusionMatrix
 from engine.metrics.mean import Mean, RootMeanSquare
 from engine.metrics.pairs import TrainingMetrics
-from engine.observe.recorder import Columns, Pace, Receivers, Recorder
+from engine.observe.recorder import Columns, Pace, Receivers, Recorder, memory_use
 from engine.observe.throughput import Throughput
 from engine.observe.writer import MetricWriter
 
@@ -333,3 +334,15 @@ def test_row_has_the_results_of_metrics_other_than_means(tmp_path):
     assert all(isinstance(value, int | float) for value in row.values())
     (line,) = (json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines())
     assert line["matrix/matrix"] == [[4, 0], [8, 20]]
+
+
+def test_resident_memory_grows_by_an_allocated_array():
+    before = memory_use()["host_rss_gib"]
+    array = np.ones(2**28, np.uint8)  # 0.25 GiB, and every page is written
+    assert 0.2 < memory_use()["host_rss_gib"] - before < 0.3
+    assert array[-1] == 1
+
+
+def test_device_memory_is_reported_only_if_jax_provides_it():
+    known = any(device.memory_stats() for device in jax.local_devices())
+    assert ("device_peak_gib" in memory_use()) == known
