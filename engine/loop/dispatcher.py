@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 
@@ -18,12 +18,14 @@ from engine.data.stages import STAGES
 from engine.loop.divergence import Divergence
 from engine.loop.inputs import TrainInputs
 from engine.loop.preemption import Preemption
-from engine.loop.stragglers.monitor import Stragglers
+from engine.loop.stragglers.base import Stragglers
 from engine.loop.watchdog import Watchdog
-from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Recorder
 from engine.run.goodput import Stopwatch
 from engine.training.state import TrainState
+
+if TYPE_CHECKING:
+    from engine.observe.profiler import ProfileWindow
 
 POLL_S = 0.05  # seconds between two polls of the lease and of finished saves, within a series of dispatches
 
@@ -39,7 +41,8 @@ class Dispatcher:
     divergence: Divergence
     preemption: Preemption
     watchdog: Watchdog
-    profile: ProfileWindow
+    profile: "ProfileWindow | None"
+    """None if the run is not profiled."""
     stragglers: Stragglers
     recorder: Recorder
     stopwatch: Stopwatch
@@ -63,7 +66,8 @@ class Dispatcher:
         with self.inputs.open(step, position) as self.feed, self.watchdog.training(step):
             self._set_step(step)
             self.stopwatch.begin(step)
-            self.profile.begin_attempt(step)
+            if self.profile is not None:
+                self.profile.begin_attempt(step)
             self.stragglers.begin(step)
             try:
                 yield
@@ -91,7 +95,7 @@ class Dispatcher:
             next_event: step of the next event.
             dispatch_end: step at which a dispatch of several steps has to end.
         """
-        calls = self.profile.marked(self.programs, self.step)
+        calls = self.programs if self.profile is None else self.profile.marked(self.programs, self.step)
         self.stragglers.resume()  # events are not part of the work for a dispatch
         while True:
             count = self._count(dispatch_end)

@@ -18,7 +18,6 @@ from engine.compile.compiler import ProgramCompiler
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.evaluation_step import evaluation_step
 from engine.compile.memory_check import check_memory, evaluation_batches
-from engine.compile.program import Program
 from engine.config.schema import Evaluation
 from engine.data.batch import Batch, abstract_batch, to_global_arrays
 from engine.data.feed import EvaluationFeed
@@ -30,13 +29,10 @@ from engine.metrics.metric import Metric
 from engine.metrics.results import Result, Table, scalars
 from engine.metrics.slices import COUNT, Ranking, SlicedMerger, rank_slices
 from engine.metrics.state import Reduced, compute
-from engine.observe.writer import MEASURED, ROW_KEYS
 from engine.parallel.mesh import check_batch, replicated
 from engine.training.slices import NO_SLICES, Slices, build_slices
 from engine.training.state import TrainState, Weights, evaluation_params
-from engine.training.step_spec import BAD_EXAMPLES, ENGINE_METRICS
 from engine.training.task import check_examples
-from engine.training.update import has_own_update
 
 IN_FLIGHT = 2  # batches whose results are not waited for
 WORST_SLICES, WORST_EXAMPLES = "worst_slices", "worst_examples"  # names of results
@@ -347,34 +343,6 @@ def check_measured(watched: Mapping[str, str], kind: str, name: str, found: Coll
             raise TaskError(
                 f"{field} = {metric!r}: the {kind} {name} has not returned this metric.{did_you_mean(metric, found)} "
                 f"It returned: {', '.join(found) or 'none'}."
-            )
-
-
-def check_metric_names(program: Program, evaluations: Collection[str], hooks: Collection[str] = ()) -> None:
-    """Checks the training metrics of a Task, which share rows and the status with other values.
-
-    Args:
-        program: program of the Task.
-        evaluations: names of the evaluations.
-        hooks: names of the hooks.
-
-    Raises:
-        TaskError: the engine, an evaluation or a hook uses the name of a metric.
-    """
-    task = program.spec.task
-    taken = dict.fromkeys((*ROW_KEYS, *MEASURED, *ENGINE_METRICS, BAD_EXAMPLES, *program.spec.engine_metrics))
-    where = f"{type(task).__name__}.{'update' if has_own_update(task) else 'loss'}"
-    for name in program.training_metrics.names:
-        if name in taken:
-            raise TaskError(
-                f"{where}: the engine uses the metric name {name!r} itself. Rename this metric. Names of the engine: "
-                f"loss, {', '.join(taken)}."
-            )
-        if (prefix := name.partition("/")[0]) in (*evaluations, *hooks):
-            section = "evaluations" if prefix in evaluations else "hooks"
-            raise TaskError(
-                f"{where}: metric {name!r} has the name of an evaluation or hook. Rename the metric, or "
-                f"{section}.{prefix}."
             )
 
 

@@ -2,12 +2,13 @@
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import jax
 
 from engine.base.duration import Period
+from engine.base.errors import TaskError
 from engine.cluster import group
 from engine.compile.program import Program
 from engine.config import hardware
@@ -16,12 +17,41 @@ from engine.data.prefetch import dispatches_in_flight
 from engine.loop.observers import LateObserver
 from engine.observe.recorder import Columns, Pace, Receivers, Recorder, Row
 from engine.observe.throughput import FlopsCount, Throughput
-from engine.observe.writer import open_writer
+from engine.observe.writer import MEASURED, ROW_KEYS, open_writer
 from engine.parallel.memory import device_memory_limit
 from engine.run.directory import RunDirectory
-from engine.training.step_spec import BAD_EXAMPLES
+from engine.training.step_spec import BAD_EXAMPLES, ENGINE_METRICS
+from engine.training.update import has_own_update
 
 READ_S = 0.01  # between two readings of results; several processes read each dispatch, so that all read at one step
+
+
+def check_metric_names(program: Program, evaluations: Collection[str], hooks: Collection[str] = ()) -> None:
+    """Checks the training metrics of a Task, which share rows and the status with other values.
+
+    Args:
+        program: program of the Task.
+        evaluations: names of the evaluations.
+        hooks: names of the hooks.
+
+    Raises:
+        TaskError: the engine, an evaluation or a hook uses the name of a metric.
+    """
+    task = program.spec.task
+    taken = dict.fromkeys((*ROW_KEYS, *MEASURED, *ENGINE_METRICS, BAD_EXAMPLES, *program.spec.engine_metrics))
+    where = f"{type(task).__name__}.{'update' if has_own_update(task) else 'loss'}"
+    for name in program.training_metrics.names:
+        if name in taken:
+            raise TaskError(
+                f"{where}: the engine uses the metric name {name!r} itself. Rename this metric. Names of the engine: "
+                f"loss, {', '.join(taken)}."
+            )
+        if (prefix := name.partition("/")[0]) in (*evaluations, *hooks):
+            section = "evaluations" if prefix in evaluations else "hooks"
+            raise TaskError(
+                f"{where}: metric {name!r} has the name of an evaluation or hook. Rename the metric, or "
+                f"{section}.{prefix}."
+            )
 
 
 @contextlib.contextmanager

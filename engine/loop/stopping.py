@@ -83,6 +83,22 @@ def stopped_reason(directory: RunDirectory, step: int, settings: Mapping[str, st
     return record[1]
 
 
+def ended(directory: RunDirectory, step: int, total_steps: int, settings: Mapping[str, str]) -> tuple[str, str]:
+    """Returns why a run has ended early, and a sentence for the user if it has no steps left; "" otherwise.
+
+    Args:
+        directory, step, settings: as for `stopped_reason`.
+        total_steps: steps of the run.
+    """
+    fresh = "or start a new run with --fresh"
+    if step == total_steps:
+        return "", f"this run is finished; increase train.total to train longer, {fresh}"
+    if not (reason := stopped_reason(directory, step, settings)):
+        return "", ""
+    change = "To continue it, change the settings of stop or of the hook"
+    return reason, f"this run has ended early: {reason}. {change}, {fresh}"
+
+
 def _read(directory: RunDirectory) -> list | None:
     try:
         stored = json.loads(read_text(directory.stopped))

@@ -26,30 +26,20 @@ from engine.config.schema import Config
 from engine.config.text import field_texts, to_text
 from engine.data.source import Source, example_spec
 from engine.data.source_adapter import indexed
-from engine.loop.compile_ahead import CompileAhead
 from engine.loop.dispatcher import Dispatcher
 from engine.loop.divergence import Divergence
-from engine.loop.evaluation import Evaluator, build_evaluations, check_metric_names, check_watched
 from engine.loop.events.divergence import DivergenceCheck, Rollback
-from engine.loop.events.early_stop import EarlyStop
-from engine.loop.events.evaluate import Evaluate
 from engine.loop.events.event import Boundary, Event, EventSchedule
-from engine.loop.events.hook import CallHook, HookResults, hook_events
-from engine.loop.events.profile import ProfileEvent
-from engine.loop.events.replica_check import CheckReplicas, ReplicaCheck
-from engine.loop.events.results import Results
 from engine.loop.events.save import PrepareSaves, Save
 from engine.loop.hooks import Hook
 from engine.loop.inputs import TrainInputs
 from engine.loop.observers import LateObserver
 from engine.loop.phases import COMPILING, SAVING, TRAINING, Phases
 from engine.loop.preemption import Preemption
-from engine.loop.recording import open_recorder
+from engine.loop.recording import check_metric_names, open_recorder
 from engine.loop.start import Start, compile_steps, restore, say_notes
-from engine.loop.stopping import StopRecord, stopped_reason, write
-from engine.loop.stragglers.monitor import StragglerMonitor, Stragglers
+from engine.loop.stragglers.base import Stragglers
 from engine.loop.watchdog import Watchdog
-from engine.observe.profiler import ProfileWindow
 from engine.observe.recorder import Receivers, Recorder
 from engine.observe.summary import Summary
 from engine.observe.throughput import FlopsCount, Reading
@@ -74,8 +64,7 @@ class Trainer:
         on_row: called with the training metrics of each logging interval, in the writer thread.
         on_message: called with sentences for the user; hooks can call it as `trainer.say`.
         on_phase: called with "training" or "evaluating" when the phase starts, in the writer thread.
-        on_slowest: called with a sentence about the process that slows down the run when that changes, in the writer
-            thread; "" for none.
+        on_slowest: called in the writer thread with a sentence about the slowest process, if that changes; "" for none.
         observers: dotted paths of functions that make observers of the run (`loop/observers.py`).
     """
 
@@ -108,13 +97,15 @@ class Trainer:
         check_unrolled(self.program, config.train)
         batches = training_batches(config.train, config.data, example_spec(source), self.total_steps)
         warnings = check_memory(batches, mesh, self.program.abstract_state)
-        self.evaluations = build_evaluations(config.evaluations, evaluated, self.program.evaluation, size.batch_size)
-        for evaluation in self.evaluations:
-            warnings += evaluation.warnings
+        self._measurements = None
+        if config.evaluations or hooks or config.stop.metric or config.checkpoint.best:
+            from engine.loop.measurements import Measurements
+
+            calls = {name: functools.partial(hook.run, self) for name, hook in hooks.items()}
+            self._measurements = Measurements(config, evaluated, calls, self.program, size)
+            warnings += self._measurements.warnings
+        self.evaluations = [] if self._measurements is None else self._measurements.evaluations
         directory.messages += [f"warning: {text}" for text in warnings]
-        named = {config.stop.metric: "stop.metric", config.checkpoint.best: "checkpoint.best"}
-        self._watched = {metric: field for metric, field in named.items() if metric is not None}
-        check_watched(self._watched, self.evaluations, hooks)
         self.checkpoints = build_checkpointer(config.checkpoint, text, directory, size, self.say)
         sharding = self.program.spec.batch_sharding
         self._inputs = TrainInputs(source, config, sharding, self.total_steps, directory, self.say)
@@ -125,8 +116,11 @@ class Trainer:
         self._watchdog = Watchdog(hang_s, timeout_s, directory.stacks, directory.attempt, k)
         self._preemption = Preemption(lambda: self._phase.name)
         self._phase = Phases(directory.stopwatch, self._watchdog)
-        profile = config.profile
-        self._profile = ProfileWindow(profile.start, profile.steps, directory.traces, self.say)
+        self._profile = None
+        if config.profile.start is not None:
+            from engine.observe.profiler import ProfileWindow
+
+            self._profile = ProfileWindow(config.profile.start, config.profile.steps, directory.traces, self.say)
         self._recorder: Recorder | None = None
         self._dispatcher: Dispatcher | None = None
         self._row: dict[str, float] = {}  # training metrics of the latest logging interval
@@ -176,9 +170,9 @@ class Trainer:
             programs = self._compile(start.step)
             recorder = stack.enter_context(self._open_recorder(programs, start.step))
             dispatcher = self._dispatcher = stack.enter_context(self._open_dispatcher(programs, recorder, start.step))
-            evaluations = [each for each in self.evaluations if programs and each.is_due(self._size, start.step)]
-            ahead = CompileAhead(evaluations, self.program.abstract_state, self.program.compiler, self._phase)
-            events = self._events(recorder, stack.enter_context(ahead).wait)
+            if self._measurements is not None and programs:
+                stack.enter_context(self._measurements.compiled_ahead(start.step, self._phase))
+            events = self._events(recorder)
             while True:
                 try:
                     yield from self._train_from(start, dispatcher, events)
@@ -204,6 +198,8 @@ class Trainer:
             with self._phase(SAVING):
                 self.checkpoints.finish()
                 if self._stop_reason and dispatcher.programs:
+                    from engine.loop.stopping import StopRecord, write
+
                     dispatcher.recorder.end_row()
                     write(self.directory, StopRecord.of(self.step, self._stop_reason, field_texts(self.config)))
 
@@ -226,16 +222,11 @@ class Trainer:
             if boundary.last:
                 return
             if boundary.stop:
-                ended = True
-                self._end_early(boundary, schedule)
+                ended, self._stop_reason = True, boundary.stop
+                self.say(f"step {step}: the run ends: {boundary.stop}")
+                schedule.end_at(step)
                 continue
             state = dispatcher.run(state, *schedule.advance(step, last))
-
-    def _end_early(self, boundary: Boundary, schedule: EventSchedule) -> None:
-        """Makes those events due at this boundary that run at the end of a run."""
-        self._stop_reason = boundary.stop
-        self.say(f"step {boundary.step}: the run ends: {boundary.stop}")
-        schedule.only(boundary.step, DivergenceCheck, CheckReplicas, Save, Evaluate, CallHook, HookResults)
 
     def _restore(self) -> Start:
         start = restore(self.checkpoints.store, self.program, self.config.init, self._phase, self.say)
@@ -245,9 +236,13 @@ class Trainer:
     def _compile(self, step: int) -> Mapping[int, CompiledSteps]:
         """Returns the compiled programs by their number of steps; none if the run has no steps left."""
         say_notes(self.program, self.say)
-        if finished := self._finished(step):
-            self.say(finished)
-            return {}
+        if self._resumed:
+            from engine.loop.stopping import ended
+
+            self._stop_reason, sentence = ended(self.directory, step, self.total_steps, field_texts(self.config))
+            if sentence:
+                self.say(sentence)
+                return {}
         with self._phase(COMPILING):
             if (ragged := self._inputs.ragged) is not None:
                 self.say(f"data: {ragged}")
@@ -256,28 +251,14 @@ class Trainer:
                     self.say(f"compiling a program for each of {len(ragged.shares)} lengths")
             return compile_steps(self.program, self.config.train.steps_per_dispatch, self.say)
 
-    def _finished(self, step: int) -> str:
-        """Returns a sentence if the run, whose newest checkpoint is of this step, has no steps left; else ""."""
-        fresh = "or start a new run with --fresh"
-        if step == self.total_steps:
-            return f"this run is finished; increase train.total to train longer, {fresh}"
-        self._stop_reason = stopped_reason(self.directory, step, field_texts(self.config)) if self._resumed else ""
-        if not self._stop_reason:
-            return ""
-        return (
-            f"this run has ended early: {self._stop_reason}. To continue it, change the settings of stop or of the "
-            f"hook, {fresh}"
-        )
-
     @contextlib.contextmanager
     def _open_recorder(self, programs: Mapping[int, CompiledSteps], step: int) -> Iterator[Recorder]:
         """Opens the metric files; yields the recorder that writes rows to them."""
         period = self._size.period(self.config.log.every)
         more = self._inputs.drawn_shares if group.is_primary() else lambda first, last: {}
         receivers = Receivers(self._receive_row, self._on_phase, self._receive_values, more)
-        paths = self._observers if group.is_primary() else ()
-        observers = [LateObserver(path, self) for path in paths]
         flops = FlopsCount(lambda: self.program.flops_per_step, self.say)
+        observers = [LateObserver(path, self) for path in self._observers if group.is_primary()]
         with open_recorder(
             self.program, self.config, self.directory, period, receivers, observers, flops
         ) as self._recorder:
@@ -295,6 +276,8 @@ class Trainer:
         """Yields the dispatcher of the attempt; reports errors with its step, and ends a trace with it."""
         stragglers = Stragglers()
         if group.count() > 1 and programs:
+            from engine.loop.stragglers.monitor import StragglerMonitor
+
             with self._phase(COMPILING):
                 stragglers = StragglerMonitor(
                     self.program.mesh.local_devices,
@@ -305,7 +288,8 @@ class Trainer:
                     stopwatch=self.directory.stopwatch,
                 )
         with stragglers, contextlib.ExitStack() as stack:
-            stack.callback(lambda: self._profile.close(self.step))
+            if (profile := self._profile) is not None:
+                stack.callback(lambda: profile.close(self.step))
             stack.enter_context(peer_failure.location_reported(lambda: self.step))
             yield Dispatcher(
                 program=self.program,
@@ -322,37 +306,34 @@ class Trainer:
                 step=step,
             )
 
-    def _events(self, recorder: Recorder, ready: Callable[[Evaluator], None]) -> list[Event]:
-        """Returns all events, in the order in which they run at a boundary; `ready` as for `Evaluate`."""
-        config, checkpoints, preemption, size = self.config, self.checkpoints, self._preemption, self._size
-        results = Results(checkpoints, recorder, self.say, self._results)
-        evaluations = [(evaluation, evaluation.period(size)) for evaluation in self.evaluations]
-        calls = {
-            name: (functools.partial(hook.run, self), size.period(config.hooks[name].every))
-            for name, hook in self._hooks.items()
-        }
-        hooks = hook_events(calls, results, self._watched, config.resilience.hang.seconds)
-        measuring = {name: period for name in self._watched for e, period in evaluations if e.gives(name)}
-        measuring |= {name: calls[hook][1] for name in self._watched for hook in calls if name.startswith(f"{hook}/")}
-        selecting = [measuring[config.checkpoint.best]] if config.checkpoint.best else []
+    def _events(self, recorder: Recorder) -> list[Event]:
+        """Returns all events, in the order in which they run at a boundary."""
+        checkpoints, preemption, measurements = self.checkpoints, self._preemption, self._measurements
+        selecting = [] if measurements is None else measurements.selecting
         save = Save(
             checkpoints, self.directory, self._divergence, recorder, preemption, selecting, self.total_steps, self.say
         )
         divergence = DivergenceCheck(
             self._divergence, save, recorder, self.program, checkpoints, self._phase, self._inputs.read_again
         )
-        evaluate = Evaluate(evaluations, results, self._watched, preemption, self._watchdog.heartbeat, self.say, ready)
-        replicas, every = ReplicaCheck(self.program.abstract_state.to_tree()), config.resilience.replica_check
-        checks = [CheckReplicas(replicas, size.period(every))] if every and replicas.has_copies else []
-        stops = [EarlyStop(config.stop, measuring[config.stop.metric], checkpoints)] if config.stop.metric else []
-        prepare = PrepareSaves(checkpoints.prepare, self.step)
-        return [prepare, divergence, *checks, save, evaluate, *hooks, *stops, ProfileEvent(self._profile)]
+        checks: list[Event] = []
+        if (every := self.config.resilience.replica_check) and self.program.mesh.size > 1:
+            from engine.loop.events.replica_check import replica_checks
+
+            checks += replica_checks(self.program.abstract_state.to_tree(), self._size.period(every))
+        measured: list[Event] = []
+        if measurements is not None:
+            heartbeat = self._watchdog.heartbeat
+            measured = measurements.events(checkpoints, recorder, preemption, heartbeat, self.say, self._results)
+        profile: list[Event] = []
+        if self._profile is not None:
+            from engine.loop.events.profile import ProfileEvent
+
+            profile = [ProfileEvent(self._profile)]
+        return [PrepareSaves(checkpoints.prepare, self.step), divergence, *checks, save, *measured, *profile]
 
     def _poll(self) -> None:
-        """Updates the stopwatch, and polls the lease and finished saves.
-
-        Called at each boundary, and between boundaries about every POLL_S seconds.
-        """
+        """Updates the stopwatch, and polls the lease and finished saves: at each boundary, and every POLL_S or so."""
         assert self._dispatcher is not None
         self._dispatcher.report_reading()
         self.directory.lease.check()

@@ -13,13 +13,13 @@ import optax
 import pytest
 
 import engine
-from engine import ArraySource, Balanced, Loss, Mean, Mixture, Packed, metrics
+from engine import ArraySource, Balanced, Mean, Mixture, Packed, metrics
 from engine.base import json_text
 from engine.base.errors import ConfigError, ShardingError, TaskError
 from engine.cli.main import main
 from engine.config.schema import Data, MeshSpec, Target
 from engine.config.schema import Evaluation as Config
-from engine.loop.evaluation import Evaluator, build_evaluations, check_metric_names, check_watched
+from engine.loop.evaluation import Evaluator, build_evaluations, check_watched
 from engine.loop.preemption import Preemption
 from engine.metrics.results import json_values, scalars
 from tests import zoo
@@ -360,40 +360,3 @@ def test_evaluation_computes_in_the_precision_of_the_run():
     program = zoo.program(Spy(), precision="bfloat16")
     evaluation(program).run(program.init())
     assert seen == {"kernel": jnp.bfloat16, "x": jnp.bfloat16, "valid": jnp.float32}
-
-
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        (
-            "step",
-            "the engine uses the metric name 'step' itself. Rename this metric. Names of the engine: loss, ",
-        ),
-        ("time", "the engine uses the metric name 'time' itself"),
-        ("grad_norm", "the engine uses the metric name 'grad_norm' itself"),
-        ("compile_s", "the engine uses the metric name 'compile_s' itself"),
-        (
-            "heldout",
-            "metric 'heldout' has the name of an evaluation or hook. Rename the metric, or evaluations.heldout.",
-        ),
-        ("heldout/loss", "metric 'heldout/loss' has the name of an evaluation or hook"),
-    ],
-)
-def test_metric_name_that_is_taken_is_refused(name, text):
-    class Named(zoo.Classify):
-        def loss(self, model, batch, rng):
-            loss = super().loss(model, batch, rng)
-            return Loss(loss.total, loss.weight, {name: loss.metrics["accuracy"]})
-
-    with pytest.raises(TaskError, match=f"^Named.loss: {text}"):
-        check_metric_names(zoo.program(Named()), ["heldout"])
-    check_metric_names(zoo.program(zoo.Classify()), ["heldout"])
-
-
-def test_metric_name_of_an_own_update_that_is_taken_is_refused():
-    class Named(zoo.Classify):
-        def update(self, state, batch, context):
-            return state, {"loss": Mean.of(batch["y"]), "step": Mean.of(batch["y"])}
-
-    with pytest.raises(TaskError, match=r"^Named\.update: the engine uses the metric name 'step' itself"):
-        check_metric_names(zoo.program(Named()), [])

@@ -5,9 +5,12 @@ import json
 import jax.numpy as jnp
 import pytest
 
+from engine import Loss
 from engine.base.duration import RunSize
+from engine.base.errors import TaskError
 from engine.loop.observers import LateObserver
-from engine.loop.recording import open_recorder
+from engine.loop.recording import check_metric_names, open_recorder
+from engine.metrics.mean import Mean
 from engine.observe.recorder import Receivers
 from engine.observe.throughput import FlopsCount
 from engine.run.directory import RunDirectory
@@ -49,3 +52,40 @@ def test_observers_have_all_rows_before_they_are_closed(tmp_path, fails):
         assert [row["step"] for row in rows] == [1, 2]
         lines = [json.loads(line) for line in directory.metrics.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "step",
+            "the engine uses the metric name 'step' itself. Rename this metric. Names of the engine: loss, ",
+        ),
+        ("time", "the engine uses the metric name 'time' itself"),
+        ("grad_norm", "the engine uses the metric name 'grad_norm' itself"),
+        ("compile_s", "the engine uses the metric name 'compile_s' itself"),
+        (
+            "heldout",
+            "metric 'heldout' has the name of an evaluation or hook. Rename the metric, or evaluations.heldout.",
+        ),
+        ("heldout/loss", "metric 'heldout/loss' has the name of an evaluation or hook"),
+    ],
+)
+def test_metric_name_that_is_taken_is_refused(name, text):
+    class Named(zoo.Classify):
+        def loss(self, model, batch, rng):
+            loss = super().loss(model, batch, rng)
+            return Loss(loss.total, loss.weight, {name: loss.metrics["accuracy"]})
+
+    with pytest.raises(TaskError, match=f"^Named.loss: {text}"):
+        check_metric_names(zoo.program(Named()), ["heldout"])
+    check_metric_names(zoo.program(zoo.Classify()), ["heldout"])
+
+
+def test_metric_name_of_an_own_update_that_is_taken_is_refused():
+    class Named(zoo.Classify):
+        def update(self, state, batch, context):
+            return state, {"loss": Mean.of(batch["y"]), "step": Mean.of(batch["y"])}
+
+    with pytest.raises(TaskError, match=r"^Named\.update: the engine uses the metric name 'step' itself"):
+        check_metric_names(zoo.program(Named()), [])

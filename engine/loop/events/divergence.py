@@ -35,6 +35,7 @@ class DivergenceCheck:
     """Returns a batch by its number, once more."""
     phase = TRAINING  # it waits for steps, so the timeout of a step applies
     ends_dispatch = False
+    runs_at_end = True
 
     def next_step(self, after: int) -> float:
         return self.save.next_step(after)

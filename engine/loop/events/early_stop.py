@@ -21,6 +21,7 @@ class EarlyStop:
     checkpoints: Checkpointer
     phase = TRAINING
     ends_dispatch = True
+    runs_at_end = False
 
     def next_step(self, after: int) -> float:
         return self.measured.next_after(after)

@@ -29,6 +29,7 @@ class Evaluate:
     """Waits until the programs of an evaluation are compiled."""
     phase = EVALUATING
     ends_dispatch = True
+    runs_at_end = True
 
     def next_step(self, after: int) -> float:
         return min((period.next_after(after) for _, period in self.evaluations), default=math.inf)

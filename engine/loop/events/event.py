@@ -45,6 +45,11 @@ class Event(Protocol):
         """Whether a dispatch of several steps must end at its step. False for an event that depends on a clock."""
         ...
 
+    @property
+    def runs_at_end(self) -> bool:
+        """Whether it also runs at the step at which a hook or the config section `stop` ends the run."""
+        ...
+
     def next_step(self, after: int) -> float:
         """Returns the first step > `after` at which the event is due; math.inf for never."""
         ...
@@ -75,9 +80,9 @@ class EventSchedule:
         """Makes the events of these classes due at a step."""
         self._next |= {event: step for event in self._next if isinstance(event, kinds)}
 
-    def only(self, step: int, *kinds: type) -> None:
-        """Makes the events of these classes due at a step, and no others."""
-        self._next = {event: step if isinstance(event, kinds) else math.inf for event in self._next}
+    def end_at(self, step: int) -> None:
+        """Makes the events due at a step that run at the end of a run, and no others."""
+        self._next = {event: step if event.runs_at_end else math.inf for event in self._next}
 
     def advance(self, step: int, total_steps: int) -> tuple[float, float]:
         """Returns the next step > `step` with an event, and the next that ends a dispatch; at most `total_steps`."""

@@ -30,6 +30,7 @@ class CallHook:
     """Name of a hook -> its results by full name, and its reason to stop, at this step."""
     phase = CALLING_HOOK
     ends_dispatch = True
+    runs_at_end = True
 
     def next_step(self, after: int) -> float:
         return self.period.next_after(after)
@@ -73,6 +74,7 @@ class HookResults:
     """Seconds for the slowest process to finish its hooks."""
     phase = WAITING_FOR_HOOKS
     ends_dispatch = True
+    runs_at_end = True
 
     def next_step(self, after: int) -> float:
         return min((hook.next_step(after) for hook in self.hooks), default=math.inf)

@@ -14,6 +14,7 @@ class ProfileEvent:
     window: ProfileWindow
     phase = PROFILING
     ends_dispatch = True
+    runs_at_end = False
 
     def next_step(self, after: int) -> float:
         return self.window.next_step(after)

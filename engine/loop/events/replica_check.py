@@ -66,12 +66,19 @@ class CheckReplicas:
     period: Period
     phase = TRAINING
     ends_dispatch = True
+    runs_at_end = True
 
     def next_step(self, after: int) -> float:
         return self.period.next_after(after)
 
     def run(self, boundary: Boundary) -> None:
         self.check.run(boundary.step, boundary.state.to_tree())
+
+
+def replica_checks(abstract_state: PyTree, period: Period) -> list[CheckReplicas]:
+    """Returns the event that compares the copies of a state; none if there are no copies."""
+    check = ReplicaCheck(abstract_state)
+    return [CheckReplicas(check, period)] if check.has_copies else []
 
 
 def _text(digests: Digests, step: int, differing: dict[str, list[int]]) -> str:

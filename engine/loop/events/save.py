@@ -33,6 +33,7 @@ class Save:
     total_steps: int
     say: Callable[[str], None]
     phase = SAVING
+    runs_at_end = True
 
     @property
     def ends_dispatch(self) -> bool:
@@ -92,6 +93,7 @@ class PrepareSaves:
     done: bool = False
     phase = PREPARING
     ends_dispatch = False
+    runs_at_end = False
 
     def next_step(self, after: int) -> float:
         return math.inf if self.done else max(self.first_step, after) + 1

@@ -12,11 +12,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Final, Protocol, Self
+from typing import Final, Self
 
 from engine.base.types import Device
 from engine.cluster import group
 from engine.cluster.kv_store import CoordinationError
+from engine.loop.stragglers.base import FeedTimes, Stragglers
 from engine.loop.stragglers.device_probe import DeviceProbe, Probed
 from engine.loop.stragglers.host_load import HostLoad
 from engine.loop.stragglers.judge import Judge, Report, Slowest
@@ -30,49 +31,6 @@ LATE_S: Final = 1e-3  # a longer wait for data makes a step late
 FIRST_PROBE: Final = 8  # steps before the first probe, whose cost is not known
 LEDGER_S: Final = 10.0  # between two entries of lost time
 TOPIC: Final = "stragglers"
-
-
-class FeedTimes(Protocol):
-    """What a feed states of its times so far."""
-
-    @property
-    def wait_s(self) -> float:
-        """Seconds that it has waited for data."""
-        ...
-
-    @property
-    def made_s(self) -> float:
-        """Seconds in which its readers have made the batches."""
-        ...
-
-
-class Stragglers:
-    """Receives what the loop does. This one, of a run of a single process, measures nothing. A context manager."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        return
-
-    def begin(self, step: int) -> None:
-        """Called when the loop starts at `step`, with a new feed."""
-
-    def resume(self) -> None:
-        """Called when the host begins its work for the next dispatch: after a dispatch, and after events."""
-
-    def before_dispatch(self, step: int, count: int, feed: FeedTimes, arrived_at: float) -> None:
-        """Called when the batches of a dispatch are ready.
-
-        Args:
-            step: first step of the dispatch.
-            count: number of its steps.
-            feed: gives the batches.
-            arrived_at: monotonic time at which the latest result has arrived.
-        """
-
-    def report(self, step: int) -> None:
-        """Reports a change of the slowest process, on the primary. Called by the loop, takes nanoseconds otherwise."""
 
 
 class StragglerMonitor(Stragglers):

@@ -17,6 +17,7 @@ class Every:
 
     def __init__(self, name, n, *, ends_dispatch=True, interrupts=False):
         self.name, self.n, self.ends_dispatch, self.interrupts = name, n, ends_dispatch, interrupts
+        self.runs_at_end = name == "save"
 
     def next_step(self, after) -> float:
         return (max(after, 0) // self.n + 1) * self.n
