@@ -13,9 +13,8 @@ from pathlib import Path
 import ml_collections
 from jax.sharding import Mesh
 
-from engine.api.auto_size import auto_fields, choose_sizes, with_numbers
 from engine.api.objects import Objects
-from engine.api.saved_run import newest_checkpoint
+from engine.api.resume import newest_checkpoint
 from engine.base.types import Device
 from engine.cluster import group
 from engine.compile import cache
@@ -24,13 +23,12 @@ from engine.compile.program import Program
 from engine.config.loading import load
 from engine.config.schedules import check_functions
 from engine.config.schema import Config, Train
+from engine.config.setting import AUTO
 from engine.config.target import check_targets
 from engine.config.text import from_text
 from engine.config.validation import validate
 from engine.data.sampling.share_schedule import for_run
 from engine.data.source import BaseSource
-from engine.loop.compiled_sizes import CompiledSizes
-from engine.parallel import targets
 from engine.parallel.mesh import create_cpu_devices, fake_devices, make_mesh
 from engine.run.directory import RunDirectory
 from engine.storage.mounts import local_text
@@ -75,6 +73,11 @@ class Prepared:
         Raises:
             ConfigError: nothing fits, or the memory of the devices is not known.
         """
+        if not (stored or _has_auto(self.config.train)):
+            return self
+        from engine.api.auto_size import choose_sizes
+        from engine.loop.compiled_sizes import CompiledSizes
+
         compiled = functools.partial(
             CompiledSizes, self.build_program, self.config.evaluations, self.evaluation_sources, len(self.source)
         )
@@ -170,10 +173,17 @@ def set_up_absent_devices(
     if hardware is None:
         mesh, devices = fake_devices(config.mesh, config.train.global_batch_size, count)
     else:
+        from engine.parallel import targets
+
         if hardware == targets.LOCAL:
             set_up_devices(config)  # creates CPU devices, before JAX starts
         mesh, devices = dataclasses.replace(config.mesh, cpu_devices=None), targets.devices(hardware)
     return set_up(dataclasses.replace(config, mesh=mesh)), devices
+
+
+def _has_auto(train: Train) -> bool:
+    """Whether a size of the section is auto, so that programs are compiled to choose it."""
+    return AUTO in (train.global_batch_size, train.accumulate)
 
 
 def restore_sizes(config: Config, directory: RunDirectory) -> tuple[Config, list[str]]:
@@ -181,9 +191,9 @@ def restore_sizes(config: Config, directory: RunDirectory) -> tuple[Config, list
 
     The config of a new run is returned unchanged.
     """
-    fields = auto_fields(config.train)
-    if not fields:
+    if not _has_auto(config.train):
         return config, []
+    from engine.api.auto_size import auto_fields, with_numbers
 
     def stored() -> list[int] | None:
         if newest_checkpoint(directory) is None:
@@ -194,4 +204,4 @@ def restore_sizes(config: Config, directory: RunDirectory) -> tuple[Config, list
     found = group.run_on_primary(stored, "the stored size of a step")
     if found is None:
         return config, []
-    return dataclasses.replace(config, train=with_numbers(config.train, *found)), fields
+    return dataclasses.replace(config, train=with_numbers(config.train, *found)), auto_fields(config.train)

@@ -8,12 +8,11 @@ import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 
-from engine.api.saved_run import newest_checkpoint
 from engine.base.duration import Duration
 from engine.base.errors import ConfigError, DataError
+from engine.checkpoint.store import CheckpointStore
 from engine.cluster import group
 from engine.cluster.consistency_check import check_consistency
-from engine.config.identity import identity_differences, only_weights_differ, schedule_change
 from engine.config.schedules import followers
 from engine.config.schema import Config, Train
 from engine.config.text import from_text
@@ -21,6 +20,11 @@ from engine.data import dataset_summary
 from engine.data.sampling.share_schedule import follows_run
 from engine.data.source import BaseSource
 from engine.run.directory import RunDirectory
+
+
+def newest_checkpoint(directory: RunDirectory) -> int | None:
+    """Returns the step of the newest checkpoint of a run; None if there is nothing to resume from."""
+    return CheckpointStore(directory.checkpoints).latest() if directory.exists() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +49,8 @@ def _check_config(config: Config, directory: RunDirectory, accepted: Accepted) -
     newest = newest_checkpoint(directory)
     if newest is None:
         return []
+    from engine.config.identity import identity_differences, only_weights_differ, schedule_change
+
     old = from_text(directory.read_config_text(), str(directory.config))
     differences = identity_differences(old, config)
     weights = bool(differences) and only_weights_differ(old, config)

@@ -261,8 +261,3 @@ def load(run: str | Path, *, step: int | str | None = None, task: Task | None = 
 def goodput(run: str | Path) -> str:
     """Returns a table of how the time of a run was spent, per attempt; does not initialize devices."""
     return goodput_text(RunDirectory(readable(run)))
-
-
-def newest_checkpoint(directory: RunDirectory) -> int | None:
-    """Returns the step of the newest checkpoint of a run; None if there is nothing to resume from."""
-    return CheckpointStore(directory.checkpoints).latest() if directory.exists() else None

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.api.auto_size import row_unit
 from engine.api.objects import Objects, with_objects
 from engine.api.prepared import AnyConfig, Prepared, check_code, prepare, resolve_config, restore_sizes, set_up_devices
 from engine.api.resume import (
@@ -21,12 +20,10 @@ from engine.api.resume import (
     check_total_reaches_checkpoint,
     summarize_datasets,
 )
-from engine.api.saved_run import SavedRun
 from engine.base.errors import CheckpointError, ConfigError
 from engine.cluster import group, peer_failure
 from engine.cluster.consistency_check import check_consistency, software
 from engine.compile.out_of_memory import out_of_memory_reported
-from engine.config.dev_run import tiny
 from engine.config.schema import Config
 from engine.config.target import target_names
 from engine.config.text import field_texts, to_text
@@ -98,6 +95,8 @@ def train(
     config = resolve_config(config)
     objects.check(config)
     if fast_dev_run:
+        from engine.config.dev_run import tiny
+
         return _fast_dev_run(tiny(config, _row_unit), objects, workdir, began)
     accepted = Accepted(schedule=accept_schedule_change, data=accept_data_change)
     path = default_workdir(config.name, target_names(config)[0]) if workdir is None else workdir
@@ -176,6 +175,8 @@ def _build_trainer(
 
 def _row_unit(config: Config) -> int:
     """Returns the number of which the rows of a microbatch are a multiple, on the devices at hand."""
+    from engine.api.auto_size import row_unit
+
     mesh = make_mesh(set_up_devices(config).mesh)
     # With cpu_devices=auto, the number of devices follows the batch from here on.
     return math.lcm(row_unit(mesh, config.sharding), mesh.size if config.mesh.cpu_devices == "auto" else 1)
@@ -193,6 +194,8 @@ def _fast_dev_run(
         # Ignores errors of the removal, which a hanging write can cause: they would hide the error of the run.
         with tempfile.TemporaryDirectory(prefix="convoy-fast-dev-run-", ignore_cleanup_errors=True) as temporary:
             return _fast_dev_run(config, objects, temporary, began, kept=False)
+    from engine.api.saved_run import SavedRun
+
     summary = _train(config, objects, workdir, fresh=True, accepted=Accepted(), began=began, kept=kept)
     run = SavedRun(summary.directory.path)
     program, _ = prepare(run.config, objects).with_sizes().build_program()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from engine.base.errors import CheckpointError
 from engine.base.types import PyTree
-from engine.checkpoint import arrays, stored_json, timeouts
+from engine.checkpoint import arrays, timeouts
 from engine.checkpoint.integrity import (
     DamagedCheckpoint,
     NoUsableCheckpoint,
@@ -31,7 +31,6 @@ from engine.checkpoint.integrity import (
 )
 from engine.checkpoint.manifest import MANIFEST, delete_lock, read_lock, size_of
 from engine.checkpoint.policy import read_results
-from engine.checkpoint.tree_compat import difference, leaves_of, other_folds, with_stored_folds, with_wanted_folds
 from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.peer_failure import LostPeer
@@ -190,8 +189,7 @@ class CheckpointStore:
                     f"warning: the checkpoint of step {step} is damaged and set aside as {self.directory / name}: "
                     f"{shorten(problems)}"
                 )
-        bad = group.run_on_primary(lambda: list_set_aside(self.directory), "the list of damaged checkpoints")
-        if bad:
+        if bad := group.run_on_primary(lambda: list_set_aside(self.directory), "the list of damaged checkpoints"):
             raise NoUsableCheckpoint(
                 f"{self.directory}: no checkpoint can be used:\n"
                 + "".join(f"  {name}: {why}\n" for name, why in bad)
@@ -255,18 +253,17 @@ class CheckpointStore:
         return state
 
     def _read(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int], partial: bool) -> PyTree:
-        """Returns the state of a step without verification. Reshapes stacks of layers that were saved in another fold.
+        """Returns the unverified state of a step. Reshapes stacks that another fold has saved (`tree_compat.py`)."""
+        from engine.checkpoint import tree_compat
 
-        A *fold* is the leading dimensions of a stacked array (`tree_compat.py`).
-        """
         folder = self.directory / str(step) / STATE
         with arrays.reraise(lambda text: self._unreadable(step, text)):
-            stored = leaves_of(arrays.describe(folder))
-        wanted = leaves_of(abstract_state)
+            stored = tree_compat.leaves_of(arrays.describe(folder))
+        wanted = tree_compat.leaves_of(abstract_state)
         if partial:
             stored = {path: leaf for path, leaf in stored.items() if path in wanted}
-        folds = other_folds(stored, wanted, stacked)
-        if differing := difference(stored | {path: wanted[path] for path in folds}, wanted):
+        folds = tree_compat.other_folds(stored, wanted, stacked)
+        if differing := tree_compat.difference(stored | {path: wanted[path] for path in folds}, wanted):
             raise CheckpointError(
                 f"{self.directory / str(step)} is not a checkpoint of this model:\n{differing}\n"
                 "Use the config and the code that it was saved with (its folder has the config), start over with "
@@ -274,15 +271,19 @@ class CheckpointStore:
                 f"--config.init.checkpoint={self.directory.parent} and init.paths."
             )
         with arrays.reraise(lambda text: self._unreadable(step, text)):
-            state = arrays.read(folder, with_stored_folds(abstract_state, stored, folds), partial=partial)
-        return with_wanted_folds(state, abstract_state, folds)
+            state = arrays.read(folder, tree_compat.with_stored_folds(abstract_state, stored, folds), partial=partial)
+        return tree_compat.with_wanted_folds(state, abstract_state, folds)
 
     def position(self, step: int) -> dict:
         """Returns the position in the data that was saved with a step. Does not import JAX. Raises CheckpointError."""
+        from engine.checkpoint import stored_json
+
         return self._read_file(step, POSITION, stored_json.position)
 
     def config_text(self, step: int) -> str:
         """Returns the config that was saved with a step. Does not import JAX. Raises CheckpointError."""
+        from engine.checkpoint import stored_json
+
         return self._read_file(step, CONFIG, stored_json.config_text)
 
     def _read_file[T](self, step: int, name: str, read: Callable[[Path], T]) -> T:

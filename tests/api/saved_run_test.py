@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 
 import engine
 from engine.api import prepared
-from engine.api.saved_run import SavedRun, newest_checkpoint
+from engine.api.resume import newest_checkpoint
+from engine.api.saved_run import SavedRun
 from engine.base.errors import CheckpointError, ConfigError, RunError
 from engine.cli.main import main
 from engine.run.directory import RunDirectory
