@@ -49,11 +49,11 @@ def _check_config(config: Config, directory: RunDirectory, accepted: Accepted) -
     newest = newest_checkpoint(directory)
     if newest is None:
         return []
-    from engine.config.identity import identity_differences, only_weights_differ, schedule_change
+    from engine.config.identity import CACHES, WEIGHTS, identity_differences, schedule_change
 
     old = from_text(directory.read_config_text(), str(directory.config))
     differences = identity_differences(old, config)
-    weights = bool(differences) and only_weights_differ(old, config)
+    weights = bool(differences) and not identity_differences(old, config, CACHES + WEIGHTS)
     if differences and not (weights and accepted.data):
         accept = (
             "To continue at the same position with the new weights, add --accept-data-change. To plan a change, give "

@@ -2,7 +2,7 @@
 
 Identity fields, because another value is another training:
     task.*                          model and loss
-    data.target and its arguments   examples; see `only_weights_differ`
+    data.target and its arguments   examples; see WEIGHTS
     data.shuffle, .shuffle_window,  order and number of examples
         .limit
     optimizer.*                     updates
@@ -31,7 +31,7 @@ from typing import Any
 
 from engine.config.old_names import current
 from engine.config.schedules import decay_begin, followers, sections
-from engine.config.schema import Arguments, Config, Plain
+from engine.config.schema import Arguments, Config, Data, Plain
 from engine.config.text import flatten, value_text
 
 _SECTIONS = ("task.", "data.", "optimizer.")
@@ -55,16 +55,21 @@ def is_identity(name: str) -> bool:
     return name in _FIELDS or (name.startswith(_SECTIONS) and name not in _FREE)
 
 
-def identity_differences(old: Config, new: Config) -> list[str]:
+def identity_differences(old: Config, new: Config, ignored: Collection[str] = CACHES) -> list[str]:
     """Returns a line `train.seed: 0 -> 1` for each identity field that differs; `(none)` for a field that one lacks.
 
     The order of keys matters only for parameter groups, where the first match applies.
+
+    Args:
+        old: stored config.
+        new: config of the resume.
+        ignored: arguments of WEIGHTED sources that may differ. With WEIGHTS too, the weights may.
     """
     approximate = old.train.approximate_accumulation or new.train.approximate_accumulation
     before, after = (
         {
             name: value_text(name, current(value) if isinstance(value, str) else value)
-            for name, value in flatten(_without(config, CACHES))
+            for name, value in flatten(dataclasses.replace(config, data=_without(config.data, ignored)))
             if is_identity(name) or (approximate and name == "train.accumulate")
         }
         for config in (old, new)
@@ -80,15 +85,9 @@ def identity_differences(old: Config, new: Config) -> list[str]:
     return lines
 
 
-def only_weights_differ(old: Config, new: Config) -> bool:
-    """Whether the identity fields differ in nothing but the weights by which `Mixture` and `Weighted` draw examples."""
-    return not identity_differences(_without(old, WEIGHTS), _without(new, WEIGHTS))
-
-
-def _without(config: Config, names: Collection[str]) -> Config:
-    """Returns a config without these arguments of the sources that draw by weights."""
-    plain = _plain_arguments(config.data.target, config.data.arguments, names)
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, arguments=plain))
+def _without(data: Data, names: Collection[str]) -> Data:
+    """Returns a section `data` without these arguments of the sources that draw by weights."""
+    return dataclasses.replace(data, arguments=_plain_arguments(data.target, data.arguments, names))
 
 
 def _plain_arguments(target: str, arguments: Arguments, names: Collection[str]) -> Arguments:
