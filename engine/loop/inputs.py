@@ -6,10 +6,8 @@ import functools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from jax.sharding import NamedSharding
-
 from engine.cluster import group
-from engine.config.schema import Config
+from engine.config.schema import Data
 from engine.data.batch import Batch
 from engine.data.feed import Batching, FeedCallbacks, TrainFeed
 from engine.data.source import BaseSource
@@ -27,27 +25,29 @@ class TrainInputs(contextlib.ExitStack):
 
     Args:
         source: the training examples.
-        config: config of the run.
-        sharding: sharding of the batch dimension of every array.
-        total_steps: steps of the run.
+        data: config section `data`.
+        batching: how the examples become batches, as many as its `total_steps`.
+        steps_per_dispatch: `train.steps_per_dispatch`.
         directory: run directory.
         say: called with sentences for the user.
+        logs_examples: whether to list the examples of each step (`log.examples`).
     """
 
     def __init__(
         self,
         source: BaseSource,
-        config: Config,
-        sharding: NamedSharding,
-        total_steps: int,
+        data: Data,
+        batching: Batching,
+        steps_per_dispatch: int,
         directory: RunDirectory,
         say: Callable[[str], None],
+        logs_examples: bool = False,
     ):
         super().__init__()
-        self._source, self._data, self._train = source, config.data, config.train
-        self._batching = Batching(self._train.global_batch_size, self._train.seed, sharding, total_steps)
-        self._total_steps, self._directory, self._say = total_steps, directory, say
-        self._logs_examples = config.log.examples
+        self._source, self._data, self._batching = source, data, batching
+        self._steps = range(batching.total_steps or 0)
+        self._steps_per_dispatch, self._directory, self._say = steps_per_dispatch, directory, say
+        self._logs_examples = logs_examples
         self._ledger: Ledger | None = None
         self._bad_examples: BadExampleCounter | None = None
         self._position: Mapping[str, Any] = {}  # position in the data at which the latest feed begins
@@ -80,8 +80,8 @@ class TrainInputs(contextlib.ExitStack):
             self._source,
             self._data,
             self._batching,
-            range(step, self._total_steps),
-            steps_per_dispatch=self._train.steps_per_dispatch,
+            self._steps[step:],
+            steps_per_dispatch=self._steps_per_dispatch,
             callbacks=FeedCallbacks(self._ledger and self._ledger.write, self._bad_examples, self._say),
             saved=position,
         )
@@ -110,10 +110,8 @@ class TrainInputs(contextlib.ExitStack):
         """Returns the shares of a source with an order of its own, which may have tags."""
         from engine.data.sampling.drawn import DrawnShares
 
-        train = self._train
-        return DrawnShares(
-            self._source, batch_size=train.global_batch_size, seed=train.seed, shuffle=self._data.shuffle
-        )
+        batch_size, seed = self._batching.batch_size, self._batching.seed
+        return DrawnShares(self._source, batch_size=batch_size, seed=seed, shuffle=self._data.shuffle)
 
     @functools.cached_property
     def ragged(self) -> "RaggedReport | None":
@@ -122,7 +120,6 @@ class TrainInputs(contextlib.ExitStack):
             return None
         from engine.data.ragged.report import report
 
-        rows = self._train.global_batch_size
+        rows, seed = self._batching.batch_size, self._batching.seed
         ranks = rows // self._batching.sharding.shard_shape((rows,))[0]
-        seed, shuffle = self._train.seed, self._data.shuffle
-        return report(self._source, batch_size=rows, seed=seed, shuffle=shuffle, ranks=ranks)
+        return report(self._source, batch_size=rows, seed=seed, shuffle=self._data.shuffle, ranks=ranks)

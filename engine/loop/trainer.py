@@ -24,6 +24,7 @@ from engine.compile.shapes import CompiledSteps
 from engine.config.schedules import followers
 from engine.config.schema import Config
 from engine.config.text import field_texts, to_text
+from engine.data.feed import Batching
 from engine.data.source import Source, example_spec
 from engine.data.source_adapter import indexed
 from engine.loop.dispatcher import Dispatcher
@@ -107,12 +108,12 @@ class Trainer:
         self.evaluations = [] if self._measurements is None else self._measurements.evaluations
         directory.messages += [f"warning: {text}" for text in warnings]
         self.checkpoints = build_checkpointer(config.checkpoint, text, directory, size, self.say)
-        sharding = self.program.spec.batch_sharding
-        self._inputs = TrainInputs(source, config, sharding, self.total_steps, directory, self.say)
+        k, sharding = config.train.steps_per_dispatch, self.program.spec.batch_sharding
+        batching = Batching(size.batch_size, config.train.seed, sharding, self.total_steps)
+        self._inputs = TrainInputs(source, config.data, batching, k, directory, self.say, config.log.examples)
         self._divergence = Divergence(config.resilience.divergence, self.program.metric_names, self.say)
         self._zero_weights = ZeroWeights(math.ceil(len(source) / size.batch_size), self.say)
         hang_s, timeout_s = config.resilience.hang.seconds, config.checkpoint.timeout.seconds
-        k = config.train.steps_per_dispatch
         self._watchdog = Watchdog(hang_s, timeout_s, directory.stacks, directory.attempt, k)
         self._preemption = Preemption(lambda: self._phase.name)
         self._phase = Phases(directory.stopwatch, self._watchdog)

@@ -6,6 +6,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from engine import ArraySource
 from engine.config.schema import MeshSpec
+from engine.data.feed import Batching
 from engine.loop.inputs import TrainInputs
 from engine.parallel.mesh import make_mesh
 from engine.run.directory import RunDirectory
@@ -21,7 +22,9 @@ class Scheduled(ArraySource):
 
 def inputs(directory, source, **settings):
     sharding = NamedSharding(make_mesh(MeshSpec()), PartitionSpec("data"))
-    return TrainInputs(source, runs.config(**settings), sharding, 10, directory, print)
+    config = runs.config(**settings)
+    batching = Batching(config.train.global_batch_size, config.train.seed, sharding, total_steps=10)
+    return TrainInputs(source, config.data, batching, 1, directory, print, config.log.examples)
 
 
 def test_batch_that_is_read_once_more_is_the_same(tmp_path):
