@@ -50,13 +50,13 @@ class Objects:
         built = build_hooks({name: section for name, section in sections.items() if name not in self.hooks})
         return {name: self.hooks[name] if name in self.hooks else built[name] for name in sections}
 
-    def check(self, config: Config) -> None:
-        """Raises ConfigError if the config describes an object that was not passed."""
-        sections: list[tuple[Target, object]] = [(config.task, self.task), (config.data, self.data)]
-        sections += [(e.data, self.evaluation_data.get(name)) for name, e in config.evaluations.items()]
-        sections += [(hook, self.hooks.get(name)) for name, hook in config.hooks.items()]
-        for section, found in sections:
-            if section.target == INSTANCE and found is None:
+    def check(self, targets: Mapping[str, Target]) -> None:
+        """Raises ConfigError if a section of a config, by its path, describes an object that was not passed."""
+        passed: dict[str, object] = {"task": self.task, "data": self.data}
+        passed |= {f"evaluations.{name}.data": found for name, found in self.evaluation_data.items()}
+        passed |= {f"hooks.{name}": found for name, found in self.hooks.items()}
+        for path, section in targets.items():
+            if section.target == INSTANCE and passed.get(path) is None:
                 from engine.config.instances import missing
 
                 missing(str(section.arguments.get("type")))

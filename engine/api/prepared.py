@@ -186,22 +186,20 @@ def _has_auto(train: Train) -> bool:
     return AUTO in (train.global_batch_size, train.accumulate)
 
 
-def restore_sizes(config: Config, directory: RunDirectory) -> tuple[Config, list[str]]:
-    """Returns the config of a resumed run with the numbers that auto gave at its start, and the fields that have them.
+def restore_sizes(train: Train, directory: RunDirectory) -> tuple[Train, list[str]]:
+    """Returns the section of a resumed run with the numbers that auto gave at its start, and the fields that have them.
 
-    The config of a new run is returned unchanged.
+    The section of a new run is returned unchanged.
     """
-    if not _has_auto(config.train):
-        return config, []
+    if not _has_auto(train):
+        return train, []
     from engine.api.auto_size import auto_fields, with_numbers
 
     def stored() -> list[int] | None:
         if newest_checkpoint(directory) is None:
             return None
-        train = from_text(directory.read_config_text(), str(directory.config)).train
-        return [train.global_batch_size, train.accumulate]
+        before = from_text(directory.read_config_text(), str(directory.config)).train
+        return [before.global_batch_size, before.accumulate]
 
     found = group.run_on_primary(stored, "the stored size of a step")
-    if found is None:
-        return config, []
-    return dataclasses.replace(config, train=with_numbers(config.train, *found)), auto_fields(config.train)
+    return (train, []) if found is None else (with_numbers(train, *found), auto_fields(train))

@@ -3,6 +3,7 @@
 These functions do not parse flags or end the process, and set signal handlers only on the main thread.
 """
 
+import dataclasses
 import math
 import tempfile
 import time
@@ -24,7 +25,7 @@ from engine.base.errors import CheckpointError, ConfigError
 from engine.cluster import group, peer_failure
 from engine.cluster.consistency_check import check_consistency, software
 from engine.compile.out_of_memory import out_of_memory_reported
-from engine.config.schema import Config
+from engine.config.schema import Config, user_targets
 from engine.config.target import target_names
 from engine.config.text import field_texts, to_text
 from engine.data import dataset_summary
@@ -93,7 +94,7 @@ def train(
         found = resolve_config(config) if isinstance(config, str | Path) else config
         config, objects = with_objects(found, task, data, evaluation_data or {}, hooks or {})
     config = resolve_config(config)
-    objects.check(config)
+    objects.check(user_targets(config))
     if fast_dev_run:
         from engine.config.dev_run import tiny
 
@@ -122,7 +123,8 @@ def _train(
     config = set_up_devices(config, None if fresh else RunDirectory(path))
     with RunDirectory.open(path, fresh=fresh, began=began) as directory:
         directory.kept = kept
-        config, stored_sizes = restore_sizes(config, directory)
+        section, stored_sizes = restore_sizes(config.train, directory)
+        config = dataclasses.replace(config, train=section)
         changed = check_config(config, directory, accepted)
         reporter = Reporter(directory, config.name, config.log.progress, kept=kept)
         with reporter, out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():

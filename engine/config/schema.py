@@ -376,6 +376,13 @@ class Config:
     tiny: Arguments = table('Overrides for --fast-dev-run: {"train.global_batch_size": 8}.')
 
 
+def user_targets(config: Config) -> dict[str, Target]:
+    """Returns dotted path -> section of the Task, the datasets and the hooks: the targets that only the user knows."""
+    evaluations = {f"evaluations.{name}.data": evaluation.data for name, evaluation in config.evaluations.items()}
+    hooks = {f"hooks.{name}": hook for name, hook in config.hooks.items()}
+    return {"task": config.task, "data": config.data, **evaluations, **hooks}
+
+
 def field_names(section: type) -> list[str]:
     """Returns the names of the fields of a section in schema order, without `arguments`."""
     return [f.name for f in dataclasses.fields(section) if f.name != "arguments"]

@@ -18,7 +18,7 @@ from engine.base.errors import ConfigError, FieldError, did_you_mean, near_names
 from engine.base.user_errors import add_target_package
 from engine.config import zoo
 from engine.config.old_names import current
-from engine.config.schema import Config, Target, field_names
+from engine.config.schema import Config, Target, field_names, user_targets
 
 INSTANCE = "engine.config.instances.Instance"
 """Target of the sections of objects that `engine.train` received."""
@@ -209,9 +209,8 @@ def target_names(config: Config) -> list[str]:
 
     For an object that was passed to `engine.train`, it is the path of its class.
     """
-    data = (evaluation.data for evaluation in config.evaluations.values())
     slices = (section for evaluation in config.evaluations.values() for section in evaluation.slices.values())
-    sections = (config.task, config.data, *data, *config.hooks.values(), *slices)
+    sections = (*user_targets(config).values(), *slices)
     return [str(s.arguments["type"]) if s.target == INSTANCE else s.target for s in sections]
 
 
@@ -221,20 +220,17 @@ def check_targets(config: Config) -> None:
     Raises:
         ConfigError: a name that does not exist, or an argument that the target does not take.
     """
-    check(config.task, "task")
-    check(config.data, "data")
+    for path, section in user_targets(config).items():
+        check(section, path)
     check(config.optimizer, "optimizer", given=("learning_rate",))
     for name, group in config.optimizer.groups.items():
         section = config.optimizer.of_group(name)
         group = dataclasses.replace(group, target=section.target, arguments=section.arguments)
         check(group, f"optimizer.groups.{name}", given=("learning_rate",))
     for name, evaluation in config.evaluations.items():
-        check(evaluation.data, f"evaluations.{name}.data")
         for key, section in evaluation.slices.items():
             where = f"evaluations.{name}.slices.{key}"
             check(section, where, given=first_parameter(section, where))
-    for name, hook in config.hooks.items():
-        check(hook, f"hooks.{name}")
 
 
 def parameters_of(function: Callable[..., object]) -> Mapping[str, inspect.Parameter] | None:

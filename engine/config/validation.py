@@ -21,7 +21,7 @@ from engine.config.fields import check_value, join, slots
 from engine.config.hardware import AXES
 from engine.config.override import locate
 from engine.config.schedules import check_schedules, sections
-from engine.config.schema import Config, InitSource, Target
+from engine.config.schema import Config, Group, InitSource, Target, user_targets
 from engine.config.setting import AUTO, MAX_NUMBER, regular_expression
 
 
@@ -38,7 +38,8 @@ def validate(config: ConfigDict | Mapping[str, object] | Config, origin: str = "
     try:
         draft = config if isinstance(config, Draft) else draft_of(config)
         frozen = _freeze(Config, draft)
-        _check_targets(frozen)
+        _check_targets({**user_targets(frozen), "optimizer": frozen.optimizer})
+        _check_groups(frozen.optimizer.groups)
         _check_sizes(frozen.train)
         _check_learning_rate(frozen.optimizer)
         _check_axes(frozen.mesh, frozen.sharding)
@@ -89,20 +90,22 @@ def read_only[K, V](values: dict[K, V]) -> MappingProxyType[K, V]:
 copyreg.pickle(MappingProxyType, lambda mapping: (read_only, (dict(mapping),)))
 
 
-def _check_targets(config: Config) -> None:
-    """Checks that every target is set and that every parameter group has a pattern."""
-    named: dict[str, Target] = {"task": config.task, "data": config.data, "optimizer": config.optimizer}
-    named |= {f"evaluations.{name}.data": evaluation.data for name, evaluation in config.evaluations.items()}
-    named |= {f"hooks.{name}": hook for name, hook in config.hooks.items()}
-    for path, section in named.items():
+def _check_targets(sections: Mapping[str, Target]) -> None:
+    """Checks that every target is set."""
+    for path, section in sections.items():
         if not section.target:
             near = ""
-            if len(parts := path.split(".")) > 1:  # the new entry may be a misspelt existing entry
-                others = [join(parts[0], name) for name in getattr(config, parts[0]) if name != parts[1]]
-                near = did_you_mean(join(parts[0], parts[1]), others)
+            if "." in path:  # the new entry may be a misspelt existing entry
+                kind, name, *_ = path.split(".")
+                entries = [".".join(other.split(".")[:2]) for other in sections if other.startswith(f"{kind}.")]
+                near = did_you_mean(f"{kind}.{name}", [entry for entry in entries if entry != f"{kind}.{name}"])
             advice = f"Name a class or function by dotted path, such as 'package.module.Name'.{near}"
             raise FieldError(f"{path}.target", "is empty", advice)
-    for name, group in config.optimizer.groups.items():
+
+
+def _check_groups(groups: Mapping[str, Group]) -> None:
+    """Checks that every parameter group has a pattern."""
+    for name, group in groups.items():
         if not group.match:
             path = f"optimizer.groups.{name}.match"
             raise FieldError(path, "is empty", "Give a regular expression of parameter paths, such as '^head/'.")
