@@ -23,13 +23,13 @@ from engine.data.text import without_text
 
 FILLER_TRIES = 1000  # consecutive positions tried for a filler
 WINDOW_BATCHES = 100  # latest batches over which the fraction of bad examples is measured
-MAX_BAD_FRACTION = 0.1  # of the examples in the window
+MAX_BAD_FRACTION = 0.1  # share of the examples in the window
 ALWAYS_ALLOWED = 10  # bad examples in the window that never stop a run; the first ones are reported one by one
 
 
 @dataclass(frozen=True)
-class BadExample:
-    """An example that could not be read."""
+class BadRow:
+    """A row of a batch whose example could not be read."""
 
     row: int  # row of the global batch
     address: int  # address that the sampler gave it, as in the ledger of examples
@@ -42,7 +42,7 @@ class TolerantBatch:
     """A batch whose bad examples have weight 0, and the list of these examples."""
 
     batch: Batch
-    bad: tuple[BadExample, ...] = ()
+    bad: tuple[BadRow, ...] = ()
 
 
 class RowBatches(Protocol):
@@ -97,7 +97,7 @@ class TolerantBatches:
                 examples.append(self._row(position, n))
             except DataError as error:
                 if weight[i]:  # else the row is padding after the last example
-                    bad.append(BadExample(row, self._batches.address(position), str(error)))
+                    bad.append(BadRow(row, self._batches.address(position), str(error)))
                 weight[i] = 0
                 examples.append(self._filler(position, n))
         return TolerantBatch(Batch(jax.tree.map(lambda *rows: np.concatenate(rows), *examples), weight), tuple(bad))

@@ -25,7 +25,7 @@ from engine.data.stages import Times
 from engine.data.text import has_text, without_text
 
 if TYPE_CHECKING:
-    from engine.data.bad_examples import BadExample, BadExampleCounter, RowBatches
+    from engine.data.bad_examples import BadExampleCounter, BadRow, RowBatches
     from engine.data.streams.marks import StreamPosition
 
 
@@ -295,6 +295,6 @@ def _tolerant(batches: "RowBatches") -> Numbered[Any]:
     return TolerantBatches(batches)
 
 
-def _report(bad: "Sequence[BadExample]") -> None:
+def _report(bad: "Sequence[BadRow]") -> None:
     for example in bad:
         logging.getLogger("convoy").warning("the evaluation skips an example: %s", example.error)

@@ -5,7 +5,7 @@ import pytest
 
 from engine.base.errors import DataError
 from engine.config.schema import Data
-from engine.data.bad_examples import ALWAYS_ALLOWED, BadExample, BadExampleCounter, TolerantBatch, TolerantBatches
+from engine.data.bad_examples import ALWAYS_ALLOWED, BadExampleCounter, BadRow, TolerantBatch, TolerantBatches
 from engine.data.batch import Batch
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.feed import EvaluationFeed
@@ -114,7 +114,7 @@ def test_counter_writes_every_bad_example_and_reports_the_first_and_each_doublin
     lines, messages = [], []
     counter = BadExampleCounter(lines.append, messages.append)
     for n in range(40):
-        counter.unwrap(n, found(BadExample(3, 7 + n, f"Example {7 + n} of a test: bad.")))
+        counter.unwrap(n, found(BadRow(3, 7 + n, f"Example {7 + n} of a test: bad.")))
     assert len(lines) == 40
     assert lines[0] == {"step": 1, "batch": 0, "row": 3, "example": 7, "error": "Example 7 of a test: bad."}
     assert messages[0].startswith("warning: step 1: Example 7 of a test: bad. Its row has weight 0")
@@ -123,7 +123,7 @@ def test_counter_writes_every_bad_example_and_reports_the_first_and_each_doublin
 
 def test_too_many_bad_examples_raise_data_error():
     counter = BadExampleCounter(lambda line: None, lambda text: None)
-    bad = found(*(BadExample(row, row, f"Example {row}: bad.") for row in range(2)))
+    bad = found(*(BadRow(row, row, f"Example {row}: bad.") for row in range(2)))
     for n in range(5):
         counter.unwrap(n, bad)
     with pytest.raises(DataError, match=r"step 6: 12 of the last 96 examples cannot be read, and data.on_error=skip"):

@@ -10,7 +10,7 @@ from grain.multiprocessing import SharedMemoryArray
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.data.bad_examples import BadExample, TolerantBatch, TolerantBatches
+from engine.data.bad_examples import BadRow, TolerantBatch, TolerantBatches
 from engine.data.batch import Batch
 from engine.data.batches import Batches
 from engine.data.reader import read
@@ -61,7 +61,7 @@ def test_whole_arrays_are_sent_in_shared_memory_and_all_others_are_freed():
         names = [name_of(array) for array in arrays]
         weight, own = empty((3,), np.float32), np.ones(SHAPE)
         whole[:], part[:], unused[:] = 7, 8, 9
-        batch = TolerantBatch(Batch({"x": [whole, part[:2]]}, weight), (BadExample(0, 1, "gone"),))
+        batch = TolerantBatch(Batch({"x": [whole, part[:2]]}, weight), (BadRow(0, 1, "gone"),))
         marks: Any = {"shard": None}
         parcel = share([MarkedBatch(batch, marks), turned[::-1], cast.view(np.int8), own])
     assert list(parcel.new) == names[:1]

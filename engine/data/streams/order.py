@@ -12,7 +12,7 @@ from engine.base.duration import UNKNOWN_LENGTH
 from engine.data.sampling.shuffle import EpochPermutation
 
 
-class Order:
+class StreamOrder:
     """Maps positions of a run to (shard, item). Items of a shard are numbered on and on: epoch follows epoch.
 
     Args:

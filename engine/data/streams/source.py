@@ -16,7 +16,7 @@ from engine.data.sampling.sampler import Mark, Marks, Sampler
 from engine.data.source import SEPARATOR, BaseSource
 from engine.data.stages import stage
 from engine.data.streams.cursor import StreamReader
-from engine.data.streams.order import Order
+from engine.data.streams.order import StreamOrder
 from engine.data.streams.stream import BaseStream, IterableStream
 
 KEPT_BATCHES = 8  # batches whose items are kept; a cursor keeps more if threads read further ahead of each other
@@ -73,7 +73,7 @@ class StreamSource(BaseSource):
         if self.counts is None:
             counts = self._first_counts(count)
         else:
-            order = Order(self.counts, self.stream.shards, window=1, seed=0)
+            order = StreamOrder(self.counts, self.stream.shards, window=1, seed=0)
             counts = order.needed(min(count, len(self))).tolist() if count < len(self) else self.counts
         return StreamSource(self.stream, self.window * self.stream.shards, self.source_name, counts)
 
@@ -157,7 +157,7 @@ class StreamSampler(Sampler):
         self.has_transform = source.has_transform
         self.needs_whole_batches = batch_size is not None
         window = source.window if shuffle else 1
-        self._order = Order(source.counts, shards, window=window, seed=seed, batch_size=batch_size)
+        self._order = StreamOrder(source.counts, shards, window=window, seed=seed, batch_size=batch_size)
         kept = KEPT_BATCHES * -(-(batch_size or 64) // shards)
         self._reader = StreamReader(
             source.stream, counts=source.counts, window=window, keep=2 * window + kept, name=source.source_name
