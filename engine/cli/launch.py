@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, launcher in _LAUNCHERS.items():
         below = launchers.add_parser(name, help=launcher.help)
         launcher.add_arguments(below)
-        below.set_defaults(parser=below)
+        below.set_defaults(parser=below, prints_result=name != "local")  # local processes have their results on disk
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:

@@ -8,6 +8,7 @@ from engine.cli.huge_pages import restart_with_huge_pages
 if __name__ == "__main__":
     restart_with_huge_pages()  # before the imports below, which the restarted program would repeat
 
+import argparse
 import contextlib
 import os
 import signal
@@ -70,21 +71,34 @@ def _leave_after_failure() -> None:
 
 
 def _run(words: list[str]) -> int:
-    """Parses the words and runs the verb; the words after `--` are a command to launch."""
+    """Parses the words and runs the verb; the words after `--` are a command to launch.
+
+    Raises:
+        OutputError: a result that is only printed, such as a table or help, was not written.
+    """
     end = words.index("--") if "--" in words else len(words)
     rest, overrides = split_overrides(words[:end])
-    try:
-        args = parse(rest, words[end:])
-    except SystemExit:  # of argparse, after --help
-        return ExitStatus.DONE
-    if args.verb is None:
-        make_parser([])[0].print_help()
-        return ExitStatus.DONE
-    verb = VERBS[args.verb]
-    code = verb.module.run(args, overrides)
-    if verb.prints_result:
+    args = _parse(rest, words[end:])
+    code, prints_result = ExitStatus.DONE, True
+    if args is not None:
+        verb = VERBS[args.verb]
+        code = verb.module.run(args, overrides)
+        prints_result = getattr(args, "prints_result", verb.prints_result)
+    if prints_result:
         output.check()
     return code
+
+
+def _parse(words: list[str], after: list[str]) -> argparse.Namespace | None:
+    """Returns the parsed arguments; None after help was printed, because it was asked for or there is no verb."""
+    try:
+        args = parse(words, after)
+    except SystemExit:  # argparse raises it after --help
+        return None
+    if args.verb is None:
+        make_parser([])[0].print_help()
+        return None
+    return args
 
 
 def _treat_hangup_as_sigterm() -> None:

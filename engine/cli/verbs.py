@@ -53,7 +53,7 @@ _VERBS = (
         "write a dataset as ArrayRecord files, or check every example of it",
         short_overrides=("--data.", "--evaluations."),
     ),
-    Verb("launch", "run a command in several processes, on this machine or on a cluster", prints_result=False),
+    Verb("launch", "run a command in several processes, on this machine or on a cluster"),
     Verb("supervise", "train, and restart after failures until the run is done", prints_result=False),
     Verb("doctor", "print processes, versions and devices found here, and test a collective"),
 )

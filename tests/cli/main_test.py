@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from engine.cli.main import main
+from engine.run.goodput import Stopwatch
 from engine.storage import background
 from tests import runs
 
@@ -86,14 +87,31 @@ def test_closed_output_pipe_is_not_an_error():
     assert done.stderr == ""
 
 
-def test_result_that_cannot_be_written_is_an_error():
-    words = runs.command("config", "configs.digits")
+@pytest.mark.parametrize(
+    "words",
+    [
+        "",
+        "--help",
+        "--version",
+        "train --help",
+        "config configs.digits",
+        "goodput RUN",
+        "launch --help",
+        "launch tpu-vm stop --name=a --zone=b",
+        "launch k8s --name=a --image=b:1 --claim=c -- train --config=configs.digits",
+        "launch slurm --nodes=1 --time=1:00:00 --dry-run -- train --config=configs.digits",
+    ],
+)
+def test_result_that_cannot_be_written_is_an_error(tmp_path, words):
+    Stopwatch(tmp_path / "goodput.jsonl", 1).close()
+    command = runs.command(*words.replace("RUN", str(tmp_path)).split())
     with open("/dev/full", "w") as full:
         done = subprocess.run(
-            words, stdout=full, stderr=subprocess.PIPE, text=True, env=runs.environment(), timeout=180
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=runs.environment(), timeout=180
         )
     assert done.returncode == 1
-    assert "standard output: cannot be written (No space left on device)" in done.stderr
+    text = "OutputError: standard output: cannot be written (No space left on device). The output is lost.\n"
+    assert done.stderr == text
 
 
 def test_exception_in_user_code_is_one_sentence_with_its_line_and_the_file_of_its_traceback(tmp_path):
