@@ -79,8 +79,8 @@ def measure(
     """Runs the bare loop, its computation and the engine with each K over the same steps.
 
     Args:
-        name: of SIZES.
-        turns: of each loop.
+        name: key of SIZES.
+        turns: turns of each loop.
         seconds: length of a turn of the bare loop; `blocks` of 32 steps, if given, takes its place.
         ks: steps in a dispatch.
         **settings: further fields of the config, as in `workloads.config`.

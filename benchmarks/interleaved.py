@@ -26,8 +26,8 @@ class EngineLoop:
     """The engine's loop over a config, `steps` steps a turn. A context manager: its exit ends the run.
 
     Args:
-        config: of a run of `total_steps(steps, turns)` steps or more. The first turn, which compiles, runs on entry.
-        steps: of one turn.
+        config: config of a run of at least `total_steps(steps, turns)` steps. The first turn compiles, on entry.
+        steps: steps of one turn.
         devices: those of the mesh; None: all devices of JAX.
     """
 
@@ -95,7 +95,7 @@ def interleave(loops: Mapping[str, Callable[[], Any]], turns: int, title: str = 
 
     Args:
         loops: what runs one turn, by name.
-        turns: of each loop.
+        turns: turns of each loop.
         title: what the progress line names.
     """
     seconds: dict[str, list[float]] = {name: [] for name in loops}

@@ -61,9 +61,9 @@ class Storm:
     Args:
         config: argument that names the config.
         run: directory of the run.
-        processes: of the run.
+        processes: processes of the run.
         total: its steps.
-        seed: of the moments of kills and of the processes that they hit.
+        seed: seed of the moments of kills and of the processes that they hit.
     """
 
     def __init__(self, config: str, run: Path, processes: int, total: int, seed: int):
@@ -268,7 +268,7 @@ class Result:
 
     Attributes:
         phases: kills by phase.
-        attempts: of the run.
+        attempts: attempts of the run.
         code: exit code of the supervisor.
         differences: a line for each difference from the unbroken run and for each failed check; empty if all is well.
         goodput: the table of goodput.

@@ -32,8 +32,8 @@ def measure(name: str, turns: int, seconds: float, steps: int | None = None, **s
     """Runs both loops over the same steps.
 
     Args:
-        name: of the model.
-        turns: of each loop.
+        name: name of the model.
+        turns: turns of each loop.
         seconds: length of a turn; `steps`, if given, takes its place.
         **settings: fields of the config, as in `workloads.config`.
 

@@ -99,7 +99,7 @@ def compare(name: str, costs: Sequence[Cost], times: np.ndarray) -> float:
     """Prints how predictions agree with the measured times, and returns the rank correlation.
 
     Args:
-        name: of the kind of prediction.
+        name: name of the kind of prediction.
         costs: the predictions.
         times: seconds `[steps, predictions]`.
     """

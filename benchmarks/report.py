@@ -27,7 +27,7 @@ class Row:
     Attributes:
         what: the quantity, for people.
         values: one for each turn or round.
-        unit: of the values; empty for a ratio.
+        unit: unit of the values; empty for a ratio.
         digits: decimal places to print.
         at_most: the target, where smaller is better.
         at_least: the target, where larger is better.

@@ -40,7 +40,7 @@ class Requests:
 
     number: Counter[str] = dataclasses.field(default_factory=Counter)
     values: Counter[str] = dataclasses.field(default_factory=Counter)  # values that the answers contain
-    bytes: Counter[str] = dataclasses.field(default_factory=Counter)  # of keys and values, in both directions
+    bytes: Counter[str] = dataclasses.field(default_factory=Counter)  # bytes of keys and values, in both directions
 
     def add(self, kind: str, values: int, size: int) -> None:
         """Counts one request."""

@@ -49,7 +49,7 @@ class Detection(Task):
     def loss(self, model, batch, rng):
         heat, boxes, logits = model(batch["image"])
         present = batch["present"]
-        cell = (batch["boxes"][..., :2] + batch["boxes"][..., 2:]) / 2 // CELL  # of the centre of a digit
+        cell = (batch["boxes"][..., :2] + batch["boxes"][..., 2:]) / 2 // CELL  # cell of the centre of a digit
         cell = (cell[..., 1] * (CANVAS // CELL) + cell[..., 0]).astype(jnp.int32)  # [batch, digits]
         target = jnp.where(present[..., None], jax.nn.one_hot(cell, CELLS), 0).max(axis=1)  # [batch, cells]
         at = cell[..., None]

@@ -16,7 +16,7 @@ class MeanTeacher(Task):
     width: int = 128
     decay: float = 0.99
     noise: float = 0.3
-    factor: float = 3.0  # of the difference between student and teacher, after a ramp over a fifth of the run
+    factor: float = 3.0  # factor on the difference between student and teacher, after a ramp over a fifth of the run
 
     def build(self, rngs):
         hidden = [nnx.Linear(inputs, self.width, rngs=rngs) for inputs in (64, self.width)]

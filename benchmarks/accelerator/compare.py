@@ -35,11 +35,11 @@ class Case:
     """One comparison.
 
     Attributes:
-        name: of the case.
+        name: name of the case.
         function: what is compared.
         floats: numpy arrays for which there are gradients.
         integers: further numpy arrays.
-        dtype: of the floats on the device.
+        dtype: dtype of the floats on the device.
         reference: cases with the same text have the same function and arrays, so one reference serves all.
         slack: factor on the tolerances, for many layers in sequence.
         kernel: whether GPUs and TPUs are meant to use their attention kernel.

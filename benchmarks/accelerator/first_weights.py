@@ -19,7 +19,7 @@ def hashed(index: Any, name: str, number: Callable[[int], Any] = int) -> Any:
 
     Args:
         index: integers of 32 unsigned or 64 bits, in any library.
-        name: of the array, for which the bits are drawn.
+        name: name of the array, for which the bits are drawn.
         number: makes a constant that the library can combine with the integers.
     """
     mask = number(0xFFFFFFFF)

@@ -15,7 +15,7 @@ class Job:
     """A model and how it is trained.
 
     Attributes:
-        name: of the model.
+        name: name of the model.
         tiny: whether it has its tiny size.
         packed: whether rows have segment ids, so that attention gets a mask.
         devices: the first devices of JAX, over which the model is split.

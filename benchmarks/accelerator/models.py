@@ -33,7 +33,7 @@ class Model:
     """A model, its data and the settings of its measurement; subclasses fill it in."""
 
     batch: int
-    steps: int  # of a turn
+    steps: int  # steps of a turn
     turns: int
     together: bool = True  # whether the state of all loops fits into memory at the same time
     precision: str = "bfloat16"

@@ -28,7 +28,7 @@ class RowResult:
     name: str
     description: str
     status: str = NOT_RUN
-    reason: str = ""  # of a status that is not "ok"
+    reason: str = ""  # why the status is not "ok"
     seconds: float = 0.0
     summary: str = ""
     ratio: float | None = None

@@ -44,8 +44,8 @@ def run(context: Context, name: str, *options: str) -> None:
     """Measures the loops of a model.
 
     Args:
-        context: of the row.
-        name: of the model.
+        context: context of the row.
+        name: name of the model.
         *options: "packed" gives the engine rows with segment ids; "fsdp" splits the model over all devices; "no-torch"
             leaves out PyTorch.
     """

@@ -26,7 +26,7 @@ class Measures:
     """Costs of one step on one device."""
 
     cycles: int  # that XLA estimates, loops multiplied out; 0 where it estimates none (GPUs)
-    kernel_cycles: int  # of attention kernels, by their FLOPs and the peak of the device
+    kernel_cycles: int  # cycles of attention kernels, by their FLOPs and the peak of the device
     sent: int  # bytes
     synchronous: int  # bytes sent while the device waits
     by_axis: Mapping[str, int]  # mesh axes -> bytes sent

@@ -20,7 +20,7 @@ from engine.layers import kernels
 from engine.parallel.memory import device_bytes
 from engine.parallel.mesh import make_mesh
 
-CHUNKS = 2  # of the logits
+CHUNKS = 2  # chunks of the logits
 LAYER: Mapping[str, P] = {
     "query": P(None, "fsdp", "tensor"),
     "key": P(None, "fsdp", "tensor"),

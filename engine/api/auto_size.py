@@ -22,7 +22,7 @@ from engine.parallel.mesh import batch_sharding, check_batch
 from engine.parallel.schedule import microbatch_count
 
 RESOLUTION = 32  # the batch is the largest to within this part of it
-KEPT_SHARE = 1.1  # of the limit, for stored sizes: another release of XLA may need a little more
+KEPT_SHARE = 1.1  # share of the limit for stored sizes: another release of XLA may need a little more
 
 
 def auto_fields(train: Train) -> list[str]:

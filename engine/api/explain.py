@@ -57,7 +57,7 @@ def explain_parts(
     spec = built.spec
     if note := rounding_note(spec.task, built.abstract_batch.examples, spec.compute_dtype, spec.layout.precision):
         yield note
-    traced = built.trace(1)  # of several lengths, the longest
+    traced = built.trace(1)  # the longest, if the batches have several lengths
     yield _flops_line(built, has_unknown_length(traced.jaxpr.jaxpr))
     if collectives and (mesh.size > 1 or hardware is not None):
         warnings: list[str] = []

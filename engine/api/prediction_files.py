@@ -22,7 +22,7 @@ from engine.api.predictions import Columns
 from engine.base.errors import ConfigError, DataError
 from engine.data.text import is_text
 
-ROW_GROUP_BYTES = 32 << 20  # of a parquet file; a reader reads whole row groups
+ROW_GROUP_BYTES = 32 << 20  # bytes of a row group in a parquet file; a reader reads whole groups
 BLOCK = 1 << 16  # rows of text that are converted at once
 UNFINISHED = ".unfinished"  # suffix until the file is complete
 
@@ -101,7 +101,7 @@ class _Npz(PredictionFile):
     def __init__(self, path: Path):
         super().__init__(path)
         self._folder = path.with_name(f".{path.name}{UNFINISHED}")
-        shutil.rmtree(self._folder, ignore_errors=True)  # of a killed process
+        shutil.rmtree(self._folder, ignore_errors=True)  # a killed process may have left it
         self._folder.mkdir()
         self._stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
         self._columns: dict[str, _Column] = {}

@@ -41,7 +41,7 @@ class StoredResults:
     """One line of `evaluations.jsonl`.
 
     Attributes:
-        step: of the checkpoint.
+        step: step of the checkpoint.
         evaluation: name of the evaluation.
         metrics: full name -> result.
         settings: settings that differ from those of the run.
@@ -113,7 +113,7 @@ class SavedEvaluations:
         """Runs the evaluations on the checkpoint of a step, stores the results, and returns "step" and the metrics.
 
         Args:
-            step: of the checkpoint; the same in every process.
+            step: step of the checkpoint; the same in every process.
             only: names of the evaluations; None: all.
 
         Raises:

@@ -107,7 +107,7 @@ def run_on_primary[T](work: Callable[[], T], topic: str, timeout_s: float = time
         ConvoyError: `work` raised it; the other processes raise it as PrimaryError. Other exceptions are not forwarded.
         LostPeer: the primary has not answered within `timeout_s` seconds.
     """
-    result: Any = None  # of another process, as JSON gives it
+    result: Any = None  # as JSON gives it, if another process sent it
     raised = None
     if is_primary():
         try:

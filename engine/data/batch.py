@@ -34,7 +34,7 @@ def abstract_batch(example: PyTree, rows: int, sharding: Sharding) -> Batch:
     Args:
         example: one example, as a pytree of ShapeDtypeStruct.
         rows: rows of the global batch.
-        sharding: of the rows.
+        sharding: sharding of the rows.
     """
 
     def whole(x: jax.ShapeDtypeStruct) -> PyTree:

@@ -5,11 +5,11 @@ import shutil
 from engine.base.host import free_share, host_memory
 
 LEAST, MOST = 2, 64  # dispatches
-HOST_SHARE = 0.05  # of the free memory of the host, on which eight processes may run
-SHARED_SHARE = 0.05  # of the free shared memory, through which workers send batches; they hold up to twice as many
+HOST_SHARE = 0.05  # share of the free host memory; eight processes may run on a host
+SHARED_SHARE = 0.05  # share of the free shared memory. Workers send batches through it, and hold up to twice as many
 SHARED_FOLDER = "/dev/shm"
 IN_FLIGHT = 2  # dispatches that may wait on the devices behind the one that runs
-DEVICE_SHARE = 0.1  # of the memory of a device, for the batches of all dispatches on it
+DEVICE_SHARE = 0.1  # share of the device memory for the batches of all dispatches on it
 
 
 def dispatches_ahead(setting: int | str, dispatch_bytes: int, workers: int | str) -> int:

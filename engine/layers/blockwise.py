@@ -102,7 +102,7 @@ def forward(
         q: `[batch, kv_heads, group, queries, head_dim]`.
         k: `[batch, kv_heads, keys, head_dim]`.
         v: shape of `k`.
-        segments: of the queries and of the keys, or None.
+        segments: segments of the queries and of the keys, or None.
         causal: whether query i attends only to the keys up to i; requires as many keys as queries.
         block: queries per block; None chooses.
 
@@ -151,7 +151,7 @@ def backward(
     """Returns the contribution of these queries and keys to the gradients of q, k and v.
 
     Args as in `forward`, and:
-        rows: of these queries.
+        rows: rows of these queries.
 
     Returns:
         Gradients in the shapes of `q`, `k` and `v`, float32.

@@ -141,7 +141,7 @@ class Divergence:
 
     Args:
         policy: `resilience.divergence`.
-        names: of the metrics, in the order of a step's results.
+        names: names of the metrics, in the order of a step's results.
         on_message: called with sentences for the user.
     """
 

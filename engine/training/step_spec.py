@@ -57,7 +57,7 @@ class StepSpec:
     steps_per_epoch: float = 1.0
     changed_frozen: tuple[str, ...] = ()  # paths of frozen parameters that the Task changes in `after_step` or `update`
     reads: list[str] = dataclasses.field(default_factory=list)  # see `WatchedContext`; filled while tracing
-    compiler_options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)  # of XLA
+    compiler_options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)  # options of XLA
     branch: bool = False  # the guard branches instead of selecting each value: faster on CPU without convolutions
 
     @property

@@ -25,7 +25,7 @@ RECORDINGS = {
     "univ": ("students001", "students003"),
     "zara1": ("crowds_zara01",),
     "zara2": ("crowds_zara02",),
-    "none": ("crowds_zara03", "uni_examples"),  # of no place that is tested
+    "none": ("crowds_zara03", "uni_examples"),  # recorded at no place that is tested
 }
 SUBFOLDERS = {"train": ("train", "_train"), "validation": ("val", "_val"), "test": ("all", "")}  # folder, end of a name
 FOLDER = "data/eth_ucy"
@@ -84,7 +84,7 @@ class AugmentedRows(Rows):
         c, s = scale * np.cos(angle), scale * np.sin(angle)
         mirror = np.where(rng.random(count) < 0.5, -1, 1)
         matrix = np.array([[c, s], [-s * mirror, c * mirror]], np.float32).transpose(2, 0, 1)  # [segments, 2, 2]
-        matrix = matrix[np.maximum(example["segment_ids"] - 1, 0)]  # of each agent
+        matrix = matrix[np.maximum(example["segment_ids"] - 1, 0)]  # one for each agent
         return {**example, **{name: example[name] @ matrix for name in ("history", "future")}}
 
 

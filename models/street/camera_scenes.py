@@ -198,7 +198,7 @@ def observe(rng: np.random.Generator, images: bool, lidar: bool) -> dict[str, np
     """Returns what the sensors measure in a scene, see CameraScenes."""
     scene, street = draw_street(rng)
     boxes = street.place(np.stack(scene.boxes))
-    noise = rng.spawn(1)[0]  # of the lidar: a sweep is the same with and without images
+    noise = rng.spawn(1)[0]  # for the lidar: a sweep is the same with and without images
     seen = view(rng, street, boxes, np.array(scene.labels)) if images else {}
     return {**seen, **(scan(noise, scene, boxes, street.slope) if lidar else {})}
 

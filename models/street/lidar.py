@@ -19,11 +19,11 @@ from .scenes import CLASSES, EXTENT, RANGES, RAYS, SIZES, StreetScenes
 CELLS, STRIDE = 128, 2  # cells of the grid along each side; of each level of convolutions
 CELL = 2 * EXTENT / CELLS  # metres, also of the heatmap
 HEIGHTS = 0.4 * np.arange(8)  # metres: features say how near a point is to each
-FOOTPRINT = (0, 1, 3, 4, 6)  # of the numbers of a box: x, y, length, width, yaw
+FOOTPRINT = (0, 1, 3, 4, 6)  # indices into the numbers of a box: x, y, length, width, yaw
 APART = (1.5, 2.0, 0.4, 0.7)  # [class] metres: of two predicted centres that are nearer, one is dropped
 OBJECTS, PREDICTIONS = 64, 64  # most labelled objects of a sweep; boxes predicted for each
 BOX = 11  # numbers of the box head: centre (3), log size (3), sin and cos of the yaw, velocity (2), moving (1)
-WEIGHTS = (1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2)  # of their errors, without moving: one sweep hardly shows a velocity
+WEIGHTS = (1, 1, 1, 1, 1, 1, 1, 1, 0.2, 0.2)  # weights of errors, without moving: one sweep hardly shows a velocity
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -49,7 +49,7 @@ class Scene:
     def add(self, box: np.ndarray, label: int = -1, speed: float = 0.0, soft: float = 0.02) -> None:
         """Adds a box, unless its footprint is within 0.3 m of another, or within 2 m of the sensor."""
         half, c, s = box[3:5] / 2, np.cos(box[6]), np.sin(box[6])
-        ahead, left = np.abs([c * box[0] + s * box[1], c * box[1] - s * box[0]])  # of the sensor, in the box's frame
+        ahead, left = np.abs([c * box[0] + s * box[1], c * box[1] - s * box[0]])  # the sensor in the box's frame
         if np.hypot(max(ahead - half[0], 0), max(left - half[1], 0)) < 2:
             return
         others = self.placed[: len(self.boxes)]
@@ -227,7 +227,7 @@ def sweep(rng: np.random.Generator) -> dict[str, np.ndarray]:
     """Returns a sweep and its labels, see StreetScenes."""
     scene, slope = draw_scene(rng), rng.normal(0, 0.01, 2)
     boxes = np.stack(scene.boxes)
-    turn = rng.normal(0, 0.15)  # of the street in the frame of the sensor
+    turn = rng.normal(0, 0.15)  # turn of the street in the frame of the sensor
     boxes[:, :2] = boxes[:, :2] @ rotation(turn).T
     boxes[:, 6] += turn
     boxes[:, 2] += boxes[:, :2] @ slope

@@ -28,16 +28,16 @@ class NextToken(Task):
     """Predicts the next token of every agent, and samples futures of scenes."""
 
     tokens: int = 512
-    folder: str = "data/traffic"  # of the scenes from which the tokens of a new model are made
+    folder: str = "data/traffic"  # folder of the scenes from which the tokens of a new model are made
     width: int = 64
     heads: int = 4
     depth: int = 2
     nearest: int = 20  # pieces of lanes that an agent sees
-    noise: float = 0.1  # metres; of the tokens that lead to the poses of training
+    noise: float = 0.1  # metres; noise of the tokens that lead to the poses of training
     samples: int = 8  # roll-outs of a scene
     top: int = 16  # most likely tokens, of which a roll-out samples one
-    temperature: float = 0.7  # of the samples; 1 is the distribution of the model
-    seed: int = 0  # of the futures that `predict` samples
+    temperature: float = 0.7  # temperature of the samples; 1 is the distribution of the model
+    seed: int = 0  # seed of the futures that `predict` samples
     full_precision = ("pose", "points", "size", "width")
     model_state = (Vocabulary,)
 

@@ -22,8 +22,8 @@ def k_means(movements: np.ndarray, count: int, seed: int = 0, rounds: int = 20) 
     Args:
         movements: `[movements, 3]`; there are fewer tokens if fewer than `count` of them differ.
         count: number of tokens.
-        seed: of the first centres, which k-means++ draws (Arthur and Vassilvitskii 2007).
-        rounds: of Lloyd's algorithm.
+        seed: seed of the first centres, which k-means++ draws (Arthur and Vassilvitskii 2007).
+        rounds: rounds of Lloyd's algorithm.
     """
     cells = np.round(movements * [1, 1, LEVER] / GRID).astype(np.int64)
     points, weight = np.unique(cells[(cells != 0).any(-1)], axis=0, return_counts=True)

@@ -21,7 +21,7 @@ def collisions(pose, size, valid):
     turn = heading[..., None, :] - heading[..., :, None]
     c, s = jnp.abs(jnp.cos(turn)), jnp.abs(jnp.sin(turn))
     half = size / 2
-    length, width = half[..., None, :, 0], half[..., None, :, 1]  # of the second agent
+    length, width = half[..., None, :, 0], half[..., None, :, 1]  # those of the second agent
     along, across = jnp.cos(heading)[..., None], jnp.sin(heading)[..., None]
     ahead = jnp.abs(offset[..., 0] * along + offset[..., 1] * across)  # in the frame of the first agent
     left = jnp.abs(offset[..., 1] * along - offset[..., 0] * across)
@@ -39,8 +39,8 @@ def off_road(position, points, width, road):
 
     Args:
         position: `[..., agents, 2]`.
-        points: of the centre lines, `[..., pieces, points, 2]`.
-        width: of the lanes, `[..., pieces]`.
+        points: points of the centre lines, `[..., pieces, points, 2]`.
+        width: width of the lanes, `[..., pieces]`.
         road: whether a piece counts, bool `[..., pieces]`.
     """
     segments = jnp.stack([points[..., :-1, :], points[..., 1:, :]], -2)[..., None, :, :, :, :]

@@ -53,9 +53,9 @@ __all__ = ["CURRENT", "FIELDS", "KINDS", "LIGHTS", "RATE", "STEPS", "TYPES", "Tr
 CURRENT, STEPS = 4, 17  # the last observed step, and all steps of a scene
 RADIUS, MAP_RADIUS = 60.0, 110.0  # metres
 TRACKS, TARGETS = 48, 8  # most tracks of a scene, and most that are to be predicted
-SCENES = 200  # of a network
+SCENES = 200  # scenes of a network
 NETWORKS = {"train": 24, "validation": 2, "test": 4}
-VERSION = 1  # of the scenes; part of the names of files
+VERSION = 1  # version of the scenes; part of the names of files
 FIELDS = {
     "tracks": [f"track_{x}" for x in ("type", "size", "position", "heading", "speed", "valid", "to_predict")],
     "map": [f"map_{x}" for x in ("points", "kind", "width", "speed_limit", "id", "next")],
@@ -143,7 +143,7 @@ def _map(recording: Recording, origin: np.ndarray, steps: slice) -> dict[str, np
     """Returns the map and the lights within MAP_RADIUS of a point of the network."""
     points = recording.points - origin
     near = np.hypot(points[..., 0], points[..., 1]).min(1) < MAP_RADIUS
-    number = np.append(np.where(near, np.cumsum(near) - 1, -1), -1).astype(np.int32)  # of each piece; of none
+    number = np.append(np.where(near, np.cumsum(near) - 1, -1), -1).astype(np.int32)  # -1: no piece nearby
     lights = near[recording.signal_piece]
     pieces = recording.signal_piece[lights]
     return {

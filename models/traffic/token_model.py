@@ -34,7 +34,7 @@ class TemporalAttention(Attention):
         Args:
             x: `[rows, 1, width]`.
             angles: rotary angles of the step.
-            segments: of all steps, `[rows, steps]`.
+            segments: segments of all steps, `[rows, steps]`.
             cache: keys and values of all steps, each `[rows, steps, heads, head_dim]`.
             step: number of the step.
         """

@@ -40,7 +40,7 @@ class TokenScenes:
             folder: likewise.
             agents: the nearest so many agents of a scene are kept.
             pieces: likewise for pieces of lanes.
-            every: of so many scenes, the source has one.
+            every: the source has one of so many scenes.
 
         Raises:
             DataError: `every` is below 1, or as for `models.traffic.scenes.scenes`.

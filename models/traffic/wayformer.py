@@ -123,7 +123,7 @@ class TrafficForecast(Task):
         error, log_scale = (jnp.take_along_axis(x, best[:, None, None], axis=1)[:, 0] for x in (error, log_scale))
         scale = log_scale.clip(-1, 3)  # at least 0.4 m, or agents that stand would dominate the gradient
         chosen = -jnp.take_along_axis(jax.nn.log_softmax(logits), best[:, None], axis=1)[:, 0]
-        likelihood = (error * jnp.exp(-scale) + 2 * scale).mean(-1)  # of a Laplace distribution in the plane
+        likelihood = (error * jnp.exp(-scale) + 2 * scale).mean(-1)  # that of a Laplace distribution in the plane
         return Loss.sum(best=Loss.of(likelihood), score=self.score * Loss.of(chosen))
 
     def evaluate(self, model, batch):

@@ -12,7 +12,7 @@ def main(argv: list[str]) -> int:
     """Runs mkdocs with argv, or a strict build without any, and returns its exit code."""
     os.chdir(os.environ.get("BUILD_WORKSPACE_DIRECTORY", "."))
     path = os.pathsep.join(path for path in sys.path if path)
-    env = {**os.environ, "PYTHONPATH": path, "NO_MKDOCS_2_WARNING": "1"}  # of mkdocs-material, 30 lines in each build
+    env = {**os.environ, "PYTHONPATH": path, "NO_MKDOCS_2_WARNING": "1"}  # mkdocs-material prints 30 lines otherwise
     arguments = argv or ["build", "--strict", "--quiet"]
     return subprocess.run([sys.executable, "-m", "mkdocs", *arguments], env=env, check=False).returncode
 

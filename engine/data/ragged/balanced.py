@@ -14,7 +14,7 @@ from engine.data.sampling.sampler import Sampler, Sizes, make_sampler
 from engine.data.source import SEPARATOR, BaseSource, Example, Examples, Source, limited, source_name
 from engine.data.source_adapter import indexed
 
-TOLERANCE = 1e-3  # of the mean cost of a rank: a smaller excess is not worth a swap
+TOLERANCE = 1e-3  # fraction of the mean cost of a rank: a smaller excess is not worth a swap
 SWAPS = 8  # swaps for each rank at most
 
 

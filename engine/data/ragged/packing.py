@@ -161,7 +161,7 @@ class _PackedSampler(Sampler):
         found = []
         for address in addresses.tolist():
             index, start, stop = np.array(self._pieces(address)).T
-            parts = (stop - start) / np.maximum(self._contents.sizes[index], 1)  # of each example
+            parts = (stop - start) / np.maximum(self._contents.sizes[index], 1)  # the share of each example
             found.append(((elements[index] * parts).sum(), (costs[index] * parts).sum()))
         real, cost = np.array(found, np.float64).reshape(-1, 2).T
         return Sizes(real, np.full(len(addresses), self._contents.space), cost)

@@ -311,7 +311,7 @@ class _PaddedSampler(_ShapedSampler):
         super().__init__(padded)
         self.has_transform = padded.has_transform
         self._permutation = order or make_order(padded.source, seed, shuffle, batch_size)
-        self._rows = batch_size * padded.consecutive  # of a group
+        self._rows = batch_size * padded.consecutive  # rows of a group
 
     def addresses(self, positions: np.ndarray) -> np.ndarray:
         if self._shapes == 1:

@@ -10,7 +10,7 @@ from engine.data.sampling.sampler import make_sampler
 from engine.data.source import BaseSource
 
 MAX_TAGS = 32  # with more, metrics would hold little else
-MAX_EXAMPLES = 2**17  # of a window: more are sampled by evenly spaced batches, since 1,000 examples take about 1 ms
+MAX_EXAMPLES = 2**17  # in a window: more are sampled by evenly spaced batches, since 1,000 examples take about 1 ms
 PREFIX = "data_share/"
 """Beginning of the names of the metrics."""
 

@@ -97,7 +97,7 @@ class Sampler:
         """Returns the costs of the rows at addresses, float64 `[n]`. Raises DataError if they are not known.
 
         Args:
-            addresses: of the rows, int64 `[n]`.
+            addresses: addresses of the rows, int64 `[n]`.
             source: whose sampler it is.
         """
         if self.is_sized:

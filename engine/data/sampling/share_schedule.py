@@ -24,7 +24,7 @@ from engine.config.setting import AUTO
 from engine.data.sampling.shuffle import PartPermutations, derive_seed
 from engine.data.source import BaseSource
 
-BLOCKS = 256  # of a part with constant shares, at most; the part after the last change then repeats
+BLOCKS = 256  # most blocks of a part with constant shares; the part after the last change then repeats
 RAMP_BLOCKS = 64  # in which shares change from one point to the next, at least
 TABLE = 2**22  # entries of a table for one part: fewer blocks if there are many groups
 PERIOD = 2**20  # positions after which the last part repeats, at least, unless its blocks are small
@@ -150,7 +150,7 @@ class ShareSchedule:
         points: in increasing order of their positions, the first at 0. Shares are at least 0, and some are above it.
         interpolate: change the shares linearly from each point to the next, not at the points.
         epoch: positions of a block where shares are constant.
-        seed: of the order within blocks.
+        seed: seed of the order within blocks.
     """
 
     def __init__(self, points: Sequence[Point], interpolate: bool, epoch: int, seed: int):

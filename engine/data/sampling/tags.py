@@ -87,7 +87,7 @@ def find_tags(source: BaseSource, given: TagsArgument, cache: str | None, owner:
     """Returns the tags of all examples of a source.
 
     Args:
-        source: of the examples.
+        source: source of the examples.
         given: as the argument `tags` of `Weighted`.
         cache: path of an `.npz` file for tags that are read from the examples; None stores none.
         owner: name of the source that uses the tags, for error texts.

@@ -24,7 +24,7 @@ from engine.data.source import SEPARATOR, BaseSource, Example, Source, limited, 
 from engine.data.source_adapter import indexed
 
 BALANCES = ("natural", "class", "sqrt", "repeat")
-INDEX_METHODS = ("lengths", "field_lengths", "costs")  # of the wrapped source
+INDEX_METHODS = ("lengths", "field_lengths", "costs")  # methods of the wrapped source
 MOST_WEIGHT = 1e100
 
 type Factors = Mapping[str, float]
@@ -61,7 +61,7 @@ class Weighted(BaseSource):
         """Creates the source from `weights` or `balance`.
 
         Args:
-            source: of the examples; not one with a sampler of its own, such as a mixture.
+            source: source of the examples; not one with a sampler of its own, such as a mixture.
             weights: how often an example is drawn, relative to others, at least 0: tag -> weight of each of its
                 examples, 1 if it is missing; of several tags of an example, the largest counts. Or one number for each
                 example: an array, or the path of an `.npy`, `.npz` or `.parquet` file.
@@ -73,7 +73,7 @@ class Weighted(BaseSource):
                 square root of the number of examples. "repeat": examples with rare tags are repeated as in LVIS (Gupta
                 et al. 2019), by max(1, sqrt(threshold / share of the examples with the tag)). Or tag -> share, for
                 all tags.
-            threshold: of "repeat": tags of a smaller share of the examples are rare.
+            threshold: for "repeat": tags of a smaller share of the examples are rare.
             interpolate: change the shares linearly from each time to the next, not at the times.
             cache: path of an `.npz` file that keeps tags which were read from the examples.
 
@@ -141,7 +141,7 @@ class Weighted(BaseSource):
 
     def _is_point(self, value: Any) -> bool:
         """Returns whether a value is that of a time, and not the number of a tag."""
-        is_array = isinstance(value, Sequence) or np.ndim(value) > 0  # of NumPy, JAX and others
+        is_array = isinstance(value, Sequence) or np.ndim(value) > 0  # arrays of NumPy, JAX and others have dimensions
         return isinstance(value, str | Mapping) or (is_array and self._argument == "weights")
 
     def _names_tags(self) -> bool:
@@ -240,7 +240,7 @@ class Weighted(BaseSource):
     def fingerprint(self) -> str:
         """Returns the fingerprint of the source, and what decides how often each example is drawn."""
         texts, times = [], self.times.points
-        arrays = self._weights or [None] * len(times)  # of the first examples only, if there is a limit
+        arrays = self._weights or [None] * len(times)  # for the first examples only, if there is a limit
         for (time, value), weights in zip(times, arrays, strict=True):
             digest = "" if weights is None else xxhash.xxh3_64(weights).hexdigest()
             text = f"weights {digest}" if isinstance(value, np.ndarray) else _text(value, self._threshold)

@@ -83,7 +83,7 @@ class Cursor:
 
     def _mark(self, number: int) -> Mark:
         kept = next((mark for mark in reversed(self._marks) if mark[0] <= number), None)
-        begin: Mark = (0 if self._count is None else number - number % self._count), None  # of the epoch
+        begin: Mark = (0 if self._count is None else number - number % self._count), None  # where the epoch begins
         found = [mark for mark in (kept, self.start, begin) if mark is not None and mark[0] <= number]
         return max(found, key=lambda mark: mark[0])
 
