@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import threading
 
 import pytest
 
@@ -113,6 +114,20 @@ def test_single_process_agrees_on_its_next_step():
         agreement.request("why")
         assert agreement.is_next and agreement.reached() and agreement.reached()
         assert agreement.reason == "why"
+
+
+@pytest.mark.parametrize("passed", [0, 2])
+def test_request_before_the_first_step_is_agreed_on_with_a_process_that_has_passed_some(monkeypatch, passed):
+    monkeypatch.setattr(group, "count", lambda: 2)
+    topic, agreed = f"stop/{passed}", threading.Event()
+    kv_store.put(f"group/gather/{topic}#1/1", str(passed))  # the report of process 1
+    with group.StepAgreement(topic, agreed.set) as agreement:
+        assert not agreement.is_next
+        agreement.request("why")
+        assert agreed.wait(60)
+        assert agreement.is_next == (passed == 0)
+        assert [agreement.reached() for _ in range(4)] == [step >= passed for step in range(4)]
+        assert (agreement.is_next, agreement.reason) == (True, "why")
 
 
 def launch(code: str) -> list[str]:

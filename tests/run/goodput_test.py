@@ -86,6 +86,28 @@ def test_repeated_steps_are_moved_to_lost_once(path, clock):
     assert seconds(path)[1]["lost"] == pytest.approx(7 * 0.75)
 
 
+def test_attempts_are_summed_separately_whatever_the_order_of_their_entries(path):
+    Stopwatch(path, 1).close()
+    more = {**read(path)[0], "kind": "step"}
+    numbers = [(3, 1.0, 10), (2, 2.0, 20), (3, 4.0, 40), (2, 8.0, 80)]  # attempt, seconds, steps
+    append(path, [Entry(**{**more, "attempt": a, "seconds": s, "steps": n}) for a, s, n in numbers])
+    found = sums(read(path))
+    assert list(found) == [1, 2, 3]
+    assert [(kinds["step"].seconds, kinds["step"].steps) for kinds in found.values()] == [(0, 0), (10, 100), (5, 50)]
+
+
+def test_time_between_two_steps_belongs_to_the_earlier_one(path, clock):
+    stopwatch = train(path, clock, 1, 0, 4)
+    clock[0] += 3
+    stopwatch.flush()  # no step since the last entry
+    clock[0] += 2
+    stopwatch.reached(6, 1.0)
+    stopwatch.begin(4)
+    assert (seconds(path)[1]["lost"], steps(path, "lost")) == (2, {1: 2})
+    stopwatch.begin(2)
+    assert (seconds(path)[1]["lost"], steps(path, "lost")) == (2 + 3 + 2 * 0.75, {1: 4})
+
+
 def test_time_lost_to_a_slow_process_changes_no_other_kind(path, clock):
     stopwatch = train(path, clock, 1, 0, 10)
     before = _plain(path)

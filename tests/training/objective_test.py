@@ -13,6 +13,7 @@ from engine import Loss, Mean
 from engine.base.errors import TaskError
 from engine.config.schema import Evaluation, Group, MeshSpec
 from engine.loop.evaluation import Evaluator
+from engine.training.objective import EVERY, LOSS, Objective, evaluation_metrics
 from tests import zoo
 
 SGD: dict[str, Any] = dict(target="optax.sgd", clip_norm=None, batch_size=32)
@@ -181,6 +182,20 @@ def test_invalid_sum_raises_task_error(result, message):
 
     with pytest.raises(TaskError, match=message):
         zoo.program(Wrong())
+
+
+def test_sum_has_a_value_if_one_term_has_weight():
+    """A batch may hold no box, and so no weight for the loss of boxes."""
+    objective = Objective({EVERY: ("heat", "box")})
+    one, none = jnp.array([3.0, 2.0]), jnp.zeros(2)
+    assert objective.complete({"heat": one, "box": none})[LOSS].tolist() == [1.5, 1]
+    assert objective.complete({"heat": none, "box": none})[LOSS].tolist() == [0, 0]
+
+
+def test_evaluation_has_no_sum_if_one_term_is_a_scalar():
+    rows, scalar = Loss.of(jnp.ones(3)), Loss(jnp.float32(1), jnp.float32(1))
+    assert evaluation_metrics(Loss.sum(a=rows, b=scalar)).keys() == {"a", "b"}
+    assert evaluation_metrics(Loss.sum(a=rows, b=rows)).keys() == {"a", "b", LOSS}
 
 
 def test_evaluation_of_a_sum_has_its_terms_and_their_sum():

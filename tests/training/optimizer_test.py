@@ -69,6 +69,15 @@ def test_whole_gradient_is_clipped_before_groups():
     assert np.isclose(np.sqrt(sum((x**2).sum() for x in out.values())), 1.0)
 
 
+@pytest.mark.parametrize("norm", [1.01, 1.5, 1.99, 2.01, 100.0])
+def test_gradient_above_clip_norm_is_scaled_to_it(norm):
+    config = Optimizer(target="optax.sgd", learning_rate=1.0, schedule="constant", clip_norm=1.0)
+    part = norm / np.sqrt(sum(x.size for x in PARAMS.values()))  # of each number
+    out = updates(config, {path: jnp.full_like(x, part) for path, x in PARAMS.items()})
+    for x in out.values():
+        np.testing.assert_allclose(x, -part / norm, rtol=1e-6)
+
+
 @pytest.mark.parametrize("size", [0.0, 0.25])
 def test_gradient_below_clip_norm_is_unchanged(size):
     config = Optimizer(target="optax.sgd", learning_rate=1.0, schedule="constant", clip_norm=1.0)
