@@ -99,22 +99,22 @@ class BaseSource:
         """Whether it has a random transform for training."""
         return self.defines("transform")
 
-    @property
+    @functools.cached_property
     def has_new_arrays(self) -> bool:
         """Whether it declares that nothing else refers to the arrays of its examples."""
         return self.new_arrays and self.keeps("new_arrays")
 
-    @property
+    @functools.cached_property
     def has_sampler(self) -> bool:
         """Whether it has an order of its own for training."""
         return self.defines("sampler") or self.defines("batch_sampler")
 
-    @property
+    @functools.cached_property
     def is_weighted(self) -> bool:
         """Whether `weighted_order` draws some examples more often than others."""
         return self.defines("weighted_order")
 
-    @property
+    @functools.cached_property
     def measured(self) -> bool:
         """Whether the lengths of the examples are known without reading them, if they are ragged."""
         return True
@@ -179,7 +179,7 @@ class BaseSource:
     def tags(self) -> Any:
         return None
 
-    @property
+    @functools.cached_property
     def tag_names(self) -> tuple[str, ...]:
         """Names of the tags of a source with `is_weighted`."""
         return ()

@@ -183,6 +183,18 @@ def test_inherited_take_is_not_used_with_an_overridden_getitem():
     assert ScaledTwice(arrays).has_take
 
 
+def test_subclass_may_assign_what_the_engine_reads_of_a_source():
+    class Assigned(BaseSource):
+        def __init__(self):
+            self.tag_names, self.measured = ("day", "night"), False
+            self.is_weighted, self.has_sampler, self.has_new_arrays = True, True, True
+
+    assigned, plain = Assigned(), BaseSource()
+    names = ("tag_names", "measured", "is_weighted", "has_sampler", "has_new_arrays")
+    assert [getattr(assigned, name) for name in names] == [("day", "night"), False, True, True, True]
+    assert [getattr(plain, name) for name in names] == [(), True, False, False, False]
+
+
 def test_spec_has_device_shapes_and_dtypes():
     spec = example_spec(ArraySource({"x": np.zeros((3, 8, 2)), "n": np.zeros(3, np.int64), "b": np.zeros(3, np.uint8)}))
     assert (spec["x"].shape, spec["x"].dtype) == ((8, 2), np.float32)

@@ -5,6 +5,7 @@ its own. `Padded` leaves the order of the examples as it is. `Bucketed` sorts ea
 """
 
 import copy
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -107,7 +108,7 @@ class Padded(BaseSource):
     def index(self) -> np.ndarray:
         """Returns the lengths of all examples, int64 `[axes, examples]`; the first call may read all of them."""
         if self._index is None:
-            self._index = self.ragged.measure(self.source, tolerant=True)
+            self._index, self.measured = self.ragged.measure(self.source, tolerant=True), True
         return self._index
 
     def lengths(self) -> PyTree:
@@ -146,10 +147,10 @@ class Padded(BaseSource):
     def _how(self) -> str:
         return "in order"
 
-    @property
+    @functools.cached_property
     def measured(self) -> bool:
         """Whether the lengths of the examples are known without reading them."""
-        return self._index is not None or self.ragged.knows_lengths(self.source)
+        return self.ragged.knows_lengths(self.source)
 
     def shape_names(self) -> list[str]:
         """Returns the text of each of the lengths."""

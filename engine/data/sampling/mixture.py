@@ -7,6 +7,7 @@ for weights that change by time. Within a source, its own sampler gives the orde
 
 import copy
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
@@ -177,7 +178,7 @@ class Mixture(BaseSource):
         values = [(at, np.array([weights[name] for name in self._names], float)) for at, weights in points]
         return ShareSchedule(values, self._interpolate, len(self), derive_seed(seed, "mixture"))
 
-    @property
+    @functools.cached_property
     def measured(self) -> bool:
         """Whether the lengths of the examples are known without reading them, if they are ragged."""
         return all(source.measured for source in self._parts.values())

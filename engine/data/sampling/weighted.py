@@ -8,6 +8,7 @@ draw without replacement as far as the weights allow: the counts are no random n
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -250,7 +251,7 @@ class Weighted(BaseSource):
             how = f"{self._argument} of tags {self._tags.digest()}: {how}"
         return f"{self.source.fingerprint()}{SEPARATOR}{how}"
 
-    @property
+    @functools.cached_property
     def tag_names(self) -> tuple[str, ...]:
         """Names of the tags; none if the examples have no tags."""
         return () if self._tags is None else self._tags.names
