@@ -25,9 +25,3 @@ def kill_with(parent: int) -> Callable[[], None] | None:
             os._exit(128 + signal.SIGKILL)
 
     return kill_with_parent
-
-
-def outlive_parent() -> None:
-    """Undoes `kill_with` for this process; does nothing except on Linux."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, 0)

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from engine.base.errors import ConvoyError, DataError, RunError
+from engine.base.errors import ConvoyError, DataError
 from engine.base.host import free_share, idle_seconds, usable_cores
 from engine.data.stages import NO_TIMES, Times
 
@@ -163,8 +163,7 @@ class Changeable[T]:
 
     def _cannot_start(self, error: Exception) -> None:
         """Logs why workers cannot start, once. Raises an error that is not about their start."""
-        full = isinstance(error, RunError)  # shared memory
-        if isinstance(error, ConvoyError | StopIteration) and not full:
+        if isinstance(error, ConvoyError | StopIteration):
             raise error
         if not self.failed:
             logging.getLogger("convoy").warning("data.workers=auto: workers cannot start: %s", error)

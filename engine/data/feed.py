@@ -105,7 +105,7 @@ class TrainFeed:
             batches.seek(self._streams.marks)
             made = self._streams.marked(made, batches.marks)
         dispatch_bytes = steps_per_dispatch * batch_bytes(example, len(batches.rows))
-        ahead = dispatches_ahead(settings.prefetch, dispatch_bytes, settings.workers)
+        ahead = dispatches_ahead(settings.prefetch, dispatch_bytes)
         self._reader = read(
             made,
             numbers,
@@ -232,9 +232,7 @@ class EvaluationFeed:
         rows = local_rows(sharding, batch_size)
         self._batches = OrderedBatches(self._source, batch_size, rows, keep_text, in_order)
         self._place = Placement(sharding, self._batches.ones, measured=False)
-        self._ahead = dispatches_ahead(
-            settings.prefetch, batch_bytes(example, len(self._batches.rows)), settings.workers
-        )
+        self._ahead = dispatches_ahead(settings.prefetch, batch_bytes(example, len(self._batches.rows)))
         # Without row weights no row can be left out, so a bad example raises an error.
         self._tolerant = settings.on_error == "skip" and not exact_last
         self._made: Numbered[Any] = _tolerant(self._batches) if self._tolerant else self._batches

@@ -1,35 +1,26 @@
 """Finds how many batches are made ahead, in host memory and on the devices, by their memory (`data.prefetch=auto`)."""
 
-import shutil
-
 from engine.base.host import free_share, host_memory
 
 LEAST, MOST = 2, 64  # dispatches
 HOST_SHARE = 0.05  # share of the free host memory; eight processes may run on a host
-SHARED_SHARE = 0.05  # share of the free shared memory. Workers send batches through it, and hold up to twice as many
-SHARED_FOLDER = "/dev/shm"
 IN_FLIGHT = 2  # dispatches that may wait on the devices behind the one that runs
 DEVICE_SHARE = 0.1  # share of the device memory for the batches of all dispatches on it
 
 
-def dispatches_ahead(setting: int | str, dispatch_bytes: int, workers: int | str) -> int:
+def dispatches_ahead(setting: int | str, dispatch_bytes: int) -> int:
     """Returns the number of dispatches whose batches are read ahead.
 
     Args:
         setting: config field `data.prefetch`.
         dispatch_bytes: bytes of the batches of a dispatch in this process.
-        workers: config field `data.workers`.
     """
     if isinstance(setting, int):
         return setting
-    limits = []
-    if (memory := host_memory()) is not None:
-        limits.append(HOST_SHARE * free_share() * memory.bytes)
-    if workers and (shared := _free_shared_bytes()) is not None:
-        limits.append(SHARED_SHARE * shared)
-    if not limits:
+    if (memory := host_memory()) is None:
         return LEAST
-    return max(LEAST, min(MOST, int(min(limits) / max(1, dispatch_bytes))))
+    share = HOST_SHARE * free_share() * memory.bytes
+    return max(LEAST, min(MOST, int(share / max(1, dispatch_bytes))))
 
 
 def dispatches_in_flight(setting: int | str, dispatch_bytes: int, device_bytes: int | None) -> int:
@@ -48,11 +39,3 @@ def dispatches_in_flight(setting: int | str, dispatch_bytes: int, device_bytes: 
 def least_ahead(setting: int | str) -> int:
     """Returns the number of dispatches that are read ahead in any case."""
     return setting if isinstance(setting, int) else LEAST
-
-
-def _free_shared_bytes() -> int | None:
-    """Returns the free bytes of shared memory; None if the system has no such folder."""
-    try:
-        return shutil.disk_usage(SHARED_FOLDER).free
-    except OSError:
-        return None

@@ -1,4 +1,4 @@
-"""Prefetches batches, in order, with Grain's threads or worker processes.
+"""Prefetches batches, in order, with Grain's threads or with worker processes.
 
 One Grain element is a block of one or more batches, since an element costs Grain 25 us and a wait of up to 200 us while
 another thread holds the GIL. Batching is not a Grain transform, since Grain reads and stacks one example at a time: a
@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Protocol
 import grain
 
 from engine.base.errors import DataError
-from engine.data.shared_arrays import share, shared_arrays
+from engine.data.processes import exits_reported
 from engine.data.stages import NO_TIMES, Times, added, recorded
-from engine.data.workers import Workers, exits_reported
+from engine.data.workers import Workers
 
 if TYPE_CHECKING:
     from engine.data.auto_workers import BlockIterator
@@ -98,7 +98,7 @@ def read[T](
 
     def open_blocks(first: int, workers: int) -> "BlockIterator[T]":
         size = block if threads and not workers else 1
-        read_block = _Blocks(batches, stop, size, workers > 0).read
+        read_block = _Blocks(batches, stop, size).read
         blocks = grain.MapDataset.range(first, max(first, stop), size).map(read_block)
         if workers:
             return Workers(blocks, workers, max(1, prefetch // workers))
@@ -116,10 +116,10 @@ def read[T](
 
 
 class _Blocks[T]:
-    """Function that makes a block; it runs in Grain's threads or processes."""
+    """Function that makes a block; it runs in Grain's threads or in worker processes."""
 
-    def __init__(self, batches: Numbered[T], stop: int, size: int, in_worker: bool):
-        self._batches, self._stop, self._size, self._in_worker = batches, stop, size, in_worker
+    def __init__(self, batches: Numbered[T], stop: int, size: int):
+        self._batches, self._stop, self._size = batches, stop, size
 
     def read(self, first: int) -> "tuple[list[T | DataError], Times]":
         """Returns the block that starts at batch `first`, and the time by stage that it took.
@@ -129,8 +129,8 @@ class _Blocks[T]:
         Raises:
             DataError: the only batch of the block cannot be made.
         """
-        with recorded() as recording, shared_arrays(self._in_worker):
-            block = share(self._read(int(first)))
+        with recorded() as recording:
+            block = self._read(int(first))
         return block, recording.times
 
     def _read(self, first: int) -> "list[T | DataError]":

@@ -1,46 +1,77 @@
-"""Moves the large arrays of batches from worker processes to the main process in shared memory that is used again.
+"""Sends objects through a pipe, with their large arrays in shared memory that is used again.
 
 New shared memory is slow: a batch of 13 MB takes 26 ms to write, since the kernel adds it page by page, and 9 ms to
-read. Memory that both processes have used before takes 1 ms. So in a block of `shared_arrays`, `empty` and `zeros`
-allocate in the worker's own pool; `share` replaces these arrays in the element of the block, and a `Receiver` in the
-main process opens them. When the last view of an array is deleted in both processes, the worker uses its memory again.
+read. Memory that both processes have used before takes 1 ms. So `empty` and `zeros` allocate in the memory of the
+`Sender` whose block runs. When the last view of an array is deleted in both processes, the sender uses it again.
 
-Grain sends each memory once, at its first use, and so cleans up after killed processes and unread elements.
+The memory has no name: its file descriptor is sent through the pipe, once. So nothing remains of killed processes, and
+the size of `/dev/shm` does not matter.
 """
 
-import atexit
+import copyreg
+import errno
+import io
 import math
+import mmap
+import os
+import pickle
+import sys
+import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from multiprocessing import reduction
+from multiprocessing.connection import Connection
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from grain.multiprocessing import SharedMemoryArray
-
-LEAST_BYTES = 64 * 2**10  # Grain sends a smaller array in new shared memory
+LEAST_BYTES = 64 * 2**10  # a smaller array is pickled; a memory takes a file descriptor in each process
 HEADER = 64  # bytes before an array, of which the first is one of the states; JAX uses aligned arrays without a copy
 FREE, USED = 0, 1
 
 
-@dataclass(eq=False)
-class _Memory:
-    """Shared memory of a worker, and the array for which the present block uses it."""
+def create(size: int) -> int:
+    """Returns the file descriptor of new shared memory."""
+    if sys.platform == "linux":
+        fd = os.memfd_create("convoy")
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    os.ftruncate(fd, size)
+    return fd
 
-    data: "SharedMemoryArray"  # uint8 `[HEADER + bytes]`
-    sent: bool = False
-    array: np.ndarray | None = None
-    latest: "weakref.ref[np.ndarray] | None" = None
+
+def receive_memory(pipe: Connection) -> mmap.mmap:
+    """Returns the shared memory whose file descriptor comes next in a pipe. Raises EOFError if that has ended."""
+    try:
+        fd = reduction.recv_handle(pipe)
+    except ConnectionError as error:
+        raise EOFError from error
+    except RuntimeError as error:  # the kernel drops a file descriptor that this process cannot open
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from error
+    try:
+        return mmap.mmap(fd, 0)
+    finally:
+        os.close(fd)
+
+
+class _Memory:
+    """Shared memory of a sender, and the array for which the present block uses it."""
+
+    def __init__(self, number: int, size: int):
+        self.number = number
+        self.fd: int | None = create(size)  # None once it was sent
+        self.data = mmap.mmap(self.fd, size)
+        self.array: np.ndarray | None = None
+        self.latest: weakref.ref[np.ndarray] | None = None
 
     @property
     def free(self) -> bool:
         """Whether no process uses the latest array. A source or a stream of this one may keep it after its block."""
-        return bool(self.data[0] == FREE) and (self.latest is None or self.latest() is None)
+        return self.data[0] == FREE and (self.latest is None or self.latest() is None)
 
     def use(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
         self.data[0] = USED
@@ -49,50 +80,14 @@ class _Memory:
         return array
 
 
-class _Worker(threading.local):
-    """State of this thread: the memory that its present block uses, None outside of a block; and its whole pool."""
+class _Thread(threading.local):
+    """State of this thread: the sender whose block runs, and the receiver that unpickles a message."""
 
-    used: list[_Memory] | None = None
-
-    def __init__(self) -> None:
-        self.pool: dict[int, list[_Memory]] = {}  # by size
+    sender: "Sender | None" = None
+    receiver: "Receiver | None" = None
 
 
-_worker = _Worker()
-
-
-@dataclass(frozen=True)
-class _Sent:
-    """Stands for an array in shared memory, on its way to the main process."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-
-class Parcel(NamedTuple):
-    """The element of a block, on its way to the main process."""
-
-    element: Any
-    new: "dict[str, SharedMemoryArray]"
-    """Name -> memory, of the memory that is used for the first time."""
-
-
-@contextmanager
-def shared_arrays(enabled: bool) -> Iterator[None]:
-    """Lets `empty` and `zeros` allocate large arrays in shared memory in this block, if `enabled`."""
-    before, _worker.used = _worker.used, [] if enabled else None
-    try:
-        yield
-    finally:
-        rest, _worker.used = _worker.used, before
-        for memory in rest or ():
-            memory.array = None
-            if memory.sent:
-                memory.data[0] = FREE
-            else:
-                _worker.pool[len(memory.data)].remove(memory)
-                memory.data.metadata.close_and_unlink_shm()
+_thread = _Thread()
 
 
 def empty(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
@@ -112,74 +107,134 @@ def zeros(shape: tuple[int, ...], dtype: npt.DTypeLike) -> np.ndarray:
 
 def allocate(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
     """Returns a new array in shared memory; None for a small one and outside of a block."""
-    bytes_ = math.prod(shape) * dtype.itemsize
-    if _worker.used is None or dtype.hasobject or bytes_ < LEAST_BYTES:
-        return None
-    size = 1 << (HEADER + bytes_ - 1).bit_length()  # a power of two, for arrays of other shapes; unused pages are free
-    if not _worker.pool:
-        atexit.register(_worker.pool.clear)  # Grain's arrays cannot be deleted later, while the interpreter ends
-    pool = _worker.pool.setdefault(size, [])
-    memory = next((memory for memory in pool if memory.free), None)
-    if memory is None:
-        from grain.multiprocessing import SharedMemoryArray
-
-        memory = _Memory(SharedMemoryArray((size,), np.uint8))
-        pool.append(memory)
-    _worker.used.append(memory)
-    return memory.use(shape, dtype)
+    return None if _thread.sender is None else _thread.sender.allocate(shape, dtype)
 
 
-def share(element: Any) -> Any:
-    """Returns the element of the present block as a `Parcel`, if it holds whole arrays of `empty` and `zeros`.
+class _Message(NamedTuple):
+    """A pickled object, and the memory of its large arrays, in its order."""
 
-    A part of such an array, or another view, stays as it is, so that Grain copies it.
-    """
-    import jax
+    data: bytes
+    memory: list[_Memory]
 
-    if not (used := _worker.used):
-        return element
-    new: dict[str, SharedMemoryArray] = {}
 
-    def replace(leaf: Any) -> Any:
-        memory = next((memory for memory in used if memory.array is leaf), None)
+class _Pickled(NamedTuple):
+    """Stands for an object whose pickle is large."""
+
+    data: np.ndarray
+
+
+class Sender:
+    """Sends objects through a pipe, and owns the memory of their large arrays."""
+
+    def __init__(self, pipe: Connection):
+        self._pipe, self._count = pipe, 0
+        self._pool: dict[int, list[_Memory]] = {}  # by size
+        self._used: list[_Memory] = []  # by arrays of the present block that were not sent
+
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        """Lets this thread allocate arrays in shared memory and send them. Frees those that it does not send."""
+        _thread.sender = self
+        try:
+            yield
+        finally:
+            _thread.sender = None
+            for memory in self._used:
+                memory.array, memory.data[0] = None, FREE
+            self._used.clear()
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray | None:
+        """Returns a new array for the present block; None for a small one."""
+        bytes_ = math.prod(shape) * dtype.itemsize
+        if dtype.hasobject or bytes_ < LEAST_BYTES:
+            return None
+        size = 1 << (HEADER + bytes_ - 1).bit_length()  # for arrays of other shapes; unused pages take no memory
+        pool = self._pool.setdefault(size, [])
+        memory = next((memory for memory in pool if memory.free), None)
         if memory is None:
-            return leaf
-        used.remove(memory)
-        name = memory.data.metadata.name
-        if not memory.sent:
-            memory.sent, new[name] = True, memory.data
-        sent, memory.array = _Sent(name, leaf.shape, leaf.dtype), None
-        return sent
+            memory, self._count = _Memory(self._count, size), self._count + 1
+            pool.append(memory)
+        self._used.append(memory)
+        return memory.use(shape, dtype)
 
-    return Parcel(jax.tree.map(replace, element), new)
+    def message(self, content: Any) -> _Message:
+        """Returns an object of the present block as a message."""
+        message = self._pickle(content)
+        if len(message.data) < LEAST_BYTES:
+            return message
+        data, memory = self._pickle(_Pickled(np.frombuffer(message.data, np.uint8)))  # a pipe holds few large messages
+        return _Message(data, memory + message.memory)
+
+    def send(self, message: _Message) -> None:
+        """Sends a message, then the file descriptor of each memory that it is the first to use."""
+        self._pipe.send_bytes(message.data)
+        for memory in message.memory:
+            self._used.remove(memory)
+            memory.array = None
+            if memory.fd is not None:
+                reduction.send_handle(self._pipe, memory.fd, 0)
+                os.close(memory.fd)
+                memory.fd = None
+
+    def _pickle(self, content: Any) -> _Message:
+        file, used = io.BytesIO(), []
+
+        def reduce(array: np.ndarray) -> str | tuple[Any, ...]:
+            memory = self._memory_of(array)
+            if memory is None:
+                return array.__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+            used.append(memory)
+            return _received, (memory.number, array.shape, array.dtype)
+
+        pickler = pickle.Pickler(file, pickle.HIGHEST_PROTOCOL)
+        pickler.dispatch_table = {**copyreg.dispatch_table, np.ndarray: reduce}
+        pickler.dump(content)
+        return _Message(file.getvalue(), used)
+
+    def _memory_of(self, array: np.ndarray) -> _Memory | None:
+        """Returns the memory that holds a whole array, to which it is copied if necessary; None for a small one."""
+        memory = next((memory for memory in self._used if memory.array is array), None)
+        if memory is None and (copied := self.allocate(array.shape, array.dtype)) is not None:
+            np.copyto(copied, array)
+            memory = self._used[-1]
+        return memory
 
 
 class Receiver:
-    """Opens the elements of worker processes in the main process."""
+    """Receives the objects of a `Sender` in another process."""
 
-    def __init__(self) -> None:
-        self._memory: dict[str, SharedMemoryArray] = {}
+    def __init__(self, pipe: Connection):
+        self._pipe = pipe
+        self._memory: dict[int, mmap.mmap] = {}
 
-    def open(self, element: Any) -> Any:
-        """Returns an element whose parcels are replaced by their content."""
-        import jax
+    def receive(self) -> Any:
+        """Returns the next object.
 
-        def content(part: Any) -> Any:
-            if not isinstance(part, Parcel):
-                return part
-            self._memory |= part.new
-            return jax.tree.map(self._array, part.element)
+        Raises:
+            EOFError: the other process has ended.
+        """
+        try:
+            data = self._pipe.recv_bytes()
+        except OSError as error:  # it ended while it sent a message
+            raise EOFError from error
+        _thread.receiver = self
+        try:
+            content = pickle.loads(data)
+            return pickle.loads(content.data) if isinstance(content, _Pickled) else content
+        finally:
+            _thread.receiver = None
 
-        return jax.tree.map(content, element, is_leaf=lambda part: isinstance(part, Parcel))
-
-    def _array(self, leaf: Any) -> Any:
-        if not isinstance(leaf, _Sent):
-            return leaf
-        data = self._memory[leaf.name]
-        array = np.ndarray(leaf.shape, leaf.dtype, buffer=data, offset=HEADER)
+    def array(self, number: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+        """Returns an array in a memory of the sender, whose file descriptor follows the first message that uses it."""
+        if number not in self._memory:
+            self._memory[number] = receive_memory(self._pipe)
+        data = self._memory[number]
+        array = np.ndarray(shape, dtype, buffer=data, offset=HEADER)
         weakref.finalize(array, data.__setitem__, 0, FREE).atexit = False  # each view of the array refers to it
         return array
 
-    def close(self) -> None:
-        """Frees the memory; that of arrays that are still in use is freed after them."""
-        self._memory.clear()
+
+def _received(number: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Opens an array of a message, while it is unpickled."""
+    assert _thread.receiver is not None
+    return _thread.receiver.array(number, shape, dtype)

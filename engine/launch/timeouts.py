@@ -4,7 +4,7 @@ from typing import Final
 
 FAILURE_GRACE_S: Final = 5.0  # after the first failure, for the primary to write it to the status of the run
 OUTPUT_S: Final = 5.0  # for the last output lines of a process that has ended
-TIDY_S: Final = 2.0  # for workers to end after their process and remove their shared memory
+TIDY_S: Final = 2.0  # for workers to end after their process
 STOP_GRACE_S: Final = 120  # from SIGTERM to SIGKILL in a pod or service, for the step in flight and a checkpoint
 RESTART_S: Final = 15  # wait of the service on a TPU VM: all hosts must have ended before one restarts
 SLURM_NOTICE_S: Final = (

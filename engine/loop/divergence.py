@@ -42,7 +42,7 @@ class BadBatches:
     the batch is consumed, the state is unchanged.
 
     Args:
-        names: of the metrics, in the order of a step's results.
+        names: names of the metrics, in the order of a step's results.
     """
 
     def __init__(self, names: Sequence[str]):

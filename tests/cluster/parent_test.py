@@ -44,16 +44,13 @@ def test_process_is_killed_with_its_parent(stopped):
 
 
 THREAD = """
-import os, subprocess, sys, threading, time
+import os, subprocess, threading, time
 from engine.cluster import parent
 kill_with_parent = parent.kill_with(os.getpid())
-def prepare():
-    kill_with_parent()
-    if sys.argv[1] == "lives":
-        parent.outlive_parent()
 children = []
 def start():
-    children.append(subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, preexec_fn=prepare))
+    pipe = subprocess.PIPE
+    children.append(subprocess.Popen(["cat"], stdin=pipe, stdout=pipe, preexec_fn=kill_with_parent))
 thread = threading.Thread(target=start)
 thread.start()
 while len(os.listdir("/proc/self/task")) > 1:  # the kernel's thread ends after Python's
@@ -64,7 +61,6 @@ print(children[0].communicate(b"still here")[0].decode(), children[0].returncode
 
 @pytest.mark.multiprocess
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux kills a process with its parent")
-@pytest.mark.parametrize(("how", "output"), [("dies", " -9"), ("lives", "still here 0")])
-def test_process_is_killed_with_its_starting_thread_unless_undone(how, output):
-    done = subprocess.run([sys.executable, "-c", THREAD, how], capture_output=True, text=True, timeout=180)
-    assert (done.stdout, done.stderr) == (f"{output}\n", "")
+def test_process_is_killed_with_its_starting_thread():
+    done = subprocess.run([sys.executable, "-c", THREAD], capture_output=True, text=True, timeout=180)
+    assert (done.stdout, done.stderr) == (" -9\n", "")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from engine.base.errors import DataError, RunError
+from engine.base.errors import DataError
 from engine.data import auto_workers
 from engine.data.auto_workers import AutoBlocks, BlockIterator, Changeable, Choice, Window
 from engine.data.batches import Batches
@@ -112,7 +112,7 @@ class Broken(BlockIterator[Any]):
         pass
 
 
-@pytest.mark.parametrize("error", [RuntimeError("cannot pickle this"), RunError("shared memory is full")])
+@pytest.mark.parametrize("error", [RuntimeError("cannot pickle this"), OSError("too many open files")])
 def test_workers_that_cannot_start_leave_the_threads(error, caplog):
     blocks: Any = Changeable(lambda first, workers: Broken(error) if workers else Numbers(first, 0, 3, []), 0, STOP)
     assert blocks.change(2, 7)
@@ -121,10 +121,9 @@ def test_workers_that_cannot_start_leave_the_threads(error, caplog):
     assert f"workers cannot start: {error}" in caplog.text
 
 
-@pytest.mark.parametrize("error", [OSError("too many open files"), RunError("shared memory is full")])
 @pytest.mark.parametrize("at_once", [True, False])
-def test_more_workers_that_cannot_start_leave_the_former_number(error, at_once, caplog):
-    log = []
+def test_more_workers_that_cannot_start_leave_the_former_number(at_once, caplog):
+    error, log = OSError("too many open files"), []
 
     def open_blocks(first, workers):
         if workers < 4:

@@ -9,29 +9,22 @@ MIB = 2**20
 
 @pytest.fixture(autouse=True)
 def memory(monkeypatch):
-    """1,000 MiB of host memory, of which 80 % is free, and 500 MiB of shared memory."""
+    """1,000 MiB of host memory, of which 80 % is free."""
     monkeypatch.setattr(prefetch, "host_memory", lambda: HostMemory(1000 * MIB, container=True))
     monkeypatch.setattr(prefetch, "free_share", lambda: 0.8)
-    monkeypatch.setattr(prefetch, "_free_shared_bytes", lambda: 500 * MIB)
 
 
 @pytest.mark.parametrize(
-    ("dispatch", "workers", "expected"),
-    [
-        (4 * MIB, 0, 10),  # 5 % of 800 MiB
-        (4 * MIB, 2, 6),  # 5 % of 500 MiB
-        (4 * MIB, "auto", 6),
-        (100 * MIB, 0, LEAST),
-        (0, 0, MOST),
-    ],
+    ("dispatch", "expected"),
+    [(4 * MIB, 10), (100 * MIB, LEAST), (0, MOST)],  # 5 % of 800 MiB
 )
-def test_auto_reads_as_many_dispatches_ahead_as_fit_into_a_share_of_free_memory(dispatch, workers, expected):
-    assert dispatches_ahead("auto", dispatch, workers) == expected
+def test_auto_reads_as_many_dispatches_ahead_as_fit_into_a_share_of_free_memory(dispatch, expected):
+    assert dispatches_ahead("auto", dispatch) == expected
 
 
 def test_number_is_used_as_it_is_and_auto_is_two_where_the_system_states_no_memory(monkeypatch):
     monkeypatch.setattr(prefetch, "host_memory", lambda: None)
-    assert [dispatches_ahead(setting, MIB, 0) for setting in (0, 7, "auto")] == [0, 7, LEAST]
+    assert [dispatches_ahead(setting, MIB) for setting in (0, 7, "auto")] == [0, 7, LEAST]
     assert [least_ahead(setting) for setting in (0, 7, "auto")] == [0, 7, LEAST]
 
 

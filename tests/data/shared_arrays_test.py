@@ -1,12 +1,11 @@
-import pickle
-import threading
-import time
-from multiprocessing.shared_memory import SharedMemory
+import gc
+import multiprocessing
+import os
+import sys
 from typing import Any
 
 import numpy as np
 import pytest
-from grain.multiprocessing import SharedMemoryArray
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -14,147 +13,145 @@ from engine.data.bad_examples import BadRow, TolerantBatch, TolerantBatches
 from engine.data.batch import Batch
 from engine.data.batches import Batches
 from engine.data.reader import read
-from engine.data.shared_arrays import LEAST_BYTES, Parcel, Receiver, empty, share, shared_arrays, zeros
+from engine.data.shared_arrays import LEAST_BYTES, Receiver, Sender, empty, zeros
 from engine.data.source import BaseSource
 from engine.data.streams.marks import MarkedBatch
+from tests import runs
 from tests.properties import examples as cases
 
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
 SHAPE = (3, LEAST_BYTES)
-DEADLINE_S = 60
 BAD = 9  # an example that cannot be read
 
 
-def exists(name):
-    try:
-        SharedMemory(name).close()
-    except FileNotFoundError:
-        return False
-    return True
+class Ends:
+    """Both ends of a pipe, of which another process would have one."""
+
+    def __init__(self):
+        pipes = multiprocessing.Pipe()
+        self.pipe, self.sender, self.receiver = pipes[0], Sender(pipes[0]), Receiver(pipes[1])
+
+    def through(self, content):
+        """Returns an object of the present block as the other process receives it."""
+        self.sender.send(self.sender.message(content))
+        return self.receiver.receive()
 
 
-def gone(names):
-    """Returns whether memory is removed; a thread of Grain removes it where worker processes have run before."""
-    end = time.monotonic() + DEADLINE_S
-    while any(map(exists, names)):
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.01)
-    return True
+@pytest.fixture
+def ends():
+    """Ends of a pipe; checks that no memory is left when these and the arrays of the test are deleted."""
+    gc.collect()
+    before = runs.shared_memory()
+    ends = Ends()
+    yield ends
+    vars(ends).clear()
+    gc.collect()
+    assert runs.shared_memory() == before
 
 
-def name_of(array):
-    """Returns the name of the shared memory of a new array."""
-    return array.base.metadata.name
-
-
-def sent(parcel):
-    """Returns a parcel as the main process receives it: with its new memory opened there by name."""
-    new = {name: SharedMemoryArray.from_metadata(array.metadata) for name, array in parcel.new.items()}
-    for array in new.values():
-        array.unlink_on_del()
-    return pickle.loads(pickle.dumps(parcel._replace(new={})))._replace(new=new)
-
-
-def test_whole_arrays_are_sent_in_shared_memory_and_all_others_are_freed():
-    with shared_arrays(True):
-        whole, part, turned, cast, unused = arrays = [zeros(SHAPE, np.uint8) for _ in range(5)]
-        names = [name_of(array) for array in arrays]
-        weight, own = empty((3,), np.float32), np.ones(SHAPE)
+def test_large_arrays_are_sent_in_shared_memory_and_all_others_are_freed(ends):
+    before = runs.shared_memory()
+    with ends.sender.block():
+        whole, part, turned, cast, unused = [zeros(SHAPE, np.uint8) for _ in range(5)]
+        weight, own = empty((3,), np.float32), np.asfortranarray(np.random.default_rng(0).random(SHAPE))
         whole[:], part[:], unused[:] = 7, 8, 9
         batch = TolerantBatch(Batch({"x": [whole, part[:2]]}, weight), (BadRow(0, 1, "gone"),))
         marks: Any = {"shard": None}
-        parcel = share([MarkedBatch(batch, marks), turned[::-1], cast.view(np.int8), own])
-    assert list(parcel.new) == names[:1]
-    receiver = Receiver()
-    marked, *others = receiver.open(sent(parcel))
+        content = [MarkedBatch(batch, marks), turned[::-1], cast.view(np.int8), own, whole]
+        marked, *others = ends.through(content)
+        assert content[-1] is whole  # the arrays of the block stay as they are
+    assert runs.shared_memory() - before == 5 + 4 + 5  # allocated, copied, received
     assert (marked.marks, marked.batch.bad) == (marks, batch.bad)
     assert [array.min() for array in (*marked.batch.batch.examples["x"], unused)] == [7, 8, 9]  # it stays mapped
-    assert [array.tobytes() for array in others] == [bytes(whole.nbytes)] * 2 + [own.tobytes()]
-    assert [exists(name) for name in names] == [True, False, False, False, False]
-    receiver.close()
-    assert exists(names[0])  # an array is still in use
-    del marked
-    assert gone(names)
+    assert [array.tobytes() for array in others] == [bytes(whole.nbytes)] * 2 + [own.tobytes(), whole.tobytes()]
+    assert others[-1] is marked.batch.batch.examples["x"][0]
 
 
-def in_own_thread(function):
-    """Runs a function in a thread, which has a pool of shared memory of its own, as a worker process has."""
-    errors = []
+@pytest.mark.parametrize("dtype", ["bfloat16", "datetime64[s]", "float64", ">f4"])
+def test_every_dtype_arrives_unchanged(ends, dtype):
+    array = np.arange(LEAST_BYTES).astype(np.dtype(dtype))
+    with ends.sender.block():
+        found = ends.through({"large": array, "small": array[:9], "objects": array[:9].astype(object)})
+    assert found["large"].dtype == found["small"].dtype == array.dtype
+    np.testing.assert_array_equal(found["large"], array)
+    np.testing.assert_array_equal(found["small"], array[:9])
+    assert found["large"].flags.aligned and found["large"].flags.writeable
 
-    def run():
-        try:
-            function()
-        except BaseException as error:
-            errors.append(error)
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    thread.join()
-    for error in errors:
-        raise error
+def test_large_pickle_is_sent_in_shared_memory(ends):
+    content = {
+        "names": np.array([f"name {i}" for i in range(10_000)], object),
+        "small": [np.arange(100)] * 2,
+        "large": np.ones(SHAPE),
+    }
+    for _ in range(3):
+        with ends.sender.block():
+            message = ends.sender.message(content)
+            assert len(message.data) < 1000
+            ends.sender.send(message)
+        np.testing.assert_equal(ends.receiver.receive(), content)
+
+
+def test_array_outside_of_a_block_is_an_ordinary_one():
+    assert zeros(SHAPE, np.uint8).base is None and empty(SHAPE, np.uint8).base is None
 
 
 @cases(30)
 @given(st.lists(st.tuples(st.sampled_from([1, 2, 5]), st.booleans(), st.integers(0, 3)), max_size=12))
 def test_memory_is_used_again_only_after_the_last_view_of_its_array_is_deleted(blocks):
-    def run():
-        receiver, kept, names, most = Receiver(), [], set(), 0
-        for number, (scale, fails, keep) in enumerate(blocks):
-            with shared_arrays(True):
-                array = zeros((scale, LEAST_BYTES), np.uint8)
-                assert not array.any()
-                names.add(name_of(array))
-                array[:] = number + 1
-                parcel = Parcel(None, {}) if fails else share({"x": array})
-            assert array is not None
-            del array
+    before, ends, kept, memory, most = runs.shared_memory(), Ends(), [], set(), 0
+    for number, (scale, fails, keep) in enumerate(blocks):
+        with ends.sender.block():
+            array = zeros((scale, LEAST_BYTES), np.uint8)
+            assert not array.any()
+            memory.add(id(array.base))
+            array[:] = number + 1
             if not fails:
-                opened = receiver.open(sent(parcel))["x"]
+                opened = ends.through({"x": array})["x"]
                 kept.append((number + 1, opened.reshape(-1)[LEAST_BYTES // 2 :: 2]))
                 most = max(most, len(kept))
                 del opened
-            kept = kept[len(kept) - min(len(kept), keep) :]
-            assert all((view == value).all() for value, view in kept)
-        assert sum(map(exists, names)) <= 3 * (most + 1)
-        receiver.close()
-        del kept
-        assert gone(names)
-
-    in_own_thread(run)
-
-
-def test_memory_of_deleted_arrays_is_used_again():
-    def run():
-        receiver, names = Receiver(), set()
-        for _ in range(20):
-            with shared_arrays(True):
-                parcel = share(zeros(SHAPE, np.uint8))
-            array = receiver.open(sent(parcel))
-            names.add(name_of(array))
             del array
-        assert len(names) == 1
-        receiver.close()
+        kept = kept[len(kept) - min(len(kept), keep) :]
+        assert all((view == value).all() for value, view in kept)
+    assert len(memory) <= 3 * (most + 1)
+    del kept, ends
+    assert runs.shared_memory() == before
 
-    in_own_thread(run)
 
-
-def test_memory_is_not_used_again_while_the_worker_keeps_a_view_of_its_array():
-    def run():
-        receiver = Receiver()
-        with shared_arrays(True):
+def test_memory_of_deleted_arrays_is_used_again(ends):
+    memory = set()
+    for _ in range(20):
+        with ends.sender.block():
             array = zeros(SHAPE, np.uint8)
-            parcel = share(array)
-        receiver.open(sent(parcel))  # and deleted at once
-        name, view = name_of(array), array[0]
-        del array, parcel
-        with shared_arrays(True):
-            assert name_of(empty(SHAPE, np.uint8)) != name
-            del view
-            assert name_of(empty(SHAPE, np.uint8)) == name
-        receiver.close()
-        assert gone([name])
+            memory.add(id(array.base))
+            ends.through(array)
+            del array
+    assert len(memory) == 1
 
-    in_own_thread(run)
+
+def test_memory_is_not_used_again_while_the_sender_keeps_a_view_of_its_array(ends):
+    with ends.sender.block():
+        array = zeros(SHAPE, np.uint8)
+        ends.through(array)  # and deleted at once
+        memory, view = id(array.base), array[0]
+        del array
+    with ends.sender.block():
+        assert id(empty(SHAPE, np.uint8).base) != memory
+        del view
+        assert id(empty(SHAPE, np.uint8).base) == memory
+
+
+@pytest.mark.parametrize("sent", [0, 3, 200, None])
+def test_process_that_ended_while_it_sent_raises_eof(ends, sent):
+    """It may end before a message, in its length, in its text, and before the file descriptor of its memory."""
+    with ends.sender.block():
+        data = ends.sender.message({"text": "x" * 500, "array": np.ones(SHAPE)}).data
+    os.write(ends.pipe.fileno(), (len(data).to_bytes(4) + data)[:sent])
+    ends.pipe.close()
+    with pytest.raises(EOFError):
+        ends.receiver.receive()
 
 
 class Images(BaseSource):
@@ -181,17 +178,18 @@ def test_worker_sends_equal_batches_in_shared_memory_and_leaves_none():
     def values(batch):
         return batch.bad, batch.batch.weight.tolist(), [x.tobytes() for x in batch.batch.examples.values()]
 
+    before = runs.shared_memory()
     reader = read(tolerant(), range(40), threads=0, workers=1, prefetch=2)
     kept: list[Any] = []
-    names, batch = set(), None
+    memory, batch = set(), None
     try:
         for number, batch in enumerate(reader):
             if not batch.bad:  # a filler is written into a copy of the arrays
-                names.add(name_of(batch.batch.examples["image"]))
+                memory.add(id(batch.batch.examples["image"].base))
             kept = [*kept[-(number % 5) :], (number, values(batch), batch)]  # batches stay as they are while in use
             assert all(values(batch) == before == values(tolerant()[n]) for n, before, batch in kept[:1] + kept[-1:])
-        assert 1 <= len(names) <= 20  # of 40 batches
+        assert 1 <= len(memory) <= 20  # of 40 batches
     finally:
         reader.close()
-    kept, batch = [], None
-    assert gone(names)
+    del kept, batch, reader
+    assert runs.shared_memory() == before
