@@ -1,12 +1,16 @@
-"""Builds the program of a config, from its Task, mesh, data and settings.
+"""Builds the program of a config, from its Task, mesh, data and settings, and its compiler.
 
 Settings that do not fit together raise an error here, before anything is compiled.
 """
+
+from collections.abc import Callable
+from pathlib import Path
 
 from jax.sharding import Mesh
 
 from engine.base.duration import MAX_STEPS, RunSize
 from engine.base.errors import ConfigError, FieldError
+from engine.compile.compiler import ProgramCompiler
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.options import MAX_UNROLLED_STEPS, check_options, compiler_options
 from engine.compile.program import DTYPES, Program
@@ -17,6 +21,7 @@ from engine.data.source import BaseSource, example_spec
 from engine.metrics.values import describe_value
 from engine.parallel.layout import active, make_layout
 from engine.parallel.mesh import check_batch
+from engine.storage.mounts import local_text
 from engine.training.model import describe
 from engine.training.optimizer import build_optimizer
 from engine.training.step_spec import StepSpec
@@ -101,6 +106,24 @@ def build_program(task: Task, mesh: Mesh, source: BaseSource, config: Config) ->
     shapes = source.shape_specs()
     check_consecutive(source, len(shapes), train.steps_per_dispatch)
     return Program(spec, example, batch_size=train.global_batch_size, seed=train.seed, shapes=shapes), total
+
+
+def open_compiler(programs: str | None, config: str, say: Callable[[str], None]) -> ProgramCompiler:
+    """Returns the compiler of a run, which loads the programs of `cache.programs`.
+
+    Args:
+        programs: the folder; None: every program is compiled.
+        config: text of the config of the run.
+        say: called with sentences for the user.
+
+    Raises:
+        ConfigError: `cache.programs` is not a folder, or other users may write to it.
+    """
+    if programs is None:
+        return ProgramCompiler(say)
+    from engine.compile.program_store import StoredPrograms
+
+    return StoredPrograms(Path(local_text(programs)), config=config, say=say)
 
 
 def check_consecutive(source: BaseSource, shapes: int, k: int) -> None:

@@ -17,8 +17,7 @@ from jax.sharding import Mesh
 from engine.base.duration import RunSize
 from engine.checkpoint.checkpointer import build_checkpointer
 from engine.cluster import group, peer_failure
-from engine.compile.build import build_program, check_unrolled
-from engine.compile.compiler import open_compiler
+from engine.compile.build import build_program, check_unrolled, open_compiler
 from engine.compile.memory_check import check_memory, training_batches
 from engine.compile.shapes import CompiledSteps
 from engine.config.schedules import followers
@@ -117,11 +116,6 @@ class Trainer:
         self._watchdog = Watchdog(hang_s, timeout_s, directory.stacks, directory.attempt, k)
         self._preemption = Preemption(lambda: self._phase.name)
         self._phase = Phases(directory.stopwatch, self._watchdog)
-        self._profile = None
-        if config.profile.start is not None:
-            from engine.observe.profiler import ProfileWindow
-
-            self._profile = ProfileWindow(config.profile.start, config.profile.steps, directory.traces, self.say)
         self._recorder: Recorder | None = None
         self._dispatcher: Dispatcher | None = None
         self._row: dict[str, float] = {}  # training metrics of the latest logging interval
@@ -173,7 +167,7 @@ class Trainer:
             dispatcher = self._dispatcher = stack.enter_context(self._open_dispatcher(programs, recorder, start.step))
             if self._measurements is not None and programs:
                 stack.enter_context(self._measurements.compiled_ahead(start.step, self._phase))
-            events = self._events(recorder)
+            events = self._events(dispatcher)
             while True:
                 try:
                     yield from self._train_from(start, dispatcher, events)
@@ -289,8 +283,12 @@ class Trainer:
                     stopwatch=self.directory.stopwatch,
                 )
         with stragglers, contextlib.ExitStack() as stack:
-            if (profile := self._profile) is not None:
-                stack.callback(lambda: profile.close(self.step))
+            profile, section = None, self.config.profile
+            if section.start is not None:
+                from engine.observe.profiler import ProfileWindow
+
+                profile = ProfileWindow(section.start, section.steps, self.directory.traces, self.say)
+                stack.callback(lambda window=profile: window.close(self.step))
             stack.enter_context(peer_failure.location_reported(lambda: self.step))
             yield Dispatcher(
                 program=self.program,
@@ -299,7 +297,7 @@ class Trainer:
                 divergence=self._divergence,
                 preemption=self._preemption,
                 watchdog=self._watchdog,
-                profile=self._profile,
+                profile=profile,
                 stragglers=stragglers,
                 recorder=recorder,
                 stopwatch=self.directory.stopwatch,
@@ -307,8 +305,9 @@ class Trainer:
                 step=step,
             )
 
-    def _events(self, recorder: Recorder) -> list[Event]:
+    def _events(self, dispatcher: Dispatcher) -> list[Event]:
         """Returns all events, in the order in which they run at a boundary."""
+        recorder = dispatcher.recorder
         checkpoints, preemption, measurements = self.checkpoints, self._preemption, self._measurements
         selecting = [] if measurements is None else measurements.selecting
         save = Save(
@@ -327,10 +326,10 @@ class Trainer:
             heartbeat = self._watchdog.heartbeat
             measured = measurements.events(checkpoints, recorder, preemption, heartbeat, self.say, self._results)
         profile: list[Event] = []
-        if self._profile is not None:
+        if dispatcher.profile is not None:
             from engine.loop.events.profile import ProfileEvent
 
-            profile = [ProfileEvent(self._profile)]
+            profile = [ProfileEvent(dispatcher.profile)]
         return [PrepareSaves(checkpoints.prepare, self.step), divergence, *checks, save, *measured, *profile]
 
     def _poll(self) -> None:

@@ -5,7 +5,9 @@ import pytest
 
 from engine import Task
 from engine.base.errors import ConfigError, ConvoyError, TaskError
-from engine.compile.build import build_program, build_task, check_unrolled
+from engine.compile.build import build_program, build_task, check_unrolled, open_compiler
+from engine.compile.compiler import ProgramCompiler
+from engine.compile.program_store import StoredPrograms
 from engine.config.schema import Target
 from engine.parallel.mesh import make_mesh
 from tests import runs, zoo
@@ -89,3 +91,10 @@ NoRng = type("NoRng", (Task,), {"loss": lambda self, model, batch: None})
 def test_task_whose_methods_take_other_arguments_is_refused():
     with pytest.raises(TaskError, match=r"^NoRng.loss: found loss\(model, batch\), but the engine calls loss\(mod"):
         build_task(Target(target=f"{__name__}.NoRng"))
+
+
+def test_programs_are_loaded_only_from_a_folder_that_the_config_names(tmp_path):
+    assert type(open_compiler(None, "", print)) is ProgramCompiler
+    assert isinstance(open_compiler(str(tmp_path), "", print), StoredPrograms)
+    with pytest.raises(ConfigError, match="absent is not a folder"):
+        open_compiler(str(tmp_path / "absent"), "", print)
