@@ -223,6 +223,7 @@ def default_flops() -> tuple[float, float]:
     return program.flops_per_step, program.hardware_flops_per_step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [

@@ -206,6 +206,7 @@ def test_devices_exchange_kernels_and_no_activations():
     assert sum(c.moved for c in found) <= 3 * parameters  # gathered once; XLA:CPU sums gradients in full
 
 
+@pytest.mark.slow
 def test_convolutions_split_over_fsdp_give_the_result_of_one_device():
     rng = np.random.default_rng(0)
     batches = [{"x": rng.normal(size=(ROWS, SIZE, SIZE, 4)).astype(np.float32)} for _ in range(2)]
