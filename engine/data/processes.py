@@ -187,7 +187,7 @@ class _Failed:
         found: TracebackType | None = None
         for file, line, function in reversed(self.frames):
             try:
-                exec(compile("raise ValueError", file, "exec").replace(co_name=function))
+                exec(compile("\n" * (line - 1) + "raise ValueError", file, "exec").replace(co_name=function))
             except ValueError as error:
                 assert error.__traceback__ is not None and error.__traceback__.tb_next is not None
                 frame = error.__traceback__.tb_next.tb_frame

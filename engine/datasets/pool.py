@@ -76,12 +76,6 @@ def run[J, R](
     try:
         yield from _collect(pool, processes, jobs, report)
         patience = EXIT_S
-    except ProcessEnded as ended:
-        raise _exit_error(ended) from None
-    except ConvoyError:
-        raise
-    except Exception as error:
-        raise DataError(describe(error)) from error
     finally:
         pool.close(patience)
 
@@ -111,13 +105,25 @@ def _collect(pool: Processes, processes: int, jobs: Iterable[Any], report: Repor
         send_next(process)
     while busy:
         for process in pool.wait(busy):
-            message = pool.receive(process)
+            message = _receive(pool, process)
             if isinstance(message, Progress):
                 report(message.value)
                 continue
             number = busy.pop(process)
             send_next(process)
             yield number, message
+
+
+def _receive(pool: Processes, process: int) -> Any:
+    """Returns the next message of a process. Every error is a ConvoyError."""
+    try:
+        return pool.receive(process)
+    except ProcessEnded as ended:
+        raise _exit_error(ended) from None
+    except ConvoyError:
+        raise
+    except Exception as error:
+        raise DataError(describe(error)) from error
 
 
 def _pickled(function: JobFunction[Any, Any]) -> bytes:

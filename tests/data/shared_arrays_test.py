@@ -29,8 +29,8 @@ class Ends:
     """Both ends of a pipe, of which another process would have one."""
 
     def __init__(self):
-        pipes = multiprocessing.Pipe()
-        self.pipe, self.sender, self.receiver = pipes[0], Sender(pipes[0]), Receiver(pipes[1])
+        self.pipe, self.other = multiprocessing.Pipe()
+        self.sender, self.receiver = Sender(self.pipe), Receiver(self.other)
 
     def through(self, content):
         """Returns an object of the present block as the other process receives it."""
@@ -143,12 +143,15 @@ def test_memory_is_not_used_again_while_the_sender_keeps_a_view_of_its_array(end
         assert id(empty(SHAPE, np.uint8).base) == memory
 
 
+@pytest.mark.parametrize("unread", [False, True])
 @pytest.mark.parametrize("sent", [0, 3, 200, None])
-def test_process_that_ended_while_it_sent_raises_eof(ends, sent):
+def test_process_that_ended_while_it_sent_raises_eof(ends, sent, unread):
     """It may end before a message, in its length, in its text, and before the file descriptor of its memory."""
     with ends.sender.block():
         data = ends.sender.message({"text": "x" * 500, "array": np.ones(SHAPE)}).data
     os.write(ends.pipe.fileno(), (len(data).to_bytes(4) + data)[:sent])
+    if unread:  # a job, which changes the error of the system
+        ends.other.send_bytes(b"job")
     ends.pipe.close()
     with pytest.raises(EOFError):
         ends.receiver.receive()

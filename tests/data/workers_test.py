@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 
 import grain
 import numpy as np
@@ -73,7 +74,7 @@ def test_elements_come_in_order_and_leave_no_shared_memory_or_files(tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("elements", "count", "buffer"), [(0, 2, 1), (1, 2, 1), (7, 3, 2), (700, 1, 10 * MOST_AHEAD)])
+@pytest.mark.parametrize(("elements", "count", "buffer"), [(0, 2, 1), (1, 2, 1), (7, 3, 2), (3000, 1, 10 * MOST_AHEAD)])
 def test_dataset_ends_after_its_last_element(elements, count, buffer):
     reader = Workers(grain.MapDataset.range(elements).map(lambda n: n * np.ones(2000)), count, buffer)
     wait_for(lambda: len(pids()) == min(elements, count))
@@ -108,14 +109,17 @@ def test_worker_killed_during_its_start_raises_a_retryable_error():
     assert pids() == []
 
 
-def test_error_has_the_line_of_the_code_that_raised_it():
-    def fail(n):
-        raise KeyError("image")
+def fail(n):
+    raise KeyError("image")
 
+
+def test_error_has_the_line_of_the_code_that_raised_it():
     reader = Workers(grain.MapDataset.range(10).map(fail), 1, 1)
     with pytest.raises(KeyError) as error:
         next(reader)
-    assert describe(error.value).startswith("KeyError: 'image' (tests/data/workers_test.py:")
+    line = fail.__code__.co_firstlineno + 1
+    assert describe(error.value) == f"KeyError: 'image' (tests/data/workers_test.py:{line} in fail)."
+    assert traceback.extract_tb(error.value.__traceback__)[-1].line == 'raise KeyError("image")'
     reader.close()
 
 
