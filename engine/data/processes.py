@@ -60,7 +60,7 @@ class ProcessEnded(Exception):
         return by.name + ", probably for lack of memory" * (by in (signal.SIGKILL, signal.SIGBUS))
 
 
-class Progress(NamedTuple):
+class Reported(NamedTuple):
     """What the function of a process reported."""
 
     value: Any
@@ -70,7 +70,7 @@ class Processes:
     """Processes that call `function(job, report)` with each job.
 
     Args:
-        function: pickled function. What it passes to `report` is received as `Progress`, before its result.
+        function: pickled function. What it passes to `report` is received as `Reported`, before its result.
         count: number of processes.
         name: name of the processes in the texts of errors; None if these name only the data source.
     """
@@ -125,7 +125,7 @@ class Processes:
         return [pipes[pipe] for pipe in connection.wait(pipes, timeout) if isinstance(pipe, connection.Connection)]
 
     def receive(self, index: int) -> Any:
-        """Returns the next result of a process, or `Progress`.
+        """Returns the next result of a process, or `Reported`.
 
         Raises:
             ProcessEnded: the process has ended.
@@ -247,7 +247,7 @@ def _do(function: Callable[..., Any], job: Any, sender: Sender) -> None:
     with sender.block():
         try:
             with exits_reported():
-                result = function(job, lambda value: sender.send(sender.message(Progress(value))))
+                result = function(job, lambda value: sender.send(sender.message(Reported(value))))
             message = sender.message(result)
         except BaseException as error:  # of every kind: the main process raises it
             message = sender.message(_failed(error))

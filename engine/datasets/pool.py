@@ -14,7 +14,7 @@ from engine.base.errors import ConfigError, ConvoyError, DataError
 from engine.base.host import usable_cores
 from engine.base.user_errors import describe
 from engine.cluster.exit_status import ExitStatus
-from engine.data.processes import ProcessEnded, Processes, Progress, exits_reported
+from engine.data.processes import ProcessEnded, Processes, Reported, exits_reported
 from engine.data.source import BaseSource, source_name
 
 REPORT_S = 0.1  # between two reports of the progress of a process
@@ -106,7 +106,7 @@ def _collect(pool: Processes, processes: int, jobs: Iterable[Any], report: Repor
     while busy:
         for process in pool.wait(busy):
             message = _receive(pool, process)
-            if isinstance(message, Progress):
+            if isinstance(message, Reported):
                 report(message.value)
                 continue
             number = busy.pop(process)

@@ -12,7 +12,7 @@ import pytest
 from engine.base.errors import DataError
 from engine.base.user_errors import describe
 from engine.data import processes
-from engine.data.processes import ProcessEnded, Processes, Progress, exits_reported
+from engine.data.processes import ProcessEnded, Processes, Reported, exits_reported
 from tests import runs
 
 pytestmark = [
@@ -61,8 +61,8 @@ def pool():
 def test_each_process_returns_progress_and_results_in_the_order_of_its_jobs(pool):
     pool.send(0, ["a", "b"])
     pool.send(1, ["c"])
-    assert [pool.receive(0) for _ in range(4)] == [Progress("half"), ("a", "cpu"), Progress("half"), ("b", "cpu")]
-    assert [pool.receive(1) for _ in range(2)] == [Progress("half"), ("c", "cpu")]
+    assert [pool.receive(0) for _ in range(4)] == [Reported("half"), ("a", "cpu"), Reported("half"), ("b", "cpu")]
+    assert [pool.receive(1) for _ in range(2)] == [Reported("half"), ("c", "cpu")]
     assert pool.wait([0, 1], 0.0) == []
     assert pool.heartbeats(0) > 0
 
@@ -72,7 +72,7 @@ def test_arrays_and_large_objects_arrive_unchanged(pool, size):
     job = {"array": np.arange(size), "text": "x" * size, "more": [np.full(100, i) for i in range(size // 100)]}
     pool.send(0, [job, job])
     for _ in range(2):
-        assert pool.receive(0) == Progress("half")
+        assert pool.receive(0) == Reported("half")
         found, _ = pool.receive(0)
         np.testing.assert_equal(found, job)
 
@@ -82,15 +82,15 @@ def test_errors_of_jobs_are_raised_and_the_process_continues(pool):
     exited = rf"test process 1 \(pid {pool.pid(1)}\): SystemExit: the code ended the process with sys.exit\(3\)"
     here = r" \(tests/data/processes_test.py:\d+ in work\)"
     for kind, text in ((DataError, exited + here), (DataError, "Odd: strange error" + here), (TypeError, "pickle")):
-        assert pool.receive(1) == Progress("half")
+        assert pool.receive(1) == Reported("half")
         with pytest.raises(kind, match=text):
             pool.receive(1)
-    assert [pool.receive(1) for _ in range(2)] == [Progress("half"), ("last", "cpu")]
+    assert [pool.receive(1) for _ in range(2)] == [Reported("half"), ("last", "cpu")]
 
 
 def test_ended_process_is_reported_also_if_a_job_is_sent_to_it_later(pool):
     pool.send(0, ["first", "kill"])
-    assert [pool.receive(0) for _ in range(3)] == [Progress("half"), ("first", "cpu"), Progress("half")]
+    assert [pool.receive(0) for _ in range(3)] == [Reported("half"), ("first", "cpu"), Reported("half")]
     for _ in range(2):
         with pytest.raises(ProcessEnded) as ended:
             pool.receive(0)
@@ -98,7 +98,7 @@ def test_ended_process_is_reported_also_if_a_job_is_sent_to_it_later(pool):
         assert ended.value.signal == "SIGKILL, probably for lack of memory"
         pool.send(0, ["later"])
     pool.send(1, ["other"])
-    assert pool.receive(1) == Progress("half")
+    assert pool.receive(1) == Reported("half")
 
 
 def test_function_that_cannot_be_loaded_is_an_error_of_each_job():
@@ -136,7 +136,7 @@ def test_pool_leaves_no_memory_and_no_file_descriptors(pool):
     for _ in range(2):
         again = Processes(pickle.dumps(work), 2)
         again.send(0, [np.ones(100_000)])
-        assert again.receive(0) == Progress("half")
+        assert again.receive(0) == Reported("half")
         assert again.receive(0)[0].sum() == 100_000
         again.close()
         del again
