@@ -163,6 +163,7 @@ class Processes:
         self._started.wait()
         for pipe in self._pipes:
             pipe.close()
+        self._receivers.clear()  # frees the memory of arrays that are not used any more
         end = time.monotonic() + patience
         for index, process in enumerate(self._processes):
             if self._heartbeats[index]:  # it does not start now
