@@ -43,9 +43,14 @@ def config(**settings: Any) -> Config:
 
 
 def rows(run: Path, name: str = "loss") -> dict[int, Any]:
-    """Returns step -> value of a metric; the last attempt of a step is valid."""
-    lines = (json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line[name] for line in lines if name in line}
+    """Returns step -> value of a metric; the last attempt of a step is valid. The run may be writing a line."""
+    return {line["step"]: line[name] for line in complete_lines(run / "metrics.jsonl") if name in line}
+
+
+def complete_lines(file: Path) -> list[dict[str, Any]]:
+    """Returns the complete lines of a file of JSON lines, to which a process may be writing."""
+    text = file.read_text()
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def status(run: Path) -> dict[str, Any]:

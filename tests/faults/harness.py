@@ -5,7 +5,6 @@ computed; `conftest.py` prints the table of cases.
 """
 
 import contextlib
-import json
 import os
 import signal
 import socket
@@ -180,7 +179,7 @@ def attempts(run: Path) -> dict[int, int]:
     """step -> the last attempt that computed it."""
     if not (run / "metrics.jsonl").exists():
         return {}
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    lines = runs.complete_lines(run / "metrics.jsonl")
     return {line["step"]: line["attempt"] for line in lines if "loss" in line}
 
 
