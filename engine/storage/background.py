@@ -98,7 +98,8 @@ def probe(folder: Path, timeout_s: float = PROBE_S) -> None:
     """
 
     def write() -> None:
-        folder.resolve().mkdir(parents=True, exist_ok=True)
+        # Path.resolve of Python 3.12 raises RuntimeError for links in a circle.
+        Path(os.path.realpath(folder)).mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
             file.write(b"can this folder be written?")
             file.flush()
