@@ -81,9 +81,9 @@ class StoredPrograms(ProgramCompiler):
                     f"{first_line(error)}. Programs that call Python (jax.debug.print, jax.pure_callback) cannot be."
                 )
             else:
-                self._write(self._folder, name, facts, payload, seconds)
+                self._write(name, facts, payload, seconds)
             return compiled
-        loaded, problem = self._load(self._folder, name, facts, lowered, mesh)
+        loaded, problem = self._load(name, facts, lowered, mesh)
         if problem := group.decide(problem, first_problem, f"load program/{name}", LOAD_S):
             self.say(
                 f"warning: program {name!r} is compiled now, since {problem}. convoy compile makes the folder anew."
@@ -93,7 +93,7 @@ class StoredPrograms(ProgramCompiler):
             return loaded
         return lowered.compile()
 
-    def _write(self, folder: Path, name: str, facts: Mapping[str, str], payload: bytes, seconds: float) -> None:
+    def _write(self, name: str, facts: Mapping[str, str], payload: bytes, seconds: float) -> None:
         entry = {
             "format": FORMAT,
             "name": name,
@@ -103,23 +103,23 @@ class StoredPrograms(ProgramCompiler):
             "compile_s": round(seconds, 3),
             "config": self._config,
         }
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # a compiled program is code that will be run
-        check_trusted(folder)
-        path = _path(folder, name, facts)
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # a compiled program is code that will be run
+        check_trusted(self._folder)
+        path = _path(self._folder, name, facts)
         for target, content in ((path, payload), (path.with_suffix(".json"), json.dumps(entry, indent=1).encode())):
             # The mode is set at the creation: no other user can open the file before, and some mounts refuse chmod.
             with replacing(target, target.with_name(f".{target.name}.{os.getpid()}.tmp"), mode=0o600) as file:
                 file.write(content)
 
     def _load(
-        self, folder: Path, name: str, facts: Mapping[str, str], lowered: jax.stages.Lowered, mesh: Mesh
+        self, name: str, facts: Mapping[str, str], lowered: jax.stages.Lowered, mesh: Mesh
     ) -> tuple[jax.stages.Compiled | None, str]:
         """Returns the stored program and ""; or None and the reason, if there is none that fits."""
-        path = _path(folder, name, facts)
+        path = _path(self._folder, name, facts)
         try:
             entry = read_entry(path.with_suffix(".json"))
             if entry is None or entry["facts"] != dict(facts):
-                return None, f"{folder} {self._difference(folder, name, facts)}"
+                return None, f"{self._folder} {self._difference(name, facts)}"
             payload = read_trusted(path)
             if digest(payload) != entry["sha256"]:
                 return None, f"{path} is damaged: its hash is not that in {path.with_suffix('.json').name}"
@@ -131,9 +131,9 @@ class StoredPrograms(ProgramCompiler):
             return None, f"{path} cannot be loaded ({type(error).__name__}: {first_line(error)})"
         return loaded, ""
 
-    def _difference(self, folder: Path, name: str, facts: Mapping[str, str]) -> str:
+    def _difference(self, name: str, facts: Mapping[str, str]) -> str:
         """Returns how the stored program of this name that is nearest differs from the one that is needed."""
-        found = [entry for path in sorted(folder.glob("*.json")) if (entry := read_entry(path))]
+        found = [entry for path in sorted(self._folder.glob("*.json")) if (entry := read_entry(path))]
         same = [entry for entry in found if entry["name"] == name]
         if not same:
             names = ", ".join(sorted({entry["name"] for entry in found})) or "no program that this user can read"
