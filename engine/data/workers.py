@@ -34,7 +34,7 @@ class Workers:
     Args:
         dataset: dataset that is pickled to the workers.
         count: number of workers.
-        buffer: elements that each worker makes ahead, beside the one that it is making.
+        buffer: number of elements that each worker makes in advance, in addition to the one in progress.
 
     Raises:
         DataWorkerError: raised by `next`: a worker was killed by a signal, has ended by itself, or is frozen.
