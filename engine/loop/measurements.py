@@ -10,6 +10,7 @@ from engine.base.duration import Period, RunSize
 from engine.checkpoint.checkpointer import Checkpointer
 from engine.compile.program import Program
 from engine.config.schema import Config
+from engine.config.text import field_texts
 from engine.data.source import BaseSource
 from engine.loop.compile_ahead import CompileAhead
 from engine.loop.evaluation import Evaluator, build_evaluations, check_watched
@@ -20,7 +21,9 @@ from engine.loop.events.hook import hook_events
 from engine.loop.events.results import Results
 from engine.loop.phases import Phases
 from engine.loop.preemption import Preemption
+from engine.loop.stopping import StopRecord, write
 from engine.observe.recorder import Recorder
+from engine.run.directory import RunDirectory
 from engine.training.state import TrainState
 
 
@@ -104,3 +107,7 @@ class Measurements:
         stop = config.stop
         stops = [EarlyStop(stop, self._period(stop.metric), checkpoints)] if stop.metric else []
         return [evaluate, *hooks, *stops]
+
+    def record_stop(self, directory: RunDirectory, step: int, reason: str) -> None:
+        """Stores that a hook or the config section `stop` has ended the run at a step, and why."""
+        write(directory, StopRecord.of(step, reason, field_texts(self._config)))

@@ -192,11 +192,9 @@ class Trainer:
                 yield boundary
             with self._phase(SAVING):
                 self.checkpoints.finish()
-                if self._stop_reason and dispatcher.programs:
-                    from engine.loop.stopping import StopRecord, write
-
+                if self._measurements is not None and self._stop_reason and dispatcher.programs:
                     dispatcher.recorder.end_row()
-                    write(self.directory, StopRecord.of(self.step, self._stop_reason, field_texts(self.config)))
+                    self._measurements.record_stop(self.directory, self.step, self._stop_reason)
 
     def _train_steps(self, state: TrainState, dispatcher: Dispatcher, schedule: EventSchedule) -> Iterator[Boundary]:
         """Yields a boundary whenever an event is due, and dispatches the steps in between without waiting for them."""
