@@ -8,18 +8,17 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 
-import jax
 from jax.sharding import Mesh
 
 from engine.base.errors import ConfigError, ShardingError
 from engine.compile.memory_limit import Limit, memory_limit
 from engine.compile.out_of_memory import smaller
 from engine.config.identity import is_identity
-from engine.config.schema import Config, MeshSpec, Sharding, Train
+from engine.config.schema import Config, MeshSpec, Train
 from engine.config.setting import AUTO
 from engine.loop.compiled_sizes import CompiledSizes
-from engine.parallel.mesh import batch_sharding, check_batch
-from engine.parallel.schedule import microbatch_count
+from engine.parallel.mesh import check_batch
+from engine.parallel.schedule import row_unit
 
 RESOLUTION = 32  # the batch is the largest to within this part of it
 KEPT_SHARE = 1.1  # share of the limit for stored sizes: another release of XLA may need a little more
@@ -74,7 +73,7 @@ def choose_sizes(
             f"{fields[0]} = auto: the memory of a {kind} is not known. Set train.memory_gib to the GiB of each device "
             "that a step may use, or give numbers."
         )
-    chooser = _Chooser(compiled(limit), mesh, row_unit(mesh, config.sharding), config.mesh)
+    chooser = _Chooser(compiled(limit), mesh, row_unit(mesh, config.sharding.microbatches), config.mesh)
     if stored:
         return chooser.check_stored(train, stored[0], say)
     more = ""
@@ -86,16 +85,6 @@ def choose_sizes(
     value = found.accumulate if train.accumulate == AUTO else found.global_batch_size
     say(f"{fields[0]} = auto: {value}{more} ({chooser.sizes})")
     return found
-
-
-def row_unit(mesh: Mesh, sharding: Sharding) -> int:
-    """Returns the number of which the rows of a microbatch are a multiple.
-
-    It is the number of devices that split the rows, in a pipeline times its microbatches.
-    """
-    shards = math.prod(mesh.shape[axis] for axis in jax.tree.leaves(tuple(batch_sharding(mesh).spec)))
-    stages = mesh.shape["pipeline"]
-    return shards * (microbatch_count(sharding.microbatches, stages) if stages > 1 else 1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -63,6 +63,12 @@ class Predictor:
         batches = dataclasses.replace(batches, field="batch_size", advice="a smaller batch size of predictions")
         self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False).to_tree())
         self._step, self._shapes = prediction_step(program, spec, batch_size)
+        padding = -len(source) % batch_size
+        if padding or len(source.shape_specs()) > 1:
+            from engine.compile.row_check import check_predictions
+
+            text = f"the last batch is padded with {padding} rows" if padding else "batches are padded"
+            check_predictions(program, source, batch_size, text)
         self.names = tuple(self._shapes)
         """Names of the predictions."""
         self.source = source

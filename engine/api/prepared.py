@@ -18,7 +18,7 @@ from engine.api.resume import newest_checkpoint
 from engine.base.types import Device
 from engine.cluster import group
 from engine.compile import cache
-from engine.compile.build import build_program, build_task
+from engine.compile.build import build_evaluation_program, build_program, build_task
 from engine.compile.program import Program
 from engine.config.loading import load
 from engine.config.schedules import check_functions
@@ -62,6 +62,20 @@ class Prepared:
         """Config section -> source, the training data first."""
         evaluations = {f"evaluations.{name}.data": source for name, source in self.evaluation_sources.items()}
         return {"data": self.source} | evaluations
+
+    def check_rows(self) -> None:
+        """Raises ConfigError if `train.accumulate` is auto, and another number would change the result.
+
+        It may run the loss on the devices. The trainer checks a number.
+        """
+        train = self.config.train
+        if train.accumulate != AUTO:
+            return
+        from engine.compile.row_check import check_loss
+
+        trainable = self.config.optimizer.trainable
+        program = build_evaluation_program(self.task, self.mesh, train, self.config.sharding, trainable)
+        check_loss(program, self.source, train, skips=False)
 
     def with_sizes(self, say: Callable[[str], None] = lambda text: None, stored: Sequence[str] = ()) -> "Prepared":
         """Returns this with numbers in place of automatic sizes, for which it compiles programs.

@@ -107,6 +107,8 @@ class SavedEvaluations:
         """Evaluation -> what is stored as `settings` and `section`."""
         self.program = dataclasses.replace(program, total_steps=self.saved.total_steps or 1)
         self._evaluations = build_evaluations(self._sections, sources, self.program, batch_size)
+        for evaluation in self._evaluations:
+            evaluation.check_rows()
         self._train, self._mesh, self._warned = config.train, mesh, False
 
     def run(self, step: int, only: Sequence[str] | None = None) -> dict[str, Result]:

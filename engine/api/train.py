@@ -131,6 +131,7 @@ def _train(
             with start_ended_by_sigterm():
                 prepared = prepare(config, objects)
                 with directory.stopwatch.during(COMPILING.kind):
+                    prepared.check_rows()
                     prepared = prepared.with_sizes(directory.messages.append, stored_sizes)
                 trainer = _build_trainer(prepared, directory, changed, accepted, reporter)
             reporter.start(trainer.total_steps, trainer.step, trainer.summary)
@@ -177,11 +178,11 @@ def _build_trainer(
 
 def _row_unit(config: Config) -> int:
     """Returns the number of which the rows of a microbatch are a multiple, on the devices at hand."""
-    from engine.api.auto_size import row_unit
+    from engine.parallel.schedule import row_unit
 
     mesh = make_mesh(set_up_devices(config).mesh)
     # With cpu_devices=auto, the number of devices follows the batch from here on.
-    return math.lcm(row_unit(mesh, config.sharding), mesh.size if config.mesh.cpu_devices == "auto" else 1)
+    return math.lcm(row_unit(mesh, config.sharding.microbatches), mesh.size if config.mesh.cpu_devices == "auto" else 1)
 
 
 def _fast_dev_run(

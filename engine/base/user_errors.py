@@ -6,8 +6,10 @@ that a config names in a target counts as well, although it may be installed: it
 
 import sysconfig
 import traceback
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from engine.base.errors import ConvoyError
 
@@ -87,6 +89,18 @@ def innermost_frame(error: BaseException, installed: bool = False) -> str:
         if is_user_code(file) or (installed and not _target_packages.isdisjoint(Path(file).with_suffix("").parts)):
             found = f"{short_path(file)}:{line} in {frame.f_code.co_name}"
     return found
+
+
+def traced_place(frames: Iterable[Any]) -> str:
+    """Returns `file:line in function` of the first frame in the user's code, "" if there is none.
+
+    Args:
+        frames: frames of an equation of a jaxpr, the innermost first (`equation.source_info.traceback.frames`).
+    """
+    for frame in frames:
+        if is_user_code(frame.file_name):
+            return f"{short_path(frame.file_name)}:{frame.line_num} in {frame.function_name.rpartition('.')[2]}"
+    return ""
 
 
 def is_user_code(file: str) -> bool:

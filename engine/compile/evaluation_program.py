@@ -77,12 +77,16 @@ class EvaluationProgram:
         """
         return np.array([self.seed, step, first], np.uint32)
 
-    def context(self, point: jax.Array, rows: int) -> Context:
-        """Returns the context of a batch; its keys depend on the seed and the position of each example."""
-        seed, step, first = point
+    def context(self, point: jax.Array, weight: jax.Array | np.ndarray) -> Context:
+        """Returns the context of a batch with the weight of each row `[rows]`.
+
+        Its keys depend on the seed and the position of each example.
+        """
+        (seed, step, first), rows = point, len(weight)
         key = jax.random.fold_in(jax.random.key(seed), EVALUATION)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first + jnp.arange(rows, dtype=jnp.uint32))
-        return Context(step.astype(jnp.int32), step / jnp.float32(self.steps_per_epoch), self.total_steps, keys)
+        epoch = step / jnp.float32(self.steps_per_epoch)
+        return Context(step.astype(jnp.int32), epoch, self.total_steps, keys, jnp.asarray(weight) > 0)
 
 
 def _abstract(x: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:

@@ -21,7 +21,7 @@ from engine.training.arrays import Arrays
 from engine.training.slices import NO_SLICES, Slices
 from engine.training.state import Weights
 from engine.training.step import evaluate
-from engine.training.task import missing_key_reported
+from engine.training.task import author_errors_reported
 
 ARGUMENTS = ("params", "model_state", "batch", "point", "members")
 """Names of the arguments of a step, for messages; a step of predictions has the first three."""
@@ -108,11 +108,11 @@ def evaluation_step(
     names: list[str] = []
 
     def compute(params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array) -> Mapping[str, Metric]:
-        context = program.context(point, len(batch.weight))
+        context = program.context(point, batch.weight)
         return evaluate(program.task, program.model, program.compute_dtype, params, model_state, batch, context)
 
     def check(params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array) -> Mapping[str, Metric]:
-        with missing_key_reported(program.task, "evaluate", batch.examples):
+        with author_errors_reported(program.task, "evaluate", batch.examples):
             metrics = compute(params, model_state, batch, point)
         checked.append(check_metrics(metrics, batch_size, f"{type(program.task).__name__}.evaluate"))
         names.extend(slices.masks(batch.examples, None))

@@ -14,7 +14,7 @@ from engine.parallel.mesh import replicated
 from engine.training.arrays import Arrays, cast
 from engine.training.model import with_whole_kernels
 from engine.training.state import Weights
-from engine.training.task import missing_key_reported
+from engine.training.task import author_errors_reported
 
 type PredictionStep = EvaluationStep[tuple[jax.Array, dict[str, jax.Array]]]
 type Shapes = dict[str, tuple[int, ...]]
@@ -38,7 +38,7 @@ def prediction_step(program: EvaluationProgram, example: PyTree, batch_size: int
         values = with_whole_kernels(program.model, cast(params, program.compute_dtype))
         module = program.model.module(values, model_state, None)
         module.eval()
-        with missing_key_reported(task, "predict", batch.examples):
+        with author_errors_reported(task, "predict", batch.examples):
             found = task.predict(module, cast(batch.examples, program.compute_dtype, task.full_precision))
         return jnp.asarray(batch.weight), _by_name(found, batch_size, f"{type(task).__name__}.predict")
 

@@ -40,7 +40,7 @@ from engine.training.step import (
     optimizer_to_device,
 )
 from engine.training.step_spec import OffloadShardings, StepSpec
-from engine.training.task import check_loss, missing_key_reported
+from engine.training.task import author_errors_reported, check_loss, has_encode
 from engine.training.update import (
     changed_by_after_step,
     changed_frozen,
@@ -102,7 +102,8 @@ class Program:
 
     def _trace_loss(self) -> tuple[str, ...]:
         """Traces and checks the Task's loss, completes `spec`, and returns the metric names, "loss" first."""
-        spec, rows = self.spec, self.batch_size // self.spec.accumulate
+        spec, encodes = self.spec, has_encode(self.spec.task)
+        rows = self.batch_size if encodes else self.batch_size // spec.accumulate  # `loss_of` sees the whole batch
         examples = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=x.sharding),
             self.abstract_batch.examples,
@@ -116,8 +117,9 @@ class Program:
             module.train()
             keys = jax.random.split(key, rows)
             before = spec.model.state_of(module)
-            with missing_key_reported(spec.task, "loss", examples):
-                result = call(spec.task.loss, module, examples, keys, context=spec.context(0, keys))
+            with author_errors_reported(spec.task, "loss", examples):
+                context = spec.context(0, keys, jnp.ones(rows))
+                result = call(spec.task.loss, module, examples, keys, context=context)
             check_loss(spec.task, result, rows)  # here, as a traced function must return arrays
             objectives.append(objective_of(result))
             after = spec.model.state_of(module)
@@ -138,7 +140,7 @@ class Program:
         self._loss_by_row = all(by_row(cast(Mean, means[name])) for names in objective.terms.values() for name in names)
         # One number for a batch need not be a sum over its rows. JAX 0.12 does not lower callbacks in a `jax.shard_map`
         # that leaves mesh axes to XLA.
-        on_each_device = self._loss_by_row and not has_callback(trace.jaxpr.jaxpr)
+        on_each_device = (encodes or self._loss_by_row) and not has_callback(trace.jaxpr.jaxpr)
         self.spec = dataclasses.replace(spec, loss_on_each_device=on_each_device)
         return self._complete_spec(trace, objective)
 
@@ -153,7 +155,7 @@ class Program:
         changed: list[str] = []
 
         def update(state: TrainState, batch: Batch, key: jax.Array) -> dict[str, Metric]:
-            with missing_key_reported(self.spec.task, "update", batch.examples):
+            with author_errors_reported(self.spec.task, "update", batch.examples):
                 state = optimizer_to_device(self.spec, state)
                 after, metrics = own_update(self.spec, state, batch, key, state.step)
             changed.extend(changed_frozen(self.spec, state.params, {**state.params, **after.frozen}))
@@ -272,7 +274,7 @@ class Program:
         """Warnings about valid settings of the mesh, the rules and the data that are rarely intended."""
         model, layout = self.spec.model, self.spec.layout
         found = warnings(model.params, model.names, layout.rules, self.mesh)
-        if self.spec.skip_bad and not self._loss_by_row:
+        if self.spec.skip_bad and not self._loss_by_row and not has_encode(self.spec.task):
             found.append(
                 f"data.on_error=skip: the loss of {type(self.spec.task).__name__} is one number per batch, so the "
                 "filler of a bad example counts like an example. With Loss.of(values) its row has weight 0."

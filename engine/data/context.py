@@ -26,13 +26,15 @@ class Context:
     rng: Any
     """Random keys `[batch]`, one per example, in evaluations, too. In `after_step`, one key. In the `transform` of a
     source, the numpy.random.Generator of the example."""
+    mask: Any = None
+    """bool `[batch]` in `loss` and `evaluate`: False for a row that is padding or could not be read. None elsewhere."""
 
 
 @dataclasses.dataclass(frozen=True)
 class WatchedContext(Context):
     """A context that records which code reads its `total_steps`, which a longer run changes."""
 
-    reads: list[str]
+    reads: list[str] = dataclasses.field(default_factory=list)
     """Receives "total_steps" at each reading."""
 
     def __getattribute__(self, name: str) -> Any:

@@ -21,6 +21,7 @@ from engine.base.errors import ShardingError, TaskError
 from engine.base.types import PyTree
 from engine.layers.cpu.grouped_products import blocks_for
 from engine.layers.quantization import grouped_matmul, matmul
+from engine.layers.reference import convoy_keeps_rows
 from engine.layers.routing import Routes, RowAssignment, assign_rows, group_sizes, route
 from engine.parallel import layout
 from engine.parallel.rules import axes_of
@@ -95,7 +96,9 @@ class Experts(nnx.Module):
         x = jnp.where(weight[..., None] != 0, x, 0)
         routes = route(x, self.router.get_value(), self.top_k, weight)
         kernels = tuple(kernel.get_value().astype(x.dtype) for kernel in (self.gate, self.up, self.down))
-        if self.capacity_factor is None or here.counts_flops:  # empty slots and dropped choices are not model FLOPs
+        if here.counts_flops:  # empty slots and dropped choices are not model FLOPs
+            y, dropped = convoy_keeps_rows(_dropless, x, routes, kernels), jnp.zeros(len(x))
+        elif self.capacity_factor is None:
             y, dropped = _dropless(x, routes, kernels), jnp.zeros(len(x))
         else:
             slots = math.ceil(self.top_k * x.shape[1] / self.count * self.capacity_factor)

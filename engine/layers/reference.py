@@ -1,8 +1,11 @@
-"""Attention as the count of model FLOPs sees it: two plain products, with the mask left out, which changes no shape.
+"""Layers as the count of model FLOPs sees them, such as attention without a mask, which changes no shape.
 
 These functions are only traced (`Layout.counts_flops`). `compile/flops.py` counts half of the products inside
-`convoy_causal_attention`, which it finds by its name.
+`convoy_causal_attention`, and `training/row_dependence.py` trusts `convoy_keeps_rows`. Both are found by their names.
 """
+
+import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +21,15 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, *, causal: bool) -> jax.Arr
         causal: whether half of the products counts.
     """
     return (convoy_causal_attention if causal else _products)(q, k, v)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def convoy_keeps_rows(function: Callable[..., jax.Array], *args: jax.Array) -> jax.Array:
+    """Returns `function(*args)` `[batch, ...]`, each row of which depends on the same row of the arguments alone.
+
+    A layer uses it where its program, such as a sort of the tokens of all rows, does not show that.
+    """
+    return function(*args)
 
 
 def _products(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:

@@ -84,6 +84,7 @@ class Evaluator:
             raise TaskError(f"{where}: {type(program.task).__name__}.evaluate returned no metric.")
         if config.score is not None or config.worst:
             self._check_score(where)
+        self._by_row = self._by_row and not program.task.mixes_rows
         self._remainder = 0 if self._by_row else len(source) % batch_size  # rows of a last batch that is not padded
         if self._remainder:
             evaluation_step(program, spec, self._remainder, where=where)
@@ -97,6 +98,18 @@ class Evaluator:
             from engine.loop.worst_examples import WorstExamples
 
             self._worst = WorstExamples(source)
+
+    def check_rows(self) -> None:
+        """Raises TaskError if rows that do not count would change the metrics. It may run the Task on the devices."""
+        skips, padding = self.config.data.on_error == "skip", -len(self._source) % self.batch_size
+        several = len(self._source.shape_specs()) > 1  # of each length, the last batch may be padded
+        if not self._by_row or not (skips or padding or several):
+            return
+        from engine.compile.row_check import check_evaluation
+
+        text = f"the last batch is padded with {padding} rows" if padding else "batches are padded"
+        text = text if padding or several else "data.on_error=skip replaces bad examples by fillers"
+        check_evaluation(self._program, self._source, self.batch_size, f"evaluations.{self.name}", text)
 
     @functools.cached_property
     def _feed(self) -> EvaluationFeed:

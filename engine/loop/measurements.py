@@ -54,6 +54,8 @@ class Measurements:
         named = {config.stop.metric: "stop.metric", config.checkpoint.best: "checkpoint.best"}
         self._watched = {metric: field for metric, field in named.items() if metric is not None}
         self.evaluations = build_evaluations(config.evaluations, sources, program.evaluation, size.batch_size)
+        for evaluation in self.evaluations:
+            evaluation.check_rows()
         check_watched(self._watched, self.evaluations, calls)
         self.warnings = [text for evaluation in self.evaluations for text in evaluation.warnings]
         self._evaluations = [(evaluation, evaluation.period(size)) for evaluation in self.evaluations]

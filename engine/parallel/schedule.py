@@ -14,13 +14,28 @@ import math
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from engine.base.errors import ShardingError
+from engine.parallel.mesh import BATCH_AXES
 
 
 def microbatch_count(setting: int | None, stages: int) -> int:
     """Returns the number of microbatches; by default two per stage."""
     return setting or 2 * stages
+
+
+def row_unit(mesh: Mesh, microbatches: int | None) -> int:
+    """Returns the number of which the rows of a microbatch are a multiple.
+
+    It is the number of devices that split the rows, in a pipeline times its microbatches.
+
+    Args:
+        mesh: the devices.
+        microbatches: `sharding.microbatches`.
+    """
+    shards, stages = math.prod(mesh.shape[axis] for axis in BATCH_AXES), mesh.shape["pipeline"]
+    return shards * (microbatch_count(microbatches, stages) if stages > 1 else 1)
 
 
 def ticks(stages: int, microbatches: int, repeats: int) -> int:

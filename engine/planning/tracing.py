@@ -181,4 +181,4 @@ def _loss(spec: StepSpec, state: TrainState, batch: Batch, key: jax.Array) -> Py
     module.train()
     keys = jax.random.split(key, len(batch.weight))
     examples = cast(batch.examples, spec.compute_dtype, spec.task.full_precision)
-    return means_of(call(spec.task.loss, module, examples, keys, context=spec.context(state.step, keys)))
+    return means_of(call(spec.task.loss, module, examples, keys, context=spec.context(state.step, keys, batch.weight)))

@@ -1,7 +1,8 @@
 """Refuses gradient accumulation for models whose result depends on the number of microbatches.
 
 Losses and gradients are sums over examples, so microbatches give the result of the whole batch. State that the forward
-pass changes, such as batch statistics, and random numbers that one call draws for all of its rows are no such sums.
+pass changes, such as batch statistics, random numbers that one call draws for all of its rows, and losses that compare
+rows are no such sums.
 """
 
 from collections.abc import Collection
@@ -20,6 +21,21 @@ def check_dropout(model: Model, accumulate: int) -> None:
             "draws one mask for a whole microbatch, so its masks depend on the number of microbatches. "
             f"Use engine.layers.Dropout, which draws one mask per example, or accumulate=1, or {FLAG}."
         )
+
+
+def refuse_mixed(task: str, mixed: str, accumulate: object) -> ConfigError:
+    """Returns the error of a loss that mixes rows.
+
+    Args:
+        task: name of the Task.
+        mixed: which result mixes rows, and where.
+        accumulate: `train.accumulate`.
+    """
+    return ConfigError(
+        f"train.accumulate = {accumulate}: in {task}.loss, {mixed}. So the result depends on the number of "
+        "microbatches. Use accumulate=1, or define encode(self, model, batch, rng) and loss_of(self, encoded, batch, "
+        f"mask) instead of loss, which are exact with any number of them. {FLAG} accepts the difference."
+    )
 
 
 def check_changed(model: Model, changed: Collection[str], accumulate: int) -> None:

@@ -6,10 +6,11 @@ Each device then adds up the gradients of its own microbatches, and the devices 
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from engine.base.types import PyTree
@@ -20,17 +21,23 @@ from engine.metrics.pairs import pairs_of
 from engine.parallel.mesh import BATCH_AXES
 from engine.training.arrays import Arrays, cast
 from engine.training.jaxprs import keep_all
+from engine.training.loss import TaskLoss
 from engine.training.model import with_whole_kernels
 from engine.training.objective import EVERY, means_of
 from engine.training.state import TrainState, param_shardings
 from engine.training.step_spec import StepSpec
+from engine.training.task import has_encode
 
-type Part = tuple[Batch, jax.Array, jax.Array]
-"""A microbatch, the keys of its rows, and its index; of all microbatches, the arrays have one more dimension."""
+type Part = tuple[PyTree, ...]
+"""A microbatch, the keys of its rows, and its index; of all microbatches, the arrays have one more dimension.
+
+The gradients of the results of `Task.encode` may follow (`engine/training/encoded.py`)."""
+INDEX = 2  # place of the index in a Part
+type Losses = Callable[..., tuple[Arrays, tuple[jax.Array, Arrays]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shared:
+class Shared:
     """What the microbatches of a step have in common."""
 
     spec: StepSpec
@@ -41,6 +48,8 @@ class _Shared:
     step: jax.Array
     rows: int
     """Rows of the global batch."""
+    losses: Losses
+    """`losses`, or another function of its arguments, whose gradient is computed."""
 
 
 def gradients(
@@ -52,13 +61,18 @@ def gradients(
     frozen = {path: x for path, x in state.params.items() if path not in trained_paths}
     rows = len(batch.weight)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(rows))
-    shared = _Shared(spec, metric_names, frozen, key, step, rows)
+    shared = Shared(spec, metric_names, frozen, key, step, rows, losses)
     if spec.accumulate == 1:
         grads, (sums, model_state) = _gradient(shared, None, trained, state.model_state, batch, keys, 0)
     else:
-        parts = (*_microbatches(spec, (batch, keys)), jnp.arange(spec.accumulate))
-        weights = _sum_weights(shared, trained, state.model_state, parts) if spec.objective.is_sum else None
-        grads, sums, model_state = _sum_gradients(shared, weights, trained, state.model_state, parts)
+        parts = (*microbatches(spec, (batch, keys)), jnp.arange(spec.accumulate))
+        if has_encode(spec.task):
+            from engine.training.encoded import encoded_gradients
+
+            grads, sums, model_state = encoded_gradients(shared, trained, state.model_state, batch, keys, parts)
+        else:
+            weights = _sum_weights(shared, trained, state.model_state, parts) if spec.objective.is_sum else None
+            grads, sums, model_state = sum_gradients(shared, weights, trained, state.model_state, parts)
     by_name = dict(zip(metric_names, sums, strict=True))
     grads = constrain(spec, grads)
     mean = {path: _divided(spec, path, x, by_name) for path, x in grads.items()}
@@ -68,7 +82,7 @@ def gradients(
     return mean, sums, model_state
 
 
-def _sum_weights(shared: _Shared, trained: Arrays, model_state: Arrays, parts: Part) -> Arrays:
+def _sum_weights(shared: Shared, trained: Arrays, model_state: Arrays, parts: Part) -> Arrays:
     """Returns the weight of each metric, summed over the microbatches.
 
     If the weights depend on the batch alone, XLA removes the rest of this forward pass.
@@ -76,7 +90,7 @@ def _sum_weights(shared: _Shared, trained: Arrays, model_state: Arrays, parts: P
 
     def add(carry: PyTree, part: Part) -> tuple[PyTree, None]:
         sums, model_state = carry
-        _, (more, model_state) = _losses(shared, None, trained, model_state, *part)
+        _, (more, model_state) = losses(shared, None, trained, model_state, *part)
         return (sums + more[:, 1], model_state), None
 
     first = (jnp.zeros(len(shared.metric_names)), model_state)
@@ -84,13 +98,13 @@ def _sum_weights(shared: _Shared, trained: Arrays, model_state: Arrays, parts: P
     return dict(zip(shared.metric_names, found, strict=True))
 
 
-def _sum_gradients(
-    shared: _Shared, weights: Arrays | None, trained: Arrays, model_state: Arrays, parts: Part
+def sum_gradients(
+    shared: Shared, weights: Arrays | None, trained: Arrays, model_state: Arrays, parts: Part
 ) -> tuple[Arrays, jax.Array, Arrays]:
     """Returns the gradients and the metrics, summed over the microbatches, and the new model state."""
     spec, axes = shared.spec, _summed_once(shared.spec)
 
-    def add(shared: _Shared, weights: Arrays | None, trained: Arrays, carry: PyTree, part: Part) -> tuple[PyTree, None]:
+    def add(shared: Shared, weights: Arrays | None, trained: Arrays, carry: PyTree, part: Part) -> tuple[PyTree, None]:
         grads, sums, model_state = carry
         more, (more_sums, model_state) = _gradient(shared, weights, trained, model_state, *part)
         return (*jax.tree.map(jnp.add, (grads, sums), (constrain(spec, more), more_sums)), model_state), None
@@ -107,10 +121,10 @@ def _sum_gradients(
     if not axes:
         return total(common, parts)
     rows, whole = PartitionSpec(None, axes), PartitionSpec()
+    of_parts = tuple(whole if place == INDEX else rows for place in range(len(parts)))
     on_devices = jax.shard_map(
-        total, mesh=spec.mesh, axis_names=set(axes), in_specs=(whole, (rows, rows, whole)), out_specs=whole,
-        check_vma=False,
-    )  # fmt: skip
+        total, mesh=spec.mesh, axis_names=set(axes), in_specs=(whole, of_parts), out_specs=whole, check_vma=False
+    )
     return on_devices(common, parts)
 
 
@@ -137,13 +151,13 @@ def _summed(x: jax.Array, axes: tuple[str, ...]) -> jax.Array:
 
 
 def _gradient(
-    shared: _Shared, weights: Arrays | None, trained: Arrays, *args: PyTree
+    shared: Shared, weights: Arrays | None, trained: Arrays, *args: PyTree
 ) -> tuple[Arrays, tuple[jax.Array, Arrays]]:
     """Returns the gradient of each parameter for the objective that trains it, the metrics, and the new model state.
 
-    `args` are the last arguments of `_losses`.
+    `args` are the last arguments of `losses`.
     """
-    spec, function = shared.spec, functools.partial(_losses, shared, weights)
+    spec, function = shared.spec, functools.partial(shared.losses, shared, weights)
     if spec.layout.counts_flops:
         function = keep_all(function)
     if len(spec.objective.terms) == 1:
@@ -162,8 +176,8 @@ def _first(found: tuple[Arrays, PyTree], group: str) -> tuple[jax.Array, PyTree]
     return found[0][group], found[1]
 
 
-def _losses(
-    shared: _Shared,
+def losses(
+    shared: Shared,
     weights: Arrays | None,
     trained: Arrays,
     model_state: Arrays,
@@ -176,19 +190,35 @@ def _losses(
     A single term is not divided. The terms of a sum are divided by `weights`; None for the weights of this batch.
     """
     spec = shared.spec
+    module, examples = called_with(shared, trained, model_state, batch, index)
+    context = spec.context(shared.step, keys, batch.weight)
+    result = call(spec.task.loss, module, examples, keys, context=context)
+    minimised, sums = minimised_by(shared, weights, result, batch)
+    new = {path: x.astype(model_state[path].dtype) for path, x in spec.model.model_state_of(module).items()}
+    return minimised, (sums, new)
+
+
+def called_with(
+    shared: Shared, trained: Arrays, model_state: Arrays, batch: Batch, index: jax.Array | int
+) -> tuple[nnx.Module, PyTree]:
+    """Returns the model and the examples with which a method of the Task is called for a microbatch."""
+    spec = shared.spec
     params = gather(spec, cast({**trained, **shared.frozen}, spec.compute_dtype))
     params = with_whole_kernels(spec.model, params)
     module = spec.model.module(params, model_state, jax.random.fold_in(shared.key, shared.rows + index))
     module.train()
-    examples = cast(batch.examples, spec.compute_dtype, spec.task.full_precision)
-    means = means_of(call(spec.task.loss, module, examples, keys, context=spec.context(shared.step, keys)))
+    return module, cast(batch.examples, spec.compute_dtype, spec.task.full_precision)
+
+
+def minimised_by(shared: Shared, weights: Arrays | None, result: TaskLoss, batch: Batch) -> tuple[Arrays, jax.Array]:
+    """Returns optimizer group -> what it minimises, and the metrics `[names, 2]`, of the result of a Task's loss."""
+    spec, means = shared.spec, means_of(result)
     # Without skip_bad every weight is 1. A weighted sum would then only round differently and change old runs.
     weight = batch.weight if spec.skip_bad else None
     zero = jnp.zeros(2)  # for the metric "loss" if it is the sum of several losses, which `complete` computes
     found = pairs_of(means, weight)
     # Otherwise a metric gets a zero cotangent: wasted work, and NaN where its derivative is infinite.
     sums = jax.lax.stop_gradient(jnp.stack([found.get(name, zero) for name in shared.metric_names]))
-    new = {path: x.astype(model_state[path].dtype) for path, x in spec.model.model_state_of(module).items()}
     minimised = {}
     for group, (first, *rest) in spec.objective.terms.items():
         if not rest:
@@ -197,7 +227,7 @@ def _losses(
         pairs = {name: found[name] for name in (first, *rest)}
         known = weights or {name: jax.lax.stop_gradient(pair[1]) for name, pair in pairs.items()}
         minimised[group] = sum(divide(jnp.stack([pair[0], known[name]])) for name, pair in pairs.items())
-    return minimised, (sums, new)
+    return minimised, sums
 
 
 def _divided(spec: StepSpec, path: str, grad: jax.Array, sums: Mapping[str, jax.Array]) -> jax.Array:
@@ -210,7 +240,7 @@ def _divided(spec: StepSpec, path: str, grad: jax.Array, sums: Mapping[str, jax.
     return jnp.where(weight != 0, grad / jnp.where(weight != 0, weight, 1), 0)
 
 
-def _microbatches(spec: StepSpec, batch: PyTree) -> PyTree:
+def microbatches(spec: StepSpec, batch: PyTree) -> PyTree:
     """Reshapes leaves `[batch, ...]` to microbatches `[accumulate, batch / accumulate, ...]`.
 
     Row r goes to microbatch r mod accumulate, so that no row moves to another device.

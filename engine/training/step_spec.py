@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
@@ -94,10 +95,11 @@ class StepSpec:
         rates = [name for name in self.optimizer.rate_names if name not in ENGINE_METRICS]
         return (*ENGINE_METRICS, *([BAD_EXAMPLES] if self.skip_bad else []), *rates)
 
-    def context(self, step: jax.Array | int, rng: jax.Array) -> Context:
-        """Returns the context of a step, for the methods of the Task that ask for it."""
+    def context(self, step: jax.Array | int, rng: jax.Array, weight: jax.Array | np.ndarray | None = None) -> Context:
+        """Returns the context of a step with the weights of its rows, for the methods of the Task that ask for it."""
+        mask = None if weight is None else jnp.asarray(weight) > 0
         epoch = jnp.asarray(step, jnp.float32) / self.steps_per_epoch
-        return WatchedContext(jnp.asarray(step, jnp.int32), epoch, self.total_steps, rng, self.reads)
+        return WatchedContext(jnp.asarray(step, jnp.int32), epoch, self.total_steps, rng, mask, self.reads)
 
     @property
     def batch_sharding(self) -> NamedSharding:

@@ -53,6 +53,10 @@ class Task:
     full_precision: ClassVar[tuple[str, ...]] = ()
     """Names in the batch that stay float32 when `train.precision` is bfloat16, such as targets in metres."""
 
+    mixes_rows: ClassVar[bool] = False
+    """Set True to accept that metrics of a row depend on other rows of its batch. An evaluation then computes its last
+    batch at its real size instead of padding it, and its results depend on its batch size."""
+
     def build(self, rngs: nnx.Rngs) -> nnx.Module:
         """Returns a new model. The engine traces this method, so that each parameter is created with its sharding."""
         raise TaskError(f"{type(self).__name__} has no build(self, rngs). Define it and return an nnx.Module.")
@@ -61,7 +65,8 @@ class Task:
         """Returns the summed loss, its weight and metrics. Metrics never affect the gradient.
 
         The result may also be `Loss.sum(heat=..., box=...)`, or a dict of losses, of which each trains the group of
-        that name in `optimizer.groups`.
+        that name in `optimizer.groups`. A loss that compares rows, such as a contrastive one, is written as `encode`
+        and `loss_of` instead.
 
         Args:
             model: the model, in training mode.
@@ -70,9 +75,38 @@ class Task:
             *args: not passed; a method may declare a parameter `context`, which receives the `engine.Context`.
             **kwargs: not passed.
         """
+        if has_encode(self):
+            context, encoded = current(), encode(self, model, batch, rng, current())
+            mask = None if context is None else context.mask
+            mask = jnp.ones(len(jax.tree.leaves(batch)[0]), bool) if mask is None else mask
+            return call(self.loss_of, encoded, batch, mask, context=context)
         raise TaskError(
             f"{type(self).__name__} has no loss(self, model, batch, rng). Define it and return Loss.of(values)."
         )
+
+    def encode(self, model: Any, batch: Examples, rng: jax.Array | None, *args: Any, **kwargs: Any) -> PyTree:
+        """Returns arrays per row `[rows, ...]` that `loss_of` compares, such as embeddings. Defined instead of `loss`.
+
+        The rows must not depend on each other. The arguments are those of `loss`; with `train.accumulate`, `batch`
+        holds the rows of one microbatch. A parameter that the loss needs, such as a temperature, is repeated per row:
+        `jnp.broadcast_to(model.scale, rows)`.
+        """
+        raise TaskError(f"{type(self).__name__} has no encode(self, model, batch, rng).")
+
+    def loss_of(self, encoded: PyTree, batch: Examples, mask: jax.Array, *args: Any, **kwargs: Any) -> TaskLoss:
+        """Returns the loss of a batch from the results of `encode`; needed with it.
+
+        It sees all rows of the global batch on any mesh and with any number of microbatches, whose gradient is
+        computed as in GradCache (Gao et al. 2021, arXiv:2101.06983).
+
+        Args:
+            encoded: the result of `encode` for all rows, `[rows, ...]`.
+            batch: pytree of arrays `[rows, ...]`.
+            mask: bool `[rows]`, `context.mask`: False for padding and for an example that could not be read.
+            *args: not passed; a parameter `context` receives the `engine.Context`, as in `loss`.
+            **kwargs: not passed.
+        """
+        raise TaskError(f"{type(self).__name__} has no loss_of(self, encoded, batch, mask). Define it beside encode.")
 
     def evaluate(self, model: Any, batch: Examples, *args: Any, **kwargs: Any) -> Mapping[str, Metric]:
         """Returns the metrics of a batch by name; by default the loss and its metrics. `model` is in eval mode.
@@ -152,6 +186,8 @@ class Task:
 _ARGUMENTS = {
     "build": ("rngs",),
     "loss": ("model", "batch", "rng"),
+    "encode": ("model", "batch", "rng"),
+    "loss_of": ("encoded", "batch", "mask"),
     "evaluate": ("model", "batch"),
     "after_step": ("model", "context"),
     "predict": ("model", "batch"),
@@ -160,13 +196,23 @@ _ARGUMENTS = {
     "batch_spec": (),
 }
 """Method of a Task -> the arguments with which the engine calls it, by position."""
+_WITH_CONTEXT = ("loss", "encode", "loss_of", "evaluate")
 
 
 def check_methods(task: Task) -> None:
-    """Raises TaskError if a method of the Task cannot be called with the arguments that the engine passes."""
+    """Raises TaskError if a method of the Task cannot be called with the arguments that the engine passes.
+
+    Also if it has only one of `encode` and `loss_of`, or a `loss` beside them.
+    """
+    name = type(task).__name__
+    if has_encode(task) != _overrides(task, "loss_of"):
+        missing = "loss_of(self, encoded, batch, mask)" if has_encode(task) else "encode(self, model, batch, rng)"
+        raise TaskError(f"{name} has no {missing}. A Task defines encode and loss_of together, or loss.")
+    if has_encode(task) and _overrides(task, "loss"):
+        raise TaskError(f"{name} defines loss and encode. Remove loss, or encode and loss_of.")
     for name, arguments in _ARGUMENTS.items():
         method = getattr(task, name)
-        keywords = {"context": None} if name in ("loss", "evaluate") and wants_context(method) else {}
+        keywords = {"context": None} if name in _WITH_CONTEXT and wants_context(method) else {}
         try:
             # A decorator may take other arguments than the method that it wraps.
             signature = inspect.signature(method, follow_wrapped=False)
@@ -179,6 +225,28 @@ def check_methods(task: Task) -> None:
                 f"{type(task).__name__}.{name}: found {name}{signature}, but the engine calls "
                 f"{name}({', '.join(arguments)}): {error}. Define {name}({', '.join(('self', *arguments))})."
             ) from None
+
+
+def has_encode(task: Task) -> bool:
+    """Returns whether a Task defines `encode` and `loss_of` instead of `loss`."""
+    return _overrides(task, "encode")
+
+
+def _overrides(task: Task, method: str) -> bool:
+    return getattr(type(task), method) is not getattr(Task, method)
+
+
+def encode(task: Task, model: Any, batch: Examples, rng: jax.Array | None, context: Context | None) -> PyTree:
+    """Returns the result of `task.encode`. Raises TaskError if it is not a pytree of arrays `[rows, ...]`."""
+    encoded, rows = call(task.encode, model, batch, rng, context=context), len(jax.tree.leaves(batch)[0])
+    for path, x in jax.tree.leaves_with_path(encoded):
+        if jnp.shape(x)[:1] != (rows,):
+            name = jax.tree_util.keystr(path, simple=True, separator="/") or "the result"
+            raise TaskError(
+                f"{type(task).__name__}.encode: {name} is {leaf_text(x)} for a batch of {rows} rows. Return arrays "
+                "[rows, ...]; repeat a parameter of the model with jnp.broadcast_to(value, rows)."
+            )
+    return encoded
 
 
 def _works(function: Callable[[], object]) -> bool:
@@ -214,8 +282,11 @@ def check_examples(task: Task, found: PyTree, where: str) -> None:
 
 
 @contextlib.contextmanager
-def missing_key_reported(task: Task, method: str, batch: Examples) -> Iterator[None]:
-    """Turns a KeyError of a method of the Task into a TaskError that lists the entries of the batch."""
+def author_errors_reported(task: Task, method: str, batch: Examples) -> Iterator[None]:
+    """Turns a KeyError of a method of the Task into a TaskError that lists the entries of the batch.
+
+    Also the NameError of a collective over a mesh axis, which needs none: a method sees the rows of all devices.
+    """
     try:
         yield
     except KeyError as error:
@@ -224,6 +295,14 @@ def missing_key_reported(task: Task, method: str, batch: Examples) -> Iterator[N
         raise TaskError(
             f"{type(task).__name__}.{method}: there is no {key!r} ({location(error)}).{did_you_mean(str(key), names)} "
             f"The batch holds {', '.join(entries(batch))}."
+        ) from error
+    except NameError as error:
+        if "unbound axis name" not in str(error):
+            raise
+        raise TaskError(
+            f"{type(task).__name__}.{method}: {error} ({location(error)}). A method of a Task sees the rows of all "
+            "devices, so it needs no collective such as jax.lax.all_gather: remove it. For a loss that compares rows, "
+            "define encode(self, model, batch, rng) and loss_of(self, encoded, batch, mask) instead of loss."
         ) from error
 
 

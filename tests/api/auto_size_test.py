@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 
 import engine
 from engine.api import auto_size
-from engine.api.auto_size import largest_fitting, row_unit, smallest_fitting
+from engine.api.auto_size import largest_fitting, smallest_fitting
 from engine.api.prepared import prepare, program
 from engine.base.errors import ConfigError, FieldError
 from engine.compile.memory_limit import Limit
 from engine.config import from_text
 from engine.config.dev_run import tiny
-from engine.config.schema import MeshSpec, Sharding
+from engine.config.schema import MeshSpec
 from engine.loop.compiled_sizes import CompiledSizes
 from engine.parallel.memory import compiled_bytes
 from engine.parallel.mesh import make_mesh
+from engine.parallel.schedule import row_unit
 from engine.run import goodput
 from tests import runs
 
@@ -185,9 +186,9 @@ def test_run_resumes_with_the_size_that_it_chose(tmp_path):
 
 def test_rows_of_a_pipeline_are_a_multiple_of_its_microbatches():
     mesh = make_mesh(MeshSpec(pipeline=2, fsdp=4))
-    assert row_unit(mesh, Sharding()) == 4 * 4  # two microbatches per stage
-    assert row_unit(mesh, Sharding(microbatches=3)) == 4 * 3
-    assert row_unit(make_mesh(MeshSpec(data=2, fsdp=4)), Sharding(microbatches=3)) == 8
+    assert row_unit(mesh, None) == 4 * 4  # two microbatches per stage
+    assert row_unit(mesh, 3) == 4 * 3
+    assert row_unit(make_mesh(MeshSpec(data=2, fsdp=4)), 3) == 8
 
 
 def test_two_automatic_sizes_are_refused():

@@ -1,0 +1,324 @@
+"""Finds out whether a method of a Task mixes rows: whether its result for a row depends on other rows of the batch.
+
+The traced program proves that most methods do not (`training/row_dependence.py`). Otherwise the method runs on a few
+examples with random weights, since a head that is zero at the start of a run would hide what it mixes.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+from flax import nnx
+
+from engine.base.errors import TaskError
+from engine.base.types import PyTree
+from engine.compile.evaluation_program import EvaluationProgram
+from engine.config.schema import Train
+from engine.data.context import Context, call
+from engine.data.source import BaseSource, example_spec
+from engine.data.text import without_text
+from engine.metrics.mean import Mean
+from engine.metrics.metric import Metric, array_fields
+from engine.parallel.layout import Layout, with_layout
+from engine.parallel.mesh import one_device, replicated
+from engine.parallel.schedule import row_unit
+from engine.training.accumulation import refuse_mixed
+from engine.training.arrays import Arrays
+from engine.training.model import with_whole_kernels
+from engine.training.objective import means_of
+from engine.training.row_dependence import trace_rows
+from engine.training.row_rules import Mixed, Rows, State, anything
+from engine.training.task import Task, encode, has_encode
+from engine.training.update import has_own_update
+
+TOLERANCE = 1e-4
+"""Largest difference that counts as rounding, relative to the largest magnitude of an array. The method is computed in
+float32, and a row that meets no other row differs by 1e-6 at most, where a kernel sums its entries in another order."""
+NOISE = 0.05  # standard deviation of what is added to the initial weights
+EXAMPLES, TRIES = 16, 64  # examples that are compared at most, and read at most
+
+
+@dataclass(frozen=True)
+class Found:
+    """Results of a method on a batch."""
+
+    rows: Mapping[str, jax.Array]
+    """Name -> array `[rows, ...]`."""
+    sums: Mapping[str, jax.Array]
+    """Name -> `[2]`, a total and its weight, of results that are already summed over the rows."""
+
+
+jax.tree_util.register_dataclass(Found)
+
+type Method = Callable[[nnx.Module, PyTree, Context], Found]
+"""Takes the model, a batch and the context with the keys of its rows; to be traced."""
+
+
+def check_loss(program: EvaluationProgram, source: BaseSource, train: Train, skips: bool) -> list[str]:
+    """Checks whether microbatches and rows of weight 0 leave the loss of a Task as it is; returns warnings.
+
+    Args:
+        program: the Task and its model on the mesh.
+        source: the training data.
+        train: config section `train`; a number of microbatches or auto.
+        skips: whether examples that cannot be read are skipped.
+
+    Raises:
+        ConfigError: the loss mixes rows, and `train.accumulate` is not 1.
+        TaskError: `Task.encode` mixes rows.
+    """
+    task, name = program.task, type(program.task).__name__
+    splits = train.accumulate != 1 and not train.approximate_accumulation
+    if has_own_update(task) or not (splits or skips):
+        return []
+    method = _encodings if has_encode(task) else _losses
+    mixed = mixed_rows(program, source, functools.partial(method, task), None, training=True)
+    if not mixed:
+        return []
+    if has_encode(task):
+        raise TaskError(f"{name}.encode: {mixed}. Move what compares rows to loss_of, which sees all of them.")
+    if splits:
+        raise refuse_mixed(name, mixed, train.accumulate)
+    return [
+        f"data.on_error=skip: in {name}.loss, {mixed}. So the filler of a bad example changes the loss of the other "
+        "rows. Define encode and loss_of instead of loss, whose mask leaves it out."
+    ]
+
+
+def check_evaluation(program: EvaluationProgram, source: BaseSource, rows: int, where: str, padding: str) -> None:
+    """Checks that rows of weight 0 leave the metrics of `Task.evaluate` as they are.
+
+    Args:
+        program: the Task and its model on the mesh.
+        source: the examples of the evaluation.
+        rows: rows of a batch.
+        where: config section of the evaluation.
+        padding: what has weight 0, such as "the last batch is padded with 3 rows".
+
+    Raises:
+        TaskError: a metric mixes rows.
+    """
+    task = program.task
+    if has_encode(task) and type(task).evaluate is Task.evaluate:
+        return  # its mask leaves such rows out
+    mixed = mixed_rows(program, source, functools.partial(_metrics, task), rows, training=False)
+    if mixed:
+        name, own = type(task).__name__, type(task).evaluate is not Task.evaluate
+        raise TaskError(
+            f"{where}: in {name}.{'evaluate' if own else 'loss'}, {mixed}, and {padding}. Define encode and loss_of "
+            f"instead of loss, whose mask leaves these rows out; or set {where}.batch_size to a divisor of the "
+            f"{len(source)} examples; or set {name}.mixes_rows = True, which computes the last batch at its real size."
+        )
+
+
+def check_predictions(program: EvaluationProgram, source: BaseSource, rows: int, padding: str) -> None:
+    """Raises TaskError if `Task.predict` mixes rows; otherwise as `check_evaluation`."""
+    mixed = mixed_rows(program, source, functools.partial(_predictions, program.task), rows, training=False)
+    if mixed:
+        raise TaskError(
+            f"{type(program.task).__name__}.predict: {mixed}, and {padding}. Choose a batch size that divides the "
+            f"{len(source)} examples, or predict each row from itself."
+        )
+
+
+def _losses(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:
+    result = call(task.loss, module, examples, context.rng, context=context)
+    return _of_metrics(means_of(result), len(context.rng))
+
+
+def _encodings(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:
+    return _of_arrays(encode(task, module, examples, context.rng, context))
+
+
+def _metrics(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:
+    return _of_metrics(call(task.evaluate, module, examples, context=context), len(context.rng))
+
+
+def _predictions(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:
+    return _of_arrays(task.predict(module, examples))
+
+
+def _of_arrays(tree: PyTree) -> Found:
+    found = jax.tree.leaves_with_path(tree)
+    return Found({jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in found}, {})
+
+
+def _of_metrics(metrics: Mapping[str, Metric], rows: int) -> Found:
+    """Returns the arrays of the metrics of a batch of so many rows; to be traced."""
+    arrays: dict[str, jax.Array] = {}
+    sums: dict[str, jax.Array] = {}
+    for name, metric in metrics.items():
+        fields = {field: jnp.asarray(getattr(metric, field)) for field, _ in array_fields(metric)}
+        scalars = {field: x for field, x in fields.items() if x.ndim == 0}
+        if scalars and isinstance(metric, Mean):
+            sums[name] = jnp.stack([jnp.sum(metric.total), jnp.sum(metric.weight)]).astype(jnp.float32)
+            continue
+        arrays |= {f"{name}.{field}": x for field, x in fields.items() if x.ndim}
+        pairs = {field: jnp.stack([x.astype(jnp.float32), jnp.float32(rows)]) for field, x in scalars.items()}
+        sums |= {f"{name}.{field}": pair for field, pair in pairs.items()}
+    return Found(arrays, sums)
+
+
+def mixed_rows(
+    program: EvaluationProgram, source: BaseSource, method: Method, rows: int | None, *, training: bool
+) -> str:
+    """Returns which result of a method mixes rows, and where; "" if none does.
+
+    Args:
+        program: the Task and its model on a mesh.
+        source: examples to try.
+        method: the method.
+        rows: rows of a batch for the trace; None: the fewest that the mesh allows.
+        training: whether the model is in training mode.
+    """
+    check = _Check(program, source, method, training)
+    unproved = check.unproved(rows or 2 * check.unit)
+    if unproved is None:
+        return ""
+    name = check.differing()
+    if not name:
+        return ""
+    result, place = name.rpartition(".")[0] or name, unproved.get(name, "")
+    return f"{result!r} of a row depends on other rows of its batch" + (f" ({place})" if place else "")
+
+
+@dataclass(frozen=True)
+class _Check:
+    program: EvaluationProgram
+    source: BaseSource
+    method: Method
+    training: bool
+
+    @functools.cached_property
+    def spec(self) -> PyTree:
+        """One example, as a pytree of ShapeDtypeStruct."""
+        return example_spec(self.source)
+
+    @property
+    def unit(self) -> int:
+        """Number of which the rows of a batch are a multiple."""
+        return row_unit(self.program.mesh, self.program.layout.microbatches)
+
+    def call(self, params: Arrays, model_state: Arrays, examples: PyTree, keys: jax.Array) -> Found:
+        """Calls the method; to be traced."""
+        program = self.program
+        module = program.model.module(with_whole_kernels(program.model, params), model_state, jax.random.key(0))
+        module.train() if self.training else module.eval()
+        context = Context(jnp.int32(0), jnp.float32(0), program.total_steps, keys, jnp.ones(len(keys), bool))
+        return self.method(module, examples, context)
+
+    def unproved(self, rows: int) -> dict[str, str] | None:
+        """Returns name -> place of the results that may mix rows by the traced program; None if no result does.
+
+        The trace is that for one device, without kernels, as for the count of the FLOPs.
+        """
+        layout = dataclasses.replace(
+            self.program.layout, mesh=one_device(self.program.mesh), remat="none", counts_flops=True, used=set()
+        )
+        weights = self.program.abstract_weights(averaged=False)
+        examples = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), self.spec)
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+        arguments = (*_plain((dict(weights.params), dict(weights.model_state))), examples, keys)
+        closed, out = jax.make_jaxpr(with_layout(layout, self.call), return_shape=True)(*arguments)
+        by_row = jax.tree.map(lambda _: Rows(0), (examples, keys))
+        states: list[State] = [*(anything(x.shape) for x in jax.tree.leaves(arguments[:2])), *jax.tree.leaves(by_row)]
+        found = jax.tree.unflatten(jax.tree.structure(out), trace_rows(closed.jaxpr, states, rows))
+        places = {
+            name: state.place if isinstance(state, Mixed) else ""
+            for name, state in found.rows.items()
+            if not (state == Rows(0) and out.rows[name].shape[0] == rows) and not _is_uniform(state)
+        }
+        return places if places or out.sums else None
+
+    def differing(self) -> str:
+        """Returns the name of a result that changes with other rows of the batch; "" if none does."""
+        examples = _read(self.source, self.spec)
+        count = len(jax.tree.leaves(examples)[0])
+        half = self.unit * -(-min(count, EXAMPLES) // (2 * self.unit))
+        order = np.arange(2 * half)
+        layout = dataclasses.replace(self.program.layout, precision="float32", used=set())
+        run = functools.partial(self._run, self._compiled(layout), self._weights(layout), examples)
+        whole = run(order)
+        for copied in (order // 2 * 2, order // 2 * 2 + 1):  # each second row replaces the one beside it
+            found = run(copied)
+            for name, x in whole.rows.items():
+                if _differ(x[copied], found.rows[name]):
+                    return name
+        if whole.sums:
+            parts = [run(order[start::2]) for start in (0, 1)]
+            for name, (total, weight) in whole.sums.items():
+                totals, weights = np.sum([part.sums[name] for part in parts], axis=0)
+                if _differ(np.divide(total, weight), np.divide(totals, weights)):
+                    return name
+        return ""
+
+    def _compiled(self, layout: Layout) -> Callable[..., Found]:
+        def call(params: Arrays, model_state: Arrays, examples: PyTree, numbers: jax.Array) -> Found:
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), numbers)
+            return self.call(params, model_state, examples, keys)
+
+        return jax.jit(with_layout(layout, call), out_shardings=replicated(self.program.mesh))
+
+    def _weights(self, layout: Layout) -> tuple[Arrays, Arrays]:
+        """Returns the initial weights with noise, with their shardings."""
+        program = self.program
+
+        def weights() -> tuple[Arrays, Arrays]:
+            params, model_state = program.model.init(program.task, program.seed)
+            noisy = {}
+            for number, (path, x) in enumerate(sorted(params.items())):
+                noise = jax.random.normal(jax.random.fold_in(jax.random.key(2), number), x.shape)
+                noisy[path] = x + (NOISE * noise).astype(x.dtype) if jnp.issubdtype(x.dtype, jnp.inexact) else x
+            return noisy, model_state
+
+        abstract = program.abstract_weights(averaged=False)
+        shardings = jax.tree.map(lambda x: x.sharding, (dict(abstract.params), dict(abstract.model_state)))
+        return jax.jit(with_layout(layout, weights), out_shardings=shardings)()
+
+    def _run(self, function: Callable[..., Found], weights: PyTree, examples: PyTree, order: np.ndarray) -> Found:
+        """Returns the results for the examples of these numbers, as numpy arrays."""
+
+        def placed(x: np.ndarray) -> jax.Array:
+            chosen = x[order % len(x)]
+            return jax.make_array_from_callback(chosen.shape, self.program.batch_sharding, chosen.__getitem__)
+
+        numbers = np.arange(order.max() + 1, dtype=np.uint32)
+        return jax.device_get(function(*weights, *jax.tree.map(placed, (examples, numbers))))
+
+
+def _plain(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
+
+
+def _is_uniform(state: State) -> bool:
+    """Whether every row of a result is the same, whatever the batch."""
+    return not isinstance(state, Rows | Mixed) and 0 not in state.varies
+
+
+def _differ(a: npt.ArrayLike, b: npt.ArrayLike) -> bool:
+    """Whether arrays differ by more than rounding. Values that are not finite must be the same ones."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not np.array_equal(a[~finite], b[~finite], equal_nan=True):
+        return True
+    largest = max((np.abs(x[finite]).max(initial=0) for x in (a, b)), default=0)
+    return bool((np.abs(a - b)[finite] > TOLERANCE * largest).any())
+
+
+def _read(source: BaseSource, spec: PyTree) -> PyTree:
+    """Returns up to EXAMPLES readable examples of the shape of the first one, as arrays `[examples, ...]`."""
+    found = []
+    shapes = jax.tree.map(lambda x: x.shape, spec)
+    for index in range(min(len(source), TRIES)):
+        try:
+            example = jax.tree.map(lambda x, wanted: np.asarray(x, wanted.dtype), without_text(source[index]), spec)
+        except Exception:  # a bad example is reported when training reads it
+            continue
+        if jax.tree.map(np.shape, example) == shapes and len(found) < EXAMPLES:
+            found.append(example)
+    return jax.tree.map(lambda *rows: np.stack(rows), *found)

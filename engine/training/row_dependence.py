@@ -1,0 +1,182 @@
+"""Proves from a traced program that each row of its results depends only on the same row of its inputs.
+
+Each value of the program is `Same` for all rows, has `Rows` along one dimension, or is `Mixed`. An operation without a
+rule that keeps the rows apart gives `Mixed`. So a proof is right, but a value that is `Mixed` need not mix rows.
+"""
+
+from collections.abc import Callable, Sequence
+
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
+
+from engine.base.user_errors import traced_place
+from engine.training.jaxprs import inner_jaxprs
+from engine.training.row_rules import (
+    FOR_SAME,
+    RULES,
+    Mixed,
+    NoProof,
+    Rows,
+    Same,
+    State,
+    anything,
+    combined,
+    shape_of,
+)
+
+KEEPS_ROWS = "convoy_keeps_rows"
+"""Name of the function of `layers/reference.py` that keeps the rows `[batch, ...]` of its arguments apart."""
+
+
+def trace_rows(jaxpr: Jaxpr, inputs: Sequence[State], rows: int) -> list[State]:
+    """Returns the state of each result of a traced program.
+
+    Args:
+        jaxpr: the program.
+        inputs: the state of each of its arguments.
+        rows: rows of the batch.
+    """
+    states: dict[object, State] = dict(zip(jaxpr.invars, inputs, strict=True))
+    states |= {constant: anything(shape_of(constant)) for constant in jaxpr.constvars}
+
+    def state(atom: object) -> State:
+        return anything(shape_of(atom)) if isinstance(atom, Literal) else states[atom]
+
+    for equation in jaxpr.eqns:
+        operands = [state(atom) for atom in equation.invars]
+        states |= zip(equation.outvars, _results(equation, operands, rows), strict=True)
+    return [state(atom) for atom in jaxpr.outvars]
+
+
+def _results(equation: JaxprEqn, operands: Sequence[State], rows: int) -> list[State]:
+    """Returns the state of each result of an equation."""
+    name, inner = equation.primitive.name, list(inner_jaxprs(equation))
+    try:
+        if name in _CONTROL_FLOW:
+            return _CONTROL_FLOW[name](equation, operands, rows)
+        if equation.params.get("name") == KEEPS_ROWS:
+            return [_kept(operands)] * len(equation.outvars)
+        if _is_call(equation, inner):
+            return trace_rows(inner[0], operands, rows)
+        if all(isinstance(operand, Same) for operand in operands):
+            return _same(equation, operands, rows)
+        if any(isinstance(operand, Mixed) for operand in operands) or name not in RULES:
+            raise NoProof
+        return [RULES[name](equation, operands, rows)] * len(equation.outvars)
+    except NoProof:
+        earlier = [operand for operand in operands if isinstance(operand, Mixed)]
+        return [earlier[0] if earlier else Mixed(_place(equation))] * len(equation.outvars)
+
+
+def _is_call(equation: JaxprEqn, inner: Sequence[Jaxpr]) -> bool:
+    """Returns whether an equation calls one function with all of its arguments, and has all of its results."""
+    if len(inner) != 1 or equation.primitive.name in ("pallas_call", "shard_map"):
+        return False
+    return len(inner[0].invars) == len(equation.invars) and len(inner[0].outvars) == len(equation.outvars)
+
+
+def _kept(operands: Sequence[State]) -> State:
+    if any(isinstance(operand, Mixed) for operand in operands):
+        raise NoProof
+    found = {operand for operand in operands if isinstance(operand, Rows)}
+    if len(found) > 1:
+        raise NoProof
+    return found.pop() if found else Same()
+
+
+def _place(equation: JaxprEqn) -> str:
+    trace = equation.source_info.traceback
+    place = traced_place(trace.frames) if trace is not None else ""
+    return f"{equation.primitive.name} ({place})" if place else equation.primitive.name
+
+
+def _same(equation: JaxprEqn, operands: Sequence[State], rows: int) -> list[State]:
+    """Returns the states of results that do not depend on the batch."""
+    name = equation.primitive.name
+    if name == "iota":
+        return [Same(frozenset({equation.params["dimension"]}))]
+    if name in FOR_SAME:
+        return [RULES[name](equation, operands, rows)] * len(equation.outvars)
+    return [anything(shape_of(x)) for x in equation.outvars]
+
+
+def _join(a: State, b: State, equation: JaxprEqn) -> State:
+    """Returns the state of a value that is one of two."""
+    try:
+        return combined([a, b])
+    except NoProof:
+        mixed = [state for state in (a, b) if isinstance(state, Mixed)]
+        return mixed[0] if mixed else Mixed(_place(equation))
+
+
+def _fixed_point(
+    body: Callable[[Sequence[State]], Sequence[State]], carry: Sequence[State], equation: JaxprEqn
+) -> list[State]:
+    """Returns the states of the values that a loop carries, whatever the number of its iterations."""
+    carry = list(carry)
+    while True:
+        after = [_join(old, new, equation) for old, new in zip(carry, body(carry), strict=True)]
+        if after == carry:
+            return carry
+        carry = after
+
+
+def _scan(equation: JaxprEqn, operands: Sequence[State], rows: int) -> list[State]:
+    inner = equation.params["jaxpr"].jaxpr
+    # Arrays that a scan slices or stacks have one dimension less in its body than outside.
+    carried = _equal_ranks(inner.outvars, equation.outvars)
+    constants = _equal_ranks(inner.invars, equation.invars) - carried
+    fixed, rest = list(operands[:constants]), operands[constants:]
+    sliced = [_slice_of(state, equation) for state in rest[carried:]]
+
+    def body(carry: Sequence[State]) -> list[State]:
+        return trace_rows(inner, [*fixed, *carry, *sliced], rows)
+
+    carry = _fixed_point(lambda carry: body(carry)[:carried], rest[:carried], equation)
+    return [*carry, *map(_stack_of, body(carry)[carried:])]
+
+
+def _equal_ranks(a: Sequence[object], b: Sequence[object]) -> int:
+    return sum(len(shape_of(x)) == len(shape_of(y)) for x, y in zip(a, b, strict=True))
+
+
+def _slice_of(state: State, equation: JaxprEqn) -> State:
+    """Returns the state of the slices of an array along its first dimension."""
+    if isinstance(state, Same):
+        return Same(frozenset(axis - 1 for axis in state.varies if axis))
+    if isinstance(state, Rows):
+        return Rows(state.axis - 1, state.inner) if state.axis else Mixed(_place(equation))
+    return state
+
+
+def _stack_of(state: State) -> State:
+    if isinstance(state, Same):
+        return Same(frozenset({0, *(axis + 1 for axis in state.varies)}))
+    return Rows(state.axis + 1, state.inner) if isinstance(state, Rows) else state
+
+
+def _while(equation: JaxprEqn, operands: Sequence[State], rows: int) -> list[State]:
+    params = equation.params
+    tests, bodies = params["cond_nconsts"], params["body_nconsts"]
+    of_test, of_body, carry = operands[:tests], operands[tests : tests + bodies], operands[tests + bodies :]
+    inner = params["body_jaxpr"].jaxpr
+    carry = _fixed_point(lambda carry: trace_rows(inner, [*of_body, *carry], rows), carry, equation)
+    [test] = trace_rows(params["cond_jaxpr"].jaxpr, [*of_test, *carry], rows)
+    return carry if isinstance(test, Same) else [_join(test, state, equation) for state in carry]
+
+
+def _cond(equation: JaxprEqn, operands: Sequence[State], rows: int) -> list[State]:
+    test, *arguments = operands
+    if not isinstance(test, Same):
+        raise NoProof
+    first, *others = (trace_rows(branch.jaxpr, arguments, rows) for branch in equation.params["branches"])
+    for other in others:
+        first = [_join(a, b, equation) for a, b in zip(first, other, strict=True)]
+    return first
+
+
+_CONTROL_FLOW: dict[str, Callable[[JaxprEqn, Sequence[State], int], list[State]]] = {
+    "scan": _scan,
+    "while": _while,
+    "cond": _cond,
+    "optimization_barrier": lambda equation, operands, rows: list(operands),
+}

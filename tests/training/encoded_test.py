@@ -1,0 +1,185 @@
+"""Losses that compare all rows of a batch: exact on any mesh and with any number of microbatches."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from engine import Loss, Mean, Task
+from engine.base.errors import TaskError
+from engine.config.schema import MeshSpec
+from engine.data.batch import Batch
+from engine.training.task import check_methods
+from tests import zoo
+
+TOLERANCE = 1e-5
+MESHES = [MeshSpec(data=8), MeshSpec(data=2, fsdp=4), MeshSpec(data=4, tensor=2)]
+
+
+class Towers(nnx.Module):
+    """Two encoders with dropout, a temperature and a bias."""
+
+    def __init__(self, rngs):
+        self.left, self.right = zoo.Mlp(32, 0.1, rngs), zoo.Mlp(32, 0.1, rngs)
+        self.temperature, self.bias = nnx.Param(jnp.float32(1.5)), nnx.Param(jnp.float32(-2.0))
+
+    def __call__(self, x, rng):
+        sides = self.left(x, rng), self.right(x[:, ::-1], rng)
+        return [side / jnp.linalg.norm(side, axis=-1, keepdims=True) for side in sides]
+
+
+@dataclasses.dataclass
+class Contrast(Task):
+    """The loss of CLIP (Radford et al. 2021, figure 3), or that of SigLIP (Zhai et al. 2023, algorithm 1)."""
+
+    sigmoid: bool = False
+
+    def build(self, rngs):
+        return Towers(rngs)
+
+    def encode(self, model, batch, rng):
+        left, right = model(batch["x"], rng)
+        scale = jnp.exp(model.temperature.get_value())
+        scalars = {"scale": scale, "bias": model.bias.get_value()}
+        return {
+            "left": left,
+            "right": right,
+            "label": batch["y"],
+            **{k: jnp.broadcast_to(v, len(left)) for k, v in scalars.items()},
+        }
+
+    def loss_of(self, encoded, batch, mask):
+        logits = encoded["scale"][:, None] * encoded["left"] @ encoded["right"].T
+        pairs = mask[:, None] & mask[None]
+        hits = Mean.of(jnp.where(pairs, logits, -jnp.inf).argmax(-1) == jnp.arange(len(mask)), mask)
+        if self.sigmoid:
+            signs = 2 * jnp.eye(len(mask)) - 1
+            values = -jax.nn.log_sigmoid(signs * (logits + encoded["bias"][:, None]))
+            return Loss.of(jnp.where(pairs, values, 0).sum(-1), mask, {"recall": hits})
+        values = [
+            optax.softmax_cross_entropy_with_integer_labels(jnp.where(pairs, x, -1e9), jnp.arange(len(mask)))
+            for x in (logits, logits.T)
+        ]
+        return Loss.of((values[0] + values[1]) / 2, mask, {"recall": hits})
+
+
+class TwoLosses(Contrast):
+    """A sum of two losses with weights of their own."""
+
+    def loss_of(self, encoded, batch, mask):
+        return Loss.sum(
+            pairs=super().loss_of(encoded, batch, mask),
+            norm=0.1 * Loss.of(encoded["left"][:, 0] ** 2, mask & (encoded["label"] > 0)),
+        )
+
+
+@functools.cache
+def trained(task: str, mesh: MeshSpec | None, accumulate: int) -> Any:
+    """Returns the parameters after two steps of sgd, and the metrics of the second step."""
+    tasks = {"clip": Contrast(), "siglip": Contrast(sigmoid=True), "sum": TwoLosses()}
+    settings: dict[str, Any] = dict(batch_size=32, target="optax.sgd", learning_rate=0.1, clip_norm=None)
+    program = zoo.program(tasks[task], mesh=mesh, accumulate=accumulate, **settings)
+    state, metrics = zoo.run(program, zoo.batches(2, 32))
+    return jax.device_get(state.params), metrics[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "accumulate"), [("clip", 2), ("siglip", 4), ("sum", 2)])
+def test_microbatches_give_the_result_of_the_whole_batch(task, accumulate):
+    expected, metrics = trained(task, None, 1)
+    found, same = trained(task, None, accumulate)
+    zoo.assert_close(expected, found, TOLERANCE)
+    np.testing.assert_allclose(same[:-3], metrics[:-3], rtol=1e-5)  # without the metrics of the engine
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("task", "mesh", "accumulate"),
+    [("clip", MESHES[0], 1), ("clip", MESHES[0], 4), ("siglip", MESHES[1], 4), ("clip", MESHES[2], 2)],
+)
+def test_meshes_give_the_result_of_one_device(task, mesh, accumulate):
+    zoo.assert_close(trained(task, None, 1)[0], trained(task, mesh, accumulate)[0], TOLERANCE)
+
+
+def gradient_without_the_engine(task: Contrast, params: Any, graph: nnx.GraphDef, batch: Any) -> Any:
+    """Returns the gradient of the mean loss of a batch, by jax.grad over the whole batch."""
+
+    def mean(params):
+        loss: Any = task.loss_of(
+            task.encode(nnx.merge(graph, params), batch, None), batch, jnp.ones(len(batch["y"]), bool)
+        )
+        return loss.total.sum() / loss.weight.sum()
+
+    return jax.grad(mean)(params)
+
+
+@pytest.mark.slow
+def test_first_update_is_the_gradient_of_the_whole_batch_without_the_engine():
+    task, [batch] = Contrast(), zoo.batches(1, 16)
+    program = zoo.program(
+        NoDropout(), batch_size=16, accumulate=4, target="optax.sgd", learning_rate=1.0, clip_norm=None
+    )
+    before = jax.device_get(program.init().params)
+    after = jax.device_get(zoo.run(program, [batch])[0].params)
+    model = program.spec.model.module(before, {}, None)
+    graph, params = nnx.split(model, nnx.Param)
+    gradient = dict(nnx.to_flat_state(gradient_without_the_engine(task, params, graph, batch)))
+    for path, x in gradient.items():
+        name = "/".join(map(str, path))
+        np.testing.assert_allclose(before[name] - after[name], x.get_value(), atol=TOLERANCE, rtol=1e-4)
+
+
+class NoDropout(Contrast):
+    def encode(self, model, batch, rng):
+        return super().encode(model, batch, None)
+
+
+def test_row_that_could_not_be_read_is_no_negative():
+    program = zoo.program(NoDropout(), batch_size=16, skip_bad=True)
+    [examples] = zoo.batches(1, 16)
+    weight = np.ones(16, np.float32)
+    weight[3] = 0
+    _, metrics = zoo.run(program, [Batch(examples, weight)])
+    examples["x"][3] = 100.0
+    _, other = zoo.run(program, [Batch(examples, weight)])
+    np.testing.assert_array_equal(metrics[0, 0], other[0, 0])
+    assert metrics[0, 0, 1] == 15
+
+
+def test_arrays_without_rows_are_refused():
+    class Scalar(Contrast):
+        def encode(self, model, batch, rng):
+            return {"scale": model.temperature.get_value()}
+
+    with pytest.raises(TaskError, match=r"Scalar.encode: scale is float32\[\] for a batch of 16 rows. Return arrays"):
+        zoo.program(Scalar())
+
+
+def test_one_of_the_two_methods_or_a_loss_beside_them_is_refused():
+    class Half(Task):
+        def encode(self, model, batch, rng):
+            return {}
+
+    class Both(Contrast):
+        def loss(self, model, batch, rng):
+            return Loss.of(batch["x"])
+
+    with pytest.raises(TaskError, match=r"Half has no loss_of\(self, encoded, batch, mask\)"):
+        check_methods(Half())
+    with pytest.raises(TaskError, match="Both defines loss and encode. Remove loss"):
+        check_methods(Both())
+
+
+def test_collective_over_a_mesh_axis_is_answered_with_advice():
+    class Gathered(zoo.Classify):
+        def loss(self, model, batch, rng):
+            return Loss.of(jax.lax.all_gather(model(batch["x"]), "data"))
+
+    with pytest.raises(TaskError, match=r"Gathered.loss: .*unbound axis name.*needs no collective.*define encode"):
+        zoo.program(Gathered())
