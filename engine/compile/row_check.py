@@ -76,7 +76,7 @@ def check_loss(program: EvaluationProgram, source: BaseSource, train: Train, ski
     splits = train.accumulate != 1 and not train.approximate_accumulation
     if has_own_update(task) or not (splits or skips):
         return []
-    method = _encodings if has_encode(task) else _losses
+    method = encodings if has_encode(task) else losses
     mixed = mixed_rows(program, source, functools.partial(method, task), None, training=True)
     if not mixed:
         return []
@@ -106,7 +106,7 @@ def check_evaluation(program: EvaluationProgram, source: BaseSource, rows: int, 
     task = program.task
     if has_encode(task) and type(task).evaluate is Task.evaluate:
         return  # its mask leaves such rows out
-    mixed = mixed_rows(program, source, functools.partial(_metrics, task), rows, training=False)
+    mixed = mixed_rows(program, source, functools.partial(evaluated, task), rows, training=False)
     if mixed:
         name, own = type(task).__name__, type(task).evaluate is not Task.evaluate
         raise TaskError(
@@ -118,7 +118,7 @@ def check_evaluation(program: EvaluationProgram, source: BaseSource, rows: int, 
 
 def check_predictions(program: EvaluationProgram, source: BaseSource, rows: int, padding: str) -> None:
     """Raises TaskError if `Task.predict` mixes rows; otherwise as `check_evaluation`."""
-    mixed = mixed_rows(program, source, functools.partial(_predictions, program.task), rows, training=False)
+    mixed = mixed_rows(program, source, functools.partial(predicted, program.task), rows, training=False)
     if mixed:
         raise TaskError(
             f"{type(program.task).__name__}.predict: {mixed}, and {padding}. Choose a batch size that divides the "
@@ -126,20 +126,24 @@ def check_predictions(program: EvaluationProgram, source: BaseSource, rows: int,
         )
 
 
-def _losses(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:
+def losses(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:
+    """Returns the losses and the metrics of `Task.loss`."""
     result = call(task.loss, module, examples, context.rng, context=context)
     return _of_metrics(means_of(result), len(context.rng))
 
 
-def _encodings(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:
+def encodings(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:
+    """Returns the result of `Task.encode`."""
     return _of_arrays(encode(task, module, examples, context.rng, context))
 
 
-def _metrics(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:
+def evaluated(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:
+    """Returns the metrics of `Task.evaluate`."""
     return _of_metrics(call(task.evaluate, module, examples, context=context), len(context.rng))
 
 
-def _predictions(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:
+def predicted(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:
+    """Returns the result of `Task.predict`."""
     return _of_arrays(task.predict(module, examples))
 
 
@@ -176,7 +180,7 @@ def mixed_rows(
         rows: rows of a batch for the trace; None: the fewest that the mesh allows.
         training: whether the model is in training mode.
     """
-    check = _Check(program, source, method, training)
+    check = RowCheck(program, source, method, training)
     unproved = check.unproved(rows or 2 * check.unit)
     if unproved is None:
         return ""
@@ -188,7 +192,9 @@ def mixed_rows(
 
 
 @dataclass(frozen=True)
-class _Check:
+class RowCheck:
+    """Checks one method of a Task; the arguments are those of `mixed_rows`."""
+
     program: EvaluationProgram
     source: BaseSource
     method: Method

@@ -25,6 +25,10 @@ def pooled(x):
     return nnx.max_pool(x, (2,), strides=(1,))
 
 
+def scanned(x):
+    return lax.scan(lambda c, y: (c + y, jnp.tanh(c)), x[:, 0], x.swapaxes(0, 1))[1].swapaxes(0, 1)
+
+
 KEPT = {
     "elementwise": lambda x: jnp.where(x > 0, jnp.sin(x), x**2 + 1.0),
     "broadcast parameter": lambda x: x @ TABLE + TABLE[0],
@@ -34,7 +38,9 @@ KEPT = {
     "flattened in the middle": lambda x: x.transpose(1, 0, 2).reshape(3, -1).reshape(3, ROWS, 4).swapaxes(0, 1),
     "product of rows": lambda x: jnp.einsum("btf,bsf->bts", x, x),
     "product from the right": lambda x: jnp.einsum("fg,btf->bgt", TABLE, x),
-    "convolution": lambda x: lax.conv_general_dilated(x, KERNEL, (1,), "SAME", dimension_numbers=("NTC", "TIO", "NTC")),
+    "convolution": lambda x: lax.conv_general_dilated(
+        x, jnp.asarray(KERNEL), (1,), "SAME", dimension_numbers=("NTC", "TIO", "NTC")
+    ),
     "pooling": pooled,
     "cumulative sum in a row": lambda x: jnp.cumsum(x, 1),
     "sort in a row": lambda x: jnp.sort(x, -1),
