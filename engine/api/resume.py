@@ -74,6 +74,24 @@ def _check_config(config: Config, directory: RunDirectory, accepted: Accepted) -
     return [name for name in sorted(kept) if old.evaluations[name].data != config.evaluations[name].data]
 
 
+def changed_batch_sizes(config: Config, directory: RunDirectory) -> list[str]:
+    """Returns the names of the evaluations whose `batch_size` has changed, for a Task that compares rows of a batch."""
+
+    def changed() -> list[str]:
+        if newest_checkpoint(directory) is None:
+            return []
+        old = from_text(directory.read_config_text(), str(directory.config))
+        kept = sorted(old.evaluations.keys() & config.evaluations.keys())
+        sizes = (
+            {name: run.evaluations[name].batch_size or run.train.global_batch_size for name in kept}
+            for run in (old, config)
+        )
+        before, after = sizes
+        return [name for name in kept if before[name] != after[name]]
+
+    return group.run_on_primary(changed, "the check of the earlier batch sizes")
+
+
 def check_total_reaches_checkpoint(train: Train, dataset_size: int, directory: RunDirectory) -> None:
     """Checks that the run does not end before its newest checkpoint, for a dataset that is open.
 

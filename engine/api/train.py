@@ -15,6 +15,7 @@ from engine.api.objects import Objects, with_objects
 from engine.api.prepared import AnyConfig, Prepared, check_code, prepare, resolve_config, restore_sizes, set_up_devices
 from engine.api.resume import (
     Accepted,
+    changed_batch_sizes,
     check_config,
     check_data,
     check_readers_of_total,
@@ -41,7 +42,7 @@ from engine.observe.summary import Summary
 from engine.parallel.mesh import make_mesh
 from engine.run import code
 from engine.run.directory import RunDirectory, default_workdir
-from engine.training.task import Task
+from engine.training.task import Task, has_encode
 
 OBSERVERS = ("engine.planning.predict.observe",)
 """Functions of extension packages that make observers of a run (`loop/observers.py`)."""
@@ -149,6 +150,14 @@ def _build_trainer(
     changed_data, messages = check_data(summaries, directory, accepted)
     check_total_reaches_checkpoint(config.train, len(source), directory)
     directory.messages += [*messages, *descriptions(prepared.sources)]
+    if prepared.task.mixes_rows or has_encode(prepared.task):
+        resized = changed_batch_sizes(config, directory)
+        changed_data = [*changed_data, *resized]
+        directory.messages += [
+            f"evaluations.{name}.batch_size has changed, and {type(prepared.task).__name__} compares the rows of a "
+            "batch: its earlier results are dropped."
+            for name in resized
+        ]
     trainer = Trainer(
         prepared.task,
         prepared.mesh,

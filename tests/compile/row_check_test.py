@@ -180,11 +180,10 @@ class Accepted(Negatives):
 
 def run(task, tmp_path, batch_size=None, **settings):
     """Trains on 32 examples for two steps, and evaluates 8 others."""
-    config = runs.config(
-        train__total="2 steps", train__global_batch_size=16, evaluations__heldout__batch_size=batch_size, **settings
-    )
+    sizes = dict(train__global_batch_size=16, evaluations__heldout__batch_size=batch_size)
+    config = runs.config(**{"train__total": "2 steps", **sizes, **settings})
     return engine.train(
-        config, task=task, data=zoo.source(32), evaluation_data={"heldout": zoo.source(8)}, workdir=tmp_path, fresh=True
+        config, task=task, data=zoo.source(32), evaluation_data={"heldout": zoo.source(8)}, workdir=tmp_path
     )
 
 
@@ -200,5 +199,11 @@ def test_a_run_is_refused_before_it_starts(tmp_path):
 def test_an_evaluation_does_not_depend_on_padding(tmp_path):
     exact = run(Accepted(), tmp_path / "exact", batch_size=8).metrics["heldout/loss"]
     assert run(Accepted(), tmp_path / "real", batch_size=64).metrics["heldout/loss"] == pytest.approx(exact, rel=1e-6)
+    log = (tmp_path / "exact/log.txt").read_text
+    assert "batch_size has changed" not in log()
+    run(Accepted(), tmp_path / "exact", batch_size=64)
+    assert "evaluations.heldout.batch_size has changed, and Accepted compares the rows" in log()
+    with pytest.raises(ConfigError, match=r"train.accumulate = 2: in Accepted\.loss"):
+        run(Accepted(), tmp_path / "exact", batch_size=64, train__accumulate=2)
     masked = run(Contrast(), tmp_path / "masked", batch_size=64).metrics["heldout/loss"]
     assert run(Contrast(), tmp_path / "whole", batch_size=8).metrics["heldout/loss"] == pytest.approx(masked, rel=1e-6)
