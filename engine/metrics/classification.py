@@ -1,7 +1,7 @@
 """Metrics of classifiers: confusion matrix, ROC curve and precision-recall curve."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from engine.base.errors import TaskError
-from engine.metrics.metric import Metric, collected
+from engine.metrics.metric import Metric, added, collected
+from engine.metrics.odd_values import describe, encode
 from engine.metrics.results import Curve, Image
 from engine.metrics.values import rows_and_mask
 
@@ -26,6 +27,8 @@ class ConfusionMatrix(Metric):
 
     counts: jax.Array
     classes: tuple[str, ...]
+    dtype: str
+    odd: jax.Array = added()  # `odd_values.encode` of the values that are no class
 
     @classmethod
     def of(
@@ -34,44 +37,78 @@ class ConfusionMatrix(Metric):
         labels: ArrayLike,
         classes: int | Sequence[str],
         where: ArrayLike | None = None,
+        *,
+        outside: Literal["error", "column"] = "error",
     ) -> Self:
         """Returns the confusion matrix of each example.
 
         Args:
-            predicted: predicted classes as integers, `[batch, ...]`, such as `[batch]` or `[batch, height, width]`.
+            predicted: predicted classes, whole numbers `[batch, ...]`, such as `[batch]` or `[batch, height, width]`.
             labels: true classes, likewise. Labels outside of 0..classes-1, such as 255, are left out.
             classes: names of the classes, which give results of each class, or their number.
             where: mask, `[batch]` up to `[batch, ...]`.
+            outside: what a prediction outside of 0..classes-1 is, where the label is a class. "error": an error that
+                names the value, when the results are computed. "column": a wrong prediction, counted in an additional
+                last column of the matrix.
         """
         if jnp.shape(predicted) != jnp.shape(labels):
             raise TaskError(
                 f"ConfusionMatrix.of: predicted has shape {list(jnp.shape(predicted))}, labels "
                 f"{list(jnp.shape(labels))}. Both are classes, such as logits.argmax(-1), of the same shape."
             )
+        if outside not in ("error", "column"):
+            raise TaskError(f"ConfusionMatrix.of: outside = {outside!r}. Allowed are 'error' and 'column'.")
         names = ("",) * classes if isinstance(classes, int) else tuple(classes)
-        n = len(names)
+        n, column = len(names), outside == "column"
         _, kept = rows_and_mask("ConfusionMatrix", labels, where)
-        true, guess = (jnp.asarray(x).astype(jnp.int32).reshape(kept.shape) for x in (labels, predicted))
-        kept &= (true >= 0) & (true < n) & (guess >= 0) & (guess < n)
-        cell = jnp.where(kept, true * n + guess, 0)
-        counts = jax.vmap(lambda cell, kept: jnp.zeros(n * n, jnp.int32).at[cell].add(kept))(cell, kept)
-        return cls(counts.reshape(-1, n, n), names)
+        true, guess = (_numbers(x).reshape(kept.shape) for x in (labels, predicted))
+        kept &= (true >= 0) & (true < n)
+        odd_label = kept & (true != jnp.round(true))
+        odd_guess = kept & ~((guess >= 0) & (guess < n) & (guess == jnp.round(guess)))
+        odd = odd_label if column else odd_label | odd_guess
+        values = jnp.where(odd_label, true, guess)
+        counted = kept & ~odd
+        # A value that is not counted may be NaN, which is no integer.
+        true, guess = (jnp.where(counted, x, 0).astype(jnp.int32) for x in (true, jnp.where(odd_guess, n, guess)))
+        cells = n * (n + column)
+
+        def count(cell: jax.Array, counted: jax.Array) -> jax.Array:
+            return jnp.zeros(cells, jnp.int32).at[cell].add(counted)
+
+        counts = jax.vmap(count)(true * (n + column) + guess, counted)
+        return cls(counts.reshape(-1, n, n + column), names, str(values.dtype), encode(values, odd))
 
     def compute(self) -> dict[str, Any]:
-        """Returns accuracy, f1, iou, the matrix as an array and an image, and f1 and iou of each named class."""
+        """Returns accuracy, f1, iou, the matrix as an array and an image, and f1 and iou of each named class.
+
+        Raises:
+            TaskError: a class is none; the text names its value.
+        """
+        n = len(self.classes)
+        if found := describe(np.asarray(self.odd), self.dtype):
+            raise TaskError(
+                f"the classes are the whole numbers 0 to {n - 1}, found {found}. Name all classes that the model "
+                "predicts, mask these values by `where`, or count predictions outside of the classes as wrong: "
+                "ConfusionMatrix.of(..., outside='column')."
+            )
         counts = np.asarray(self.counts, np.float64)
-        hits, true, guessed = np.diag(counts), counts.sum(1), counts.sum(0)
+        hits, true, guessed = np.diag(counts), counts.sum(1), counts.sum(0)[:n]
         seen = true + guessed > 0
         f1, iou = 2 * hits / (true + guessed), hits / (true + guessed - hits)
-        found: dict[str, Any] = {"accuracy": hits.sum() / counts.sum()}
+        results: dict[str, Any] = {"accuracy": hits.sum() / counts.sum()}
         for name, values in (("f1", f1), ("iou", iou)):
             each = {label: value for label, value in zip(self.classes, values, strict=True) if label}
-            found[name] = {"": values[seen].mean() if seen.any() else np.nan, **each}
-        if len(counts) <= _SHOWN:
+            results[name] = {"": values[seen].mean() if seen.any() else np.nan, **each}
+        if n <= _SHOWN:
             shares = counts / np.maximum(true, 1)[:, None]
-            found["matrix"] = np.asarray(self.counts)
-            found["image"] = Image(1 - np.kron(shares, np.ones((8, 8))))
-        return found
+            results["matrix"] = np.asarray(self.counts)
+            results["image"] = Image(1 - np.kron(shares, np.ones((8, 8))))
+        return results
+
+
+def _numbers(x: ArrayLike) -> jax.Array:
+    x = jnp.asarray(x)
+    return x.astype(jnp.float32 if jnp.issubdtype(x.dtype, jnp.floating) else jnp.int32)
 
 
 class _Scores(Metric):

@@ -14,6 +14,7 @@ from engine.base.types import PyTree
 
 _COLLECTED = "collected"
 _FILL = "fill"
+_ADDED = "added"
 
 
 def collected(fill: float = 0) -> Any:
@@ -29,7 +30,15 @@ def collected(fill: float = 0) -> Any:
     return dataclasses.field(metadata={_COLLECTED: True, _FILL: fill})
 
 
-@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(collected, dataclasses.field))
+def added() -> Any:
+    """Returns the default of a summed field that an earlier version of the metric did not have, the last of its class.
+
+    A checkpoint of the earlier version then continues its row of training metrics, with 0 for this field.
+    """
+    return dataclasses.field(metadata={_ADDED: True})
+
+
+@dataclass_transform(frozen_default=True, eq_default=False, field_specifiers=(collected, added, dataclasses.field))
 class Metric:
     """Base class of metrics. A subclass has fields and a method `compute`.
 
@@ -97,6 +106,11 @@ def array_fields(metric: Metric) -> Iterator[tuple[str, bool]]:
 def fill_of(metric: Metric, name: str) -> float:
     """Returns the value of padding of a collected field."""
     return next(field.metadata[_FILL] for field in _fields(metric) if field.name == name)
+
+
+def is_added(metric: Metric, name: str) -> bool:
+    """Whether earlier versions of a metric did not have a field."""
+    return next(_ADDED in field.metadata for field in _fields(metric) if field.name == name)
 
 
 def settings(metric: Metric) -> dict[str, object]:

@@ -11,11 +11,11 @@ import numpy as np
 
 from engine.base.errors import TaskError
 from engine.metrics.mean import Mean, reduce_mean
-from engine.metrics.metric import Metric
+from engine.metrics.metric import Metric, array_fields, is_added
 from engine.metrics.results import Result
 from engine.metrics.state import MetricStates, compute
 
-MAX_SUMS = 1024  # largest number of sums in one metric
+MAX_SUMS = 1280  # largest number of sums in one metric: a confusion matrix of 32 classes has 1156
 
 
 def pairs_of(metrics: Mapping[str, Metric], rows: jax.Array | np.ndarray | None) -> dict[str, jax.Array]:
@@ -53,6 +53,8 @@ class TrainingMetrics:
         abstract = jax.eval_shape(lambda metrics: pairs_of(metrics, None), dict(metrics))
         self.rows = tuple(sorted(abstract))
         """Names of the rows, sorted."""
+        self.added = tuple(row for row in self.rows if row in _added(metrics))
+        """Those of them that the checkpoints of earlier versions of a metric lack; they are 0 there."""
         self._states = {
             name: MetricStates({name: metric}) for name, metric in metrics.items() if type(metric) is not Mean
         }
@@ -75,6 +77,17 @@ class TrainingMetrics:
     def is_part(self, row: str) -> bool:
         """Returns whether a row is a part of a metric that is not a Mean."""
         return row.rpartition("#")[0] in self._states
+
+
+def _added(metrics: Mapping[str, Metric]) -> set[str]:
+    found: set[str] = set()
+    for name, metric in metrics.items():
+        old, new = 0, 0
+        for field, _ in array_fields(metric):
+            size = int(np.prod(jnp.shape(getattr(metric, field))[1:]))
+            old, new = old + size * (not is_added(metric, field)), new + size
+        found |= {f"{name}#{i}" for i in range(-(-old // 2), -(-new // 2))}
+    return found
 
 
 def _number(row: str) -> int:

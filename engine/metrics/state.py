@@ -217,9 +217,17 @@ class Merger:
 
 
 def compute(name: str, metric: Metric) -> dict[str, Result]:
-    """Returns the results of a metric by full name. Raises TaskError if `compute` returns something else."""
+    """Returns the results of a metric by full name.
+
+    Raises:
+        TaskError: `compute` raises it, or returns something else; the text names the metric.
+    """
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        return named_results(name, metric.compute(), f"{type(metric).__name__}.compute")
+        try:
+            value = metric.compute()
+        except TaskError as error:
+            raise TaskError(f"metric {name!r}: {error}") from error
+        return named_results(name, value, f"{type(metric).__name__}.compute")
 
 
 def _fields(name: str, metric: Metric) -> Iterator[_Field]:

@@ -188,9 +188,8 @@ class Recorder:
 
     def resume(self, sums: Sums) -> None:
         """Continues the row that a checkpoint interrupted, from its saved sums; {} starts a new row."""
-        last = dict.fromkeys(
-            self._columns.last_value, (0.0, 0.0)
-        )  # not part of the row, and an earlier engine had fewer
+        # The last values are no part of the row. An earlier engine had fewer of them, and of the rows of some metrics.
+        last = dict.fromkeys((*self._columns.last_value, *self._columns.metrics.added), (0.0, 0.0))
         if {*sums, *last} == set(self._columns.names):
             self._sums = np.array([{**last, **sums}[name] for name in self._columns.names])
 

@@ -8,6 +8,7 @@ from sklearn import metrics as sklearn
 
 from engine.base.errors import TaskError
 from engine.metrics import ConfusionMatrix, Curve, Image, PrecisionRecall, Roc
+from engine.metrics.pairs import TrainingMetrics, pairs_of
 from tests.merging import results
 from tests.properties import examples
 
@@ -73,6 +74,64 @@ def test_metrics_without_a_positive_example_or_with_a_score_that_is_nan_are_nan(
 def test_matrix_of_many_classes_is_not_a_result():
     found = results(ConfusionMatrix.of(np.zeros(2, int), np.zeros(2, int), 65))
     assert found == {"m/accuracy": 1, "m/f1": 1, "m/iou": 1}
+
+
+TRUE, GUESS = np.array([0, 1, 2, 2, 1]), np.array([0, 1, 2, 7, -1])  # accuracy 3 / 5
+
+
+@pytest.mark.parametrize("size", [2, 5])
+def test_predictions_outside_of_the_classes_are_an_error_that_names_them(size):
+    error = (
+        r"metric 'm': the classes are the whole numbers 0 to 2, found -1 \(in 1 example\) and 4 \(in 1 example\)\. "
+        r"Name all classes .* outside='column'\)\.$"
+    )
+    guess = np.where(GUESS == 7, 4, GUESS)
+    with pytest.raises(TaskError, match=error):
+        results(ConfusionMatrix.of(guess, TRUE, 3), size)
+    with pytest.raises(TaskError, match=r"found several values, 3 on average \(in 2 examples\)\."):
+        results(ConfusionMatrix.of(GUESS, TRUE, 3), size)  # -1 and 7 are equal modulo 4
+    asked = results(ConfusionMatrix.of(guess, TRUE, 3, (guess >= 0) & (guess < 3)), size)
+    assert asked["m/accuracy"] == 1
+
+
+@examples(25)
+@given(st.integers(0, 10**6), st.integers(2, 5))
+def test_column_counts_predictions_outside_of_the_classes_as_scikit_learn(seed, batch_size):
+    rng = np.random.default_rng(seed)
+    labels, predicted = rng.integers(0, 3, SHAPE), rng.integers(-1, 5, SHAPE)
+    where = rng.random(SHAPE) < 0.8
+    found = results(ConfusionMatrix.of(predicted, labels, ("a", "b", "c"), where, outside="column"), batch_size)
+    true, guess = labels[where], np.where((predicted < 0) | (predicted > 2), 3, predicted)[where]
+    assert found["m/accuracy"] == pytest.approx(sklearn.accuracy_score(true, guess), abs=1e-12)
+    seen = [label for label in range(3) if label in true or label in guess]
+    for name, score in (("f1", sklearn.f1_score), ("iou", sklearn.jaccard_score)):
+        expected = score(true, guess, average="macro", labels=seen)
+        assert found[f"m/{name}"] == pytest.approx(expected, abs=1e-12)
+    np.testing.assert_array_equal(found["m/matrix"], sklearn.confusion_matrix(true, guess, labels=range(4))[:3])
+
+
+def test_column_gives_the_accuracy_of_all_labelled_values():
+    found = results(ConfusionMatrix.of(GUESS, TRUE, 3, outside="column"), 2)
+    assert found["m/accuracy"] == 0.6
+    assert found["m/matrix"].tolist() == [[1, 0, 0, 0], [0, 1, 0, 1], [0, 0, 1, 1]]
+    with pytest.raises(TaskError, match=r"outside = 'drop'. Allowed are 'error' and 'column'"):
+        ConfusionMatrix.of(GUESS, TRUE, 3, outside="drop")  # pyright: ignore[reportArgumentType]
+
+
+def test_fractions_are_no_classes_and_whole_floats_are():
+    scores, labels = np.array([0.25, 1, np.nan]), np.array([0.0, 1.0, np.nan])
+    with pytest.raises(TaskError, match=r"whole numbers 0 to 1, found 0.25 \(in 1 example\)\."):
+        results(ConfusionMatrix.of(scores, labels, 2))
+    with pytest.raises(TaskError, match=r"found 0.25 \(in 1 example\)\."):
+        results(ConfusionMatrix.of(labels, scores, 2, outside="column"))
+    assert results(ConfusionMatrix.of(np.array([0.0, 1.0, 5.0]), np.array([0, 1, 9]), 2))["m/accuracy"] == 1
+
+
+def test_training_metric_names_a_prediction_outside_of_the_classes():
+    metric = {"m": ConfusionMatrix.of(np.array([32, 1, 32]), np.array([0, 1, 2]), 32)}
+    rows = pairs_of(metric, None)
+    with pytest.raises(TaskError, match=r"metric 'm': .* 0 to 31, found 32 \(in 2 examples\)\."):
+        TrainingMetrics(metric).results(rows, np.array(list(rows.values())))
 
 
 def test_inputs_of_different_shapes_are_errors():
