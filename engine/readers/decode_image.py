@@ -9,24 +9,38 @@ import numpy as np
 from engine.base.errors import DataError
 from engine.data.stages import stage
 from engine.readers.extras import import_extra
+from engine.readers.pixel_types import DTYPES, as_stored, check_dtype, stored_dtype, stored_pixels, stored_size
 
 JPEG = b"\xff\xd8"  # first bytes of a JPEG
 
 
 class DecodeImage:
-    """Function from the bytes of an encoded image to its pixels, uint8 `[height, width, 3]`, or 1 channel if gray.
+    """Function from the bytes of an encoded image to its pixels, `[height, width, 3]`, or 1 channel if gray.
+
+    Colors become RGB: a palette is replaced by its colors, CMYK and YCbCr are converted, and alpha is left out. Values
+    are never scaled, except that fewer than 8 bits become 0 to 255. An image whose values do not fit `dtype`, such as
+    a depth image of 16 bits, is an error that names a `dtype` that keeps them. The orientation in the metadata of a
+    photograph is ignored. Of several frames, the first is read.
 
     A JPEG that is much larger than `size` is decoded at a half, a quarter or an eighth of its size, which is several
-    times faster, and only then resized. The orientation in the metadata of a photograph is ignored.
+    times faster, and only then resized.
     """
 
-    def __init__(self, size: Sequence[int] | None = None, fit: Literal["crop", "stretch"] = "crop", gray: bool = False):
+    def __init__(
+        self,
+        size: Sequence[int] | None = None,
+        fit: Literal["crop", "stretch"] = "crop",
+        gray: bool = False,
+        dtype: Literal["uint8", "uint16", "int32", "uint32", "float32"] = "uint8",
+    ):
         """Creates the function.
 
         Args:
             size: (height, width) of the result. Default: the size of the image.
             fit: "crop" cuts equal parts off two sides until the image has the shape of `size`; "stretch" distorts it.
             gray: whether to return one channel.
+            dtype: dtype of the result. It must hold all values of the pixels of a file: uint16 also those of uint8,
+                int32 and float32 also those of uint16.
 
         Raises:
             DataError: an argument is invalid, or a library is missing.
@@ -35,27 +49,35 @@ class DecodeImage:
             raise DataError(f"size = {size}: allowed are two numbers of at least 1, (height, width).")
         if fit not in ("crop", "stretch"):
             raise DataError(f"fit = {fit!r}: allowed are 'crop' and 'stretch'.")
+        if dtype not in DTYPES:
+            raise DataError(f"dtype = {dtype!r}: allowed are {', '.join(DTYPES)}.")
+        if size is not None and dtype == "uint32":
+            raise DataError("size: Pillow resizes no pixels of uint32. Leave out the size, or use another dtype.")
         self.size = None if size is None else (int(size[0]), int(size[1]))
-        self.fit, self.gray = fit, gray
+        self.fit, self.gray, self.dtype = fit, gray, dtype
         import_extra("simplejpeg", "images", "Images")
         import_extra("PIL.Image", "images", "Images")
 
     def __repr__(self) -> str:
-        return f"DecodeImage(size={self.size}, fit={self.fit!r}, gray={self.gray})"
+        dtype = "" if self.dtype == "uint8" else f", dtype={self.dtype!r}"  # as before there was a dtype
+        return f"DecodeImage(size={self.size}, fit={self.fit!r}, gray={self.gray}{dtype})"
 
     def __call__(self, data: bytes | np.ndarray | Mapping[str, Any]) -> np.ndarray:
         """Returns the pixels of an image, given as bytes, as an array of uint8, or as a dict with `bytes`.
 
         Raises:
-            DataError: it is damaged or of an unknown format.
+            DataError: it is damaged or of an unknown format, or its pixels do not fit `dtype`.
         """
         encoded = bytes(data["bytes"] if isinstance(data, Mapping) else data)
         with stage("decode"):
             try:
                 pixels = self._jpeg(encoded) if encoded[:2] == JPEG else self._other(encoded)
+            except DataError as error:
+                raise DataError(f"the image of {len(encoded)} bytes: {error}") from error
             except Exception as error:  # Pillow raises errors of many kinds, such as DecompressionBombError
                 what = f"the image of {len(encoded)} bytes is damaged or of an unknown format"
                 raise DataError(f"{what}: {error}") from error
+            pixels = pixels.astype(self.dtype, copy=False)
             return pixels if self.size in (None, pixels.shape[:2]) else self._resized(pixels, *self.size)
 
     def stored_size(self, data: bytes) -> tuple[int, int]:
@@ -63,7 +85,7 @@ class DecodeImage:
         from PIL import Image
 
         with Image.open(io.BytesIO(data)) as image:
-            return image.height, image.width
+            return stored_size(image)
 
     def _jpeg(self, data: bytes) -> np.ndarray:
         import simplejpeg
@@ -75,10 +97,18 @@ class DecodeImage:
         return simplejpeg.decode_jpeg(data, space, min_height=height, min_width=width)
 
     def _other(self, data: bytes) -> np.ndarray:
+        """Returns the pixels of an image that Pillow reads. Raises DataError if they do not fit the dtype."""
         from PIL import Image
 
         with Image.open(io.BytesIO(data)) as image:
-            return _channels(np.array(image.convert("L" if self.gray else "RGB")))
+            stored = stored_dtype(image, data)
+            check_dtype(stored, self.dtype, image.mode)
+            if stored == "uint8":
+                return _channels(np.array(as_stored(image).convert("L" if self.gray else "RGB")))
+            pixels = _channels(stored_pixels(image, data, stored))
+        if self.gray and pixels.shape[2] == 3:
+            raise DataError("gray: a color image of 16 bits per channel has no gray form. Leave `gray` out.")
+        return pixels if self.gray or pixels.shape[2] == 3 else np.repeat(pixels, 3, axis=2)
 
     def _resized(self, pixels: np.ndarray, height: int, width: int) -> np.ndarray:
         """Returns the image in another size, by triangular filters, as Pillow's BILINEAR."""
@@ -90,8 +120,16 @@ class DecodeImage:
             scale = min(own_height / height, own_width / width)
             x, y = (own_width - scale * width) / 2, (own_height - scale * height) / 2
             box = (x, y, x + scale * width, y + scale * height)
-        image = Image.fromarray(pixels[:, :, 0] if self.gray else pixels)
-        return _channels(np.array(image.resize((width, height), Image.Resampling.BILINEAR, box=box)))
+
+        def resized(values: np.ndarray) -> np.ndarray:
+            image = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR, box=box)
+            return _channels(np.array(image))
+
+        if self.dtype == "uint8":
+            return resized(pixels[:, :, 0] if self.gray else pixels)
+        wide = pixels if self.dtype == "int32" else pixels.astype(np.float32)  # the modes of Pillow of one channel
+        found = np.concatenate([resized(wide[:, :, channel]) for channel in range(wide.shape[2])], axis=2)
+        return found if self.dtype in ("int32", "float32") else np.rint(found).astype(self.dtype)
 
 
 def _channels(pixels: np.ndarray) -> np.ndarray:

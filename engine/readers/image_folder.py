@@ -35,12 +35,13 @@ class ImageFolder(BaseSource):
         gray: bool = False,
         classes: Sequence[str] | None = None,
         labels: bool = True,
+        dtype: Literal["uint8", "uint16", "int32", "uint32", "float32"] = "uint8",
     ):
         """Lists the images of a folder.
 
         Args:
             folder: path or bucket address of the folder.
-            size: (height, width) of the result, as of `DecodeImage`, and so are `fit` and `gray`.
+            size: (height, width) of the result, as of `DecodeImage`, and so are `fit`, `gray` and `dtype`.
             classes: names of the classes, in the order of their labels. Default: the folders with images, sorted.
             labels: False: all images of the folder and the folders in it, without `label` and `class`.
 
@@ -48,7 +49,7 @@ class ImageFolder(BaseSource):
             DataError: there are no images, or a folder is none of `classes`; or a library is missing.
         """
         self.folder = str(local_path(os.path.expanduser(folder)))
-        self._decode, self._labels = DecodeImage(size, fit, gray), labels
+        self._decode, self._labels = DecodeImage(size, fit, gray, dtype), labels
         if not os.path.isdir(self.folder):
             raise DataError(f"{folder}: no such folder. Correct the path.")
         self.names = sorted(_images(self.folder))
