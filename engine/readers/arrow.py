@@ -24,7 +24,7 @@ class Arrow(Tables):
     def __init__(
         self,
         pattern: Pattern,
-        columns: Sequence[str] | None = None,
+        columns: Sequence[str] | Mapping[str, Any] | None = None,
         group_by: str | None = None,
         one_per_file: bool = False,
         constant: Sequence[str] = (),

@@ -27,7 +27,7 @@ class HuggingFace(Tables):
         self,
         folder: str,
         split: str | None = None,
-        columns: Sequence[str] | None = None,
+        columns: Sequence[str] | Mapping[str, Any] | None = None,
         decode: Mapping[str, str | Decoder] | None = None,
         cache_bytes: int = CACHE_BYTES,
     ):
@@ -36,7 +36,7 @@ class HuggingFace(Tables):
         Args:
             folder: path or bucket address of the folder.
             split: name of a split, if `save_to_disk` wrote several.
-            columns: names of the columns to read. Default: those that the dataset was set to return.
+            columns: as of `Parquet`. Default: those that the dataset was set to return.
             decode: column -> function of its value that returns what replaces it, or its dotted path.
             cache_bytes: as of `Parquet`.
 

@@ -12,7 +12,10 @@ from engine.readers.tables import CACHE_BYTES, Grouping, Tables
 class Parquet(Tables):
     """Source of the rows of Parquet files: a dict of arrays, numbers and text by column.
 
-    A list becomes an array, a struct a dict, a time an integer in its unit. An example with a null cannot be read.
+    A list becomes an array, and a list of lists of several lengths a list of arrays. A struct becomes a dict, and so
+    does a map with text as keys; another map becomes a dict of the arrays `key` and `value`. A time is an integer in
+    its unit. A decimal is int64 if it has no digits after the point, else float64; more digits than these hold are an
+    error. An example with a null cannot be read, unless `columns` has a value for it.
     Shuffled reading is fast if `cache_bytes` holds all row groups, or if these are small (some hundred rows). Else
     convert the files with `convoy data write`.
     """
@@ -20,7 +23,7 @@ class Parquet(Tables):
     def __init__(
         self,
         pattern: Pattern,
-        columns: Sequence[str] | None = None,
+        columns: Sequence[str] | Mapping[str, Any] | None = None,
         group_by: str | None = None,
         one_per_file: bool = False,
         constant: Sequence[str] = (),
@@ -31,7 +34,9 @@ class Parquet(Tables):
 
         Args:
             pattern: path or list of paths; shell wildcards and bucket addresses (`storage/mounts.py`) are allowed.
-            columns: names of the columns to read. Default: all.
+            columns: names of the columns to read, or name -> value in place of a null, None for no such value. The
+                value of a struct is a dict by field, such as {"pose": {"speed": 0.0}}. The value of a list or a map
+                stands for their elements; a null list becomes an empty one. Default: all columns.
             group_by: name of a column. The consecutive rows with one value of this column are an example, with arrays
                 `[rows, ...]`, and the value itself once.
             one_per_file: all rows of a file are an example. A file is opened only when its example is read.

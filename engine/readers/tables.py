@@ -18,7 +18,8 @@ from engine.data.examples import Example, Examples
 from engine.data.source import SEPARATOR, SPEC_TRIES, BaseSource
 from engine.data.text import stack_leaves
 from engine.readers.blocks import BlockCache
-from engine.readers.columns import Column, make_column, plain
+from engine.readers.column_fill import check_fill, fill_by_name
+from engine.readers.columns import Column, RaggedError, make_column, plain
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
 from engine.readers.files import file_names, sampled_files
 from engine.readers.fingerprints import digest
@@ -73,11 +74,12 @@ class Tables(BaseSource):
         file_format: TableFormat,
         grouping: Grouping,
         *,
-        columns: Sequence[str] | None = None,
+        columns: Sequence[str] | Mapping[str, Any] | None = None,
         decode: Mapping[str, str | Decoder] | None = None,
         cache_bytes: int = CACHE_BYTES,
     ):
         self.paths, self._format = list(paths), file_format
+        self._fill = fill_by_name(columns) if isinstance(columns, Mapping) else {}
         group_by, one_per_file, constant = self._group_by, self._one_per_file, _ = grouping
         self._decode = {name: find_decoder(one, f"decode.{name}") for name, one in (decode or {}).items()}
         self._cache = BlockCache(cache_bytes, self._read_block)
@@ -94,6 +96,7 @@ class Tables(BaseSource):
         self._check_columns(
             {"columns": self.columns, "group_by": by_group, "constant": constant, "decode": self._decode}
         )
+        check_fill(self._fill, {name: self._schema.field(name).type for name in self.columns})
         self._addresses: list[_Address] = []
         self._begins = np.zeros(1, np.int64)  # index of the first row of each block, and the number of rows
         self._groups = np.zeros(1, np.int64)  # index of the first row of each example, and the number of rows
@@ -148,7 +151,8 @@ class Tables(BaseSource):
         how = f"grouped by {self._group_by}" if self._group_by is not None else "one example per row"
         how = "one example per file" if self._one_per_file else how
         decoders = [f"{name} by {decoder_name(decoder)}" for name, decoder in self._decode.items()]
-        parts = [f"names {names}", f"columns {', '.join(self.columns)}", f"{len(self)} {how}", *decoders]
+        fill = [f"null {name} is {value!r}" for name, value in self._fill.items()]
+        parts = [f"names {names}", f"columns {', '.join(self.columns)}", f"{len(self)} {how}", *decoders, *fill]
         return SEPARATOR.join([*sampled_files(self.paths), *(part.replace(SEPARATOR, " ") for part in parts)])
 
     def _lengths(self) -> np.ndarray:
@@ -182,8 +186,11 @@ class Tables(BaseSource):
         """Returns the rows of parts of blocks, each (block, start, stop), as arrays `[rows, ...]` by column."""
         example = {}
         for name in self.columns:
-            rows = [block[name].rows(start, stop) for block, start, stop in parts]
-            joined = rows[0] if len(rows) == 1 else _concatenated(rows, name)
+            try:
+                rows = [block[name].rows(start, stop) for block, start, stop in parts]
+                joined = rows[0] if len(rows) == 1 else _concatenated(rows, name)
+            except RaggedError:
+                joined = [block[name].row(index) for block, start, stop in parts for index in range(start, stop)]
             example[name] = _only_value(joined, name) if name in self._single else joined
         return example
 
@@ -202,13 +209,16 @@ class Tables(BaseSource):
     def _read_block(self, path: str, block: int) -> tuple[Block, int]:
         """Returns a block and its size in bytes: most columns are views of the table, but some are larger copies."""
         table = self._table(path, block)
-        columns = _columns(table)
+        columns = self._columns(table)
         return columns, max(table.get_total_buffer_size(), sum(column.nbytes for column in columns.values()))
 
     def _file(self, path: str) -> tuple[Block, int, int]:
         """Returns all rows of a file as one block, and the first of them and the end."""
         table = self._table(path, None)
-        return _columns(table), 0, table.num_rows
+        return self._columns(table), 0, table.num_rows
+
+    def _columns(self, table: Any) -> Block:
+        return {name: make_column(_whole(table.column(name)), name, self._fill) for name in table.column_names}
 
     def _table(self, path: str, block: int | None) -> Any:
         """Returns the chosen columns of a block, or of a whole file. Raises DataError if it cannot be read."""
@@ -284,7 +294,7 @@ class Tables(BaseSource):
                 )
         for name in self.columns:
             try:
-                make_column(pa.nulls(0, self._schema.field(name).type), name)
+                make_column(pa.nulls(0, self._schema.field(name).type), name, self._fill)
             except DataError as error:
                 raise DataError(f"{shown(self.paths[0])}: {error}") from error
 
@@ -346,10 +356,6 @@ def _with_valid_names(schema: Any) -> Any:
     return schema
 
 
-def _columns(table: Any) -> Block:
-    return {name: make_column(_whole(table.column(name)), name) for name in table.column_names}
-
-
 def _whole(chunks: Any) -> Any:
     """Returns a pyarrow column as one array."""
     import pyarrow as pa
@@ -366,9 +372,7 @@ def _concatenated(parts: Sequence[Examples], name: str) -> Examples:
     try:
         return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
     except ValueError as error:
-        raise DataError(
-            f"column {name} has lists of different lengths, which fit no array. Bring them to one length."
-        ) from error
+        raise RaggedError(f"column {name} has lists of different lengths, which fit no array.") from error
 
 
 def _only_value(rows: Examples, name: str) -> Example:

@@ -1,4 +1,5 @@
 import datetime
+import decimal
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.base.errors import DataError
-from engine.readers.columns import make_column
+from engine.readers.columns import RaggedError, make_column
 from tests.properties import examples
 
 LEAVES = [
@@ -156,14 +157,62 @@ def test_list_views_may_be_in_any_order_and_sliced():
     assert make_column(array, "c").row(0).tolist() == [3]
 
 
-def test_inner_lists_of_different_lengths_are_refused():
+def test_inner_lists_of_different_lengths_are_a_list_of_arrays():
     column = make_column(pa.array([[[1], [2, 3]], [[4], [5]]]), "lanes")
-    with pytest.raises(DataError, match="column lanes has lists of 1 and of 2 elements, which fit no array"):
-        column.row(0)
+    assert [part.tolist() for part in column.row(0)] == [[1], [2, 3]]
     assert column.row(1).tolist() == [[4], [5]]
+    with pytest.raises(RaggedError, match="column lanes has lists of 1 and of 2 elements, which fit no array"):
+        column.rows(0, 2)
+    structs = pa.array([[{"x": [1], "y": 1}, {"x": [2, 3], "y": 2}]])
+    found = make_column(structs, "c").row(0)
+    assert [part.tolist() for part in found["x"]] == [[1], [2, 3]]
+    assert found["y"].tolist() == [1, 2]
+    broken = make_column(pa.array([[[1], [2, None]]]), "lanes")
+    with pytest.raises(DataError, match="column lanes is null"):
+        broken.row(0)
 
 
-@pytest.mark.parametrize("kind", [pa.decimal128(5, 2), pa.null(), pa.map_(pa.string(), pa.int8())], ids=str)
+@pytest.mark.parametrize("kind", [pa.null(), pa.month_day_nano_interval()], ids=str)
 def test_type_without_array_is_refused(kind):
-    with pytest.raises(DataError, match=r"Column c has type .*: allowed are numbers, text, times, lists and structs"):
+    with pytest.raises(DataError, match=r"Column c has type .*: allowed are numbers, text, times, lists, maps and str"):
         make_column(pa.nulls(0, kind), "c")
+
+
+@given(st.lists(st.one_of(st.none(), st.decimals(-9999999, 9999999, places=7)), max_size=6), st.integers(0, 3))
+@examples(40)
+def test_decimals_are_the_nearest_floats(values, skipped):
+    for digits in (14, 38):  # by exact division, and one by one
+        column = make_column(pa.array(values, pa.decimal128(digits, 7)).slice(min(skipped, len(values))), "c")
+        for index, value in enumerate(values[skipped:]):
+            if value is None:
+                with pytest.raises(DataError, match="column c is null"):
+                    column.row(index)
+            else:
+                assert (column.row(index), column.row(index).dtype) == (float(value), np.float64)
+
+
+def test_decimals_without_fraction_are_integers_and_too_many_digits_are_refused():
+    whole = [decimal.Decimal(10**17 + 1), decimal.Decimal(-7)]
+    column = make_column(pa.array(whole, pa.decimal128(18, 0)), "c")
+    assert column.rows(0, 2).tolist() == [10**17 + 1, -7]
+    assert column.row(0).dtype == np.int64
+    column = make_column(pa.array([decimal.Decimal("0.1"), decimal.Decimal("0.12345678901234567891")]), "c")
+    assert column.row(0) == 0.1
+    with pytest.raises(DataError, match="column c is null, or has more digits than float64 holds"):
+        column.row(1)
+
+
+def test_maps_are_dicts_or_arrays_of_keys_and_values():
+    kind = pa.map_(pa.string(), pa.int8())
+    maps = pa.array([[("a", 1)], [("a", 2)], [("b", 3), ("c", 4)], [("b", 1), ("b", 2)]], kind)
+    column = make_column(maps, "c")
+    assert column.row(2) == {"b": 3, "c": 4}
+    assert {key: value.tolist() for key, value in column.rows(0, 2).items()} == {"a": [1, 2]}
+    with pytest.raises(RaggedError, match=r"maps with the keys \['a'\] and \['b', 'c'\]"):
+        column.take(np.array([0, 2]))
+    with pytest.raises(DataError, match="column c has a map with a key twice"):
+        column.row(3)
+    numbered = make_column(pa.array([[(5, 1), (7, 2)]], pa.map_(pa.int64(), pa.int8())), "c").row(0)
+    assert {key: value.tolist() for key, value in numbered.items()} == {"key": [5, 7], "value": [1, 2]}
+    listed = make_column(pa.array([[[("a", 1)], [("b", 2)]]], pa.list_(kind)), "c").row(0)
+    assert listed == [{"a": 1}, {"b": 2}]

@@ -1,9 +1,13 @@
 import contextlib
+import json
 import os
 import pickle
 import threading
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
+import jax
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +18,7 @@ from engine.data.bad_examples import TolerantBatches
 from engine.data.batches import Batches
 from engine.data.ragged.packing import Packed
 from engine.data.ragged.padded import Padded
-from engine.readers import Arrow, Parquet
+from engine.readers import Arrow, JsonLines, Parquet
 from tests.readers.table_files import FORMATS, labels, write
 
 ROWS = 30
@@ -244,13 +248,77 @@ def test_constant_column_with_several_values_is_a_bad_example(tmp_path):
     assert source[1] == {"scene": "b", "city": "z"}
 
 
-def test_group_whose_lists_differ_in_length_is_a_bad_example(tmp_path):
+def test_group_whose_lists_differ_in_length_is_a_list_of_arrays(tmp_path):
     table = pa.table({"scene": ["a", "a", "b"], "x": pa.array([[1], [1, 2], [3]], pa.list_(pa.int32()))})
     for block in (1, 3):
         source = Parquet(write(tmp_path, "parquet", table, block), group_by="scene")
-        with pytest.raises(DataError, match=r"row 0 of .*: column x has lists of .* which fit no array"):
-            source[0]
+        assert [part.tolist() for part in source[0]["x"]] == [[1], [1, 2]]
         assert source[1]["x"].tolist() == [[3]]
+        with pytest.raises(DataError, match=r"Example 0 of .*: x holds lists of several lengths, and only the first"):
+            Padded(source, fields=["x"], lengths=4)[0]
+
+
+def json_like(value):
+    """Returns an example with its arrays as (dtype, values)."""
+    return jax.tree.map(lambda leaf: leaf if isinstance(leaf, str) else (str(leaf.dtype), leaf.tolist()), value)
+
+
+def test_nested_lists_equal_those_of_json_lines(tmp_path, kind):
+    rows: list[dict[str, Any]] = [
+        {"flat": [1, 2], "lanes": [[1, 2], [3]], "deep": [[[0.5], [1.5, 2.0]], [[3.0]]], "of": {"a": [[True], []]}},
+        {"flat": [3], "lanes": [[1, 2], [3, 4]], "deep": [[[0.5], [2.5]], [[3.0], [4.0]]], "of": {"a": [[True]]}},
+        {"flat": [4], "lanes": [[5]], "deep": [[[0.5], [2.5]], [[3.0]]], "of": {"a": [[False, True], [True]]}},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    stream = JsonLines(str(tmp_path / "a.jsonl"))
+    lines: list[Any] = [stream.decode(item) for item, _ in stream.open(0, None)]
+    source = FORMATS[kind](write(tmp_path, kind, pa.Table.from_pylist(rows), block=2))
+    assert [json_like(source[i]) for i in range(3)][1:] == [json_like(line) for line in lines][1:]
+    first, line = source[0], lines[0]
+    assert first["of"]["a"][1].shape == line["of"]["a"][1].shape == (0,)  # JSON does not tell its dtype
+    del first["of"], line["of"]
+    assert json_like(first) == json_like(line)
+    with pytest.raises(DataError, match="Bring all to one shape"):
+        Batches(source, 3, 0, False)[0]  # pyright: ignore[reportArgumentType]
+
+
+def test_maps_decimals_and_filled_nulls(tmp_path, kind):
+    table = pa.table(
+        {
+            "price": pa.array([Decimal("1.25"), None, Decimal("-0.10")], pa.decimal128(9, 2)),
+            "tags": pa.array([[("a", 1), ("b", 2)], [("b", 3)], None], pa.map_(pa.string(), pa.int32())),
+            "pose": pa.array([{"speed": 1.5}, {"speed": None}, None], pa.struct({"speed": pa.float32()})),
+            "name": ["x", None, "z"],
+        }
+    )
+    path = write(tmp_path, kind, table, block=2)
+    columns = {"price": Decimal("0"), "tags": 0, "pose": {"speed": -1.0}, "name": ""}
+    source = FORMATS[kind](path, columns)
+    assert source.columns == ["price", "tags", "pose", "name"]
+    assert json_like(source[0]) == {
+        "price": ("float64", 1.25),
+        "tags": {"a": ("int32", 1), "b": ("int32", 2)},
+        "pose": {"speed": ("float32", 1.5)},
+        "name": "x",
+    }
+    assert [source[i]["price"].item() for i in range(3)] == [1.25, 0, -0.1]
+    assert [source[i]["name"] for i in range(3)] == ["x", "", "z"]
+    assert [source[i]["pose"]["speed"].item() for i in range(3)] == [1.5, -1, -1]
+    assert source[2]["tags"] == {}
+    plain = FORMATS[kind](path)
+    with pytest.raises(
+        DataError, match=r"row 1 of .*: column price is null\. Fill it or remove the row, or give a value"
+    ):
+        plain[1]
+    assert source.fingerprint() != plain.fingerprint()
+    with pytest.raises(
+        DataError, match=r"value for pose.sped, which is no column or field.* Did you mean pose.speed\?"
+    ):
+        FORMATS[kind](path, {"pose": {"sped": 0}})
+    with pytest.raises(DataError, match=r"columns: pose.speed is float, found 'a'. Give a value of its type"):
+        FORMATS[kind](path, {"pose": {"speed": "a"}})
+    with pytest.raises(DataError, match="columns names the column cost"):
+        FORMATS[kind](path, {"cost": None})
 
 
 def test_empty_file_has_no_constant_value(tmp_path):

@@ -101,7 +101,7 @@ class Ragged:
             raise DataError(f"{where} has no `{missing[0]}`, found {', '.join(map(str, example))}. Correct `fields`.")
         if taken := [name for name in ADDED if name in example]:
             raise DataError(f"{where} has an entry `{taken[0]}`, which the engine adds itself. Rename it.")
-        fields = {name: np.asarray(example[name]) for name in self.fields}
+        fields = {name: _as_array(example[name], f"{where}: {name}") for name in self.fields}
         lengths = []
         for names in self.axes.values():
             found = {name: fields[name].shape[:1] for name in names}
@@ -174,6 +174,16 @@ class Ragged:
         if len(self.unreadable) > 1 and is_primary():
             name, count = source_name(source), len(self.unreadable)
             print(f"warning: {count} of {len(source):,} examples of {name} cannot be read.", file=sys.stderr)
+
+
+def _as_array(value: PyTree, where: str) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # lists of several lengths
+        raise DataError(
+            f"{where} holds lists of several lengths, and only the first dimension of a ragged field may differ. Pad "
+            "the inner lists in a source of your own, or join them and add their lengths as a field."
+        ) from error
 
 
 def measured[T](
