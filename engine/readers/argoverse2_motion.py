@@ -62,7 +62,7 @@ class Argoverse2Motion(BaseSource):
     | `map_intersection` | bool `[polylines]` | whether the lane is in an intersection |
 
     `map_kind` is 0 for the centerline of a lane, 1 for its left and 2 for its right boundary, 3 for an edge of a
-    pedestrian crossing, and 4 for the boundary of a drivable area.
+    pedestrian crossing, and 4 for the boundary of a drivable area, which ends at its first point.
     """
 
     FIELDS: ClassVar[dict[str, tuple[str, ...]]] = {
@@ -131,7 +131,8 @@ class Argoverse2Motion(BaseSource):
         samples = sampled_files([self._file(name, "scenario_{}.parquet") for name in chosen])
         samples += sampled_files([path for path in maps if os.path.exists(path)])
         parts = [f"{len(self)} scenarios", f"names {digest(self.names)}", f"samples {digest(samples)}"]
-        return SEPARATOR.join([*parts, f"parts {', '.join(self._parts)}", f"points {self._points}"])
+        closed = ["areas closed"] if "map" in self._parts else []  # those of version 0.2 were open
+        return SEPARATOR.join([*parts, f"parts {', '.join(self._parts)}", f"points {self._points}", *closed])
 
     def _file(self, name: str, pattern: str) -> str:
         return os.path.join(self.folder, name, pattern.format(name))
@@ -200,7 +201,8 @@ def _map(archive: dict[str, Any], size: int) -> dict[str, np.ndarray]:
     for crossing in archive.get("pedestrian_crossings", {}).values():
         features += [(crossing[edge], 3, -1, int(crossing["id"]), False) for edge in ("edge1", "edge2")]
     for area in archive["drivable_areas"].values():
-        features.append((area["area_boundary"], 4, -1, int(area["id"]), False))
+        boundary = area["area_boundary"]
+        features.append((boundary + boundary[:1], 4, -1, int(area["id"]), False))  # closed, as av2 does
     lines, *entries = zip(*features, strict=True) if features else [()] * 5
     points = np.array([[point["x"], point["y"], point["z"]] for line in lines for point in line], np.float64)
     counts = np.array([len(line) for line in lines], np.int64)

@@ -38,7 +38,8 @@ def test_scenario_holds_tracks_and_map():
     assert found["map_type"].tolist() == [2, 2, 9, 13, -1, -1, -1, -1]
     assert found["map_id"].tolist() == [11, 11, 11, 11, 21, 21, 31, 31]
     assert found["map_intersection"].tolist() == [True] * 4 + [False] * 4
-    assert found["map_valid"].sum(axis=1).tolist() == [3, 2, 3, 2, 2, 2, 3, 1]
+    assert found["map_valid"].sum(axis=1).tolist() == [3, 2, 3, 2, 2, 2, 3, 2]
+    assert found["map_points"][7, 1].tolist() == found["map_points"][6, 0].tolist()  # the area is closed
     assert found["map_points"][1].tolist() == [[3, 0, 0.5], [4, 0, 0.5], [0, 0, 0]]
 
 
