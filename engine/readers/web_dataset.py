@@ -43,13 +43,14 @@ class WebDataset(BaseSource):
 
     Args:
         pattern: path or list of paths of uncompressed tar files; shell wildcards and bucket addresses are allowed.
-        fields: suffixes of the members to read. Default: those of the first sample.
+        fields: suffixes of the members to read. Default: those of the first sample, with a warning if others have more.
         decoders: suffix -> function of the bytes, or its dotted path, instead of the usual decoder.
         dtypes: field of a JSON member, such as "json.speed" -> dtype, instead of that of the first samples.
+        optional: suffix -> value of this member in a sample that lacks it; None leaves the entry out. It is also read.
 
     Raises:
-        DataError: no file matches, a file is compressed or no tar file, there are no samples, or `dtypes` names an
-            unknown field.
+        DataError: no file matches, a file is compressed or no tar file, there are no samples, no sample has a member
+            that is named, or `dtypes` names an unknown field.
         ConfigError: the path of a decoder does not exist.
     """
 
@@ -59,14 +60,28 @@ class WebDataset(BaseSource):
         fields: Sequence[str] | None = None,
         decoders: Mapping[str, str | Decoder] | None = None,
         dtypes: Mapping[str, str] | None = None,
+        optional: Mapping[str, Any] | None = None,
     ):
         paths = find_files(pattern, "tar")
         self.paths = paths
         self._indexes = file_indexes(paths, FORM, _build)
         _warn([path for path, index in zip(paths, self._indexes, strict=True) if index["unmarked"].size])
         self._files = RecordFiles(paths, [len(index["key"]) for index in self._indexes])
+        self._optional = {
+            suffix: np.asarray(value) if isinstance(value, bool | int | float) else value
+            for suffix, value in (optional or {}).items()
+        }
+        known = self._suffixes()
         if fields is None:
             fields = self._first_fields()
+            _warn_of_others([suffix for suffix in known if suffix not in fields and suffix not in self._optional])
+        fields = [*fields, *(suffix for suffix in self._optional if suffix not in fields)]
+        if len(self) and (unknown := [suffix for suffix in fields if suffix not in known]):
+            argument = "optional" if unknown[0] in self._optional else "fields"
+            raise DataError(
+                f"{argument}: no sample has a member {unknown[0]!r}.{did_you_mean(unknown[0], known)} Found: "
+                f"{', '.join(known)}."
+            )
         given = decoders or {}
         if unknown := [suffix for suffix in given if suffix not in fields]:
             raise DataError(f"decoders: no member {unknown[0]!r} is read.{did_you_mean(unknown[0], fields)}")
@@ -92,8 +107,15 @@ class WebDataset(BaseSource):
         example: dict[str, Any] = {"__key__": key}
         for suffix, decoder in self._decoders.items():
             if suffix not in members:
-                found = ", ".join(members) or "none"
-                raise DataError(f"{where} has no member {suffix!r}, found {found}. Correct `fields`.")
+                if suffix not in self._optional:
+                    found = ", ".join(members) or "none"
+                    raise DataError(
+                        f"{where} has no member {suffix!r}, found {found}. Correct `fields`, or give a value for the "
+                        "samples without it: optional={...}."
+                    )
+                if (value := self._optional[suffix]) is not None:
+                    example[suffix] = value.copy() if isinstance(value, np.ndarray) else value
+                continue
             example[suffix] = decode(decoder, self._files.read(file, *members[suffix]), f"{where}, {suffix}")
         return example
 
@@ -110,7 +132,13 @@ class WebDataset(BaseSource):
                 found.update(b"cannot be read")
         decoders = ", ".join(f"{suffix} {decoder_name(decoder)}" for suffix, decoder in self._decoders.items())
         parts = [*sampled_files(self._files.paths), f"samples {found.hexdigest()}"]
+        parts += [f"without {suffix} {value!r}" for suffix, value in self._optional.items()]
         return SEPARATOR.join([*parts, f"members {decoders}".replace(SEPARATOR, " ")])
+
+    def _suffixes(self) -> list[str]:
+        """Returns the suffixes of all members of all shards, sorted."""
+        stored = {bytes(suffix) for index in self._indexes for suffix in index["suffixes"]}
+        return sorted(suffix.decode(errors="surrogateescape") for suffix in stored)
 
     def _sample(self, index: int) -> tuple[str, str, int, dict[str, tuple[int, int]]]:
         """Returns the key of a sample, its name in error texts, its file, and suffix -> (offset, size) of its members.
@@ -165,6 +193,16 @@ def _warn(unmarked: list[str]) -> None:
         print(
             f"warning: no end marker of tar in {shown(unmarked[0])}{more}. If the writer of the shards "
             "writes this marker, samples are missing: copy the files again.",
+            file=sys.stderr,
+        )
+
+
+def _warn_of_others(suffixes: list[str]) -> None:
+    """Prints on the primary which members are not read since the first sample has none of them."""
+    if suffixes and is_primary():
+        print(
+            f"warning: members {', '.join(suffixes[:20])} are not read, since the first sample has none of them. Name "
+            "the members to read in `fields`, and in `optional` those that some samples lack.",
             file=sys.stderr,
         )
 

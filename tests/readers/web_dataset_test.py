@@ -68,10 +68,31 @@ def test_members_are_those_of_the_first_sample_or_of_fields(labels):
     assert set(WebDataset(str(labels), ["cls"])[3]) == {"__key__", "cls"}
     for decoder in (double, "tests.readers.web_dataset_test.double"):
         assert WebDataset(str(labels), ["cls"], {"cls": decoder})[3]["cls"] == 6
-    with pytest.raises(DataError, match=r"record 0 of .*labels.tar, d/00 has no member 'jpg', found cls, x.txt"):
-        WebDataset(str(labels), ["jpg"])[0]
+    with pytest.raises(DataError, match=r"fields: no sample has a member 'clz'. Did you mean cls\? Found: cls, x.txt"):
+        WebDataset(str(labels), ["clz"])
     with pytest.raises(DataError, match=r"decoders: no member 'clz' is read. Did you mean cls\?"):
         WebDataset(str(labels), decoders={"clz": double})
+
+
+def test_members_that_some_samples_lack_have_a_value_or_no_entry(tmp_path, capfd):
+    members = [("0.cls", b"0"), ("1.cls", b"1"), ("1.txt", b"one"), ("1.depth.npy", b""), ("2.cls", b"2")]
+    path = str(write_tar(tmp_path / "x.tar", members))
+    assert [sorted(WebDataset(path)[i]) for i in range(3)] == [["__key__", "cls"]] * 3
+    assert "warning: members depth.npy, txt are not read, since the first sample has none" in capfd.readouterr().err
+    source = pickle.loads(pickle.dumps(WebDataset(path, ["cls"], optional={"txt": ""})))
+    assert [source[i]["txt"] for i in range(3)] == ["", "one", ""]
+    assert "warning" not in capfd.readouterr().err
+    missing = WebDataset(path, ["cls", "txt"], optional={"txt": None})
+    assert ["txt" in missing[i] for i in range(3)] == [False, True, False]
+    numbers = WebDataset(path, ["txt"], {"txt": len}, optional={"txt": 7})
+    assert [int(numbers[i]["txt"]) for i in range(3)] == [7, 3, 7]
+    assert len({one.fingerprint() for one in (source, missing, WebDataset(path, ["cls", "txt"]))}) == 3
+    with pytest.raises(
+        DataError, match=r"record 0 of .*x.tar, 0 has no member 'txt', found cls. Correct `fields`, or giv"
+    ):
+        WebDataset(path, ["cls", "txt"])[0]
+    with pytest.raises(DataError, match=r"optional: no sample has a member 'text'. Did you mean txt\?"):
+        WebDataset(path, ["cls"], optional={"text": ""})
 
 
 def test_number_in_json_has_the_dtype_of_the_first_samples(tmp_path):
