@@ -1,20 +1,18 @@
-"""Decodes `tf.train.Example` messages, without TensorFlow.
+"""Decodes `tf.train.Example` and `tf.train.SequenceExample` messages, without TensorFlow.
 
-The message maps the name of each feature to a list of bytes, of floats (float32) or of integers (int64).
+An Example maps the name of each feature to a list of bytes, of floats (float32) or of integers (int64). A
+SequenceExample has such features as its context, and maps the name of each sequence to its steps, which are features.
 """
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from engine.base.errors import DataError, did_you_mean
-from engine.data.examples import NUMERIC_KINDS, Example
-from engine.readers.decode_image import DecodeImage
+from engine.base.errors import DataError
+from engine.data.examples import Example
 from engine.readers.protobuf_types import RecordType
+from engine.readers.tf_features import FeatureSpec, feature_entry, parse_feature
+from engine.readers.tf_sequences import sequence_entry
 
-# A map is a list of entries on the wire; of two entries of a name, the last counts.
 _EXAMPLE = RecordType(
     "tensorflow.Example",
     {
@@ -24,27 +22,21 @@ _EXAMPLE = RecordType(
         "Feature": "oneof BytesList bytes_list = 1; oneof FloatList float_list = 2; oneof Int64List int64_list = 3",
         "FeatureEntry": "string key = 1; Feature value = 2",
         "Features": "repeated FeatureEntry feature = 1",
-        "Example": "Features features = 1",
+        "FeatureList": "repeated Feature feature = 1",
+        "FeatureListEntry": "string key = 1; FeatureList value = 2",
+        "FeatureLists": "repeated FeatureListEntry feature_list = 1",
+        "Example": "Features features = 1; FeatureLists feature_lists = 2",  # of a SequenceExample, context = 1
     },
 )
 _KINDS = {"bytes_list": "bytes", "float_list": "float32", "int64_list": "int64"}
-_TEXT = ("bytes", "str")
-_IMAGE = "image"
-
-type FeatureSpec = str | Sequence[Any]
-"""A dtype, or (dtype, shape), or (dtype, shape, default)."""
 
 
-class _Feature(NamedTuple):
-    """How one feature becomes an entry of the example."""
-
-    dtype: str
-    shape: tuple[int | None, ...]
-    default: Any = None
+type Values = tuple[str, Sequence[Any]]
+"""The kind of a feature, such as "int64", and its values."""
 
 
 class TFExample:
-    """Decoder of `tf.train.Example` messages into dicts of arrays.
+    """Decoder of `tf.train.Example` and `tf.train.SequenceExample` messages into dicts of arrays.
 
     Args:
         features: for each feature to read, its dtype (a single value), or `(dtype, shape)`, or `(dtype, shape,
@@ -53,175 +45,130 @@ class TFExample:
             (UTF-8) and "image". A feature of bytes with a numeric dtype is the raw little-endian values of an array.
             "image" is an encoded image, and `("image", [height, width])` resizes it (`DecodeImage`). None reads all
             features of a sample of the records: a feature with one value in each of them is a single value, any other
-            is an array `[values]`.
+            is an array `[values]`. In a SequenceExample, these are the features of its context.
+        sequences: for each sequence of a SequenceExample to read, the same description of one step. The entry is an
+            array `[steps, ...]`, or a list of arrays if steps differ in length. A sequence that a record lacks has no
+            steps. None reads all if `features` is None, and else none.
 
     ```python
     TFExample({"label": "int32", "image": ("uint8", [28, 28]), "points": ("float32", [None, 3])})
+    TFExample({"id": "str"}, sequences={"speed": "float32", "camera": "image"})
     ```
 
     Raises:
-        DataError: the description of a feature is invalid.
+        DataError: the description of a feature is invalid, or a feature and a sequence have one name.
     """
 
-    def __init__(self, features: Mapping[str, FeatureSpec] | None = None):
-        self.features = None if features is None else {name: _parse(name, spec) for name, spec in features.items()}
-        if self.features == {}:
+    def __init__(
+        self,
+        features: Mapping[str, FeatureSpec] | None = None,
+        sequences: Mapping[str, FeatureSpec] | None = None,
+    ):
+        self.features = (
+            None if features is None else {name: parse_feature(name, spec) for name, spec in features.items()}
+        )
+        if sequences is None and features is not None:
+            sequences = {}
+        self.sequences = (
+            None if sequences is None else {name: parse_feature(name, spec) for name, spec in sequences.items()}
+        )
+        if self.features == {} and not self.sequences:
             raise DataError("features is empty. Name at least one feature, or omit it to read all.")
+        _check_names(self.features or {}, self.sequences or {})
 
     def __repr__(self) -> str:
-        found = self.features and {name: tuple(feature) for name, feature in sorted(self.features.items())}
-        return f"TFExample({found})"
+        texts = [
+            found and f"{ {name: tuple(feature) for name, feature in sorted(found.items())} }"
+            for found in (self.features, self.sequences)
+        ]
+        # Without sequences, it is the text of versions that knew none.
+        return f"TFExample({texts[0]}, sequences={texts[1]})" if self.sequences else f"TFExample({texts[0]})"
 
     def inferred(self, records: Iterable[bytes]) -> "TFExample":
-        """Returns the decoder of all features that some records have; this decoder if `features` was given.
+        """Returns the decoder of all features and sequences that some records have; those that were given stay.
 
         Raises:
             DataError: a record is damaged, or a feature has different kinds of values in two records.
         """
         if self.features is not None:
             return self
-        kinds: dict[str, str] = {}
-        counts: dict[str, list[int]] = {}
-        total = 0
+        features, sequences, total = _Inferred("feature"), _Inferred("sequence"), 0
         for total, record in enumerate(records, start=1):  # noqa: B007, used after the loop
-            for name, (kind, values) in _lists(record).items():
-                if kinds.setdefault(name, kind) != kind:
-                    raise DataError(
-                        f"feature {name!r} is {kinds[name]} in one record and {kind} in another. Correct the files, or "
-                        "name the features to read: TFExample(features={...})."
-                    )
-                counts.setdefault(name, []).append(len(values))
-        features = {}
-        for name in sorted(kinds):
-            single = len(counts[name]) == total and set(counts[name]) == {1}
-            features[name] = kinds[name] if single else (kinds[name], [None])
-        if not features:
+            context, lists = _lists(record)
+            for name, values in context.items():
+                features.add(name, values)
+            for name, steps in lists.items():
+                sequences.counts.setdefault(name, [])  # also of a sequence without steps
+                for step in steps:
+                    sequences.add(name, step)
+        found = features.specs({name for name, counts in features.counts.items() if len(counts) == total})
+        if self.sequences is not None:
+            return TFExample(found, {name: tuple(feature) for name, feature in self.sequences.items()})
+        if not found and not sequences.counts:
             raise DataError("the records hold no features: they are no tf.train.Example. Name a decoder.")
-        return TFExample(features)
+        return TFExample(found, sequences.specs({*sequences.counts}))
 
     def __call__(self, record: bytes) -> Example:
-        """Returns the features of a record.
+        """Returns the features and the sequences of a record.
 
         Raises:
             DataError: the record is damaged, a feature is missing, or its values do not fit its dtype or shape.
         """
-        found = _lists(record)
-        if self.features is None:
+        if self.features is None or self.sequences is None:
             return self.inferred([record])(record)
-        return {name: _entry(name, feature, found) for name, feature in self.features.items()}
+        context, lists = _lists(record)
+        found = {name: feature_entry(name, feature, context) for name, feature in self.features.items()}
+        for name, feature in self.sequences.items():
+            found[name] = sequence_entry(name, feature, lists.get(name, []))
+        return found
 
 
-def _parse(name: str, spec: FeatureSpec) -> _Feature:
-    parts: list[Any] = [spec] if isinstance(spec, str) else list(spec) if isinstance(spec, Sequence) else []
-    allowed = "Allowed: a dtype, (dtype, shape) or (dtype, shape, default), such as ('float32', [None, 3])."
-    if not 1 <= len(parts) <= 3 or not isinstance(parts[0], str):
-        raise DataError(f"feature {name!r}: found {spec!r}. {allowed}")
-    shape = tuple(parts[1]) if len(parts) > 1 and isinstance(parts[1], Sequence) else ()
-    sizes = [size for i, size in enumerate(shape) if i or size is not None]
-    if any(not isinstance(size, int) or isinstance(size, bool) or size < 0 for size in sizes):
-        raise DataError(f"feature {name!r}: shape {list(shape)}. Allowed are integers; the first may be None.")
-    if len(parts) > 1 and not isinstance(parts[1], Sequence):
-        raise DataError(f"feature {name!r}: found {spec!r}. {allowed}")
-    try:
-        known = parts[0] in (*_TEXT, _IMAGE) or np.dtype(parts[0]).kind in NUMERIC_KINDS
-    except TypeError:
-        known = False
-    if not known:
+class _Inferred:
+    """The kinds of values and their numbers that features, or the steps of sequences, have in some records."""
+
+    def __init__(self, what: str):
+        self._what, self._kinds, self.counts = what, dict[str, str](), dict[str, list[int]]()
+
+    def add(self, name: str, values: Values | None) -> None:
+        """Adds the values of a record or of a step; None for a step without values."""
+        self.counts.setdefault(name, []).append(0 if values is None else len(values[1]))
+        if values is not None and self._kinds.setdefault(name, values[0]) != values[0]:
+            raise DataError(
+                f"{self._what} {name!r} is {self._kinds[name]} in one record and {values[0]} in another. Correct the "
+                "files, or name the features to read: TFExample(features={...})."
+            )
+
+    def specs(self, everywhere: set[str]) -> dict[str, FeatureSpec]:
+        """Returns the description of each name: one of `everywhere` that always has one value is a single value."""
+        found: dict[str, FeatureSpec] = {}
+        for name, counts in sorted(self.counts.items()):
+            if name not in self._kinds:
+                raise DataError(
+                    f"{self._what} {name!r} has no values in the first records, which would tell its dtype. Name what "
+                    "to read: TFExample(features={...}, sequences={...})."
+                )
+            single = name in everywhere and set(counts) == {1}
+            found[name] = self._kinds[name] if single else (self._kinds[name], [None])
+        return found
+
+
+def _check_names(features: Mapping[str, Any], sequences: Mapping[str, Any]) -> None:
+    if both := features.keys() & sequences.keys():
         raise DataError(
-            f"feature {name!r}: unknown dtype {parts[0]!r}. Allowed: float32, int64 ..., bytes, str, image."
+            f"{min(both)!r} is a feature of the context and a sequence. Name the one to read: TFExample(features="
+            "{...}, sequences={...})."
         )
-    if parts[0] == _IMAGE:
-        if shape[:1] == (None,) or (len(parts) > 2 and parts[2] is not None):
-            raise DataError(f"feature {name!r}: found {spec!r}. An image has no default, and no None in its size.")
-        DecodeImage(shape or None)  # checks the size, and that the libraries are installed
-    return _Feature(parts[0], shape, parts[2] if len(parts) > 2 else None)
 
 
-def _lists(record: bytes) -> dict[str, tuple[str, Sequence[Any]]]:
-    """Returns name -> (kind, values) of each feature that has a list of values."""
-    features = {entry.key: entry.value for entry in _EXAMPLE.parse(record).features.feature}
-    lists = {name: (feature.WhichOneof("kind"), feature) for name, feature in features.items()}
-    return {name: (_KINDS[kind], getattr(feature, kind).value) for name, (kind, feature) in lists.items() if kind}
+def _lists(record: bytes) -> tuple[dict[str, Values], dict[str, list[Values | None]]]:
+    """Returns name -> values of each feature that has a list of values, and name -> steps of each sequence."""
+    message = _EXAMPLE.parse(record)
+    # A map is a list of entries on the wire; of two entries of a name, the last counts.
+    features = {entry.key: _values(entry.value) for entry in message.features.feature}
+    sequences = {entry.key: list(map(_values, entry.value.feature)) for entry in message.feature_lists.feature_list}
+    return {name: values for name, values in features.items() if values is not None}, sequences
 
 
-def _entry(name: str, feature: _Feature, found: Mapping[str, tuple[str, Sequence[Any]]]) -> Any:
-    if name in found:
-        kind, values = found[name]
-    elif feature.default is not None:
-        return _default(name, feature)
-    elif feature.shape[:1] == (None,):
-        kind, values = "int64" if feature.dtype not in _TEXT else "bytes", []
-    else:
-        near = did_you_mean(name, found)
-        raise DataError(
-            f"feature {name!r} is missing. Correct the name, or give it a default: ({feature.dtype!r}, "
-            f"{list(feature.shape)}, 0).{near}"
-        )
-    if feature.dtype == _IMAGE:
-        if kind != "bytes" or len(values) != 1:
-            raise DataError(f"feature {name!r} holds {len(values)} values ({kind}), an image is one value of bytes.")
-        return DecodeImage(tuple(size for size in feature.shape if size is not None) or None)(values[0])
-    if feature.dtype in _TEXT:
-        return _text(name, feature, kind, values)
-    return _shaped(name, feature, _numbers(name, feature, kind, values))
-
-
-def _default(name: str, feature: _Feature) -> Any:
-    if feature.dtype in _TEXT and not feature.shape:
-        return feature.default
-    shape = [0 if size is None else size for size in feature.shape]
-    return np.full(shape, feature.default, object if feature.dtype in _TEXT else feature.dtype)
-
-
-def _numbers(name: str, feature: _Feature, kind: str, values: Any) -> np.ndarray:
-    """Returns the values in the dtype of the feature, `[values]`."""
-    dtype = np.dtype(feature.dtype)
-    if kind == "bytes":
-        data = b"".join(values)
-        if len(data) % dtype.itemsize:
-            raise DataError(f"feature {name!r}: {len(data)} bytes are no array of {dtype}. Correct its dtype.")
-        return np.frombuffer(data, dtype.newbyteorder("<")).astype(dtype)
-    array = np.asarray(values, kind)
-    if kind == "float32" and dtype.kind in "iub":
-        raise DataError(f"feature {name!r} holds floats, and its dtype is {dtype}. Read it as float32.")
-    if dtype.kind in "iu" and array.size:
-        limits = np.iinfo(dtype)
-        low, high = int(array.min()), int(array.max())
-        if low < limits.min or high > limits.max:
-            value = low if low < limits.min else high
-            raise DataError(f"feature {name!r}: {value} does not fit {dtype}. Read it with a wider dtype.")
-    return array.astype(dtype)
-
-
-def _shaped(name: str, feature: _Feature, array: np.ndarray) -> np.ndarray:
-    rest = math.prod(size for size in feature.shape if size is not None)
-    ragged = feature.shape[:1] == (None,)
-    if array.size % rest if ragged and rest else array.size != rest:
-        raise DataError(
-            f"feature {name!r} has {array.size} values, which do not fit the shape {list(feature.shape)}. Correct the "
-            "shape; its first dimension may be None for a ragged feature."
-        )
-    if ragged and not rest:
-        return array.reshape([0 if size is None else size for size in feature.shape])
-    return array.reshape([-1 if size is None else size for size in feature.shape])
-
-
-def _text(name: str, feature: _Feature, kind: str, values: Any) -> Any:
-    if kind != "bytes":
-        raise DataError(f"feature {name!r} holds {kind}, and its dtype is {feature.dtype}. Read it as {kind}.")
-    if feature.dtype == "str":
-        try:
-            values = [value.decode() for value in values]
-        except UnicodeDecodeError as error:
-            raise DataError(f"feature {name!r} is not UTF-8 ({error.reason}). Read it as bytes.") from error
-    if not feature.shape:
-        return _shaped(name, feature, _objects(values))[()]
-    shaped = _shaped(name, feature, _objects(values))
-    return shaped if shaped.size else shaped.astype("S" if feature.dtype == "bytes" else "U")
-
-
-def _objects(values: Sequence[Any]) -> np.ndarray:
-    """Returns text as an array of objects: NumPy's own text drops zeros at the end."""
-    array = np.empty(len(values), object)
-    array[:] = list(values)  # the lists of protobuf convert themselves to NumPy's text
-    return array
+def _values(feature: Any) -> Values | None:
+    kind = feature.WhichOneof("kind")
+    return (_KINDS[kind], getattr(feature, kind).value) if kind else None

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from engine.base.errors import DataError
 from engine.readers import TFExample
 from tests.properties import examples
-from tests.readers.wire_format import example, field
+from tests.readers.wire_format import example, field, sequence_example
 
 
 def test_values_take_the_declared_dtype_and_shape():
@@ -89,6 +89,47 @@ def test_inference_needs_one_kind_of_values():
     with pytest.raises(DataError, match="the records hold no features"):
         TFExample().inferred([b"", field(2, 5)])
     assert TFExample({"x": "int8"}).inferred([]).features
+
+
+STEPS = {"speed": [[0.5], [1.5]], "box": [[1, 2], [3, 4]], "ids": [[7], [8, 9]], "tag": [[b"a"], [b"b"]]}
+
+
+def test_context_and_sequences_are_read():
+    record = sequence_example({"id": [5], "name": [b"x"]}, STEPS)
+    sequences = {"speed": "float32", "box": ("int16", [2]), "ids": ("int64", [None]), "tag": "str", "no": "float32"}
+    decoder = TFExample({"id": "int64"}, sequences)
+    found = pickle.loads(pickle.dumps(decoder))(record)
+    assert sorted(found) == ["box", "id", "ids", "no", "speed", "tag"]
+    assert (found["id"], found["speed"].tolist(), found["box"].tolist()) == (5, [0.5, 1.5], [[1, 2], [3, 4]])
+    assert [step.tolist() for step in found["ids"]] == [[7], [8, 9]]
+    assert (found["tag"].tolist(), found["no"].shape, found["box"].dtype) == (["a", "b"], (0,), np.int16)
+    assert TFExample({"id": "int64"})(record) == {"id": 5}
+    assert repr(TFExample({"id": "int64"})) == "TFExample({'id': ('int64', (), None)})"  # as before sequences
+    assert "sequences={'speed': ('float32', (), None)}" in repr(TFExample({"id": "int64"}, {"speed": "float32"}))
+
+
+def test_all_sequences_are_inferred():
+    records = [
+        sequence_example({"id": [5]}, STEPS),
+        sequence_example({"id": [6]}, {"speed": [[2.0]], "box": [], "tag": []}),
+    ]
+    found = TFExample().inferred(records)(records[0])
+    assert (found["id"].shape, found["speed"].tolist(), found["tag"].tolist()) == ((), [0.5, 1.5], [b"a", b"b"])
+    assert (found["box"].tolist(), [step.tolist() for step in found["ids"]]) == ([[1, 2], [3, 4]], [[7], [8, 9]])
+    found = TFExample().inferred(records)(records[1])
+    assert (found["speed"].tolist(), found["box"].shape, found["tag"].shape) == ([2.0], (0, 0), (0,))
+    only = TFExample(sequences={"speed": "float32"}).inferred(records)(records[0])
+    assert sorted(only) == ["id", "speed"]
+    assert sorted(TFExample()(records[0])) == ["box", "id", "ids", "speed", "tag"]
+
+
+def test_sequences_that_cannot_be_told_apart_or_inferred_are_refused():
+    with pytest.raises(DataError, match="'x' is a feature of the context and a sequence"):
+        TFExample()(sequence_example({"x": [1]}, {"x": [[1]]}))
+    with pytest.raises(DataError, match="sequence 'x' has no values in the first records"):
+        TFExample()(sequence_example({"y": [1]}, {"x": []}))
+    with pytest.raises(DataError, match="sequence 'x' is int64 in one record and float32 in another"):
+        TFExample().inferred([sequence_example({}, {"x": [[1], [1.5]]})])
 
 
 def test_later_entry_of_a_name_counts_and_unpacked_values_are_read():

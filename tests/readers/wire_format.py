@@ -41,6 +41,16 @@ def example(**features: list) -> bytes:
     return field(1, b"".join(field(1, entry) for entry in entries))
 
 
+def sequence_example(context: dict[str, list], sequences: dict[str, list[list]]) -> bytes:
+    """Returns a message tf.train.SequenceExample; a step without values has no kind of values."""
+    found = example(**context)
+    entries = []
+    for name, steps in sequences.items():
+        features = b"".join(field(1, feature(step) if step else b"") for step in steps)
+        entries.append(field(1, field(1, name.encode()) + field(2, features)))
+    return found + field(2, b"".join(entries))
+
+
 def _masked(data: bytes) -> bytes:
     value = google_crc32c.value(data)
     return struct.pack("<I", ((value >> 15 | value << 17) + 0xA282EAD8) % (1 << 32))
