@@ -32,21 +32,23 @@ class RecordFiles:
     Args:
         paths: the files.
         counts: number of records of each file.
+        copies: files with the bytes to read, such as decompressed copies. Default: the files themselves.
     """
 
-    def __init__(self, paths: Sequence[str], counts: Sequence[int]):
+    def __init__(self, paths: Sequence[str], counts: Sequence[int], copies: Sequence[str] | None = None):
         self.paths = list(paths)
+        self._copies = self.paths if copies is None else list(copies)
         self._starts = np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))]).astype(np.int64)
-        self._open = _open_files(self.paths)
+        self._open = _open_files(self._copies)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getstate__(self):
-        return {"paths": self.paths, "_starts": self._starts}
+        return {"paths": self.paths, "_copies": self._copies, "_starts": self._starts}
 
     def __setstate__(self, state):
-        self.__dict__.update(state, _open=_open_files(state["paths"]))
+        self.__dict__.update(state, _open=_open_files(state["_copies"]))
 
     def locate(self, index: int) -> tuple[int, int]:
         """Returns (number of the file, number of the record in it). Raises IndexError outside 0 to len - 1."""

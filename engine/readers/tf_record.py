@@ -5,6 +5,7 @@ numbers are little-endian. The index of a file holds the offset and the size of 
 """
 
 import hashlib
+import os
 import struct
 from array import array
 
@@ -14,6 +15,7 @@ from engine.base.errors import DataError
 from engine.data.examples import FINGERPRINT_EXAMPLES, Example, evenly_spaced
 from engine.data.source import SEPARATOR, SPEC_TRIES, BaseSource
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
+from engine.readers.decompressed import compression, find_copy, write_copy
 from engine.readers.extras import import_extra
 from engine.readers.files import Pattern, file_names, find_files, sampled_files
 from engine.readers.record_files import RecordFiles
@@ -21,7 +23,7 @@ from engine.readers.saved_index import Index, file_indexes
 from engine.readers.tf_example import TFExample
 from engine.storage.mounts import shown
 
-FORM = "tfrecord-1"
+FORM = "tfrecord-2"
 BUFFER = 1 << 16  # bytes read at once while the index is built: small records come many at a time
 HEADER, FOOTER = 12, 4  # bytes before and after the data of a record
 # Sizes that stand for the damaged end of a file. It counts as one record, which cannot be read.
@@ -33,7 +35,8 @@ class TFRecord(BaseSource):
 
     On the first use of a file, an index of its records is built, which checks the checksum of each length, and saved in
     `.convoy_index/` next to the file, or in the user's cache folder. The checksum of the data is checked when a record
-    is read. If a file is damaged so that the next record cannot be found, the rest of the file is one bad record.
+    is read. If a file is damaged so that the next record cannot be found, the rest of the file is one bad record. A
+    file that is compressed by gzip or zlib is decompressed once, into the folder of its index.
 
     Args:
         pattern: path or list of paths; shell wildcards and bucket addresses are allowed.
@@ -41,7 +44,8 @@ class TFRecord(BaseSource):
             `TFExample()`, which reads every feature of `tf.train.Example`.
 
     Raises:
-        DataError: no file matches, a file is compressed, no record can be read, or google-crc32c is not installed.
+        DataError: no file matches, a file cannot be decompressed, no record can be read, or google-crc32c is not
+            installed.
         ConfigError: the path of the decoder does not exist.
     """
 
@@ -50,7 +54,8 @@ class TFRecord(BaseSource):
         paths = find_files(pattern, "TFRecord")
         self.paths = paths
         indexes = file_indexes(paths, FORM, _build)
-        self._files = RecordFiles(paths, [len(index["size"]) for index in indexes])
+        copies = [_copy(path, index) for path, index in zip(paths, indexes, strict=True)]
+        self._files = RecordFiles(paths, [len(index["size"]) for index in indexes], copies)
         self._offsets = np.concatenate([index["offset"] for index in indexes])
         self._sizes = np.concatenate([index["size"] for index in indexes])
         if len(self) and not (self._sizes >= 0).any():
@@ -120,9 +125,36 @@ def _checksum(data: bytes) -> bytes:
 def _build(path: str) -> Index:
     """Returns the offset of the data and the size of each record of a file, int64 `[records]` each.
 
-    Raises:
-        DataError: the file is compressed.
+    `plain` holds the size of the decompressed copy of a compressed file, int64 `[1]`, else nothing.
     """
+    with open(path, "rb") as file:
+        begin = file.read(HEADER)
+    kind = None if _checksum(begin[:8]) == begin[8:] else compression(begin)
+    written = None if kind is None else write_copy(path, FORM, kind)
+    if written is None:
+        return {**_records(path), "plain": np.zeros(0, np.int64)}
+    copy, complete = written
+    found = _records(copy)
+    if not complete and not (found["size"] < 0).any():  # it ends after a record, but records are missing
+        end = os.path.getsize(copy)
+        found = {"offset": np.append(found["offset"], end), "size": np.append(found["size"], TRUNCATED)}
+    return {**found, "plain": np.array([os.path.getsize(copy)], np.int64)}
+
+
+def _copy(path: str, index: Index) -> str:
+    """Returns the file that the records of a file are read from: the file itself, or its decompressed copy."""
+    if not len(index["plain"]):
+        return path
+    found = find_copy(path, FORM, int(index["plain"][0]))
+    if found is None:  # it was deleted, and the index was not
+        with open(path, "rb") as file:
+            written = write_copy(path, FORM, compression(file.read(2)) or "")
+        found = written[0] if written else path
+    return found
+
+
+def _records(path: str) -> Index:
+    """Returns the offset of the data and the size of each record of an uncompressed file."""
     offsets, sizes, position = array("q"), array("q"), 0  # lists would take five times the memory
     with open(path, "rb", BUFFER) as file:
         end = file.seek(0, 2)
@@ -135,10 +167,6 @@ def _build(path: str) -> Index:
             elif _checksum(header[:8]) == header[8:]:
                 (size,) = struct.unpack_from("<Q", header)
                 size = size if size <= end - position - HEADER - FOOTER else TRUNCATED
-            elif position == 0 and header[:2] == b"\x1f\x8b":
-                raise DataError(
-                    f"{shown(path)} is compressed by gzip, which allows no random access. Decompress it: gunzip FILE."
-                )
             offsets.append(position if size < 0 else position + HEADER)
             sizes.append(size)
             if size < 0:

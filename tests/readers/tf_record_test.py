@@ -1,7 +1,9 @@
+import gzip
 import json
 import pickle
 import shutil
 import sys
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -133,16 +135,55 @@ def test_damaged_length_makes_the_rest_of_the_file_one_bad_record(labels):
 
 def test_file_of_another_format_is_refused(tmp_path):
     path = tmp_path / "x.tfrecord"
-    path.write_bytes(b"\x1f\x8b" + bytes(50))
-    with pytest.raises(DataError, match="compressed by gzip, which allows no random access"):
-        TFRecord(str(path))
-    path.write_bytes(b"not a record" * 100)
-    with pytest.raises(DataError, match=r"does not match the checksum of.*Check that .* is a TFRecord file"):
-        TFRecord(str(path))
+    for data in (b"\x1f\x8b" + bytes(50), b"not a record" * 100):
+        path.write_bytes(data)
+        with pytest.raises(DataError, match=r"does not match the checksum of.*Check that .* is a TFRecord file"):
+            TFRecord(str(path))
     with pytest.raises(DataError, match=r"y.tfrecord: no such file"):
         TFRecord(str(tmp_path / "y.tfrecord"))
     path.write_bytes(b"")
     assert len(TFRecord(str(path))) == 0
+
+
+@pytest.mark.parametrize("module", [gzip, zlib])
+def test_compressed_file_is_read_at_random(labels, tmp_path, module):
+    packed = tmp_path / "packed.tfrecord"
+    packed.write_bytes(module.compress(labels.read_bytes()))
+    plain, source = TFRecord(str(labels)), TFRecord([str(packed), str(labels)])
+    assert len(source) == 80
+    assert [source[i]["label"] for i in (39, 0, 40)] == [39, 0, 0]
+    assert [source.record(i) for i in range(40)] == [plain.record(i) for i in range(40)]
+    assert [TFRecord(str(packed))[i]["label"] for i in (3, 1)] == [3, 1]
+    assert pickle.loads(pickle.dumps(source))[5]["label"] == 5
+    fingerprint = source.fingerprint()
+    shutil.rmtree(tmp_path / ".convoy_index")
+    assert TFRecord([str(packed), str(labels)]).fingerprint() == fingerprint
+    next((tmp_path / ".convoy_index").glob("*.plain")).unlink()  # only the copy is lost
+    assert TFRecord(str(packed))[7]["label"] == 7
+
+
+@pytest.mark.parametrize("module", [gzip, zlib])
+def test_damaged_end_of_a_compressed_file_is_a_bad_record(labels, tmp_path, module):
+    packed = tmp_path / "packed.tfrecord"
+    packed.write_bytes(module.compress(labels.read_bytes())[:-5])  # the data is complete, and its checksum is not
+    source = TFRecord(str(packed))
+    assert (len(source), source[39]["label"]) == (41, 39)
+    with pytest.raises(
+        DataError, match=r"record 40 of .*packed.tfrecord, at byte .*: the file ends within this record"
+    ):
+        source[40]
+    records = b"".join(labels.read_bytes() for _ in range(3))
+    packed.write_bytes(module.compress(records, 0)[: len(records) // 2])
+    source = TFRecord(str(packed))
+    assert 40 < len(source) < 80
+    assert source[45]["label"] == 5
+    with pytest.raises(DataError, match="the file ends within this record"):
+        source[len(source) - 1]
+
+
+def test_empty_compressed_file_has_no_records(labels, tmp_path):
+    (tmp_path / "b.tfrecord").write_bytes(gzip.compress(b""))
+    assert len(TFRecord([str(labels), str(tmp_path / "b.tfrecord")])) == 40
 
 
 def test_first_record_whose_length_looks_like_gzip_is_read(tmp_path):
