@@ -43,8 +43,8 @@ class Metric:
     """Base class of metrics. A subclass has fields and a method `compute`.
 
     A field annotated as an array, such as `jax.Array`, is `[batch, ...]`: one entry for each example. By default the
-    entries are summed over all examples. With `= collected()` they are kept, in no particular order. All other fields
-    are settings: the same hashable values for every batch. A subclass is a frozen dataclass and a pytree.
+    entries are summed over all examples. With `= collected()` they are kept, in the order of the dataset. All other
+    fields are settings: the same hashable values for every batch. A subclass is a frozen dataclass and a pytree.
 
         class Bias(Metric):
             error: jax.Array  # [batch]

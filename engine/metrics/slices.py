@@ -112,7 +112,8 @@ class SlicedMerger:
 
     Args:
         states: the states.
-        addresses: gives the indices of examples in the dataset, which break ties.
+        addresses: gives the indices of examples in the dataset. Collected rows are in this order, and ties too, so that
+            no result depends on the batches of a source that sorts its examples by length.
     """
 
     def __init__(self, states: SlicedStates, addresses: Addresses):
@@ -120,6 +121,7 @@ class SlicedMerger:
         self._whole = states.states.merger()
         slices = len(states.slices)
         self._sums = {kind: np.stack([x] * slices) if slices else x for kind, x in self._whole.sums.items()}
+        self._examples: list[np.ndarray] = []  # indices of the rows of each batch, if a metric collects
         self._members: list[np.ndarray] = []  # one array `[slices, rows]` for each batch, if a metric collects
         self._counts = np.zeros(slices, np.int64)
         self._worst = np.zeros(0), np.zeros(0, np.int64)  # scores and indices of the worst examples so far
@@ -127,6 +129,8 @@ class SlicedMerger:
     def add(self, reduced: Reduced, first: int) -> None:
         """Adds a batch; waits for its result. `first` is the position of its first example in the evaluation."""
         self._whole.add(reduced)
+        if self._whole.rows:
+            self._examples.append(self._addresses(first + np.flatnonzero(np.asarray(reduced["rows"]) > 0)))
         if self._states.slices:
             for kind, total in self._sums.items():
                 total += np.asarray(reduced[_of_slices(kind)], total.dtype)
@@ -139,7 +143,7 @@ class SlicedMerger:
 
     def metrics(self) -> dict[str, Metric]:
         """Returns the metrics over all added examples, as numpy arrays."""
-        return self._whole.metrics()
+        return self._whole.metrics(_order(self._examples))
 
     def slices(self) -> Iterator[tuple[str, dict[str, Metric]]]:
         """Yields each slice and the metrics over its examples, with their number as `COUNT`.
@@ -153,7 +157,9 @@ class SlicedMerger:
             }
             sums = {kind: x[number] for kind, x in self._sums.items()}
             count: PyTree = self._counts[number]  # merged metrics hold numpy
-            yield name, {**self._states.states.merge(sums, rows), COUNT: Sum(count)}
+            found = zip(self._examples, self._members, strict=True) if self._whole.rows else ()
+            order = _order([examples[members[number]] for examples, members in found])
+            yield name, {**self._states.states.merge(sums, rows, order), COUNT: Sum(count)}
 
     def worst(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the scores of the worst examples, float64, and their indices in the dataset; the worst first.
@@ -203,6 +209,12 @@ class SlicedMerger:
                 found = scalars(named_results(metric_name, result, f"{type(metric).__name__}.compute"))
                 scores[row] = found.get(name, np.nan)
         return scores, ~np.isnan(scores)
+
+
+def _order(examples: Sequence[np.ndarray]) -> np.ndarray | None:
+    """Returns the indices that sort the examples of all batches; None if they are in order."""
+    indices = np.concatenate([np.zeros(0, np.int64), *examples])
+    return None if (np.diff(indices) > 0).all() else np.argsort(indices, kind="stable")
 
 
 def rank_slices(scores: Mapping[str, float], largest: bool) -> list[str]:

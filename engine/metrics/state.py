@@ -165,12 +165,18 @@ class MetricStates:
         kinds = {field.kind for field in self._fields} - {""}
         return {kind: sum(field.size for field in self._fields if field.kind == kind) for kind in kinds}
 
-    def merge(self, sums: Mapping[str, np.ndarray], rows: Mapping[str, list[np.ndarray]]) -> dict[str, Metric]:
+    def merge(
+        self,
+        sums: Mapping[str, np.ndarray],
+        rows: Mapping[str, list[np.ndarray]],
+        order: np.ndarray | None = None,
+    ) -> dict[str, Metric]:
         """Returns the metrics over all examples, as numpy arrays.
 
         Args:
             sums: "float32" and "int32" -> the sums over all batches.
             rows: full name of a collected field -> the rows of each batch.
+            order: indices that sort the rows of all batches; None keeps their order.
         """
         arrays: dict[str, dict[str, np.ndarray]] = {name: {} for name in self.names}
         start = dict.fromkeys(sums, 0)
@@ -182,6 +188,7 @@ class MetricStates:
             else:
                 parts = [pad_rows(part, field.shape, field.fill) for part in rows[field.full_name]]
                 x = np.concatenate([np.zeros((0, *field.shape), field.dtype), *parts])
+                x = x if order is None else x[order]
             arrays[field.metric][field.name] = x
         return {name: dataclasses.replace(cast(Any, self._metrics[name]), **arrays[name]) for name in self.names}
 
@@ -211,9 +218,9 @@ class Merger:
             for name, rows in self.rows.items():
                 rows.append(np.asarray(reduced[name])[kept])
 
-    def metrics(self) -> dict[str, Metric]:
-        """Returns the metrics over all added examples, as numpy arrays."""
-        return self._states.merge(self.sums, self.rows)
+    def metrics(self, order: np.ndarray | None = None) -> dict[str, Metric]:
+        """Returns the metrics over all added examples, as numpy arrays; `order` as for `MetricStates.merge`."""
+        return self._states.merge(self.sums, self.rows, order)
 
 
 def compute(name: str, metric: Metric) -> dict[str, Result]:
