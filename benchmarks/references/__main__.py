@@ -10,6 +10,9 @@ packages; later runs use the environments in FOLDER again. No accelerator is nee
 
 Exit code: 0 if all agree, 1 if a difference is larger than allowed or a comparison fails, 2 for a wrong argument.
 
+The tests compare the engine with golden numbers, without the outside programs. --golden writes these, such as those of
+average_precision and detection_score into tests/driving/golden/references.
+
 To add a comparison, write locks/<noun>.in and compile it (see locks/README.md), write outside/<noun>.py, a program that
 imports nothing of the engine, reads inputs from the folder that it is given and writes results there, and <noun>.py
 with a function `compare(environment, cases)` that yields a `Row` for each item.
@@ -44,20 +47,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(nouns))
         return 0
     if args.environments:
-        return _compare_all(nouns, args.environments, args.cases, args.json)
+        return _compare_all(nouns, args.environments, args)
     with tempfile.TemporaryDirectory(prefix="convoy-references-") as folder:
-        return _compare_all(nouns, Path(folder), args.cases, args.json)
+        return _compare_all(nouns, Path(folder), args)
 
 
-def _compare_all(nouns: Sequence[str], folder: Path, cases: int, output: Path | None) -> int:
+def _compare_all(nouns: Sequence[str], folder: Path, args: argparse.Namespace) -> int:
     failed, rows = False, []
     print(_line(COLUMNS), flush=True)
     for noun in nouns:
         start = time.perf_counter()
         try:
-            for row in importlib.import_module(f"benchmarks.references.{noun}").compare(
-                Environment(noun, folder), cases
-            ):
+            comparison = importlib.import_module(f"benchmarks.references.{noun}")
+            for row in comparison.compare(Environment(noun, folder, args.golden), args.cases):
                 failed |= not row.agrees
                 rows.append({"noun": noun, **asdict(row)})
                 print(_line(_cells(noun, row)), flush=True)
@@ -65,8 +67,8 @@ def _compare_all(nouns: Sequence[str], folder: Path, cases: int, output: Path | 
             failed = True
             print(f"{noun}: failed: {error}", file=sys.stderr, flush=True)
         print(f"{noun}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
-    if output:
-        output.write_text(json.dumps(rows, indent=1))
+    if args.json:
+        args.json.write_text(json.dumps(rows, indent=1))
     return int(failed)
 
 
@@ -95,6 +97,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         type=Path,
         metavar="FOLDER",
         help="keep the environments here; without it they are removed at the end",
+    )
+    parser.add_argument(
+        "--golden", type=Path, metavar="FOLDER", help="write golden numbers: the first sets and the outside results"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows")
     return parser.parse_args(argv)

@@ -29,10 +29,12 @@ class Environment:
     Args:
         noun: one of `NOUNS`.
         folder: where environments are kept; a later run with the same lock file uses them again.
+        golden: folder for golden numbers of the tests; None writes none.
     """
 
     noun: str
     folder: Path
+    golden: Path | None = None
 
     @property
     def path(self) -> Path:

@@ -1,7 +1,7 @@
 """Average precision of detections: boxes or points with a class and a score, matched to labelled ones on the host."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import jax
@@ -10,20 +10,20 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from engine.base.errors import TaskError
+from engine.driving.matching import IGNORED_LABEL, Detections, Match, areas_of, by_score, class_ranks, match_predictions
 from engine.metrics.metric import Metric, collected, one_example
 from engine.metrics.values import real_array, rows_and_mask
 
 type Shape = tuple[int, ...]
-type Match = Callable[[np.ndarray, np.ndarray], np.ndarray]
-"""Similarity of predictions `[n, 1, dim]` and labels `[n, labels, dim]`, larger for better: `[n, labels]`."""
-
-_THRESHOLDS = {"distance": (0.5, 1.0, 2.0, 4.0), "iou": tuple(round(0.5 + 0.05 * i, 2) for i in range(10))}
+_THRESHOLDS = {"distance": (0.5, 1.0, 2.0, 4.0), "iou": tuple(np.linspace(0.5, 0.95, 10).tolist())}
 _AREAS = ("sum", "voc", "coco", "nuscenes")
-_NONE, _IGNORED = -1, -2  # values in place of the label of a prediction
+_COCO_MAX_DETECTIONS = 100
+_COCO_SIZES = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}  # square pixels
+_RECALL = "recall"  # name of the average recalls
 
 
 class AveragePrecision(Metric):
-    """Average precision of detections, by class, by threshold of the match and by range.
+    """Average precision of detections, by class, by threshold of the match, by range and by size.
 
     In the order of their scores, predictions take the best free label of their class in their example, if it is close
     enough. With several thresholds, each has its own matching. The average precision is an area below precision over
@@ -35,6 +35,13 @@ class AveragePrecision(Metric):
     - "coco": the same at 101 recalls (Lin et al. 2014, arXiv:1405.0312, and the COCO evaluation code).
     - "nuscenes": precision interpolated at 101 recalls, above recall 0.1 and precision 0.1, scaled to 0..1 (Caesar et
       al. 2020, arXiv:1903.11027, section 3.1).
+
+    Predictions of equal scores count together for "sum" and "voc". As in the evaluation codes, they count one by one
+    for "coco", in the order of the dataset and then of the predictions, and for "nuscenes" in the reverse of this
+    order. Of labels that fit equally well, "coco" takes the last one, and the others the first one. Overlaps are
+    computed in float64. As in COCO, 100 predictions of the highest scores of each class and example count for "coco",
+    unless `max_detections` differs. Its results agree with pycocotools within 1e-12, as
+    `python -m benchmarks.references` shows.
 
     Ignored labels, such as crowds, follow the COCO evaluation code: they need not be found, and predictions of their
     class that match them, any number and after the other labels, count neither way. For "iou", such a match compares
@@ -50,11 +57,15 @@ class AveragePrecision(Metric):
     boxes: jax.Array = collected()
     labels: jax.Array = collected(fill=-1)
     ignored: jax.Array = collected()
+    areas: jax.Array = collected()
     classes: tuple[str, ...] = ("",)
     match: str | Match = "distance"
     thresholds: tuple[float, ...] = ()
     ranges: tuple[tuple[float, float], ...] = ()
     area: str = "sum"
+    max_detections: int | None = None
+    sizes: tuple[tuple[str, float, float], ...] = ()
+    recalls_at: tuple[int, ...] = ()
 
     @classmethod
     def of(
@@ -73,6 +84,7 @@ class AveragePrecision(Metric):
         thresholds: Sequence[float] | None = None,
         ranges: Sequence[tuple[float, float]] = (),
         area: str | None = None,
+        max_detections: int | None = None,
     ) -> Self:
         """Returns the detections of each example.
 
@@ -93,119 +105,205 @@ class AveragePrecision(Metric):
             ranges: (from, to) distances of the first two coordinates from the origin, each of which gives a result. A
                 matched prediction has the range of its label.
             area: see the class; by default "nuscenes" for "distance" and "coco" otherwise.
+            max_detections: predictions of a class and an example that count; by default 100 for "coco", else all.
 
         Raises:
             TaskError: shapes do not fit together, or a setting is unknown.
         """
         area = area or ("nuscenes" if match == "distance" else "coco")
-        _check_settings(match, area)
+        most = max_detections if max_detections is not None else (_COCO_MAX_DETECTIONS if area == "coco" else None)
+        _check_settings(match, area, most)
         predicted, boxes = (real_array(x, "AveragePrecision.of needs boxes") for x in (predicted, boxes))
         shapes = [jnp.shape(x) for x in (scores, guesses, labels)]
         _check_shapes(match, predicted.shape, boxes.shape, shapes)
         scores, real = rows_and_mask("AveragePrecision", scores, predicted_where, "predicted_where")
         _, present = rows_and_mask("AveragePrecision", labels, where)
-        ignored = jnp.zeros(shapes[2], bool) if ignored is None else ignored
-        _, ignored = rows_and_mask("AveragePrecision", labels, ignored, "ignored")
+        _, ignored = rows_and_mask("AveragePrecision", labels, False if ignored is None else ignored, "ignored")
         present &= jnp.isfinite(boxes).all(-1)
         guesses, labels = (jnp.asarray(x).astype(jnp.int32) for x in (guesses, labels))
         names = ("",) * classes if isinstance(classes, int) else tuple(classes)
         limits = tuple(thresholds or _THRESHOLDS["distance" if match == "distance" else "iou"])
         between = tuple((float(low), float(high)) for low, high in ranges)
-        check_result_names("AveragePrecision", names, limits, between)
-        settings = (names, match, limits, between, area)
+        check_result_names("AveragePrecision.of", names, limits, between)
         scores, labels = jnp.where(real, scores, -jnp.inf), jnp.where(present, labels, -1)
-        return cls(predicted, scores, guesses, boxes, labels, ignored, *settings)
+        arrays = (predicted, scores, guesses, boxes, labels, ignored, jnp.full(labels.shape, jnp.nan))
+        return cls(*arrays, names, match, limits, between, area, most)
+
+    def by_size(
+        self, sizes: Mapping[str, tuple[float, float]] | None = None, *, areas: ArrayLike | None = None
+    ) -> Self:
+        """Returns the same detections with results by size, such as "small", for "iou".
+
+        As in the COCO evaluation code, each size is matched anew, labels of other areas are ignored, and so are
+        predictions of other areas without a label. Both limits belong to a size.
+
+        Args:
+            sizes: name -> (smallest, largest) area; by default small, medium and large of COCO, in square pixels.
+            areas: areas that decide the size of labels, `[batch, labels]`, in float32. COCO takes those of the masks
+                ("area" in its files). By default those of the boxes.
+
+        Raises:
+            TaskError: the match is not "iou", shapes do not fit together, or two results have one name.
+        """
+        if self.match != "iou":
+            raise TaskError(
+                "AveragePrecision.by_size: sizes are areas of boxes. Set match='iou' in AveragePrecision.of."
+            )
+        named = _COCO_SIZES if sizes is None else sizes
+        within = tuple((name, float(low), float(high)) for name, (low, high) in named.items())
+        kind, shape = "AveragePrecision.by_size", jnp.shape(self.labels)
+        found = self.areas if areas is None else real_array(areas, f"{kind} needs areas")
+        if found.shape != shape:
+            raise TaskError(f"{kind}: found areas of shape {list(found.shape)}. Allowed: {list(shape)}, as labels.")
+        check_result_names(kind, self.classes, self.thresholds, self.ranges, self._others(within, self.recalls_at))
+        return dataclasses.replace(self, areas=found, sizes=within)
+
+    def with_recall(self, at: Sequence[int] = (1, 10, 100)) -> Self:
+        """Returns the same detections with average recalls, such as "recall/10".
+
+        It is the share of labels that so many predictions of each class and example find, averaged over classes and
+        thresholds; of each range and each size, too.
+
+        Args:
+            at: numbers of predictions, those of the highest scores.
+
+        Raises:
+            TaskError: a number is not positive or above max_detections, or two results have one name.
+        """
+        most = self.max_detections
+        if any(not 1 <= n <= (most or n) for n in at):
+            raise TaskError(
+                f"AveragePrecision.with_recall: at = {list(at)}. Allowed: positive numbers up to "
+                f"max_detections = {most}."
+            )
+        others, kind = self._others(self.sizes, at), "AveragePrecision.with_recall"
+        check_result_names(kind, self.classes, self.thresholds, self.ranges, others)
+        return dataclasses.replace(self, recalls_at=tuple(at))
+
+    def _others(self, sizes: Sequence[tuple[str, float, float]], recalls_at: Sequence[int]) -> list[str]:
+        """Returns the names of results in addition to those of classes, thresholds and ranges."""
+        return [name for name, _, _ in sizes] + [_RECALL] * bool(recalls_at)
 
     def compute(self) -> dict[str, Any]:
-        """Returns the mean over classes and thresholds as "", and means by threshold, by class and by range."""
-        return self.results(self.matches())
+        """Returns the mean over classes and thresholds as "", and means by threshold, by class, range and size."""
+        return self.results(self.matches(), self._matches_by_size())
 
     def compute_each(self, key: str) -> Iterator[dict[str, Any]]:
-        """Yields the results of each example, without the ranges that `key` does not name.
+        """Yields the results of each example, without the ranges and sizes that `key` does not name.
 
         The examples are matched together: 1000 of them with 100 predictions each take 2 s instead of 12 s.
         """
-        matched = self.matches()
-        part = dataclasses.replace(self, ranges=named_ranges(self.ranges, key))
+        sizes = tuple(size for size in self.sizes if f"{key}/".startswith(f"{size[0]}/"))
+        part = dataclasses.replace(self, ranges=named_ranges(self.ranges, key), sizes=sizes)
+        matched, by_size = self.matches(), part._matches_by_size()
         for row in range(matched.shape[1]):
-            yield one_example(part, row).results(matched[:, row : row + 1])
+            of_row = {name: found[:, row : row + 1] for name, found in by_size.items()}
+            yield one_example(part, row).results(matched[:, row : row + 1], of_row)
 
-    def results(self, matched: np.ndarray) -> dict[str, Any]:
-        """Returns what `compute` returns; `matched` is what `matches` returns."""
-        everywhere = self._average_precisions(matched, None)  # [thresholds, classes]
-        found: dict[str, Any] = {"": mean_of_known(everywhere)}
+    def results(self, matched: np.ndarray, by_size: Mapping[str, np.ndarray] | None = None) -> dict[str, Any]:
+        """Returns what `compute` returns.
+
+        Args:
+            matched: what `matches` returns.
+            by_size: name of a size -> what `matches` returns for it.
+        """
+        ranks = class_ranks(np.asarray(self.scores), np.asarray(self.guesses), self.area)
+        values, recalls = self._values(matched, ranks, True, True)
+        found = self._means(values, recalls)
         if len(self.thresholds) > 1:
-            found |= {f"{limit:g}": mean_of_known(row) for limit, row in zip(self.thresholds, everywhere, strict=True)}
-        found |= self._by_class(everywhere)
-        for low, high in self.ranges:
-            values = self._average_precisions(matched, (low, high))
-            found[range_name(low, high)] = {"": mean_of_known(values), **self._by_class(values)}
+            found |= {f"{limit:g}": mean_of_known(row) for limit, row in zip(self.thresholds, values, strict=True)}
+        for between in self.ranges:
+            near, own = (self._is_between(boxes, between) for boxes in (self.boxes, self.predicted))
+            found[range_name(*between)] = self._means(*self._values(matched, ranks, near, own))
+        for name, low, high in self.sizes:
+            rematched = (by_size or {})[name]
+            fits, own = self._has_size(low, high), _is_within(areas_of(np.asarray(self.predicted)), low, high)
+            found[name] = self._means(*self._values(rematched, ranks, fits, own))
         return found
 
-    def _by_class(self, values: np.ndarray) -> dict[str, float]:
-        return {name: mean_of_known(column) for name, column in zip(self.classes, values.T, strict=True) if name}
+    def _means(self, values: np.ndarray, recalls: np.ndarray) -> dict[str, Any]:
+        """Returns the means of average precisions `[thresholds, classes]` and of recalls `[recalls_at, ...]`."""
+        found: dict[str, Any] = {"": mean_of_known(values)}
+        found |= {name: mean_of_known(column) for name, column in zip(self.classes, values.T, strict=True) if name}
+        if self.recalls_at:
+            found[_RECALL] = {str(n): mean_of_known(part) for n, part in zip(self.recalls_at, recalls, strict=True)}
+        return found
 
-    def matches(self) -> np.ndarray:
-        """Returns the index of the label that each prediction takes, _NONE or _IGNORED.
+    def matches(self, size: tuple[float, float] | None = None) -> np.ndarray:
+        """Returns what `match_predictions` returns, `[thresholds, examples, predictions]`.
 
-        The shape is `[thresholds, examples, predictions]`.
+        Args:
+            size: (smallest, largest) area; labels of other areas are ignored.
         """
-        scores, labels, boxes = (np.asarray(x) for x in (self.scores, self.labels, self.boxes))
-        predicted, guesses, ignored = (np.asarray(x) for x in (self.predicted, self.guesses, self.ignored))
-        limits, rows = np.array(self.thresholds)[:, None], np.arange(len(scores))
-        matched = np.full((len(limits), *scores.shape), _NONE)
-        if not boxes.size:
-            return matched
-        taken = np.zeros((len(limits), *labels.shape), bool)
-        at = np.arange(len(limits))[:, None], rows[None]
-        for k in np.argsort(-scores, axis=1, kind="stable").T:  # the prediction of each example with the next score
-            box = predicted[rows, k][:, None]
-            allowed = (labels == guesses[rows, k][:, None]) & (labels >= 0) & np.isfinite(scores[rows, k])[:, None]
-            similar = np.where(allowed & ~ignored, _similarity(self.match, box, boxes), -np.inf)
-            free = np.where(taken | np.isnan(similar), -np.inf, similar)  # [thresholds, examples, labels]
-            best = free.argmax(-1)
-            hit = self._is_match(free[(*at, best)], limits)
-            taken[(*at, best)] |= hit
-            found = np.full(hit.shape, _NONE)
-            if ignored.any():
-                similar = np.where(allowed & ignored, _similarity(self.match, box, boxes, crowd=True), -np.inf)
-                near = np.where(np.isnan(similar), -np.inf, similar).max(-1)
-                found[self._is_match(near[None], limits)] = _IGNORED
-            matched[(*at, k[None])] = np.where(hit, best, found)
-        return matched
+        scores, labels = np.asarray(self.scores), np.asarray(self.labels)
+        guesses, crowds = np.asarray(self.guesses), np.asarray(self.ignored, bool)
+        if self.max_detections is not None:
+            scores = np.where(class_ranks(scores, guesses, self.area) < self.max_detections, scores, -np.inf)
+        found = Detections(
+            predicted=np.asarray(self.predicted),
+            scores=scores,
+            guesses=guesses,
+            boxes=np.asarray(self.boxes),
+            labels=labels,
+            crowds=crowds,
+            outside=np.zeros(labels.shape, bool) if size is None else ~self._has_size(*size),
+        )
+        return match_predictions(found, self.match, self.thresholds, self.area)
 
-    def _is_match(self, similar: np.ndarray, limits: np.ndarray) -> np.ndarray:
-        return similar > -limits if self.match == "distance" else similar >= limits
+    def _matches_by_size(self) -> dict[str, np.ndarray]:
+        return {name: self.matches((low, high)) for name, low, high in self.sizes}
 
-    def _average_precisions(self, matched: np.ndarray, between: tuple[float, float] | None) -> np.ndarray:
-        """Returns average precisions `[thresholds, classes]` of the labels in a range."""
+    def _values(
+        self, matched: np.ndarray, ranks: np.ndarray, inside: np.ndarray | bool, own: np.ndarray | bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns average precisions `[thresholds, classes]`, and recalls `[recalls_at, thresholds, classes]`.
+
+        Args:
+            matched: what `matches` returns.
+            ranks: what `class_ranks` returns.
+            inside: labels that count, `[examples, labels]`.
+            own: predictions that count if they have no label, `[examples, predictions]`.
+        """
         scores, guesses, labels = (np.asarray(x) for x in (self.scores, self.guesses, self.labels))
-        counted, own = ~np.asarray(self.ignored), np.isfinite(scores)
-        if between is not None:
-            counted = counted & self._is_between(self.boxes, between)
-            own = own & self._is_between(self.predicted, between)
-        found = np.full((len(matched), len(self.classes)), np.nan)
+        counted, real = ~np.asarray(self.ignored, bool) & inside, np.isfinite(scores)
+        if self.max_detections is not None:
+            real &= ranks < self.max_detections
+        values = np.full((len(matched), len(self.classes)), np.nan)
+        recalls = np.full((len(self.recalls_at), *values.shape), np.nan)
         for t, label in enumerate(matched):
             hit = label >= 0
             kept = np.where(hit, np.take_along_axis(counted, label.clip(0), 1), own) if labels.size else own
             for c in range(len(self.classes)):
-                chosen = kept & np.isfinite(scores) & (guesses == c) & (label != _IGNORED)
+                chosen = kept & real & (guesses == c) & (label != IGNORED_LABEL)
                 total = int((counted & (labels == c)).sum())
-                found[t, c] = average_precision(scores[chosen], hit[chosen], total, self.area)
-        return found
+                values[t, c] = average_precision(scores[chosen], hit[chosen], total, self.area)
+                for n, most in enumerate(self.recalls_at if total else ()):
+                    recalls[n, t, c] = (chosen & hit & (ranks < most)).sum() / total
+        return values, recalls
 
     def _is_between(self, boxes: Any, between: tuple[float, float]) -> np.ndarray:
+        boxes = np.asarray(boxes, np.float64)
         centres = (boxes[..., :2] + boxes[..., 2:4]) / 2 if self.match == "iou" else boxes[..., :2]
-        distance = np.linalg.norm(np.asarray(centres), axis=-1)
+        distance = np.linalg.norm(centres, axis=-1)
         return (between[0] <= distance) & (distance < between[1])
 
+    def _has_size(self, low: float, high: float) -> np.ndarray:
+        given = np.asarray(self.areas, np.float64)
+        return _is_within(np.where(np.isnan(given), areas_of(np.asarray(self.boxes)), given), low, high)
 
-def _check_settings(match: str | Match, area: str) -> None:
+
+def _is_within(areas: np.ndarray, low: float, high: float) -> np.ndarray:
+    return (low <= areas) & (areas <= high)
+
+
+def _check_settings(match: str | Match, area: str, most: int | None) -> None:
     """Raises TaskError for an unknown setting."""
     if not callable(match) and match not in _THRESHOLDS:
         raise TaskError(f"AveragePrecision.of: match = {match!r} is unknown. Allowed: distance, iou, a function.")
     if area not in _AREAS:
         raise TaskError(f"AveragePrecision.of: area = {area!r} is unknown. Allowed: {', '.join(_AREAS)}.")
+    if most is not None and most < 1:
+        raise TaskError(f"AveragePrecision.of: max_detections = {most}. Allowed: positive numbers.")
 
 
 def _check_shapes(match: str | Match, predicted: Shape, boxes: Shape, shapes: Sequence[Shape]) -> None:
@@ -232,15 +330,19 @@ def named_ranges(ranges: Sequence[tuple[float, float]], key: str) -> tuple[tuple
 
 
 def check_result_names(
-    kind: str, classes: Sequence[str], thresholds: Sequence[float], ranges: Sequence[tuple[float, float]]
+    where: str,
+    classes: Sequence[str],
+    thresholds: Sequence[float],
+    ranges: Sequence[tuple[float, float]],
+    others: Sequence[str] = (),
 ) -> None:
-    """Raises TaskError if two results of a metric of class `kind` have the same name."""
-    names = [*filter(None, classes), *(range_name(low, high) for low, high in ranges)]
+    """Raises TaskError if two results of a metric have the same name."""
+    names = [*filter(None, classes), *(range_name(low, high) for low, high in ranges), *others]
     names += [f"{limit:g}" for limit in thresholds] if len(thresholds) > 1 else []
     if twice := next((name for name in names if names.count(name) > 1), ""):
         raise TaskError(
-            f"{kind}.of: two of the classes, thresholds and ranges give a result named {twice!r}. Rename the "
-            "class, such as digit_1, or give each threshold and range once."
+            f"{where}: two of the classes, thresholds, ranges and sizes give a result named {twice!r}. Rename the "
+            "class, such as digit_1, or give each threshold, range and size once."
         )
 
 
@@ -248,15 +350,17 @@ def average_precision(scores: np.ndarray, hits: np.ndarray, total: int, area: st
     """Returns the area below precision over recall of predictions of one class; NaN without labels.
 
     Args:
-        scores: `[predictions]`; equal scores count together.
+        scores: `[predictions]`; for equal scores see AveragePrecision.
         hits: whether each has a label, likewise.
         total: number of labels.
         area: how the area is computed, see AveragePrecision.
     """
     if not total:
         return float("nan")
-    order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True)) if len(scores) else np.zeros(0, int)
+    order = by_score(scores, area)
+    ends = np.arange(len(scores))
+    if area not in ("coco", "nuscenes"):
+        ends = ends[np.append(np.diff(scores[order]) != 0, True)[: len(ends)]]
     true = np.cumsum(hits[order], dtype=np.int64)[ends]
     recall, precision = true / total, true / (ends + 1)
     if area == "nuscenes":
@@ -270,18 +374,6 @@ def average_precision(scores: np.ndarray, hits: np.ndarray, total: int, area: st
         at = np.searchsorted(recall, np.linspace(0, 1, 101))
         return float(np.append(precision, 0)[at].mean())
     return float((np.diff(recall, prepend=0) * precision).sum())
-
-
-def _similarity(match: str | Match, predicted: np.ndarray, boxes: np.ndarray, crowd: bool = False) -> np.ndarray:
-    """Returns the similarities `[n, labels]`; `crowd` compares the intersection with the area of the prediction."""
-    if callable(match):
-        return match(predicted, boxes)
-    if match == "distance":
-        return -np.linalg.norm(predicted - boxes, axis=-1)
-    low, high = np.maximum(predicted[..., :2], boxes[..., :2]), np.minimum(predicted[..., 2:], boxes[..., 2:])
-    both = np.maximum(high - low, 0).prod(-1)
-    areas = [np.maximum(x[..., 2:] - x[..., :2], 0).prod(-1) for x in (predicted, boxes)]
-    return both / np.maximum(areas[0] if crowd else areas[0] + areas[1] - both, 1e-12)
 
 
 def mean_of_known(values: np.ndarray) -> float:

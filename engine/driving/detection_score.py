@@ -19,6 +19,7 @@ from engine.driving.detection import (
     named_ranges,
     range_name,
 )
+from engine.driving.matching import by_score
 from engine.metrics.metric import Metric, collected, one_example
 from engine.metrics.values import real_array, rows_and_mask
 
@@ -46,6 +47,9 @@ class DetectionScore(Metric):
     score is `(5 mAP + sum of max(0, 1 - error)) / 10`, with errors averaged over classes. An error that no class has,
     such as that of attributes if none are given, is left out of the sum and of the divisor.
 
+    Ties are broken as in the devkit: of predictions with equal scores, the last one counts first, and of labels at
+    equal distances, it takes the first one. `python -m benchmarks.references` compares the two.
+
     A class without labels has no value (NaN) and is not part of a mean; the devkit counts it as average precision 0 and
     errors of 1.
     """
@@ -61,6 +65,7 @@ class DetectionScore(Metric):
     ranges: tuple[tuple[float, float], ...] = ()
     without: tuple[tuple[str, tuple[str, ...]], ...] = ()
     half_turn: tuple[str, ...] = ()
+    farthest: tuple[tuple[str, float], ...] = ()
 
     @classmethod
     def of(
@@ -108,19 +113,16 @@ class DetectionScore(Metric):
         shapes = [jnp.shape(x) for x in (scores, guesses, given[0], labels, given[1])]
         _check_shapes(predicted.shape, boxes.shape, shapes)
         names = tuple(classes)
-        check_result_names("DetectionScore", names, THRESHOLDS, ranges)
+        check_result_names("DetectionScore.of", names, THRESHOLDS, ranges)
         _check_names(names, {**(farthest or {}), **(without or {}), **dict.fromkeys(half_turn)}, without or {})
         guesses, labels = (jnp.asarray(x).astype(jnp.int32) for x in (guesses, labels))
         scores, real = rows_and_mask("DetectionScore", scores, predicted_where, "predicted_where")
         _, present = rows_and_mask("DetectionScore", labels, where)
-        limits = jnp.array([(farthest or {}).get(name, np.inf) for name in names])
-        real &= jnp.linalg.norm(predicted[..., :2], axis=-1) < limits[guesses.clip(0, len(names) - 1)]
-        present &= jnp.linalg.norm(boxes[..., :2], axis=-1) < limits[labels.clip(0, len(names) - 1)]
         between = tuple((float(low), float(high)) for low, high in ranges)
         undefined = tuple((name, tuple(errors)) for name, errors in (without or {}).items())
         scores, labels = jnp.where(real, scores, -jnp.inf), jnp.where(present, labels, -1)
         given = [jnp.asarray(x).astype(jnp.int32) for x in given]
-        settings = (names, between, undefined, tuple(half_turn))
+        settings = (names, between, undefined, tuple(half_turn), tuple((farthest or {}).items()))
         return cls(predicted, scores, guesses, given[0], boxes, labels, given[1], *settings)
 
     def compute(self) -> dict[str, Any]:
@@ -128,36 +130,53 @@ class DetectionScore(Metric):
 
         A range has the same results below its name. "ap" has the results of AveragePrecision.
         """
-        precision = self._precision()
-        return self._results(precision, precision.matches())
+        near = self._without_far()
+        precision = near._precision()
+        return near._results(precision, precision.matches())
 
     def compute_each(self, key: str) -> Iterator[dict[str, Any]]:
         """Yields the results of each example, without the ranges that `key` does not name.
 
         The examples are matched together: 1000 of them with 100 predictions each take 4 s instead of 20 s.
         """
-        part = dataclasses.replace(self, ranges=named_ranges(self.ranges, key))
+        part = dataclasses.replace(self._without_far(), ranges=named_ranges(self.ranges, key))
         precision = part._precision()
         matched = precision.matches()
         for row in range(matched.shape[1]):
             yield one_example(part, row)._results(one_example(precision, row), matched[:, row : row + 1])
 
+    def _without_far(self) -> Self:
+        """Returns the detections without those at `farthest` or beyond.
+
+        On the host, since a float32 distance may be rounded to another side of the limit than in the devkit.
+        """
+        if not self.farthest:
+            return self
+        limits = np.array([dict(self.farthest).get(name, np.inf) for name in self.classes])
+        scores, labels = np.asarray(self.scores), np.asarray(self.labels)
+        guesses = np.asarray(self.guesses).clip(0, len(limits) - 1)
+        real = _distances(self.predicted) < limits[guesses]
+        present = _distances(self.boxes) < limits[labels.clip(0, len(limits) - 1)]
+        kept: dict[str, Any] = {"scores": np.where(real, scores, -np.inf), "labels": np.where(present, labels, -1)}
+        return dataclasses.replace(self, **kept)
+
     def _precision(self) -> AveragePrecision:
         # On the host, numpy arrays take the place of those of JAX.
         boxes, predicted = (_centres(x) for x in (self.boxes, self.predicted))
-        none: PyTree = np.zeros(np.shape(self.labels), bool)
+        none: PyTree = np.zeros(np.shape(self.labels))
         return AveragePrecision(
             predicted,
             self.scores,
             self.guesses,
             boxes,
             self.labels,
-            none,
-            self.classes,
-            "distance",
-            THRESHOLDS,
-            self.ranges,
-            "nuscenes",
+            ignored=none,
+            areas=none,
+            classes=self.classes,
+            match="distance",
+            thresholds=THRESHOLDS,
+            ranges=self.ranges,
+            area="nuscenes",
         )
 
     def _results(self, precision: AveragePrecision, matches: np.ndarray) -> dict[str, Any]:
@@ -207,7 +226,7 @@ class DetectionScore(Metric):
         scores, guesses, labels = (np.asarray(x) for x in (self.scores, self.guesses, self.labels))
         kept, counted = np.isfinite(scores), labels >= 0
         if between is not None:
-            near, own = (_is_between(np.asarray(x), between) for x in (self.boxes, self.predicted))
+            near, own = (_is_between(x, between) for x in (self.boxes, self.predicted))
             counted = counted & near
             at_label = np.take_along_axis(near, matched.clip(0), 1) if labels.size else own
             kept = kept & np.where(matched >= 0, at_label, own)
@@ -233,7 +252,7 @@ def matched_errors(scores: np.ndarray, hits: np.ndarray, errors: np.ndarray, tot
         errors: errors of each prediction that has a label, `[predictions, errors]`; NaN where an error is not defined.
         total: number of labels, at least 1.
     """
-    order = np.argsort(-scores, kind="stable")
+    order = by_score(scores, "nuscenes")
     scores, hits, errors = scores[order].astype(np.float64), hits[order], errors[order]
     recalls = np.linspace(0, 1, 101)
     at = np.interp(recalls, np.cumsum(hits) / total, scores, right=0) if hits.any() else np.zeros(101)
@@ -248,8 +267,12 @@ def matched_errors(scores: np.ndarray, hits: np.ndarray, errors: np.ndarray, tot
     return np.stack(by_recall)[:, first : last + 1].mean(axis=1)
 
 
-def _is_between(boxes: np.ndarray, between: tuple[float, float]) -> np.ndarray:
-    distance = np.linalg.norm(boxes[..., :2], axis=-1)
+def _distances(boxes: ArrayLike) -> np.ndarray:
+    return np.linalg.norm(_centres(boxes), axis=-1)
+
+
+def _is_between(boxes: ArrayLike, between: tuple[float, float]) -> np.ndarray:
+    distance = _distances(boxes)
     return (between[0] <= distance) & (distance < between[1])
 
 

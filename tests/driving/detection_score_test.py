@@ -6,11 +6,15 @@ import pathlib
 import numpy as np
 import pytest
 
+from benchmarks.references import detection_score as devkit
+from benchmarks.references.exchange import largest_difference
 from engine.base.errors import TaskError
 from engine.metrics import DetectionScore
 from tests.merging import results
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "detection_score.json"  # by golden/make_detection_score.py
+# Written by: python -m benchmarks.references --only=detection_score --golden=tests/driving/golden/references
+TIES = GOLDEN.parent / "references" / "detection_score.json"
 CLASSES = ("car", "pedestrian", "barrier", "traffic_cone")
 BY_THRESHOLD = {f"ap/{limit}" for limit in ("0.5", "1", "2", "4")}  # not given for a range
 NUSCENES = {
@@ -45,6 +49,23 @@ def test_score_equals_the_devkit(golden, name):
     assert set(wanted) == set(got)
     for key, value in wanted.items():
         np.testing.assert_allclose(got[key], value, rtol=1e-6, atol=1e-7, err_msg=key)
+
+
+def test_tied_scores_and_distances_equal_the_devkit():
+    ties = json.loads(TIES.read_text(encoding="utf-8"))
+    pairs = []
+    for case, wanted in zip(ties["sets"], ties["results"], strict=True):
+        got = devkit.engine_results(case)
+        pairs += [(got[name], value) for name, value in wanted.items()]
+    assert largest_difference(pairs) <= devkit.TOLERANCE
+
+
+def test_distances_to_the_limit_are_compared_in_float64(golden):
+    box = np.array([[[36.3696174621582, 34.31108856201172, 0, 1, 1, 1, 0, 0, 0]]], np.float32)
+    assert np.linalg.norm(box[0, 0, :2].astype(np.float64)) < 50 <= np.linalg.norm(box[0, 0, :2])
+    one, zero = np.ones((1, 1)), np.zeros((1, 1))
+    found = results(DetectionScore.of(box, one, zero, box, zero, classes=["car"], farthest={"car": 50}))
+    assert found["m/ap"] == pytest.approx(1)
 
 
 def test_a_range_of_everything_equals_the_whole_and_parts_do_not(golden):

@@ -206,6 +206,7 @@ def test_scenes_without_labels_or_predictions_have_no_or_zero_precision():
         ({"match": "giou"}, "match = 'giou' is unknown"),
         ({"area": "kitti"}, "area = 'kitti' is unknown"),
         ({"classes": ("0", "1"), "thresholds": (0.5, 1)}, "two of the classes, .* give a result named '1'. Rename the"),
+        ({"max_detections": 0}, "max_detections = 0. Allowed: positive numbers"),
         ({"match": "iou"}, r"predicted \[4, 6, 2\], .*, where dim is 4 for iou"),
         ({"boxes": np.zeros((4, 3, 3))}, r"predicted \[4, 6, 2\], .* boxes \[4, 3, 3\]"),
         ({"scores": np.zeros((4, 5))}, r"predicted \[4, 6, 2\], scores \[4, 5\]"),
@@ -216,3 +217,18 @@ def test_scenes_without_labels_or_predictions_have_no_or_zero_precision():
 def test_unknown_settings_and_wrong_shapes_are_errors(changes, text):
     with pytest.raises(TaskError, match=text):
         AveragePrecision.of(**{**random_scenes(0, 2), "classes": 2, **changes})
+
+
+def test_wrong_sizes_and_recalls_are_errors():
+    scene = random_scenes(0, 4)
+    found = AveragePrecision.of(**scene, classes=("small", "recall"), match="iou", max_detections=5)
+    with pytest.raises(TaskError, match=r"by_size: two of the classes, .* and sizes give a result named 'small'"):
+        found.by_size()
+    with pytest.raises(TaskError, match=r"by_size: found areas of shape \[4, 2\]. Allowed: \[4, 3\], as labels"):
+        found.by_size({"tiny": (0, 1)}, areas=np.ones((4, 2)))
+    with pytest.raises(TaskError, match=r"with_recall: two of the classes, .* give a result named 'recall'"):
+        found.with_recall([1])
+    with pytest.raises(TaskError, match=r"at = \[1, 10\]. Allowed: positive numbers up to max_detections = 5"):
+        found.with_recall([1, 10])
+    with pytest.raises(TaskError, match=r"sizes are areas of boxes\. Set match='iou'"):
+        AveragePrecision.of(**random_scenes(0, 2), classes=1).by_size()
