@@ -30,7 +30,7 @@ from pathlib import Path
 
 from benchmarks.references.environment import NOUNS, Environment
 from benchmarks.references.rows import Row
-from engine.base.errors import ConvoyError
+from engine.base.errors import ConvoyError, RunError
 
 COLUMNS = ("item", "cases", "largest difference", "allowed")
 CASES = 1000
@@ -56,13 +56,15 @@ def _compare_all(nouns: Sequence[str], folder: Path, args: argparse.Namespace) -
     failed, rows = False, []
     print(_line(COLUMNS), flush=True)
     for noun in nouns:
-        start = time.perf_counter()
+        start, before = time.perf_counter(), len(rows)
         try:
             comparison = importlib.import_module(f"benchmarks.references.{noun}")
             for row in comparison.compare(Environment(noun, folder, args.golden), args.cases):
                 failed |= not row.agrees
                 rows.append({"noun": noun, **asdict(row)})
                 print(_line(_cells(noun, row)), flush=True)
+            if len(rows) == before:
+                raise RunError("it gave no rows")
         except ConvoyError as error:
             failed = True
             print(f"{noun}: failed: {error}", file=sys.stderr, flush=True)
