@@ -114,12 +114,14 @@ def predict(
     out: str | Path | None = None,
     overwrite: bool = False,
     figures: int = 0,
+    fields: Sequence[str] = (),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, np.ndarray]:
     """Runs `Task.predict` of a run over a dataset, each example once and in order. Needs no training data.
 
-    Returns the columns by name, one row per example: `example` (its index in the dataset), the predictions, and the
-    text of the examples, such as their identifiers. In a run of several processes, only the primary has the text. All
+    Returns the columns by name, one row per example: `example` (its index in the dataset), `example/key`, the
+    predictions, and the text of the examples, such as their identifiers; of ragged examples also which elements are
+    real. In a run of several processes, only the primary has the text. All
     rows are kept in memory, unless they are written to `out`; then the result is empty.
 
     Args:
@@ -136,11 +138,12 @@ def predict(
         overwrite: replace an existing file `out`.
         figures: number of examples, the first ones, whose predictions `Task.figure` draws as PNG files into the folder
             `<out without suffix>_figures`.
+        fields: entries of the examples, such as "label", that become columns, such as `batch/label`.
         on_progress: called with the number of finished examples and of all examples.
 
     Raises:
         CheckpointError: there is no such checkpoint.
-        TaskError: the Task has no valid `predict`.
+        TaskError: the Task has no valid `predict`, or an entry does not exist.
         ConfigError, DataError: the data cannot be chosen or read, or the file cannot be written.
     """
     path = None if out is None else local_path(out)
@@ -165,7 +168,7 @@ def predict(
     source = _source(data, section, where)
     with out_of_memory_reported(config.train, mesh), peer_failure.lost_peers_reported():
         chosen = group.run_on_primary(lambda: saved.choose(step), "the choice of the checkpoint")
-        predictor = Predictor(source, section, program, size, where)
+        predictor = Predictor(source, section, program, size, where, fields)
         batches = predictor.run(saved.weights(chosen, program), lambda done: on_progress(done, predictor.examples))
         if path is None:
             parts = list(batches)

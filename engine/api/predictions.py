@@ -1,25 +1,27 @@
 """Predictions of a trained model over a dataset: each example exactly once, in the order of the source, on any mesh.
 
-The text of the examples (`data/text.py`) passes through on the host. In a run of several processes each process reads
-its rows, every process receives the arrays, and the primary gathers the text.
+The text of the examples (`data/text.py`) passes through on the host, and `origins.py` says which examples a row holds.
+In a run of several processes each process reads its rows, every process receives the arrays, and the primary gathers
+the text.
 """
 
 import base64
 import contextlib
 import dataclasses
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from engine.api.origins import Origins, ragged_fields
 from engine.base.errors import TaskError
 from engine.cluster import group
 from engine.cluster.peer_failure import LostPeer
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.memory_check import check_memory, evaluation_batches
-from engine.compile.prediction_program import prediction_step
+from engine.compile.prediction_program import BATCH, prediction_step
 from engine.config.schema import Data
 from engine.data.batch import Batch
 from engine.data.feed import EvaluationFeed
@@ -48,13 +50,22 @@ class Predictor:
         program: program with the Task.
         batch_size: rows per batch; the last batch is padded.
         where: config field of the dataset, for error texts.
+        fields: entries of the examples that are kept with the predictions, such as labels.
 
     Raises:
         TaskError, ShardingError, DataError: the source, the Task and the mesh do not fit together.
         ConfigError: the batches do not fit into memory.
     """
 
-    def __init__(self, source: BaseSource, settings: Data, program: EvaluationProgram, batch_size: int, where: str):
+    def __init__(
+        self,
+        source: BaseSource,
+        settings: Data,
+        program: EvaluationProgram,
+        batch_size: int,
+        where: str,
+        fields: Sequence[str] = (),
+    ):
         check_batch(program.mesh, batch_size, 1, "the batch size of predictions")
         source = limited(source, settings.limit)
         spec = example_spec(source)
@@ -62,19 +73,21 @@ class Predictor:
         batches = evaluation_batches(where, settings, spec, batch_size, len(source))
         batches = dataclasses.replace(batches, field="batch_size", advice="a smaller batch size of predictions")
         self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False).to_tree())
-        self._step, self._shapes = prediction_step(program, spec, batch_size)
+        self._text = source_text(source)
+        numbers = [name for name in dict.fromkeys([*ragged_fields(source, spec), *fields]) if name not in self._text]
+        self._step, self._shapes = prediction_step(program, spec, batch_size, numbers)
         padding = -len(source) % batch_size
         if padding or len(source.shape_specs()) > 1:
             from engine.compile.row_check import check_predictions
 
             text = f"the last batch is padded with {padding} rows" if padding else "batches are padded"
             check_predictions(program, source, batch_size, text)
-        self.names = tuple(self._shapes)
+        self.names = tuple(name for name in self._shapes if not name.startswith(BATCH))
         """Names of the predictions."""
         self.source = source
         """The examples, of which `examples` is the number."""
-        self._text = source_text(source)
-        _check_names(self._shapes, self._text, f"{type(program.task).__name__}.predict")
+        self._origins = Origins(source)
+        _check_names(self.names, self._text, self._origins.names, f"{type(program.task).__name__}.predict")
         self.examples, self._batch_size = len(source), batch_size
         self._feed = EvaluationFeed(
             source,
@@ -123,7 +136,8 @@ class Predictor:
         first = number * self._batch_size
         on_batch(min(first + self._batch_size, self.examples))
         columns = {name: pad_rows(x[kept], self._shapes[name]) for name, x in found.items()}
-        return {EXAMPLE: (first + kept).astype(np.int64), **columns}, text
+        examples = (first + kept).astype(np.int64)
+        return {EXAMPLE: examples, **self._origins.numbers(examples), **columns}, text
 
     def _joined(self, pending: list[tuple[dict[str, np.ndarray], dict[str, list[Any]]]]) -> Generator[Columns]:
         """Yields the columns of batches with their text."""
@@ -131,7 +145,12 @@ class Predictor:
         if self._text and group.count() > 1 and pending:
             texts = self._gather(texts)
         for (columns, _), text in zip(pending, texts, strict=True):
-            if not self._text or not group.is_primary():
+            if not group.is_primary():
+                yield columns
+                continue
+            keys = self._origins.keys(columns[EXAMPLE].tolist())
+            columns = {**columns, **{name: _objects(values) for name, values in keys.items()}}
+            if not self._text:
                 yield columns
                 continue
             rows = self._feed.rows if group.count() == 1 else np.arange(self._batch_size)
@@ -159,8 +178,9 @@ class Predictor:
         return whole
 
 
-def _check_names(names: Iterable[str], text: list[str], where: str) -> None:
-    taken = {EXAMPLE: "the index of the example", **dict.fromkeys(text, "text of the dataset")}
+def _check_names(names: Iterable[str], text: list[str], own: Iterable[str], where: str) -> None:
+    taken = dict.fromkeys(own, "a column of the engine")
+    taken |= {EXAMPLE: "the index of the example", **dict.fromkeys(text, "text of the dataset")}
     for name in names:
         if name in taken:
             raise TaskError(f"{where}: the name {name!r} is {taken[name]}. Rename this prediction.")

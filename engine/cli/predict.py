@@ -15,6 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write: NAME.npz or NAME.parquet")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--figures", type=int, default=0, metavar="N", help="also draw the first N, with Task.figure")
+    parser.add_argument("--fields", metavar="NAMES", help="also keep entries of the examples, such as label,boxes")
     parser.add_argument("--step", help="a step, latest or best (default: best if the run selects one, else latest)")
     parser.add_argument("--evaluation", metavar="NAME", help="read the data of this evaluation of the run")
     parser.add_argument("--batch-size", type=int, help="examples per batch (default: that of the evaluation)")
@@ -45,6 +46,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
             out=args.out,
             overwrite=args.overwrite,
             figures=args.figures,
+            fields=[name for name in (args.fields or "").split(",") if name],
             on_progress=progress.update,
         )
     if group.is_primary():

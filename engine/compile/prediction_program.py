@@ -1,9 +1,11 @@
 """The compiled predictions of one Task on one mesh."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 
-from engine.base.errors import TaskError
+from engine.base.errors import TaskError, did_you_mean
 from engine.base.types import PyTree
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.evaluation_step import EvaluationStep
@@ -20,17 +22,26 @@ type PredictionStep = EvaluationStep[tuple[jax.Array, dict[str, jax.Array]]]
 type Shapes = dict[str, tuple[int, ...]]
 """Name of a prediction -> its shape without the batch."""
 
+BATCH = "batch/"  # before the paths of entries of the batch
 SINGLE = "prediction"  # name of the predictions of a Task that returns one array
 
 
-def prediction_step(program: EvaluationProgram, example: PyTree, batch_size: int) -> tuple[PredictionStep, Shapes]:
+def prediction_step(
+    program: EvaluationProgram, example: PyTree, batch_size: int, fields: Sequence[str] = ()
+) -> tuple[PredictionStep, Shapes]:
     """Returns the step `(params, model state, batch) -> (weight [batch], predictions)` and the predictions' shapes.
 
     Every device, and so every process, holds the whole result. Names are the paths in the pytree that the Task returns.
     The step also takes batches of smaller lengths than the example.
 
+    Args:
+        program: program with the Task.
+        example: spec of an example.
+        batch_size: rows per batch.
+        fields: entries of the batch that become results too, named "batch/" and their path.
+
     Raises:
-        TaskError: `Task.predict` is missing or does not return arrays `[batch, ...]`.
+        TaskError: `Task.predict` is missing or does not return arrays `[batch, ...]`, or an entry does not exist.
     """
     task = program.task
 
@@ -40,7 +51,8 @@ def prediction_step(program: EvaluationProgram, example: PyTree, batch_size: int
         module.eval()
         with author_errors_reported(task, "predict", batch.examples):
             found = task.predict(module, cast(batch.examples, program.compute_dtype, task.full_precision))
-        return jnp.asarray(batch.weight), _by_name(found, batch_size, f"{type(task).__name__}.predict")
+        named = _by_name(found, batch_size, f"{type(task).__name__}.predict")
+        return jnp.asarray(batch.weight), named | _chosen(batch.examples, fields)
 
     weights = program.abstract_weights(averaged=False)
     batch = abstract_batch(example, batch_size, program.batch_sharding)
@@ -54,6 +66,25 @@ def prediction_step(program: EvaluationProgram, example: PyTree, batch_size: int
     return EvaluationStep(jitted, lower, program.mesh), shapes
 
 
+def _chosen(batch: PyTree, fields: Sequence[str]) -> dict[str, jax.Array]:
+    """Returns path -> array of the entries of a batch that are or lie below one of the fields. Raises TaskError."""
+    arrays = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in jax.tree.leaves_with_path(batch)}
+    found = {}
+    for field in fields:
+        below = {path: x for path, x in arrays.items() if f"{path}/".startswith(f"{field}/")}
+        if not below:
+            raise TaskError(
+                f"fields: the examples have no numbers named {field!r}.{did_you_mean(field, arrays)} Allowed: "
+                f"{', '.join(arrays)}."
+            )
+        found |= {f"{BATCH}{path}": _as_stored(x) for path, x in below.items()}
+    return found
+
+
+def _as_stored(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32) if x.dtype in (jnp.bfloat16, jnp.float16) else x
+
+
 def _by_name(found: PyTree, batch_size: int, where: str) -> dict[str, jax.Array]:
     """Returns path -> array; 16-bit floats become float32, which every file format holds. Raises TaskError."""
     arrays = {}
@@ -65,7 +96,7 @@ def _by_name(found: PyTree, batch_size: int, where: str) -> dict[str, jax.Array]
                 f"{where}: {name} is {describe_value(leaf)}, allowed are arrays with one row for each of the "
                 f"{batch_size} examples of the batch."
             )
-        arrays[name] = leaf.astype(jnp.float32) if dtype in (jnp.bfloat16, jnp.float16) else leaf
+        arrays[name] = _as_stored(leaf)
     if not arrays:
         raise TaskError(f"{where} returned {describe_value(found)}. Return arrays [batch, ...], usually in a dict.")
     return arrays

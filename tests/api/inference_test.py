@@ -14,7 +14,7 @@ from engine.cli.main import main
 from engine.storage import mounts
 from tests import runs, zoo
 from tests.bucket_store import upload
-from tests.predicting import NAMES, Predict, Unreadable
+from tests.predicting import NAMES, SIZES, Predict, Unreadable
 
 TASK = "tests.predicting.Predict"
 DATA = "tests.predicting.Unreadable"
@@ -117,6 +117,7 @@ engine.predict(sys.argv[1], overrides=["mesh.fsdp=2", "data.limit=30"], out=sys.
 from tests.predicting import bucketed
 found = engine.predict(sys.argv[1], data=bucketed(), overrides=["mesh.fsdp=2"], batch_size=4)
 print(json.dumps([found["example"].tolist(), found["label"].tolist(), found["id"].tolist() if "id" in found else None]))
+print(json.dumps(found["batch/mask"].sum(1).tolist()))
 engine.export(sys.argv[1], sys.argv[3])
 from engine.base.errors import ConvoyError
 from tests.drawing import Broken
@@ -138,11 +139,12 @@ def test_two_processes_predict_and_export_what_one_does(run, tmp_path):
     engine.export(run, one)
     np.testing.assert_equal(load_file(two), load_file(one))
     whole = engine.predict(run)
-    names, labels, ids = json.loads(lines["0"][-4])
+    names, labels, ids = json.loads(lines["0"][-5])
     assert (names, labels, ids) == (sorted(whole), whole["label"].tolist(), NAMES)
-    assert json.loads(lines["0"][-3]) == [list(range(37)), whole["label"].tolist(), NAMES]  # of buckets
-    names, labels, ids = json.loads(lines["1"][-4])
-    assert (set(whole) - set(names), labels, ids) == ({"id", "raw"}, whole["label"].tolist(), None)
+    assert json.loads(lines["0"][-4]) == [list(range(37)), whole["label"].tolist(), NAMES]  # of buckets
+    names, labels, ids = json.loads(lines["1"][-5])
+    assert (set(whole) - set(names), labels, ids) == ({"example/key", "id", "raw"}, whole["label"].tolist(), None)
+    assert json.loads(lines["0"][-3]) == json.loads(lines["1"][-3]) == SIZES
     assert lines["0"][-2:] == lines["1"][-2:]  # the error of a figure, which process 0 alone draws
     for line in lines["0"][-2:]:
         kind, code, everywhere, text = json.loads(line)

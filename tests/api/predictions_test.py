@@ -37,10 +37,10 @@ class Points(zoo.Classify):
         return {"points": batch["points"], "mask": batch["mask"]}
 
 
-def columns(task, source, mesh=None, batch_size=16, precision="float32", **settings):
+def columns(task, source, mesh=None, batch_size=16, precision="float32", fields=(), **settings):
     program = zoo.program(task, mesh=mesh, precision=precision)
     state = program.init()
-    predictor = Predictor(source, Data(**settings), program.evaluation, batch_size, "data")
+    predictor = Predictor(source, Data(**settings), program.evaluation, batch_size, "data", fields)
     done = []
     parts = list(predictor.run(Weights(state.params, state.model_state), done.append))
     assert done[-1] == predictor.examples
@@ -68,7 +68,8 @@ def test_each_example_is_predicted_once_in_order_with_its_text(mesh, batch_size)
 
 def test_limit_and_array_sources_and_a_single_array_without_text():
     found, program, state = columns(Single(), ArraySource(zoo.examples(N, seed=5)), limit=20)
-    assert found.keys() == {"example", "prediction"}
+    assert found.keys() == {"example", "example/key", "prediction"}
+    assert found["example/key"].tolist() == [str(i) for i in range(20)]
     np.testing.assert_allclose(found["prediction"], expected(program, state)[:20], atol=1e-5)
 
 
@@ -98,9 +99,19 @@ def test_bucketed_examples_are_predicted_in_the_order_of_the_source(bad):
     np.testing.assert_allclose(found["scores/logits"], expected(program, state)[kept], atol=1e-5)
 
 
+def test_fields_of_the_examples_are_kept_as_they_are_read():
+    mesh = MeshSpec(data=2, fsdp=2, tensor=2)
+    found, _, _ = columns(Predict(), Unreadable(), mesh, fields=["y", "id"], precision="bfloat16")
+    assert found["batch/y"].tolist() == zoo.examples(N, seed=5)["y"].tolist()
+    assert found["id"].tolist() == NAMES and "batch/id" not in found
+    with pytest.raises(TaskError, match=r"^fields: the examples have no numbers named 'yy'. Did you mean y\? Allowed:"):
+        columns(Predict(), Unreadable(), fields=["yy"])
+
+
 def test_predictions_of_several_lengths_are_padded_to_the_largest():
     found, _, _ = columns(Points(), bucketed(), batch_size=1)
     assert found["points"].shape == found["mask"].shape == (N, 8)
+    assert found["batch/mask"].tolist() == found["mask"].tolist()
     assert found["mask"].sum(axis=1).tolist() == SIZES
     assert found["points"].sum(axis=1).tolist() == [i * size for i, size in enumerate(SIZES)]
 
@@ -116,6 +127,7 @@ def test_predictions_of_several_lengths_are_padded_to_the_largest():
         (Single(result=lambda x: {}["score"]), r"^Single.predict: there is no 'score' .*The batch holds .*x float32"),
         (Predict(name="id"), r"^Predict.predict: the name 'id' is text of the dataset. Rename this prediction."),
         (Predict(name="example"), r"the name 'example' is the index of the example"),
+        (Predict(name="example/key"), r"the name 'example/key' is a column of the engine"),
     ],
     ids=str,
 )

@@ -17,7 +17,11 @@ def test_predict_writes_a_file_and_replaces_it_only_on_request(tmp_path, capsys)
     assert capsys.readouterr().out == f"wrote predictions of 37 examples to {out}\n"
     assert len(np.load(out)["label"]) == 37
     assert main(words) == 1
-    assert main([*words, "--overwrite"]) == 0
+    assert main([*words, "--overwrite", "--fields=y,valid"]) == 0
+    assert {"example", "example/key", "batch/y", "batch/valid", "label"} <= set(np.load(out))
+    capsys.readouterr()
+    assert main([*words, "--overwrite", "--fields=z"]) == 1
+    assert "fields: the examples have no numbers named 'z'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

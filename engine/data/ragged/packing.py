@@ -117,6 +117,15 @@ class Packed(BaseSource):
         """Returns rows `indices` `[batch]` of the unshuffled packing, as arrays `[batch, length, ...]`."""
         return self._stored_order.read(indices)
 
+    def pieces(self, index: int) -> list[Piece]:
+        """Returns the pieces of a row of the unshuffled packing, in the order of their segment ids."""
+        return self._stored_order.pieces(index)
+
+    @property
+    def most_pieces(self) -> int:
+        """Largest number of pieces in a row of the unshuffled packing."""
+        return self._stored_order.most_pieces
+
     def fingerprint(self) -> str:
         packed = f"{self._what} {'split' if self.split else 'whole'} in rows of {self.length}"
         return f"{self.documents.fingerprint()}{SEPARATOR}{packed}"
@@ -153,20 +162,25 @@ class _PackedSampler(Sampler):
         return self._packed, address
 
     def read(self, addresses: np.ndarray) -> Examples:
-        return self._contents.fill([self._pieces(address) for address in addresses.tolist()])
+        return self._contents.fill([self.pieces(address) for address in addresses.tolist()])
 
     def sizes(self, addresses: np.ndarray) -> Sizes:
         """Returns the sizes of the rows at addresses."""
         elements, costs = self._contents.elements, self._contents.costs()
         found = []
         for address in addresses.tolist():
-            index, start, stop = np.array(self._pieces(address)).T
+            index, start, stop = np.array(self.pieces(address)).T
             parts = (stop - start) / np.maximum(self._contents.sizes[index], 1)  # the share of each example
             found.append(((elements[index] * parts).sum(), (costs[index] * parts).sum()))
         real, cost = np.array(found, np.float64).reshape(-1, 2).T
         return Sizes(real, np.full(len(addresses), self._contents.space), cost)
 
-    def _pieces(self, address: int) -> list[Piece]:
+    @property
+    def most_pieces(self) -> int:
+        """Largest number of pieces in a row of the first epoch."""
+        return int(np.diff(self._plan(0).first).max())
+
+    def pieces(self, address: int) -> list[Piece]:
         """Returns the pieces of a row."""
         epoch, row = divmod(address, self._row_permutation.size)
         plan = self._plan(epoch)

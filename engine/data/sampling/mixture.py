@@ -96,8 +96,13 @@ class Mixture(BaseSource):
         return UNKNOWN_LENGTH if self._endless else int(self._ends[-1])
 
     def __getitem__(self, index: int) -> Example:
+        name, own = self.locate(index)
+        return self._parts[name][own]
+
+    def locate(self, index: int) -> tuple[str, int]:
+        """Returns the name of the source that has the example at an index of the mixture, and its index there."""
         number = int(np.searchsorted(self._ends, index, side="right"))
-        return self._parts[self._names[number]][index - int(self._ends[number] - self._sizes[number])]
+        return self._names[number], index - int(self._ends[number] - self._sizes[number])
 
     def take(self, indices: np.ndarray) -> Examples:
         """Returns the examples at `indices` `[batch]` of the concatenated sources, as arrays `[batch, ...]`."""
