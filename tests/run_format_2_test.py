@@ -91,7 +91,9 @@ def test_run_of_version_0_2_evaluates_to_the_same_results(continued, name, when)
 @each_run
 @each_time
 def test_run_of_version_0_2_predicts_the_same(continued, name, when):
-    assert_same(continued[1][name][when]["predictions"], EXPECTED[name][when]["predictions"])
+    found, expected = continued[1][name][when]["predictions"], EXPECTED[name][when]["predictions"]
+    # Readers of version 0.2 find each of its columns; later versions add some.
+    assert_same({column: found[column] for column in expected}, expected)
 
 
 @each_run
