@@ -1,4 +1,4 @@
-"""Reads text files of others, replaces files atomically, and locks open files.
+"""Reads text files of others, replaces files atomically, keeps entries of caches with a checksum, and locks open files.
 
 After a replacement a reader sees the old content or the new content, even after a crash of the machine. The kernel
 releases a lock when its file is closed or its process ends. Network disks support locks from NFS version 4 on; Lustre
@@ -10,12 +10,16 @@ import errno
 import fcntl
 import io
 import os
+import secrets
 import stat
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
 
 LARGEST = 256 << 20  # bytes: more than the largest file that a run writes as a whole, a manifest of 10,000 processes
+_MAGIC = b"convoy1\n"
+HEADER_BYTES = len(_MAGIC) + 16  # of a file of `write_checked`
 
 
 def read_text(path: Path, largest: int = LARGEST, errors: str = "strict") -> str:
@@ -27,7 +31,7 @@ def read_text(path: Path, largest: int = LARGEST, errors: str = "strict") -> str
         OSError: the file is missing, cannot be read, is not a regular file, has more than `largest` bytes, or, with
             `errors="strict"`, is not UTF-8.
     """
-    with open(path, encoding="utf-8", errors=errors, opener=_open_regular) as file:
+    with open(path, encoding="utf-8", errors=errors, opener=open_regular) as file:
         if (size := os.fstat(file.fileno()).st_size) > largest:
             raise OSError(errno.EFBIG, f"it has {size} bytes, allowed are {largest}", str(path))
         try:
@@ -36,12 +40,81 @@ def read_text(path: Path, largest: int = LARGEST, errors: str = "strict") -> str
             raise OSError(errno.EILSEQ, f"it is not UTF-8 text: {error}", str(path)) from error
 
 
-def _open_regular(path: str, flags: int) -> int:
+def open_regular(path: str, flags: int) -> int:
+    """Opens a file for `open(opener=)`; does not wait for a pipe. Raises OSError for what is not a regular file."""
     descriptor = os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return descriptor
     os.close(descriptor)
     raise OSError(errno.EINVAL, "it is not a regular file", path)
+
+
+def read_checked(path: str | os.PathLike[str]) -> bytes:
+    """Returns the content that `write_checked` wrote to this path.
+
+    Raises:
+        FileNotFoundError: there is nothing at this path.
+        OSError: what is there is damaged, belongs to another file name, or is not a regular file.
+    """
+    with open(path, "rb", buffering=0, opener=open_regular) as file:  # a buffer would copy the content
+        header, content = file.read(HEADER_BYTES), file.read()
+    check_header(path, header, content)
+    return content
+
+
+def write_checked(path: str | os.PathLike[str], content: bytes) -> None:
+    """Replaces a file by content with its checksum, which `read_checked` compares. Raises OSError if it cannot.
+
+    The content is not synced: after a crash of the machine, the checksum tells that it is not complete.
+    """
+    temporary = f"{os.fspath(path)}.{secrets.token_hex(4)}.tmp"
+    try:
+        with open(temporary, "xb") as file:
+            file.write(header_of(path, content))
+            file.write(content)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def header_of(path: str | os.PathLike[str], content: bytes) -> bytes:
+    """Returns what stands before a content: a checksum, also of the name of the file, since files may be swapped."""
+    import xxhash
+
+    found = xxhash.xxh3_128(os.path.basename(os.fsencode(path)) + b"\0")
+    found.update(content)
+    return _MAGIC + found.digest()
+
+
+def check_header(path: str | os.PathLike[str], header: bytes, content: bytes) -> None:
+    """Raises OSError if a header is not that of a content at this path."""
+    if header != header_of(path, content):
+        text = "its checksum is not that of its content" if header.startswith(_MAGIC) else "it has no checksum"
+        raise OSError(errno.EILSEQ, text, os.fspath(path))
+
+
+def set_aside(
+    path: str | os.PathLike[str], what: str, error: OSError, rename: Callable[[str, str], object] = os.rename
+) -> None:
+    """Renames a damaged entry of a cache, whatever it is, and says so.
+
+    Args:
+        path: the entry.
+        what: what it is and what follows, such as "index, which is built again".
+        error: what `read_checked` raised.
+        rename: renames it.
+    """
+    aside = f"{os.fspath(path)}.{secrets.token_hex(4)}.damaged"
+    try:
+        rename(os.fspath(path), aside)
+        done = f"It is now {os.path.basename(aside)}."
+    except FileNotFoundError:  # another process was faster, and says it
+        return
+    except OSError as failure:
+        done = f"It cannot be renamed ({failure.strerror}): delete it."
+    print(f"warning: {path}: damaged {what}: {error.strerror or error}. {done}", file=sys.stderr)
 
 
 @contextlib.contextmanager

@@ -1,22 +1,29 @@
 """Sets up JAX's persistent compilation cache, so that the second start of a run compiles nothing.
 
 Each kind of machine and release of JAX gets its own folder (`key`): a program that XLA compiled for one CPU may use
-instructions that another lacks and would die of SIGILL there, and machines often share a home directory. JAX locks the
-files for concurrent runs and deletes the least recently used.
+instructions that another lacks and would die of SIGILL there, and machines often share a home directory. JAX stores its
+entries without a checksum, and most flipped bits in machine code raise no error. So JAX reads and writes the folder
+through a class of paths (`CheckedPath`), registered at etils.epath, which adds the checksum.
 """
 
 import contextlib
 import hashlib
 import os
 import platform
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+from engine.base.files import HEADER_BYTES, check_header, header_of, read_checked, set_aside, write_checked
+
 DIRECTORY_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 MINIMUM_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+SCHEME = "convoy-cache://"
+_limits: dict[str, int] = {}  # folder that JAX uses through CheckedPath -> its largest size in bytes
+_unwritable: set[str] = set()  # folders for which a warning was printed
 
 
 def enable(max_gib: float, directory: Path | None = None) -> Path | None:
@@ -38,8 +45,10 @@ def enable(max_gib: float, directory: Path | None = None) -> Path | None:
         return None
     if MINIMUM_VARIABLE not in os.environ:  # JAX's default of 1 s leaves out the steps of small models
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    if jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
+    if chosen := jax.config.jax_compilation_cache_dir:
+        if not chosen.startswith(SCHEME):
+            _set_folder(chosen, jax.config.jax_compilation_cache_max_size)
+        return Path(chosen.removeprefix(SCHEME))
     folder = None
     try:
         folder = (user_directory() / "compiled" if directory is None else Path(directory)) / key()
@@ -55,9 +64,118 @@ def enable(max_gib: float, directory: Path | None = None) -> Path | None:
             stacklevel=2,
         )
         return None
-    jax.config.update("jax_compilation_cache_max_size", int(max_gib * 2**30))
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    _set_folder(str(folder), int(max_gib * 2**30))
     return folder
+
+
+def _set_folder(folder: str, limit: int) -> None:
+    """Lets JAX read and write programs in a folder or bucket through `CheckedPath`; -1 is no limit of the size."""
+    import jax
+    from etils import epath
+    from jax.experimental.compilation_cache import compilation_cache
+
+    if not _limits:
+        epath.register_path_cls(SCHEME)(CheckedPath)
+    _limits[os.fspath(epath.Path(folder))] = limit
+    jax.config.update("jax_compilation_cache_max_size", -1)  # JAX would lock the folder, and evict its own entries only
+    # XLA would read this cache of measured kernels for GPUs itself, and it has no checksums either.
+    jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+    jax.config.update("jax_compilation_cache_dir", SCHEME + folder)
+    compilation_cache.reset_cache()  # JAX remembers the folder in which it has found a program
+
+
+class CheckedPath:
+    """Path of the folder of programs, or of a program in it, as JAX uses them; a program is `NAME.checked`.
+
+    What JAX reads was compared with its checksum. Anything else is set aside, so that JAX compiles the program again.
+    """
+
+    def __init__(self, path: str):
+        from etils import epath
+
+        self._path = epath.Path(path.removeprefix(SCHEME))  # also in a bucket
+        self._content: bytes | None = None
+
+    def joinpath(self, *names: str) -> "CheckedPath":
+        return CheckedPath(os.fspath(self._path.joinpath(*names)))
+
+    def __truediv__(self, name: str) -> "CheckedPath":
+        return self.joinpath(f"{name}.checked")
+
+    def __str__(self) -> str:
+        return os.fspath(self._path)
+
+    def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
+        self._path.mkdir(mode, parents=parents, exist_ok=exist_ok)
+
+    def exists(self) -> bool:
+        """Returns whether there is a program, after reading it."""
+        try:
+            self._content = self._read()
+        except FileNotFoundError:
+            return False
+        except OSError as error:
+            what = "program in the compilation cache, which is compiled again"
+            set_aside(self._path, what, error, lambda _, new: self._path.rename(new))
+            return False
+        with contextlib.suppress(OSError):  # of a bucket, or of a folder that others may only read
+            os.utime(self._path)  # for `_evict`
+        return True
+
+    def read_bytes(self) -> bytes:
+        """Returns the program that `exists` has read."""
+        if self._content is None and not self.exists():
+            raise FileNotFoundError(str(self))
+        assert self._content is not None
+        return self._content
+
+    def write_bytes(self, content: bytes) -> int:
+        """Stores a program, and deletes the least recently used files above the limit of the folder."""
+        folder = os.path.dirname(self._path)
+        try:
+            if self._is_local:
+                write_checked(self._path, content)
+                if (limit := _limits.get(folder, -1)) >= 0:
+                    _evict(folder, limit)
+            else:
+                self._path.write_bytes(header_of(self._path, content) + content)
+        except OSError as error:
+            if folder not in _unwritable:
+                _unwritable.add(folder)
+                print(
+                    f"warning: {folder}: cannot be written ({error.strerror or error}), so the next start compiles "
+                    f"again. Set {DIRECTORY_VARIABLE} to a writable folder.",
+                    file=sys.stderr,
+                )
+        return len(content)
+
+    @property
+    def _is_local(self) -> bool:
+        return "://" not in os.fspath(self._path)
+
+    def _read(self) -> bytes:
+        if self._is_local:
+            return read_checked(self._path)
+        stored = self._path.read_bytes()  # a bucket has no pipes
+        content = stored[HEADER_BYTES:]
+        check_header(self._path, stored[:HEADER_BYTES], content)
+        return content
+
+
+def _evict(folder: str, limit: int) -> None:
+    """Deletes the least recently used files until the folder has at most `limit` bytes.
+
+    Several processes may do so at once. Entries of earlier releases and files that were set aside count as well.
+    """
+    with os.scandir(folder) as entries:
+        files = [(entry.stat(), entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
+    size = sum(found.st_size for found, _ in files)
+    for found, path in sorted(files, key=lambda file: file[0].st_mtime_ns):
+        if size <= limit:
+            return
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+        size -= found.st_size
 
 
 @contextlib.contextmanager

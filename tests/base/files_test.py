@@ -5,7 +5,16 @@ import os
 
 import pytest
 
-from engine.base.files import lock, lock_if_supported, read_text, replacing
+from engine.base.files import (
+    lock,
+    lock_if_supported,
+    read_checked,
+    read_text,
+    replacing,
+    set_aside,
+    write_checked,
+)
+from tests import damages
 
 
 def test_text_of_a_regular_file_is_returned(tmp_path):
@@ -90,3 +99,26 @@ def test_file_without_locks_counts_as_unlocked_only_if_they_are_optional():
         with pytest.raises(OSError, match="Bad file descriptor"):  # the kernel locks no O_PATH descriptor
             lock(file)
         assert lock_if_supported(file)
+
+
+@pytest.mark.parametrize("damage", damages.ALL)
+def test_damaged_entry_is_refused_and_set_aside(damage, tmp_path, capsys):
+    path = tmp_path / "entry"
+    write_checked(path, b"content")
+    assert read_checked(path) == b"content" and os.listdir(tmp_path) == ["entry"]
+    damage(path)
+    with pytest.raises(OSError, match=r"its checksum is not|it has no checksum|not a regular file") as error:
+        read_checked(path)
+    set_aside(path, "entry, which is made again", error.value)
+    set_aside(path, "entry, which is made again", error.value)  # as another process that has read it
+    [aside] = os.listdir(tmp_path)
+    assert aside.startswith("entry.") and aside.endswith(".damaged")
+    text = f"warning: {path}: damaged entry, which is made again: {error.value.strerror}. It is now {aside}.\n"
+    assert capsys.readouterr().err == text
+
+
+def test_entry_belongs_to_the_name_of_its_file(tmp_path):
+    write_checked(tmp_path / "a", b"content")
+    (tmp_path / "a").rename(tmp_path / "b")
+    with pytest.raises(OSError, match="its checksum is not that of its content"):
+        read_checked(tmp_path / "b")

@@ -8,7 +8,8 @@ import textwrap
 
 import pytest
 
-from engine.compile.cache import cpu_features, key
+from engine.compile.cache import SCHEME, CheckedPath, cpu_features, key
+from tests import damages
 
 PROGRAM = """
     import sys
@@ -83,6 +84,62 @@ def test_unwritable_home_gives_a_warning(tmp_path):
     assert "cannot be written (Not a directory), so every start compiles again. Set XDG_CACHE_HOME" in errors
 
 
+def test_damaged_programs_are_named_once_and_compiled_again(tmp_path):
+    """JAX hung at the pipe, and trained with flipped bits that its compression let pass."""
+    folder = tmp_path / "convoy" / "compiled" / key()
+    run(tmp_path, 1.0, *range(2, 6))
+    programs = sorted(folder.glob("jit_layer-*.checked"))
+    assert len(programs) == 4
+    for program, damage in zip(
+        programs, (damages.flipped_bit, damages.pipe, damages.folder, damages.empty), strict=True
+    ):
+        damage(program)
+    process = start(tmp_path, 1.0, *range(2, 6))
+    output, errors = process.communicate(timeout=180)
+    assert process.returncode == 0 and output.splitlines()[1] == "hits misses"
+    lines = errors.splitlines()
+    assert len(lines) == 4 and all(line.startswith(f"warning: {folder}/jit_layer-") for line in lines)
+    assert len(list(folder.glob("jit_layer-*.damaged"))) == 4
+    assert run(tmp_path, 1.0, *range(2, 6))[1] == "hits no misses"
+
+
+@pytest.mark.parametrize("damage", damages.ALL)
+def test_jax_reads_no_damaged_program(damage, tmp_path, capsys):
+    CheckedPath(f"{SCHEME}{tmp_path}/a").write_bytes(b"program")
+    path = CheckedPath(f"{SCHEME}{tmp_path}/a")
+    assert path.exists() and path.read_bytes() == b"program"
+    damage(tmp_path / "a")
+    path = CheckedPath(f"{SCHEME}{tmp_path}/a")
+    assert not path.exists() and not path.exists()
+    with pytest.raises(FileNotFoundError):
+        path.read_bytes()
+    assert capsys.readouterr().err.count(f"warning: {tmp_path}/a: damaged program in the compilation cache") == 1
+    path.write_bytes(b"program")
+    assert path.exists()
+
+
+def test_swapped_programs_are_not_read(tmp_path, capsys):
+    for name in "ab":
+        CheckedPath(f"{SCHEME}{tmp_path}/{name}").write_bytes(name.encode())
+    damages.swap(tmp_path / "a", tmp_path / "b")
+    assert not any(CheckedPath(f"{SCHEME}{tmp_path}/{name}").exists() for name in "ab")
+
+
+def test_unwritable_folder_is_named_once(tmp_path, capsys):
+    for name in "ab":
+        CheckedPath(f"{SCHEME}{tmp_path}/absent/{name}").write_bytes(b"program")
+    assert capsys.readouterr().err == (
+        f"warning: {tmp_path}/absent: cannot be written (No such file or directory), so the next start compiles again. "
+        "Set JAX_COMPILATION_CACHE_DIR to a writable folder.\n"
+    )
+
+
+def test_folder_set_for_jax_is_limited_as_jax_would(tmp_path):
+    limit = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path), "JAX_COMPILATION_CACHE_MAX_SIZE": "20000"}
+    run(tmp_path, 1.0, *range(2, 6), **limit)
+    assert 0 < sum(path.stat().st_size for path in tmp_path.iterdir()) <= 20000
+
+
 @pytest.mark.multiprocess
 def test_concurrent_runs_share_a_cache_within_its_size_limit(tmp_path):
     """Both processes write, read and evict the same programs."""
@@ -92,8 +149,9 @@ def test_concurrent_runs_share_a_cache_within_its_size_limit(tmp_path):
     for process in processes:
         _, errors = process.communicate(timeout=300)
         assert (process.returncode, errors) == (0, "")
-    files = [path for path in (tmp_path / "convoy" / "compiled" / key()).iterdir() if path.name.endswith("-cache")]
-    assert len(files) > 3 and sum(path.stat().st_size for path in files) <= size
+    files = list((tmp_path / "convoy" / "compiled" / key()).iterdir())
+    assert len(files) > 3 and {path.suffix for path in files} == {".checked"}
+    assert sum(path.stat().st_size for path in files) <= size
 
 
 def test_key_contains_machine_and_jax_version():
