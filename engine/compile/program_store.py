@@ -6,6 +6,7 @@ compile it: the processes of a run on GPUs share the work of tuning the kernels 
 alone may wait for the others.
 """
 
+import errno
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 
 from engine.base.errors import ConfigError, first_line
-from engine.base.files import replacing
+from engine.base.files import read_text, replacing, set_aside
 from engine.cluster import group
 from engine.compile import cache
 from engine.compile.compiler import ProgramCompiler
@@ -107,6 +108,8 @@ class StoredPrograms(ProgramCompiler):
         check_trusted(self._folder)
         path = _path(self._folder, name, facts)
         for target, content in ((path, payload), (path.with_suffix(".json"), json.dumps(entry, indent=1).encode())):
+            if target.is_dir():
+                set_aside(target, "program, which is written again", OSError(errno.EISDIR, "it is a folder"))
             # The mode is set at the creation: no other user can open the file before, and some mounts refuse chmod.
             with replacing(target, target.with_name(f".{target.name}.{os.getpid()}.tmp"), mode=0o600) as file:
                 file.write(content)
@@ -118,6 +121,8 @@ class StoredPrograms(ProgramCompiler):
         path = _path(self._folder, name, facts)
         try:
             entry = read_entry(path.with_suffix(".json"))
+            if entry is None and os.path.lexists(path.with_suffix(".json")):
+                return None, f"{path.with_suffix('.json')} is damaged or cannot be read"
             if entry is None or entry["facts"] != dict(facts):
                 return None, f"{self._folder} {self._difference(name, facts)}"
             payload = read_trusted(path)
@@ -172,7 +177,7 @@ def first_problem(problems: Mapping[int, str], missing: Sequence[int]) -> str:
 def read_entry(path: Path) -> dict[str, Any] | None:
     """Returns the description of a stored program; None if there is none that this version can read."""
     try:
-        entry = json.loads(path.read_text())
+        entry = json.loads(read_text(path))
     except (OSError, ValueError):
         return None
     return entry if isinstance(entry, dict) and entry.get("format") == FORMAT else None

@@ -9,6 +9,7 @@ import stat
 from pathlib import Path
 
 from engine.base.errors import ConfigError
+from engine.base.files import open_regular
 
 
 def check_trusted(folder: Path) -> None:
@@ -22,8 +23,8 @@ def check_trusted(folder: Path) -> None:
 
 
 def read_trusted(path: Path) -> bytes:
-    """Returns the content of a file. Raises ConfigError if another user owns it or may write to it."""
-    with path.open("rb") as file:
+    """Returns the content of a regular file. Raises ConfigError if another user owns it or may write to it."""
+    with open(path, "rb", opener=open_regular) as file:
         if problem := _problem(os.fstat(file.fileno())):
             raise ConfigError(f"{problem}; only the user of the job may be allowed to write to it")
         return file.read()

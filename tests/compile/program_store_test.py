@@ -11,6 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from engine.base.errors import ConfigError
 from engine.compile.program_store import StoredPrograms, first_problem
+from tests import damages
 
 CONFIG = "name: a\ntrain.seed: 0\ntrain.global_batch_size: 16\n"
 
@@ -57,6 +58,27 @@ def test_program_that_jax_has_in_its_cache_can_be_stored_and_loaded(folder, tmp_
     StoredPrograms(again, store=True, config=CONFIG).compile("step", lowered(mesh()), mesh())
     assert load(again) == (True, [])
     assert jax.config.jax_enable_compilation_cache
+
+
+@pytest.mark.parametrize("suffix", [".program", ".json"])
+@pytest.mark.parametrize("damage", damages.ALL)
+def test_damaged_file_is_named_and_its_program_compiled(damage, suffix, folder):
+    path = file_of(folder, suffix)
+    damage(path)
+    loaded, [text] = load(folder)
+    assert not loaded and path.stem in text
+    StoredPrograms(folder, store=True, config=CONFIG).compile("step", lowered(mesh()), mesh())
+    assert load(folder) == (True, [])
+
+
+def test_swapped_programs_are_not_loaded(folder):
+    one = file_of(folder, ".program")
+    StoredPrograms(folder, store=True, config=CONFIG).compile("step", lowered(mesh(), 3.0), mesh())
+    [two] = set(folder.glob("*.program")) - {one}
+    damages.swap(one, two)
+    assert not load(folder)[0]
+    damages.swap(one.with_suffix(".json"), two.with_suffix(".json"))
+    assert not load(folder)[0]
 
 
 def test_another_program_is_compiled_and_the_changed_settings_are_named(folder):
