@@ -62,7 +62,7 @@ def read_checked(path: str | os.PathLike[str]) -> bytes:
     return content
 
 
-def write_checked(path: str | os.PathLike[str], content: bytes) -> None:
+def write_checked(path: str | os.PathLike[str], content: bytes | memoryview) -> None:
     """Replaces a file by content with its checksum, which `read_checked` compares. Raises OSError if it cannot.
 
     The content is not synced: after a crash of the machine, the checksum tells that it is not complete.
@@ -79,7 +79,7 @@ def write_checked(path: str | os.PathLike[str], content: bytes) -> None:
         raise
 
 
-def header_of(path: str | os.PathLike[str], content: bytes) -> bytes:
+def header_of(path: str | os.PathLike[str], content: bytes | memoryview) -> bytes:
     """Returns what stands before a content: a checksum, also of the name of the file, since files may be swapped."""
     import xxhash
 

@@ -4,11 +4,10 @@ They come from an array, a file, or a method `tags()` of the source. Otherwise a
 gives them, for which all examples are read once; a cache file saves later starts this reading.
 """
 
-import contextlib
 import dataclasses
 import inspect
+import io
 import os
-import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ import numpy.typing as npt
 import xxhash
 
 from engine.base.errors import DataError
+from engine.base.files import read_checked, set_aside, write_checked
 from engine.config.schema import Target
 from engine.config.target import resolve
 from engine.data.ragged.fields import measured
@@ -89,7 +89,7 @@ def find_tags(source: BaseSource, given: TagsArgument, cache: str | None, owner:
     Args:
         source: source of the examples.
         given: as the argument `tags` of `Weighted`.
-        cache: path of an `.npz` file for tags that are read from the examples; None stores none.
+        cache: path of a file for tags that are read from the examples; None stores none.
         owner: name of the source that uses the tags, for error texts.
 
     Raises:
@@ -256,24 +256,25 @@ def _distinct(value: Any) -> list[object]:
 def _load(path: Path, key: str) -> Tags | None:
     """Returns the tags in a cache file; None if there is no such file, or it was written for something else."""
     try:
-        with np.load(path) as arrays:
-            if str(arrays["key"]) != key:
-                return None
-            return Tags(tuple(arrays["names"].tolist()), arrays["numbers"], arrays.get("ends"))
-    except Exception:  # no file, or the file of another program
+        content = read_checked(path)
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        set_aside(path, "cache of tags, which are read again", error)
+        return None
+    with np.load(io.BytesIO(content)) as arrays:
+        if str(arrays["key"]) != key:
+            return None
+        return Tags(tuple(arrays["names"].tolist()), arrays["numbers"], arrays.get("ends"))
 
 
 def _save(path: Path, key: str, tags: Tags, where: str) -> None:
     arrays = {"key": np.array(key), "names": np.array(tags.names, dtype=str), "numbers": tags.numbers}
     if tags.ends is not None:
         arrays["ends"] = tags.ends
-    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}")  # processes on several hosts may have one id
+    content = io.BytesIO()
+    np.savez(content, **arrays)  # pyright: ignore[reportArgumentType]
     try:
-        with open(part, "wb") as file:
-            np.savez(file, **arrays)  # pyright: ignore[reportArgumentType]
-        os.replace(part, path)
+        write_checked(path, content.getbuffer())
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         raise DataError(f"{where}: the cache {path} cannot be written: {error}. Choose another path.") from error

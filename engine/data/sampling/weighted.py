@@ -76,7 +76,7 @@ class Weighted(BaseSource):
                 all tags.
             threshold: for "repeat": tags of a smaller share of the examples are rare.
             interpolate: change the shares linearly from each time to the next, not at the times.
-            cache: path of an `.npz` file that keeps tags which were read from the examples.
+            cache: path of a file that keeps tags which were read from the examples, with a checksum.
 
         `weights` and `balance` may change by time: {"0 steps": "natural", "5 epochs": "class"}. A time is in steps,
         examples or epochs, or a percentage of the run ("50%"). Weights of examples: {"0 steps": "easy.npy", "50%": {}},

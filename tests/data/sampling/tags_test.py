@@ -9,6 +9,7 @@ from engine.base.errors import ConfigError, DataError
 from engine.data.ragged import fields as ragged
 from engine.data.sampling.tags import Tags, find_tags
 from engine.data.source import ArraySource, BaseSource
+from tests import damages
 
 CITIES = ["oslo", "bonn", "oslo", "rome"]
 SEVERAL = [["bus"], [], ["bus", "tram"], ["tram"]]
@@ -124,6 +125,18 @@ def test_cache_saves_later_starts_the_reading_until_source_or_function_change(ta
     source.name = "other scenes"
     found("scene/kind", source, cache)
     assert source.reads == 12
+
+
+@pytest.mark.parametrize("damage", damages.ALL)
+def test_damaged_cache_is_named_and_the_tags_are_read_again(damage, tmp_path, capsys):
+    cache = tmp_path / "tags.cache"
+    found("city", cache=str(cache))
+    damage(cache)
+    source = Scenes()
+    assert per_example(found("city", source, str(cache))) == [[city] for city in CITIES]
+    assert capsys.readouterr().err.count(f"warning: {cache}: damaged cache of tags, which are read again: ") == 1
+    assert per_example(found("city", Scenes(), str(cache))) == [[city] for city in CITIES]
+    assert "damaged" not in capsys.readouterr().err
 
 
 def test_processes_with_the_same_id_may_write_one_cache(tmp_path, monkeypatch):
