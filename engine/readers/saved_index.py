@@ -1,14 +1,15 @@
 """Saves the index of a file, such as the offsets of its records, so that it is built only once.
 
-The index of `data/a.tfrecord` is `data/.convoy_index/a.tfrecord.FORMAT.npz`, or lies in the user's cache folder if
-`data` cannot be written to. It is valid as long as the size and the modification time of the file are the same. While
-one process builds an index, it locks a file next to the index, so that the others wait and read the result.
+The index of `data/a.tfrecord` is `data/.convoy_index/a.tfrecord.FORMAT.index`, or lies in the user's cache folder if
+`data` cannot be written to. It is valid as long as the size and the modification time of the file are the same. It has
+a checksum, and a damaged one is set aside. While one process builds an index, it locks a file next to the index, so
+that the others wait and read the result.
 """
 
 import contextlib
 import hashlib
+import io
 import os
-import secrets
 import sys
 import threading
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.base.errors import DataError
-from engine.base.files import lock_if_supported
+from engine.base.files import lock_if_supported, open_regular, read_checked, set_aside, write_checked
 from engine.base.types import PyTree
 from engine.cluster.identity import is_primary
 from engine.readers.bucket_cache import INDEXES as FOLDER
@@ -99,7 +100,7 @@ def _locked(path: str, form: str, wait: Callable[[], None]) -> Iterator[None]:
         lock = place.with_suffix(".lock")
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
-            file = open(lock, "ab")  # noqa: SIM115, closed below
+            file = open(lock, "ab", opener=open_regular)  # noqa: SIM115, closed below
         except OSError:
             continue
         with file:
@@ -128,34 +129,33 @@ def index_paths(path: str, form: str) -> list[Path]:
     cache = (Path(home) if home else Path.home() / ".cache") / "convoy" / "index"
     digest = hashlib.blake2b(os.fsencode(full), digest_size=16).hexdigest()
     folder, name = os.path.split(full)
-    return [Path(folder, FOLDER, f"{name}.{form}.npz"), cache / f"{digest}.{form}.npz"]
+    return [Path(folder, FOLDER, f"{name}.{form}.index"), cache / f"{digest}.{form}.index"]
 
 
 def _read(path: str, form: str, stamp: np.ndarray) -> Index | None:
     """Returns the saved index; None if there is none, or it is damaged, or belongs to another state of the file."""
     for place in index_paths(path, form):
         try:
-            # NumPy leaves a damaged file open if it has opened it.
-            with open(place, "rb") as file, np.load(file, allow_pickle=False) as stored:
-                found = {name: stored[name] for name in stored.files}
-        except Exception:  # no file, or a damaged one, for which NumPy and zipfile raise errors of many kinds
+            content = read_checked(place)
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
             continue
-        if np.array_equal(found.pop("stamp", np.zeros(0)), stamp):
+        except OSError as error:
+            set_aside(place, f"index of {shown(path)}, which is built again", error)
+            continue
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            found = {name: stored[name] for name in stored.files}
+        if np.array_equal(found.pop("stamp"), stamp):
             return found
     return None
 
 
 def _write(path: str, form: str, stamp: np.ndarray, index: Index) -> None:
     """Saves an index at the first place that can be written to; the file appears complete or not at all."""
+    arrays: dict[str, PyTree] = {"stamp": stamp, **index}
+    content = io.BytesIO()
+    np.savez(content, **arrays)
     for place in index_paths(path, form):
-        arrays: dict[str, PyTree] = {"stamp": stamp, **index}
-        unfinished = place.with_name(f"{secrets.token_hex(8)}.unfinished")
-        try:
+        with contextlib.suppress(OSError):
             place.parent.mkdir(parents=True, exist_ok=True)
-            with open(unfinished, "xb") as file:  # other users may read it, unlike a file of tempfile
-                np.savez(file, **arrays)
-            os.replace(unfinished, place)
+            write_checked(place, content.getbuffer())  # other users may read it
             return
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.unlink(unfinished)

@@ -10,6 +10,7 @@ import pytest
 from engine.base.errors import DataError
 from engine.readers import saved_index
 from engine.readers.saved_index import file_indexes, index_paths
+from tests import damages
 
 FORM = "test-1"
 
@@ -64,23 +65,36 @@ def test_empty_index_is_not_saved(path):
     assert build.calls == 2
 
 
-@pytest.mark.parametrize("damage", ["truncate", "flip", "replace"])
-def test_damaged_index_is_built_again(path, damage):
+@pytest.mark.parametrize("damage", damages.ALL)
+def test_damaged_index_is_named_and_built_again(path, damage, capsys):
     build = Builder()
     content(path, build)
     place = index_paths(path, FORM)[0]
-    stored = bytearray(place.read_bytes())
-    if damage == "truncate":
-        stored = stored[:-30]
-    elif damage == "flip":
-        stored[stored.index(b"abc")] ^= 1
-    else:
-        stored = bytearray(b"not an index")
-    place.write_bytes(stored)
-    assert content(path, build) == b"abc"
+    damage(place)
+    assert [content(path, build), content(path, build)] == [b"abc", b"abc"]
     assert build.calls == 2
-    assert content(path, build) == b"abc"
-    assert build.calls == 2
+    text = f"warning: {place}: damaged index of {path}, which is built again: "
+    assert capsys.readouterr().err.count(text) == 1
+
+
+def test_swapped_indexes_are_built_again(path):
+    other = os.path.join(os.path.dirname(path), "b")
+    with open(other, "wb") as file:
+        file.write(b"xyz")
+    for each in (path, other):
+        os.utime(each, ns=(0, 5))  # as of files that a program unpacked
+    build = Builder()
+    assert [content(path, build), content(other, build)] == [b"abc", b"xyz"]
+    damages.swap(*(index_paths(each, FORM)[0] for each in (path, other)))
+    assert [content(path, build), content(other, build)] == [b"abc", b"xyz"]
+    assert build.calls == 4
+
+
+def test_pipe_in_place_of_the_lock_is_not_waited_for(path):
+    place = index_paths(path, FORM)[0].with_suffix(".lock")
+    place.parent.mkdir()
+    os.mkfifo(place)
+    assert content(path, Builder()) == b"abc"
 
 
 def test_index_of_a_read_only_folder_is_in_the_cache_folder(path):
