@@ -2,10 +2,11 @@
 
 The variable CONVOY_DATA_CACHE names the folder of the cache and selects it (`storage/object_store.py`). Processes of a
 host share the cache: locks of files decide who downloads and what may be removed. A file that is in use by a process is
-not removed.
+not removed. Each start compares the files that it needs with their checksums.
 """
 
 import contextlib
+import errno
 import fnmatch
 import json
 import os
@@ -13,11 +14,19 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from engine.base.errors import DataError
-from engine.base.files import lock, replacing
-from engine.readers.record_manifest import LENGTHS, MANIFEST, dataset_of, finished_shards, read_manifest
+from engine.base.files import lock, read_text, replacing, set_aside
+from engine.readers.record_manifest import (
+    LENGTHS,
+    MANIFEST,
+    checksum,
+    content_checksum,
+    dataset_of,
+    finished_shards,
+    read_manifest,
+)
 from engine.storage.mounts import PROGRAMS, split_address
 from engine.storage.object_store import SWITCH, Bucket
 
@@ -28,6 +37,7 @@ INDEXES = ".convoy_index"
 """Folder of the saved indexes of files (`engine/readers/saved_index.py`); hidden, so that no wildcard matches it."""
 PART = "part"  # kind of the hidden file that a download writes
 _in_use: dict[Path, IO[str]] = {}  # file -> its lock, which this process holds until it ends
+_compared: dict[Path, tuple[int, int, int]] = {}  # file -> size, time and inode when its checksum was compared
 
 
 def cached_files(address: str) -> list[str]:
@@ -114,7 +124,7 @@ class _Cache:
         path.parent.mkdir(parents=True, exist_ok=True)
         _use(path)
         with _lock(_hidden(path, "download")):
-            if path.exists() and _version(path) == self._bucket.generation(key):
+            if path.exists() and _stored(path)["generation"] == self._bucket.generation(key) and _is_whole(path):
                 return path
             content, generation = self._bucket.read(key)
             if content is None:
@@ -170,8 +180,8 @@ def _matches(key: str, pattern: str) -> bool:
 
 
 def _remove_indexes(path: Path) -> None:
-    """Removes the saved indexes of a file, `<file>.<format>.npz`."""
-    for index in path.parent.glob(f"{INDEXES}/*.npz"):
+    """Removes the saved indexes of a file, `<file>.<format>.index`."""
+    for index in path.parent.glob(f"{INDEXES}/*"):
         if index.stem.rpartition(".")[0] == path.name:
             index.unlink(missing_ok=True)
 
@@ -196,11 +206,32 @@ def _last_use(path: Path) -> float:
     return 0.0
 
 
-def _version(path: Path) -> str:
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        stored = json.loads(_hidden(path, "version").read_text())
-        return stored["generation"] if stored["size"] == path.stat().st_size else ""
-    return ""
+def _stored(path: Path) -> dict[str, Any]:
+    """Returns the generation, the size and the checksum of the content that was downloaded; "" if it is unknown."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        stored = json.loads(read_text(_hidden(path, "version")))
+        return {name: stored[name] for name in ("generation", "size", "checksum")}
+    return {"generation": ""}
+
+
+def _is_whole(path: Path) -> bool:
+    """Returns whether a file has the content that was downloaded; sets it aside if not.
+
+    A process reads each state of a file once.
+    """
+    found, stored = path.stat(), _stored(path)
+    stamp = (found.st_size, found.st_mtime_ns, found.st_ino)
+    if _compared.get(path) == stamp:
+        return True
+    if not path.is_file():
+        problem = "it is not a regular file"
+    elif found.st_size != stored["size"] or checksum(path) != stored["checksum"]:
+        problem = "its checksum is not that of its content"
+    else:
+        _compared[path] = stamp
+        return True
+    set_aside(path, "file in the cache of a bucket, which is downloaded again", OSError(errno.EILSEQ, problem))
+    return False
 
 
 def _replace(path: Path, content: bytes, generation: str) -> None:
@@ -211,7 +242,8 @@ def _replace(path: Path, content: bytes, generation: str) -> None:
         with replacing(path, part) as file:
             file.write(content)
         with replacing(version, part) as file:
-            file.write(json.dumps({"generation": generation, "size": len(content)}).encode())
+            stored = {"generation": generation, "size": len(content), "checksum": content_checksum(content)}
+            file.write(json.dumps(stored).encode())
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written: {error.strerror}. Free space there, or set {SIZE} to less."

@@ -177,6 +177,11 @@ def checksum(path: str | os.PathLike[str]) -> str:
     return f"xxh3_128:{found.hexdigest()}"
 
 
+def content_checksum(content: bytes) -> str:
+    """Returns what `checksum` returns for a file with this content."""
+    return f"xxh3_128:{xxhash.xxh3_128_hexdigest(content)}"
+
+
 def save_lengths(path: Path, lengths: Mapping[str, np.ndarray]) -> None:
     """Writes a length index. The same lengths give the same bytes."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # hosts may share the directory

@@ -20,6 +20,7 @@ from engine.readers.record_manifest import (
     manifest_path,
     save_lengths,
 )
+from tests import damages
 from tests.bucket_store import release_cache
 
 pytestmark = pytest.mark.multiprocess
@@ -108,6 +109,19 @@ def test_file_is_downloaded_once_and_again_when_it_has_changed(write, tmp_path):
     assert [Path(found).name for found in cached_files("s3://data/dir/y[1].rec")] == ["y[1].rec"]
 
 
+@pytest.mark.parametrize("damage", damages.ALL)
+def test_damaged_file_is_named_and_downloaded_again(write, damage, capsys):
+    write("x.rec", b"content")
+    (path,) = map(Path, cached_files("s3://data/x.rec"))
+    for _ in range(2):
+        cached_files("s3://data/x.rec")
+    damage(path)
+    cached_files("s3://data/x.rec")
+    assert path.read_bytes() == b"content"
+    text = f"warning: {path}: damaged file in the cache of a bucket, which is downloaded again: "
+    assert capsys.readouterr().err.count(text) == 1
+
+
 def test_least_recently_used_files_are_removed_and_files_in_use_stay(write):
     for name in "abc":
         write(f"{name}.rec", bytes(400_000))
@@ -130,12 +144,12 @@ def test_saved_index_of_a_file_stays_as_long_as_the_file(write):
     folder = a.parent / bucket_cache.INDEXES
     folder.mkdir()
     for name in ("a.rec", "b.rec"):
-        (folder / f"{name}.tfrecord-1.npz").write_bytes(bytes(200_000))
+        (folder / f"{name}.tfrecord-1.index").write_bytes(bytes(200_000))
     os.utime(bucket_cache._hidden(a, "use"), (0, 0))
     release_cache()
     cached_files("s3://data/c.rec")
     assert not a.exists() and b.exists()
-    assert [path.name for path in folder.iterdir()] == ["b.rec.tfrecord-1.npz"]
+    assert [path.name for path in folder.iterdir()] == ["b.rec.tfrecord-1.index"]
 
 
 def test_file_that_is_larger_than_the_cache_removes_no_other_file(write, tmp_path):
