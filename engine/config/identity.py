@@ -19,7 +19,7 @@ May change, because the computed values stay the same:
     mesh.*, sharding.*              devices that compute it
     compiler.*                      machine code of a step
     data.threads, workers, prefetch; cache of engine.Weighted   speed of reading
-    data.on_error, resilience.*     reaction to failures
+    data.on_error, .on_change, resilience.*   reaction to failures
     init.*                          initial weights, which the first checkpoint already contains
     stop.*                          reaction to results
     checkpoint.*, evaluations.*, hooks.*, log.*, profile.*, cache.*, tiny.*, name      saving, measuring, logging
@@ -35,7 +35,7 @@ from engine.config.schema import Arguments, Config, Data, Plain
 from engine.config.text import flatten, value_text
 
 _SECTIONS = ("task.", "data.", "optimizer.")
-_FREE = ("data.threads", "data.workers", "data.prefetch", "data.on_error")
+_FREE = ("data.threads", "data.workers", "data.prefetch", "data.on_error", "data.on_change")
 WEIGHTED = (
     "engine.Mixture",
     "engine.Weighted",

@@ -70,6 +70,9 @@ class Data(Target):
     on_error: str = setting(
         "stop", "Reaction to an unreadable example; skip counts and logs it.", one_of("stop", "skip")
     )
+    on_change: str = setting(
+        "error", "Reaction to a file that changes while it is read; warn trains on.", one_of("error", "warn")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

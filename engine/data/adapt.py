@@ -114,6 +114,11 @@ def limit_source(found: object, section: Data, name: str, finite: bool = False, 
     source = as_source(
         found, name, window=window, finite=finite and limit is None, again=again, name=section.target if where else ""
     )
+    if section.on_change == "warn":
+        from engine.data.file_states import states_of
+
+        for states in states_of([source]):
+            states.tolerant = True
     return limited(source, limit)
 
 

@@ -75,7 +75,8 @@ class BaseSource:
     """Values by time (`sampling/share_schedule.py`), if they decide which examples it draws."""
     paths: Sequence[str] = ()
     folder: Any = None
-    """The files, or the folder, that it reads."""
+    file_states: Any = None
+    """The files, or the folder, that it reads, and the `FileStates` of files whose changes it notices."""
 
     def __len__(self) -> int:
         raise NotImplementedError(f"{source_name(self)} defines no __len__.")
@@ -335,9 +336,7 @@ def limited(source: BaseSource, count: int | None) -> BaseSource:
     if count is None or count >= max(1, len(source)):
         return source
     if count < 1:
-        raise DataError(
-            f"data.limit = {count}: allowed are 1 and more, or None for all examples of {source_name(source)}."
-        )
+        raise DataError(f"data.limit = {count}: allowed are 1 and more, or None for all of {source_name(source)}.")
     return source.limited(count)
 
 

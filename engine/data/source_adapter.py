@@ -20,6 +20,7 @@ DELEGATED = (
         "times",
         "paths",
         "folder",
+        "file_states",
         "take",
         "transform",
         "fingerprint",

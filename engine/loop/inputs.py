@@ -10,11 +10,12 @@ from engine.cluster import group
 from engine.config.schema import Data
 from engine.data.batch import Batch
 from engine.data.feed import Batching, FeedCallbacks, TrainFeed
-from engine.data.source import BaseSource
+from engine.data.source import BaseSource, inner_sources
 from engine.run.directory import RunDirectory
 
 if TYPE_CHECKING:
     from engine.data.bad_examples import BadExampleCounter
+    from engine.data.file_states import FileWatch
     from engine.data.ragged.report import RaggedReport
     from engine.data.sampling.drawn import DrawnShares
     from engine.run.ledger import Ledger
@@ -48,6 +49,9 @@ class TrainInputs(contextlib.ExitStack):
         self._steps = range(batching.total_steps or 0)
         self._steps_per_dispatch, self._directory, self._say = steps_per_dispatch, directory, say
         self._logs_examples = logs_examples
+        self.watched = [source]
+        """Sources of the run, whose files are watched while it trains."""
+        self._watch: FileWatch | None = None
         self._ledger: Ledger | None = None
         self._bad_examples: BadExampleCounter | None = None
         self._position: Mapping[str, Any] = {}  # position in the data at which the latest feed begins
@@ -55,6 +59,10 @@ class TrainInputs(contextlib.ExitStack):
         self._drawn = self._drawn_shares() if source.has_sampler else None
 
     def __enter__(self) -> "TrainInputs":
+        if any(map(_notices_changes, self.watched)):
+            from engine.data.file_states import FileWatch
+
+            self._watch = self.enter_context(FileWatch(self.watched, self._say, group.index(), group.count()))
         who = (group.index(), group.count(), self._directory.attempt)
         if self._logs_examples:
             from engine.run.ledger import Ledger
@@ -67,6 +75,11 @@ class TrainInputs(contextlib.ExitStack):
             lines = self.enter_context(contextlib.closing(JsonLinesWriter(self._directory.bad_examples, *who)))
             self._bad_examples = BadExampleCounter(lines.add, self._say)
         return self
+
+    def check(self) -> None:
+        """Reports files that have changed. Raises FileChangedError if `data.on_change` is error."""
+        if self._watch is not None:
+            self._watch.check()
 
     def open(self, step: int, position: Mapping[str, Any]) -> contextlib.closing[TrainFeed]:
         """Returns the feed of the batches from number `step` on; the caller closes it.
@@ -123,3 +136,8 @@ class TrainInputs(contextlib.ExitStack):
         rows, seed = self._batching.batch_size, self._batching.seed
         ranks = rows // self._batching.sharding.shard_shape((rows,))[0]
         return report(self._source, batch_size=rows, seed=seed, shuffle=self._data.shuffle, ranks=ranks)
+
+
+def _notices_changes(source: BaseSource) -> bool:
+    """Returns whether a source, or one within it, knows the states of its files."""
+    return source.file_states is not None or any(map(_notices_changes, inner_sources(source)))

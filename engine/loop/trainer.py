@@ -114,6 +114,7 @@ class Trainer:
         k, sharding = config.train.steps_per_dispatch, self.program.spec.batch_sharding
         batching = Batching(size.batch_size, config.train.seed, sharding, self.total_steps)
         self._inputs = TrainInputs(source, config.data, batching, k, directory, self.say, config.log.examples)
+        self._inputs.watched += evaluated.values()
         self._divergence = Divergence(config.resilience.divergence, self.program.metric_names, self.say)
         self._zero_weights = ZeroWeights(math.ceil(len(source) / size.batch_size), self.say)
         hang_s, timeout_s = config.resilience.hang.seconds, config.checkpoint.timeout.seconds
@@ -335,10 +336,11 @@ class Trainer:
         return [PrepareSaves(checkpoints.prepare, self.step), divergence, *checks, save, *measured, *profile]
 
     def _poll(self) -> None:
-        """Updates the stopwatch, and polls the lease and finished saves: at each boundary, and every POLL_S or so."""
+        """Updates the stopwatch; polls the lease, files and saves: at each boundary, and every POLL_S or so."""
         assert self._dispatcher is not None
         self._dispatcher.report_reading()
         self.directory.lease.check()
+        self._inputs.check()
         self._dispatcher.stragglers.report(self.step)
         if self.checkpoints.has_events:
             with self._phase(SAVING):

@@ -102,6 +102,7 @@ class Argoverse2Motion(BaseSource):
         columns = (*CONSTANT, *OF_STATES)
         paths = [self._file(name, "scenario_{}.parquet") for name in self.names]
         self._tables = Tables(paths, ParquetFormat(), Grouping(one_per_file=True, constant=CONSTANT), columns=columns)
+        self.file_states = self._tables.file_states
 
     def __len__(self) -> int:
         return len(self.names)

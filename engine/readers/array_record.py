@@ -18,6 +18,7 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 
 from engine.base.errors import DataError
 from engine.data.examples import FINGERPRINT_EXAMPLES, Example, Examples, evenly_spaced
+from engine.data.file_states import FileStates
 from engine.data.source import SEPARATOR, BaseSource, Source, source_name
 from engine.data.source_adapter import indexed
 from engine.data.stages import stage
@@ -66,6 +67,7 @@ class ArrayRecordSource(BaseSource):
         paths = [path for one in patterns(pattern) for path in _shard_paths(one)]
         found = [path for path in find_files(paths, "ArrayRecord", advice) if not path.endswith(SIDECARS)]
         self.paths = list(map(check_name, found))
+        self.file_states = FileStates(self.paths)
         self._shards = known_shards(self.paths)
         self._starts: list[int] | None = None
         try:

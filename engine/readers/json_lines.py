@@ -12,6 +12,7 @@ from typing import Any
 from engine.base.errors import DataError
 from engine.base.types import Json
 from engine.data.examples import Example
+from engine.data.file_states import FileStates
 from engine.data.source import SEPARATOR, SPEC_TRIES
 from engine.data.streams.stream import BaseStream
 from engine.readers.decoders import decode, decoder_name, find_decoder
@@ -57,6 +58,7 @@ class JsonLines(BaseStream):
         dtypes: Mapping[str, str] | None = None,
     ):
         self._paths = find_files(pattern, "JSON Lines")
+        self.file_states = FileStates(self._paths)
         self.shards = min(len(self._paths), MOST_SHARDS)
         if any(path.endswith(".zst") for path in self._paths) and importlib.util.find_spec("zstandard") is None:
             raise DataError("Files that end in .zst need zstandard, which is not installed: pip install zstandard.")
@@ -73,6 +75,7 @@ class JsonLines(BaseStream):
         at: Any = position or (0, 0)
         first, offset = at
         for number, path in enumerate(self._files(shard)[first:], first):
+            self.file_states.check(path)
             with _open_decompressed(path) as file:
                 _skip(file, offset)
                 for line in file:

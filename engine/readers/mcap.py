@@ -10,6 +10,7 @@ import numpy as np
 
 from engine.base.errors import DataError, did_you_mean
 from engine.data.examples import FINGERPRINT_EXAMPLES, Example, evenly_spaced
+from engine.data.file_states import FileStates
 from engine.data.source import SEPARATOR, SPEC_TRIES, BaseSource
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
 from engine.readers.extras import import_extra
@@ -90,7 +91,7 @@ class Mcap(BaseSource):
         if not self.topics or len(set(self.topics)) < len(self.topics):
             raise DataError(f"topics = {self.topics}: name at least one topic, and each once.")
         paths = find_files(pattern, "MCAP")
-        self.paths = paths
+        self.paths, self.file_states = paths, FileStates(paths)
         indexes = file_indexes(paths, FORM, build_index)
         self._max_age_s = max_age_s
         given = self._known_decoders(indexes, decoders or {})
@@ -98,7 +99,7 @@ class Mcap(BaseSource):
             (self._path_of(field), find_decoder(one, f"decode.{field}")) for field, one in (decode or {}).items()
         ]
         self._logs = [_log(index, self.topics, max_age_s) for index in indexes]
-        self._files = RecordFiles(paths, [log.examples for log in self._logs])
+        self._files = RecordFiles(paths, [log.examples for log in self._logs], self.file_states)
         self._messages = Messages(self._files)
         if not any(len(log.chosen) for log in self._logs):
             raise DataError(

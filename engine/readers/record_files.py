@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from engine.base.errors import DataError
+from engine.data.file_states import FileStates
 from engine.readers.blocks import BlockCache
 from engine.storage.mounts import shown
 
@@ -32,23 +33,26 @@ class RecordFiles:
     Args:
         paths: the files.
         counts: number of records of each file.
+        states: their states; each is compared when the file is opened.
         copies: files with the bytes to read, such as decompressed copies. Default: the files themselves.
     """
 
-    def __init__(self, paths: Sequence[str], counts: Sequence[int], copies: Sequence[str] | None = None):
-        self.paths = list(paths)
+    def __init__(
+        self, paths: Sequence[str], counts: Sequence[int], states: FileStates, copies: Sequence[str] | None = None
+    ):
+        self.paths, self._states = list(paths), states
         self._copies = self.paths if copies is None else list(copies)
         self._starts = np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))]).astype(np.int64)
-        self._open = _open_files(self._copies)
+        self._open = _open_files(self.paths, self._copies, states)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def __getstate__(self):
-        return {"paths": self.paths, "_copies": self._copies, "_starts": self._starts}
+        return {"paths": self.paths, "_copies": self._copies, "_starts": self._starts, "_states": self._states}
 
     def __setstate__(self, state):
-        self.__dict__.update(state, _open=_open_files(state["_copies"]))
+        self.__dict__.update(state, _open=_open_files(state["paths"], state["_copies"], state["_states"]))
 
     def locate(self, index: int) -> tuple[int, int]:
         """Returns (number of the file, number of the record in it). Raises IndexError outside 0 to len - 1."""
@@ -67,6 +71,7 @@ class RecordFiles:
 
         Raises:
             DataError: the file is shorter, or cannot be read.
+            FileChangedError: it has changed since its states were read.
         """
         path = self.paths[file]
         try:
@@ -83,10 +88,12 @@ class RecordFiles:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _open_files(paths: Sequence[str]) -> BlockCache[_OpenFile]:
+def _open_files(paths: Sequence[str], copies: Sequence[str], states: FileStates) -> BlockCache[_OpenFile]:
     """Returns a cache of open files by number. It does not refer to its owner, whose end closes the files."""
 
     def opened(file: int) -> tuple[_OpenFile, int]:
-        return _OpenFile(paths[file]), 1
+        found = _OpenFile(copies[file])
+        states.check(paths[file])
+        return found, 1
 
     return BlockCache(MOST_OPEN, opened)

@@ -15,6 +15,7 @@ import numpy as np
 
 from engine.base.errors import DataError, did_you_mean
 from engine.data.examples import Example, Examples
+from engine.data.file_states import FileStates
 from engine.data.source import SEPARATOR, SPEC_TRIES, BaseSource
 from engine.data.text import stack_leaves
 from engine.readers.blocks import BlockCache
@@ -78,7 +79,7 @@ class Tables(BaseSource):
         decode: Mapping[str, str | Decoder] | None = None,
         cache_bytes: int = CACHE_BYTES,
     ):
-        self.paths, self._format = list(paths), file_format
+        self.paths, self.file_states, self._format = list(paths), FileStates(paths), file_format
         self._fill = fill_by_name(columns) if isinstance(columns, Mapping) else {}
         group_by, one_per_file, constant = self._group_by, self._one_per_file, _ = grouping
         self._decode = {name: find_decoder(one, f"decode.{name}") for name, one in (decode or {}).items()}
@@ -221,7 +222,13 @@ class Tables(BaseSource):
         return {name: make_column(_whole(table.column(name)), name, self._fill) for name in table.column_names}
 
     def _table(self, path: str, block: int | None) -> Any:
-        """Returns the chosen columns of a block, or of a whole file. Raises DataError if it cannot be read."""
+        """Returns the chosen columns of a block, or of a whole file.
+
+        Raises:
+            DataError: it cannot be read.
+            FileChangedError: the file has changed since the source was made.
+        """
+        self.file_states.check(path)
         where = "" if block is None else f"block {block}: "
         try:
             table = self._format.read(path, block, self.columns)

@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.base.errors import DataError
 from engine.data.examples import FINGERPRINT_EXAMPLES, Example, evenly_spaced
+from engine.data.file_states import FileStates
 from engine.data.source import SEPARATOR, SPEC_TRIES, BaseSource
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
 from engine.readers.decompressed import compression, find_copy, write_copy
@@ -52,10 +53,10 @@ class TFRecord(BaseSource):
     def __init__(self, pattern: Pattern, decoder: str | Decoder | None = None):
         import_extra("google_crc32c", "tfrecord", "TFRecord files")
         paths = find_files(pattern, "TFRecord")
-        self.paths = paths
+        self.paths, self.file_states = paths, FileStates(paths)
         indexes = file_indexes(paths, FORM, _build)
         copies = [_copy(path, index) for path, index in zip(paths, indexes, strict=True)]
-        self._files = RecordFiles(paths, [len(index["size"]) for index in indexes], copies)
+        self._files = RecordFiles(paths, [len(index["size"]) for index in indexes], self.file_states, copies)
         self._offsets = np.concatenate([index["offset"] for index in indexes])
         self._sizes = np.concatenate([index["size"] for index in indexes])
         if len(self) and not (self._sizes >= 0).any():

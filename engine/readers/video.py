@@ -13,6 +13,7 @@ import numpy as np
 
 from engine.base.errors import DataError
 from engine.data.examples import Example
+from engine.data.file_states import FileStates
 from engine.data.source import SEPARATOR, BaseSource
 from engine.data.stages import stage
 from engine.readers.extras import import_extra
@@ -67,6 +68,7 @@ class Video(BaseSource):
             raise DataError(f"frames={frames}, stride={stride}, step={step}, size={size}: allowed are 1 and more.")
         import_extra("av", "video", "Video files")
         self.paths = find_files(pattern, "video")
+        self.file_states = FileStates(self.paths)
         self._stride, self._step, self._frames = stride, step, frames
         self._size = None if size is None else (int(size[0]), int(size[1]))
         self._indexes = file_indexes(self.paths, FORM, _build)

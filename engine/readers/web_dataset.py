@@ -18,6 +18,7 @@ import numpy as np
 from engine.base.errors import DataError, did_you_mean
 from engine.cluster.identity import is_primary
 from engine.data.examples import FINGERPRINT_EXAMPLES, Example, evenly_spaced
+from engine.data.file_states import FileStates
 from engine.data.source import SEPARATOR, SPEC_TRIES, BaseSource
 from engine.readers.decoders import Decoder, decode, decoder_name, find_decoder
 from engine.readers.files import Pattern, file_names, find_files, sampled_files
@@ -63,10 +64,10 @@ class WebDataset(BaseSource):
         optional: Mapping[str, Any] | None = None,
     ):
         paths = find_files(pattern, "tar")
-        self.paths = paths
+        self.paths, self.file_states = paths, FileStates(paths)
         self._indexes = file_indexes(paths, FORM, _build)
         _warn([path for path, index in zip(paths, self._indexes, strict=True) if index["unmarked"].size])
-        self._files = RecordFiles(paths, [len(index["key"]) for index in self._indexes])
+        self._files = RecordFiles(paths, [len(index["key"]) for index in self._indexes], self.file_states)
         self._optional = {
             suffix: np.asarray(value) if isinstance(value, bool | int | float) else value
             for suffix, value in (optional or {}).items()

@@ -3,6 +3,7 @@ import pickle
 import pytest
 
 from engine.base.errors import DataError
+from engine.data.file_states import FileStates
 from engine.readers import mcap_file
 from engine.readers.mcap_file import Messages, build_index
 from engine.readers.record_files import RecordFiles
@@ -29,7 +30,7 @@ def test_messages_are_in_the_order_of_their_log_times(path):
 
 def test_few_chunks_are_kept_and_a_pickled_copy_reads_again(path, monkeypatch):
     index = build_index(path)
-    messages, plain, positions = Messages(RecordFiles([path], [1])), mcap_file.decompressed, []
+    messages, plain, positions = Messages(RecordFiles([path], [1], FileStates([path]))), mcap_file.decompressed, []
 
     def recorded(content, position):
         positions.append(position)
@@ -49,7 +50,7 @@ def test_few_chunks_are_kept_and_a_pickled_copy_reads_again(path, monkeypatch):
 
 def test_place_without_a_message_is_a_data_error(path):
     index = build_index(path)
-    messages = Messages(RecordFiles([path], [1]))
+    messages = Messages(RecordFiles([path], [1], FileStates([path])))
     for offset in (10**6, -(10**18)):  # a damaged index holds any number of 64 bits
         with pytest.raises(DataError, match=r"there is no message. The log is damaged: try `mcap recover`"):
             messages.read(0, int(index["chunk"][0]), offset)

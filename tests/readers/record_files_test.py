@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from engine.base.errors import DataError
+from engine.data.file_states import FileChangedError, FileStates
 from engine.readers import record_files
 from engine.readers.record_files import RecordFiles
 
@@ -16,7 +17,8 @@ def files(tmp_path):
     paths = [tmp_path / str(i) for i in range(20)]
     for i, path in enumerate(paths):
         path.write_bytes(bytes([i] * 4))
-    return RecordFiles([str(path) for path in paths], [i % 3 for i in range(20)])
+    names = [str(path) for path in paths]
+    return RecordFiles(names, [i % 3 for i in range(20)], FileStates(names))
 
 
 def test_records_are_numbered_in_the_order_of_the_files(files):
@@ -59,3 +61,12 @@ def test_short_and_missing_files_are_data_errors(files):
     os.unlink(files.paths[6])
     with pytest.raises(DataError, match=r"/6: cannot be read .No such file"):
         files.read(6, 0, 1)
+
+
+def test_file_that_has_changed_is_not_opened(files):
+    copy = pickle.loads(pickle.dumps(files))
+    assert files.read(5, 0, 4) == bytes([5] * 4)
+    os.utime(files.paths[5], ns=(0, 0))
+    assert files.read(5, 0, 4) == bytes([5] * 4)  # open already: a `FileWatch` notices the change
+    with pytest.raises(FileChangedError, match=r"/5 was changed at .* \(4 bytes\) while the run reads it"):
+        copy.read(5, 0, 4)

@@ -179,6 +179,19 @@ def test_damaged_block_makes_only_its_rows_unreadable(tmp_path):
     assert sorted({bad.address for n in range(3) for bad in batches[n].bad}) == [0, 1, 2, 3, 4]
 
 
+def test_checksum_of_a_page_is_compared(tmp_path):
+    path = str(tmp_path / "a.parquet")
+    pq.write_table(table(), path, compression="none", use_dictionary=False, write_page_checksum=True)
+    end = pq.ParquetFile(path).metadata.row_group(0).column(0)
+    with open(path, "r+b") as file:
+        file.seek(end.data_page_offset + end.total_compressed_size - 1)
+        last = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([last ^ 1]))
+    with pytest.raises(DataError, match=r"row 2 of .*a.parquet: block 0: cannot be read: .*CRC"):
+        Parquet(path)[2]
+
+
 def test_truncated_file_is_refused(path, kind):
     os.truncate(path, os.path.getsize(path) - 8)
     with pytest.raises(DataError, match=r"a\..*: not a complete (Parquet|Arrow) file: .*Write it again"):

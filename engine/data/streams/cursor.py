@@ -14,6 +14,7 @@ import numpy as np
 
 from engine.base.errors import ConvoyError, DataError
 from engine.base.types import Json
+from engine.data.file_states import FileChangedError
 from engine.data.sampling.sampler import Mark
 from engine.data.streams.stream import BaseStream
 
@@ -143,7 +144,9 @@ class Cursor:
             raise self._failed(error) from error
         return None
 
-    def _failed(self, error: Exception) -> StreamReadError:
+    def _failed(self, error: Exception) -> ConvoyError:
+        if isinstance(error, FileChangedError):
+            return error
         text = str(error) if isinstance(error, ConvoyError) else f"{type(error).__name__}: {error}"
         return StreamReadError(
             f"{self._name} cannot be read at its example {self._next}: {text.rstrip('.')}. The examples after it need "

@@ -38,6 +38,7 @@ class StreamSource(BaseSource):
     def __init__(self, stream: BaseStream, window: int, name: str, counts: Sequence[int] | None):
         self.stream, self.window, self.source_name = stream, max(1, window // stream.shards), name
         self.counts = None if counts is None else list(counts)
+        self.file_states = stream.file_states
         if self.counts is not None and len(self.counts) != stream.shards:
             raise DataError(f"{name}: counts gives {len(self.counts)} numbers for {stream.shards} shards.")
         if self.counts is not None and not (min(self.counts) >= 0 < sum(self.counts)):

@@ -44,6 +44,7 @@ class BaseStream:
 
     shards: int
     transform: Any = None
+    file_states: Any = None
 
     def open(self, shard: int, position: Json, /) -> Iterator[tuple[Any, Json]]:
         raise NotImplementedError(f"{type(self).__qualname__} defines no open.")
