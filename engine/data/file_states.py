@@ -22,7 +22,8 @@ PERIOD_S = 10.0  # between two comparisons of the thread
 PER_PERIOD = 1000  # files that all processes of a run compare in a period, so that they do not load a file server
 FEWEST = 10  # files that a process compares in a period
 MOST_AT_START = 10_000  # files of a source whose state is read at the start; that of the others at their first open
-FEW = 256  # files whose state is read without threads
+FEW = 256  # files whose state is read first; if they take long, threads read that of the others
+SLOW_S = 1e-4  # for a file: a local disk takes 3e-6, and with threads five times as long
 THREADS = 16
 EXIT_S = 5.0  # for the last comparison
 MOUNTS = Path("/proc/self/mounts")
@@ -50,12 +51,14 @@ class FileStates:
     def __init__(self, paths: Sequence[str]):
         self.tolerant = False
         """Whether a change is only reported (`data.on_change=warn`)."""
-        first = list(paths[:MOST_AT_START])
-        if len(first) <= FEW:
-            self._states = dict(zip(first, map(_state, first), strict=True))
-        else:
+        begin, first = time.monotonic(), paths[:MOST_AT_START]
+        self._states = {path: _state(path) for path in first[:FEW]}
+        more = first[FEW:]
+        if more and time.monotonic() - begin > FEW * SLOW_S:
             with ThreadPoolExecutor(THREADS) as threads:
-                self._states = dict(zip(first, threads.map(_state, first), strict=True))
+                self._states |= zip(more, threads.map(_state, more), strict=True)
+        else:
+            self._states |= {path: _state(path) for path in more}
 
     @property
     def paths(self) -> list[str]:

@@ -99,6 +99,18 @@ def test_states_of_many_files_are_read_at_their_first_open(paths, monkeypatch):
         states.check(str(paths[1]))
 
 
+@pytest.mark.parametrize("slow", [0.0, 1.0])
+def test_states_of_a_slow_disk_are_read_in_threads(paths, slow, monkeypatch):
+    monkeypatch.setattr(file_states, "FEW", 1)
+    monkeypatch.setattr(file_states, "SLOW_S", slow)
+    states = FileStates([str(path) for path in paths])
+    assert states.paths == [str(path) for path in paths]
+    for path in paths:
+        overwrite(path)
+        with pytest.raises(FileChangedError):
+            states.check(str(path))
+
+
 def test_states_of_sources_within_sources_are_found_once(source):
     mixture = Mixture({"one": source, "two": ArraySource({"x": np.zeros(2)})}, {"one": 0.5, "two": 0.5})
     assert states_of([mixture.limited(2), source]) == [source.file_states]
