@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jax
 
-from engine.api.prepared import AnyConfig, prepare, resolve_config, set_up
+from engine.api.prepared import AnyConfig, prepare, resolve_config, run_of, set_up
 from engine.base.errors import ConfigError
 from engine.base.formatting import size_text
 from engine.base.types import Device
@@ -47,6 +47,7 @@ def precompile(
     devices: Sequence[Device] | None = None,
     out: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
+    run: str | None = None,
 ) -> Iterator[Precompiled]:
     """Compiles the programs of a run, and yields each: first state, step, K steps and evaluations.
 
@@ -58,10 +59,12 @@ def precompile(
         devices: devices of a topology; None: those of this machine.
         out: folder for the executables, which a run with `cache.programs` loads.
         say: called with sentences about the progress.
+        run: as for `explain_parts`.
 
     Raises:
         ConfigError: the cache is off, and no folder is given; or the folder cannot be written.
     """
+    directory = run_of(config if run is None else run)
     config = resolve_config(config, cached=out is None)  # `Compiler.compile` compiles for a folder without the cache
     if out is None and not config.cache.compiled:
         raise ConfigError(
@@ -72,7 +75,7 @@ def precompile(
     folder = out if group.is_primary() else None  # every process of the job loads its files
     if folder is not None:
         _make_folder(folder)
-    prepared = prepare(config, devices=devices).with_sizes(say)
+    prepared = prepare(config, devices=devices, directory=directory).with_sizes(say)
     config = prepared.config
     program, _ = prepared.build_program()
     check_unrolled(program, config.train)
@@ -106,7 +109,7 @@ def _make_folder(path: Path) -> None:
 
 
 def precompile_for(
-    config: AnyConfig, hardware: str | None, out: str | None, say: Callable[[str], None]
+    config: AnyConfig, hardware: str | None, out: str | None, say: Callable[[str], None], run: str | None = None
 ) -> Iterator[str]:
     """Compiles the programs of a run for a target, and yields lines for the user.
 
@@ -115,10 +118,11 @@ def precompile_for(
         hardware: a target; None: the devices of this machine.
         out: folder for the executables; None: the compilation cache.
         say: called with the progress.
+        run: as for `explain_parts`.
     """
     target = None if hardware is None else targets.parse(hardware)
     folder = None if out is None else Path(local_text(out))
-    for each in precompile(config, devices=target and target.devices(), out=folder, say=say):
+    for each in precompile(config, devices=target and target.devices(), out=folder, say=say, run=run):
         yield f"{each.name}: {each.seconds:.1f} s, {size_text(each.device_bytes)} on each device"
     if folder is None:
         yield "The programs are in the compilation cache; a start on this kind of machine loads them."

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from engine.api.prepared import AnyConfig, prepare, resolve_config, set_up_absent_devices
+from engine.api.prepared import AnyConfig, prepare, resolve_config, run_of, set_up_absent_devices
 from engine.base.errors import ConfigError
 from engine.base.user_errors import describe as describe_error
 from engine.compile import step_costs as compiled_step
@@ -35,22 +35,32 @@ def explain(
 
 
 def explain_parts(
-    config: AnyConfig, *, devices: int | None, collectives: bool, hardware: str | None = None
+    config: AnyConfig,
+    *,
+    devices: int | None,
+    collectives: bool,
+    hardware: str | None = None,
+    run: str | None = None,
 ) -> Iterator[str]:
-    """Yields the parts of `explain` as soon as they are known."""
+    """Yields the parts of `explain` as soon as they are known.
+
+    `run` is the text from which the config was loaded. If it is a run directory, choices that the run has stored hold.
+    """
     if devices is not None and devices < 1:
         raise ConfigError(f"--devices = {devices}: allowed is a whole number from 1.")
     if devices is not None and hardware is not None:
         raise ConfigError(f"--devices = {devices}: --hardware={hardware} has a number of devices. Remove --devices.")
+    directory = run_of(config if run is None else run)
     config, found = set_up_absent_devices(resolve_config(config, cached=hardware is None), devices, hardware)
     sizes: list[str] = []
-    prepared = prepare(config, devices=found).with_sizes(sizes.append)
+    prepared = prepare(config, devices=found, directory=directory).with_sizes(sizes.append)
     built, total = prepared.build_program()
     yield from sizes
     mesh, state = built.mesh, built.abstract_state.to_tree()
     yield describe(config.mesh, config.sharding, mesh, state, built.spec.model.names, total)
     if frozen := describe_frozen(state["params"], built.spec.model.trained):
         yield frozen
+    yield from built.spec.optimizer.details
     yield coverage(config.resilience.replica_check, state)
     yield from descriptions(prepared.sources)
     yield from (f"warning: {text}" for text in built.warnings)

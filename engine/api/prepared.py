@@ -14,7 +14,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from engine.api.objects import Objects
-from engine.api.resume import newest_checkpoint
+from engine.api.resume import newest_checkpoint, stored_matrices
 from engine.base.types import Device
 from engine.cluster import group
 from engine.compile import cache
@@ -48,6 +48,7 @@ class Prepared:
         mesh: the devices.
         source: the training data.
         evaluation_sources: name of an evaluation -> its data.
+        matrices: as for `build_program`.
     """
 
     config: Config
@@ -56,6 +57,7 @@ class Prepared:
     mesh: Mesh
     source: BaseSource
     evaluation_sources: Mapping[str, BaseSource]
+    matrices: str | None = None
 
     @property
     def sources(self) -> dict[str, BaseSource]:
@@ -102,21 +104,36 @@ class Prepared:
     def build_program(self, train: Train | None = None) -> tuple[Program, int]:
         """Returns the program and the total number of steps; `train` replaces that section of the config."""
         config = self.config if train is None else dataclasses.replace(self.config, train=train)
-        return build_program(self.task, self.mesh, self.source, config)
+        return build_program(self.task, self.mesh, self.source, config, self.matrices)
 
 
-def prepare(config: Config, objects: Objects | None = None, devices: Sequence[Device] | None = None) -> Prepared:
+def prepare(
+    config: Config,
+    objects: Objects | None = None,
+    devices: Sequence[Device] | None = None,
+    directory: RunDirectory | None = None,
+) -> Prepared:
     """Opens the data of a config, and builds its Task and its mesh; automatic sizes are not chosen yet.
 
     Args:
         config: the config, after `set_up_devices`.
         objects: objects that replace targets of the config.
         devices: devices of the mesh; None: all devices of JAX.
+        directory: a run that the program resumes.
     """
     objects = objects or Objects()
     source, evaluation_sources = objects.build_sources(config.data, config.evaluations, config.train)
     task = build_task(config.task) if objects.task is None else objects.task
-    return Prepared(config, objects, task, make_mesh(config.mesh, devices), source, evaluation_sources)
+    matrices = None if directory is None else stored_matrices(directory)
+    return Prepared(config, objects, task, make_mesh(config.mesh, devices), source, evaluation_sources, matrices)
+
+
+def run_of(config: AnyConfig) -> RunDirectory | None:
+    """Returns the run directory if the config is one."""
+    if not isinstance(config, str | Path):
+        return None
+    directory = RunDirectory(local_text(str(config)))
+    return directory if directory.exists() else None
 
 
 def program(config: AnyConfig, devices: Sequence[Device] | None = None) -> tuple[Program, int]:

@@ -9,7 +9,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 
 from engine.base.duration import Duration
-from engine.base.errors import ConfigError, DataError
+from engine.base.errors import ConfigError, DataError, RunError
+from engine.base.files import read_text
 from engine.checkpoint.store import CheckpointStore
 from engine.cluster import group
 from engine.cluster.consistency_check import check_consistency
@@ -166,6 +167,35 @@ def _stored_size(directory: RunDirectory) -> int:
     """Returns the number of training examples that the run stored; 0 if it stored none."""
     size = dataset_summary.read(directory.data).get("data", {}).get("examples", "")
     return int(size) if size.isdecimal() else 0
+
+
+def stored_matrices(directory: RunDirectory) -> str | None:
+    """Returns which parameters Muon orthogonalises, as text for `build_program`: None if there is nothing to resume.
+
+    It is "" if the run has stored nothing: it has no Muon, or an earlier version started it. Every process calls this.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+
+    def read() -> str | None:
+        if newest_checkpoint(directory) is None:
+            return None
+        if not directory.optimizer.exists():
+            return ""
+        from engine.training.muon import Choice
+
+        text = read_text(directory.optimizer)
+        try:
+            Choice.from_text(text)
+        except ValueError as error:
+            raise RunError(
+                f"{directory.optimizer} is damaged ({error}). It says which parameters Muon orthogonalises. Restore it "
+                "from a backup, or start a new run with --fresh (the old run is moved aside)."
+            ) from error
+        return text
+
+    return group.run_on_primary(read, "the stored choice of Muon's parameters")
 
 
 def summarize_datasets(sources: Mapping[str, BaseSource]) -> dict[str, dataset_summary.Summary]:

@@ -130,7 +130,7 @@ def _train(
         reporter = Reporter(directory, config.name, config.log.progress, kept=kept)
         with reporter, out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
             with start_ended_by_sigterm():
-                prepared = prepare(config, objects)
+                prepared = prepare(config, objects, directory=directory)
                 with directory.stopwatch.during(COMPILING.kind):
                     prepared.check_rows()
                     prepared = prepared.with_sizes(directory.messages.append, stored_sizes)
@@ -171,12 +171,15 @@ def _build_trainer(
         on_phase=reporter.phase,
         on_slowest=reporter.slowest,
         observers=OBSERVERS,
+        matrices=prepared.matrices,
     )
     readers = [type(trainer.program.spec.task).__name__] if trainer.program.reads_total_steps else []
     if source.has_transform and names_total_steps(source.transform):
         readers.append(f"{source_name(source)}.transform")
     check_readers_of_total(readers, source, config.train.total, directory, accepted)
     directory.write_config_text(to_text(config))  # after all checks of the config
+    if prepared.matrices is None and (choice := trainer.program.spec.optimizer.muon) is not None:
+        directory.write_optimizer_text(choice.to_text())
     directory.write_data_text(dataset_summary.to_text(summaries))
     if group.is_primary():
         directory.write_code_text(code.to_text(code.describe(target_names(config), directory.attempt)))
@@ -210,7 +213,7 @@ def _fast_dev_run(
 
     summary = _train(config, objects, workdir, fresh=True, accepted=Accepted(), began=began, kept=kept)
     run = SavedRun(summary.directory.path)
-    program, _ = prepare(run.config, objects).with_sizes().build_program()
+    program, _ = prepare(run.config, objects, directory=run.directory).with_sizes().build_program()
     restored = run.restore(summary.step, program)
     if int(restored.step) != summary.step:
         raise CheckpointError(f"{run.directory}: the checkpoint of step {summary.step} holds step {restored.step}.")

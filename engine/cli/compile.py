@@ -44,7 +44,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     from engine.api.compile import precompile_for
 
     with lost_peers_reported():
-        for line in precompile_for(config, args.hardware, args.out, common.say):
+        for line in precompile_for(config, args.hardware, args.out, common.say, args.config):
             if group.is_primary():
                 print(line, flush=True)
     return ExitStatus.DONE

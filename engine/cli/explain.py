@@ -23,7 +23,12 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     config = common.load_config(args.config, overrides)
     from engine.api.explain import explain_parts
 
-    wanted = {"devices": args.devices, "collectives": not args.no_collectives, "hardware": args.hardware}
+    wanted = {
+        "devices": args.devices,
+        "collectives": not args.no_collectives,
+        "hardware": args.hardware,
+        "run": args.config,
+    }
     for text in explain_parts(config, **wanted):
         print(text, flush=True)
     return ExitStatus.DONE

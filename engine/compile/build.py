@@ -3,6 +3,7 @@
 Settings that do not fit together raise an error here, before anything is compiled.
 """
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,13 +18,14 @@ from engine.compile.program import DTYPES, Program
 from engine.config.hardware import check_precision
 from engine.config.schema import Config, Sharding, Target, Train
 from engine.config.target import build
+from engine.data.batch import abstract_batch
 from engine.data.source import BaseSource, example_spec
 from engine.metrics.values import describe_value
 from engine.parallel.layout import active, make_layout
 from engine.parallel.mesh import check_batch
 from engine.storage.mounts import local_text
 from engine.training.model import describe
-from engine.training.optimizer import build_optimizer
+from engine.training.optimizer import build_optimizer, uses_muon
 from engine.training.step_spec import StepSpec
 from engine.training.task import Task, check_examples, check_methods
 
@@ -64,10 +66,20 @@ def build_evaluation_program(
     return EvaluationProgram(task, model, layout, DTYPES[train.precision], seed=train.seed)
 
 
-def build_program(task: Task, mesh: Mesh, source: BaseSource, config: Config) -> tuple[Program, int]:
+def build_program(
+    task: Task, mesh: Mesh, source: BaseSource, config: Config, matrices: str | None = None
+) -> tuple[Program, int]:
     """Returns the program of a config and its total number of steps. Allocates no array.
 
     It compiles nothing but a program of one number, which checks `compiler.options` if there are any.
+
+    Args:
+        task: the Task.
+        mesh: the devices.
+        source: the training data.
+        config: the config.
+        matrices: which parameters Muon orthogonalises, as a resumed run has stored it; "" for a run of an earlier
+            version, which stored nothing; None for a new run.
 
     Raises:
         ConvoyError: the Task, the data, the mesh, the hardware and the settings do not fit together.
@@ -86,12 +98,11 @@ def build_program(task: Task, mesh: Mesh, source: BaseSource, config: Config) ->
         check_options(mesh, options)
     model = evaluation.model
     trained = {path: model.params[path] for path in model.trained}
+    run_size = RunSize(train.global_batch_size, size, total)
     spec = StepSpec(
         task=task,
         model=model,
-        optimizer=build_optimizer(
-            config.optimizer, RunSize(train.global_batch_size, size, total), trained, model.names
-        ),
+        optimizer=build_optimizer(config.optimizer, run_size, trained, model.names),
         layout=evaluation.layout,
         accumulate=train.accumulate,
         approximate_accumulation=train.approximate_accumulation,
@@ -103,6 +114,13 @@ def build_program(task: Task, mesh: Mesh, source: BaseSource, config: Config) ->
         steps_per_epoch=size / train.global_batch_size,
         compiler_options=options,
     )
+    if matrices != "" and uses_muon(config.optimizer):
+        from engine.training import muon
+
+        batch = abstract_batch(example, train.global_batch_size, spec.batch_sharding)
+        choice = muon.choose(spec, batch) if matrices is None else muon.Choice.from_text(matrices)
+        optimizer = build_optimizer(config.optimizer, run_size, trained, model.names, choice)
+        spec = dataclasses.replace(spec, optimizer=optimizer)
     shapes = source.shape_specs()
     check_consecutive(source, len(shapes), train.steps_per_dispatch)
     return Program(spec, example, batch_size=train.global_batch_size, seed=train.seed, shapes=shapes), total

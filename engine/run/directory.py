@@ -5,6 +5,7 @@ A *run* is one working directory. An *attempt* is one start of a run, counted fr
     config.txt         the resolved config, one `name: value` per line
     data.json          description of the datasets, so that a resume on other data is detected
     code.json          where the code of the run lies, its commit, and versions of packages
+    optimizer.json     which parameters Muon orthogonalises, if the optimizer is Muon
     status.json        state, step, reason, exit code, final metrics
     stopped.json       where and why the run ended before its last step, if it did
     metrics.jsonl      one line per logged step
@@ -65,6 +66,7 @@ class RunDirectory:
         self.config = self.path / "config.txt"
         self.data = self.path / "data.json"
         self.code = self.path / "code.json"
+        self.optimizer = self.path / "optimizer.json"
         self.status = self.path / "status.json"
         self.stopped = self.path / "stopped.json"
         self.metrics = self.path / "metrics.jsonl"
@@ -240,6 +242,11 @@ class RunDirectory:
     def write_code_text(self, text: str) -> None:
         """Stores the description of the code; the primary calls it. Raises RunError."""
         self.lease.replace_text(self.code, text)
+
+    def write_optimizer_text(self, text: str) -> None:
+        """Stores the choice of Muon's parameters; the primary writes it. Raises RunError."""
+        if group.is_primary():
+            self.lease.replace_text(self.optimizer, text)
 
 
 def default_workdir(name: str, task: str) -> Path:

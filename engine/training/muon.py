@@ -1,56 +1,190 @@
 """Which parameters Muon orthogonalises: the hidden matrices, each layer of a stack and each expert by itself.
 
 Muon (Jordan 2024, https://kellerjordan.github.io/posts/muon) is for hidden matrices; its author gives embeddings, the
-output layer and vectors to Adam. `optax.contrib.muon` alone decides by the number of dimensions, so that it would
-orthogonalise embeddings and the stacked scales of a norm, and give the stacked matrices to Adam.
+output layers and vectors to Adam. What is a matrix follows from the loss, not from names (`parameter_uses.py`). The
+choice is stored with the run, and a resume keeps it; runs of earlier versions keep a choice that follows names.
 """
 
+import contextlib
+import dataclasses
 import itertools
+import json
+import math
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import jax
 from optax.contrib import MuonDimensionNumbers
 
+from engine.base.types import PyTree
+from engine.data.batch import Batch
+from engine.data.context import call
+from engine.parallel.layout import with_layout
+from engine.parallel.mesh import one_device
 from engine.parallel.rules import STACKED
+from engine.training.arrays import Arrays, cast
+from engine.training.objective import means_of
+from engine.training.parameter_uses import Matrix, uses_of
+from engine.training.state import initial_state
+from engine.training.step_spec import StepSpec
+from engine.training.task import check_loss, missing_key_reported
+from engine.training.update import has_own_update, own_update
 
-BATCHED = (*STACKED, "expert")
-"""Logical axes of dimensions that index matrices."""
 SHOWN = 6  # parameters that a message names
-
-_OUTER = re.compile(r"(?:.*_)?(?:embed\w*|unembed\w*|head|logits|pos|positions?)")
-"""Names of input and output layers."""
+EARLIER = "the choice of an earlier version, by names"
+EMBEDDING, OUTPUT, SMALL = "an embedding", "an output layer", "a row or a column"  # reasons for Adam
+NAMED_OUTER = "vocab"
+"""Logical axis of the first and last layer of a language model."""
 
 type Leaf = jax.Array | jax.ShapeDtypeStruct
+type Dimensions = tuple[tuple[int, ...], tuple[int, ...]]
+"""Dimensions of an array over which its product sums, and those of the result."""
 
 
-def dimension_numbers(
-    params: Mapping[str, Leaf], names: Mapping[str, Sequence[str | None]]
-) -> dict[str, MuonDimensionNumbers | None]:
-    """Returns path -> dimensions of the matrices that Muon orthogonalises; None for a parameter of Adam.
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """Which parameters Muon orthogonalises, and why Adam updates the others."""
+
+    matrices: Mapping[str, Dimensions]
+    reasons: Mapping[str, str]
+    is_earlier: bool = False
+    """Whether the run was started by a version that chose by names, whose `adam_learning_rate` follows no schedule."""
+
+    def numbers(self, params: Mapping[str, object]) -> dict[str, MuonDimensionNumbers | None]:
+        """Returns path -> dimensions of the matrices that Muon orthogonalises; None for a parameter of Adam.
+
+        Args:
+            params: path -> array or shape; optax passes the parameter of another group as an object without shape.
+        """
+        here = {path for path, x in params.items() if hasattr(x, "shape")} & self.matrices.keys()
+        return {path: MuonDimensionNumbers(*self.matrices[path]) if path in here else None for path in params}
+
+    def to_text(self) -> str:
+        """Returns the choice as JSON, for the run directory."""
+        return json.dumps({"muon": self.matrices, "adam": self.reasons}, indent=2) + "\n"
+
+    @classmethod
+    def from_text(cls, text: str) -> Self:
+        """Returns the choice of `to_text`. Raises ValueError for another text."""
+        try:
+            stored: Any = json.loads(text)
+            matrices = {path: (tuple(each[0]), tuple(each[1])) for path, each in stored["muon"].items()}
+            return cls(matrices, dict(stored["adam"]))
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+
+    def message(self, paths: Sequence[str], others: str) -> str:
+        """Returns a sentence about some parameters; `others` names what updates those that are no matrices."""
+        muon, adam = ([path for path in paths if (path in self.matrices) == here] for here in (True, False))
+        earlier = f" ({EARLIER})" if self.is_earlier else ""
+        return (
+            f"Muon orthogonalises {_listed(muon)}; {others} updates {_listed(adam)}{earlier}. "
+            "`convoy explain` lists all of them."
+        )
+
+    def table(self, params: Mapping[str, Leaf], others: str) -> str:
+        """Returns a line about each parameter: its matrix, or why it is none."""
+        count = len(self.matrices.keys() & params.keys())
+        lines = [f"Muon orthogonalises {count} of {len(params)} parameters; {others} updates the others:"]
+        for path, x in params.items():
+            if path in self.matrices:
+                sizes = [math.prod(x.shape[i] for i in found) for found in self.matrices[path]]
+                count = math.prod(x.shape) // math.prod(sizes)
+                text = f"Muon  {f'{count} of ' if count > 1 else ''}{sizes[0]} x {sizes[1]}"
+            else:
+                text = f"Adam  {EARLIER if self.is_earlier else self.reasons.get(path, '')}".rstrip()
+            lines.append(f"  {path}: {text}")
+        return "\n".join(lines)
+
+
+def choose(spec: StepSpec, batch: Batch) -> Choice:
+    """Returns the choice for the trained parameters; traces the loss, or the Task's own update.
+
+    As in `compile/flops.py`, it traces for one device, so that the choice is the same on every mesh. Where that fails,
+    the Task needs its mesh, which is used then.
 
     Args:
-        params: path -> array or shape; optax passes a masked parameter as an object without shape.
+        spec: parts of the step. Its optimizer is not called.
+        batch: abstract global batch.
+
+    Raises:
+        TaskError: the loss is not valid.
+    """
+    layout = dataclasses.replace(
+        spec.layout, mesh=one_device(spec.mesh), remat="none", counts_flops=True, offload_optimizer=False, used=set()
+    )
+    with contextlib.suppress(Exception):  # the second trace raises the error of a loss that is wrong
+        return _choose(dataclasses.replace(spec, layout=layout), batch)
+    return _choose(dataclasses.replace(spec, layout=dataclasses.replace(layout, mesh=spec.mesh)), batch)
+
+
+def _choose(spec: StepSpec, batch: Batch) -> Choice:
+    """Returns the choice as `choose`, with a trace for the layout of `spec`."""
+    spec = dataclasses.replace(spec, accumulate=1, opt_shardings=None, reads=[])
+    task, is_update = spec.task, has_own_update(spec.task)
+    rows = len(batch.weight)
+
+    def loss(params: Arrays, model_state: Arrays, key: jax.Array, batch: Batch) -> PyTree:
+        module = spec.model.module(cast(params, spec.compute_dtype), model_state, key)
+        module.train()
+        keys = jax.random.split(key, rows)
+        examples = cast(batch.examples, spec.compute_dtype, task.full_precision)
+        with missing_key_reported(task, "loss", examples):
+            result = call(task.loss, module, examples, keys, context=spec.context(0, keys))
+        check_loss(task, result, rows)
+        return means_of(result)
+
+    def update(params: Arrays, model_state: Arrays, key: jax.Array, batch: Batch) -> PyTree:
+        with missing_key_reported(task, "update", batch.examples):
+            state = initial_state(task, spec.model, spec.tx, 0, ema=False)
+            state = dataclasses.replace(state, params=params, model_state=model_state)
+            return own_update(spec, state, batch, key, state.step)
+
+    args = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (spec.model.params, spec.model.model_state, batch)
+    )
+    args = (*args[:2], jax.random.key(0), args[2])
+    jaxpr = jax.make_jaxpr(with_layout(spec.layout, update if is_update else loss))(*args).jaxpr
+    first = len(jaxpr.invars) - len(jax.tree.leaves(batch))
+    paths = dict(enumerate(sorted(spec.model.params)))
+    uses = uses_of(jaxpr, paths, range(first, len(jaxpr.invars)), only_first=is_update)
+    matrices, reasons = {}, {}
+    for path in spec.model.trained:
+        use, shape = uses[path], spec.model.params[path].shape
+        if not isinstance(use, Matrix):
+            reasons[path] = use
+        elif NAMED_OUTER in spec.model.names.get(path, ()):
+            reasons[path] = OUTPUT if use.is_last else EMBEDDING
+        elif min(math.prod(shape[i] for i in found) for found in (use.reduction, use.output)) == 1:
+            reasons[path] = SMALL
+        elif use.is_last:
+            reasons[path] = OUTPUT
+        else:
+            matrices[path] = (use.reduction, use.output)
+    return Choice(matrices, reasons)
+
+
+# The choice of earlier versions. Their runs keep it, so these names must not change.
+_BATCHED = (*STACKED, "expert")  # logical axes of dimensions that index matrices
+_OUTER = re.compile(r"(?:.*_)?(?:embed\w*|unembed\w*|head|logits|pos|positions?)")  # input and output layers
+
+
+def earlier_choice(params: Mapping[str, Leaf], names: Mapping[str, Sequence[str | None]]) -> Choice:
+    """Returns the choice of earlier versions: arrays of two dimensions whose path does not name an outer layer.
+
+    Args:
+        params: path -> array or shape.
         names: path -> logical axes.
     """
-    return {path: _of_parameter(path, len(getattr(x, "shape", ())), names.get(path, ())) for path, x in params.items()}
-
-
-def _of_parameter(path: str, dimensions: int, axes: Sequence[str | None]) -> MuonDimensionNumbers | None:
-    batched = len(list(itertools.takewhile(lambda axis: axis in BATCHED, axes)))
-    is_outer = "vocab" in axes or any(_OUTER.fullmatch(part) for part in path.lower().split("/"))
-    is_hidden = any(axis in STACKED for axis in axes) or not is_outer
-    return MuonDimensionNumbers(batched, batched + 1) if is_hidden and dimensions - batched == 2 else None
-
-
-def message(params: Mapping[str, Leaf], names: Mapping[str, Sequence[str | None]]) -> str:
-    """Returns a sentence about the parameters of Muon and of Adam."""
-    numbers = dimension_numbers(params, names)
-    muon, adam = ([path for path in params if (numbers[path] is None) == is_adam] for is_adam in (False, True))
-    return (
-        f"Muon orthogonalises {_listed(muon)}; Adam updates {_listed(adam)}. "
-        "optimizer.muon_weight_dimension_numbers changes this."
-    )
+    matrices = {}
+    for path, x in params.items():
+        axes = names.get(path, ())
+        batched = len(list(itertools.takewhile(lambda axis: axis in _BATCHED, axes)))
+        is_outer = NAMED_OUTER in axes or any(_OUTER.fullmatch(part) for part in path.lower().split("/"))
+        if (any(axis in STACKED for axis in axes) or not is_outer) and len(x.shape) - batched == 2:
+            matrices[path] = ((batched,), (batched + 1,))
+    return Choice(matrices, {}, is_earlier=True)
 
 
 def _listed(paths: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,10 @@ from engine.config.schema import Optimizer
 from engine.config.target import build, parameters_of, resolve
 from engine.metrics.values import describe_value
 from engine.parallel.rules import STACKED
-from engine.training.schedules import Count, Number, Schedule, build_schedule, message
+from engine.training.schedules import Count, Number, Schedule, build_schedule, constant, message
+
+if TYPE_CHECKING:
+    from engine.training.muon import Choice
 
 Names = Mapping[str, Sequence[str | None]]
 type Leaf = jax.Array | jax.ShapeDtypeStruct
@@ -34,6 +37,10 @@ RATE = "learning_rate"
 """Name of the metric, and first part of those of the groups."""
 MUON_ARGUMENT = "muon_weight_dimension_numbers"
 """Argument of `optax.contrib.muon`: which parameters it orthogonalises."""
+ADAM_RATE = "adam_learning_rate"
+"""Its argument that gives Adam a peak of its own, and the name of the metric."""
+ADAM = ":adam"
+"""Follows the label of a group in the key of the schedule of its Adam."""
 REST = ""
 """Label of the parameters of no group."""
 
@@ -43,7 +50,7 @@ class RunOptimizer:
     """The optimizer of a run, whose learning rates may be arguments of a compiled program."""
 
     schedules: Mapping[str, Schedule]
-    """Label -> learning rate of each group that has parameters, and of `REST`."""
+    """Label -> learning rate of each group that has parameters, and of `REST`; with `ADAM`, that of its Adam."""
     labels: Mapping[str, str]
     """Path of a trained parameter -> label of its group."""
     make: Callable[[Mapping[str, Schedule]], Transformation]
@@ -51,6 +58,10 @@ class RunOptimizer:
     """Sentences for the user about functions as schedules, and about Muon."""
     periods: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Label -> n of a group that is updated in each n-th step only."""
+    muon: "Choice | None" = None
+    """Which parameters Muon orthogonalises; None without Muon."""
+    details: tuple[str, ...] = ()
+    """Lines about each parameter, for `explain`."""
 
     @functools.cached_property
     def tx(self) -> Transformation:
@@ -62,7 +73,10 @@ class RunOptimizer:
 
     @property
     def rate_names(self) -> tuple[str, ...]:
-        """Names of the metrics of `rates`: "learning_rate", and "learning_rate/<group>" for each group."""
+        """Names of the metrics of `rates`: "learning_rate", and "learning_rate/<group>" for each group.
+
+        With Muon's `adam_learning_rate`, also "adam_learning_rate" and "adam_learning_rate/<group>".
+        """
         return tuple(map(_rate_name, self.schedules))
 
     def rates(self, opt_state: PyTree, step: Count) -> dict[str, Number]:
@@ -76,16 +90,16 @@ class RunOptimizer:
         """
         several = len(set(self.labels.values())) > 1
         rates = {}
-        for label, schedule in self.schedules.items():
-            part = opt_state
+        for key, schedule in self.schedules.items():
+            part, label = opt_state, key.removesuffix(ADAM)
             if several:
                 [partition, *_] = _find(opt_state, optax.transforms.PartitionState)
                 part = partition.inner_states.get(label, ())
             counts = _find(part, optax.ScaleByScheduleState) if several or label in self.labels.values() else []
             if counts:
-                rates[_rate_name(label)] = schedule.every(self.periods.get(label, 1))(counts[0].count)
+                rates[_rate_name(key)] = schedule.every(self.periods.get(label, 1))(counts[0].count)
             else:
-                rates[_rate_name(label)] = schedule(step)
+                rates[_rate_name(key)] = schedule(step)
         return rates
 
     @property
@@ -105,7 +119,11 @@ class RunOptimizer:
 
 
 def build_optimizer(
-    config: Optimizer, size: RunSize, params: Mapping[str, Leaf], names: Names | None = None
+    config: Optimizer,
+    size: RunSize,
+    params: Mapping[str, Leaf],
+    names: Names | None = None,
+    choice: "Choice | None" = None,
 ) -> RunOptimizer:
     """Returns the optimizer of the trained parameters.
 
@@ -114,41 +132,78 @@ def build_optimizer(
         size: sizes of the run, which schedules need.
         params: path -> array or shape of each trained parameter.
         names: path -> logical axes; the dimensions of a stack of layers do not count in deciding what is a matrix.
+        choice: which parameters Muon orthogonalises; None: the choice of earlier versions, by names.
 
     Raises:
         ConfigError: a group matches no parameter, or a target does not take a setting.
     """
     labels = group_labels(config, params)
-    schedules, messages = {REST: build_schedule(config, size)}, []
+    schedules, messages, details = {REST: build_schedule(config, size)}, [], []
+    of_adam: dict[str, Schedule] = {}
+    if uses_muon(config):
+        from engine.training import muon
+
+        choice = choice or muon.earlier_choice(params, names or {})
+        of_adam, messages, details = _describe_muon(config, choice, labels, params, size)
+    else:
+        choice = None
     for label in sorted({*labels.values(), REST}):
-        section, where = (config.of_group(label), f"{WHERE}.groups.{label}") if label else (config, WHERE)
+        section, where = _section(config, label)
         found = build_schedule(section, size, where)
         if text := message(section, found, size, where):
             messages.append(text)
-        if is_muon(section, where) and label in labels.values():
-            from engine.training import muon
-
-            messages.append(muon.message({path: params[path] for path in params if labels[path] == label}, names or {}))
         if label:
             schedules[label] = found.scaled(config.groups[label].learning_rate_scale)
+    schedules |= of_adam
 
     def make(schedules: Mapping[str, Schedule]) -> Transformation:
         parts = {}
         for label in sorted(set(labels.values())):
-            parts[label] = _group(config, label, schedules[label], names or {})
+            parts[label] = _group(config, label, schedules, names or {}, choice)
         tx = next(iter(parts.values())) if len(parts) == 1 else optax.partition(parts, labels)
         limits = _clip_limits(config, labels)
         return optax.with_extra_args_support(optax.chain(_clip(limits), tx) if limits else tx)
 
-    periods = {label: config.groups[label].every for label in schedules if label}
-    optimizer = RunOptimizer(schedules, labels, make, tuple(messages), periods)
+    periods = {label: config.groups[label].every for label in schedules if label and not label.endswith(ADAM)}
+    optimizer = RunOptimizer(schedules, labels, make, tuple(messages), periods, choice, tuple(details))
     optimizer.tx  # noqa: B018 (raises the errors of the targets)
     jax.eval_shape(lambda numbers: (optimizer.with_numbers(numbers).tx, numbers)[1], optimizer.numbers)  # likewise
     return optimizer
 
 
-def _rate_name(label: str) -> str:
-    return f"{RATE}/{label}" if label else RATE
+def _section(config: Optimizer, label: str) -> tuple[Optimizer, str]:
+    """Returns the settings of a group, or of no group, and their path in the config."""
+    return (config.of_group(label), f"{WHERE}.groups.{label}") if label else (config, WHERE)
+
+
+def _describe_muon(
+    config: Optimizer, choice: "Choice", labels: Mapping[str, str], params: Mapping[str, Leaf], size: RunSize
+) -> tuple[dict[str, Schedule], list[str], list[str]]:
+    """Returns the schedules of the `adam_learning_rate` of each group, sentences for the user, and tables."""
+    schedules, messages, details = {}, [], []
+    for label in sorted(set(labels.values())):
+        section, where = _section(config, label)
+        if is_muon(section, where):
+            paths, others = [path for path in params if labels[path] == label], _other_optimizer(section, where)
+            messages.append(choice.message(paths, others))
+            details.append(choice.table({path: params[path] for path in paths}, others))
+        if (peak := _adam_peak(section, where)) is None:
+            continue
+        if choice.is_earlier:
+            schedules[label + ADAM] = constant(peak)
+            messages.append(
+                f"{where}.{ADAM_RATE} = {peak:g} follows no warm-up and no schedule, as in the version of Convoy that "
+                "started this run. In a new run it does."
+            )
+            continue
+        schedule = build_schedule(dataclasses.replace(section, learning_rate=peak), size, where)
+        schedules[label + ADAM] = schedule.scaled(config.groups[label].learning_rate_scale if label else 1.0)
+    return schedules, messages, details
+
+
+def _rate_name(key: str) -> str:
+    name, label = (ADAM_RATE if key.endswith(ADAM) else RATE), key.removesuffix(ADAM)
+    return f"{name}/{label}" if label else name
 
 
 def _find(tree: PyTree, kind: type) -> list[Any]:
@@ -201,10 +256,15 @@ def group_labels(config: Optimizer, params: Mapping[str, Leaf]) -> dict[str, str
     return labels
 
 
-def _group(config: Optimizer, label: str, learning_rate: Schedule, names: Names) -> optax.GradientTransformation:
+def _group(
+    config: Optimizer, label: str, schedules: Mapping[str, Schedule], names: Names, choice: "Choice | None"
+) -> optax.GradientTransformation:
     """Returns the transformation of one group, or of the parameters of no group."""
+    rates = {RATE: schedules[label]}
+    if label + ADAM in schedules and choice is not None and not choice.is_earlier:
+        rates[ADAM_RATE] = schedules[label + ADAM]
     if label == REST:
-        return _one(config, learning_rate, names, WHERE)
+        return _one(config, rates, names, WHERE, choice)
     group, section, where = config.groups[label], config.of_group(label), f"{WHERE}.groups.{label}"
     if group.weight_decay is not None:
         if "weight_decay" not in (parameters_of(resolve(section, where)) or {}):
@@ -212,22 +272,22 @@ def _group(config: Optimizer, label: str, learning_rate: Schedule, names: Names)
         section = dataclasses.replace(section, arguments={**section.arguments, "weight_decay": group.weight_decay})
     from engine.training.every import every
 
-    return every(group.every, _one(section, learning_rate.every(group.every), names, where))
+    rates = {name: rate.every(group.every) for name, rate in rates.items()}
+    return every(group.every, _one(section, rates, names, where, choice))
 
 
-def _one(config: Optimizer, learning_rate: Schedule, names: Names, where: str) -> optax.GradientTransformation:
-    """Returns the transformation of the target of one section."""
+def _one(
+    config: Optimizer, rates: Mapping[str, Schedule], names: Names, where: str, choice: "Choice | None"
+) -> optax.GradientTransformation:
+    """Returns the transformation of the target of one section; `rates` are its arguments that are schedules."""
     parameters = parameters_of(resolve(config, where)) or {}
-    given: dict[str, object] = {"learning_rate": learning_rate}
+    given: dict[str, object] = dict(rates)
     for mask in {"mask", "weight_decay_mask"} & parameters.keys() - config.arguments.keys():
         given[mask] = lambda params: {path: _decays(config.decay, x, names.get(path)) for path, x in params.items()}
-    if is_muon(config, where):
-        from engine.training import muon
-
+    if choice is not None and is_muon(config, where):
         # `optax.tree.map_params` passes an empty pytree in place of the parameters.
-        given[MUON_ARGUMENT] = lambda params: (
-            muon.dimension_numbers(params, names) if isinstance(params, Mapping) else params
-        )
+        given[MUON_ARGUMENT] = lambda params: choice.numbers(params) if isinstance(params, Mapping) else params
+    config = dataclasses.replace(config, arguments={k: x for k, x in config.arguments.items() if k not in rates})
     try:
         found = build(config, where, **given)
     except jax.errors.JAXTypeError as error:
@@ -240,6 +300,27 @@ def _one(config: Optimizer, learning_rate: Schedule, names: Names, where: str) -
         problem = f"{config.target} returned {describe_value(found)}, which is not an optax.GradientTransformation"
         raise FieldError(f"{where}.target", problem, "Name an optimizer of optax, or a function that returns one.")
     return found
+
+
+def uses_muon(config: Optimizer) -> bool:
+    """Returns whether the optimizer, or that of a group, takes the choice of matrices. Raises ConfigError."""
+    sections = {WHERE: config, **{f"{WHERE}.groups.{name}": config.of_group(name) for name in config.groups}}
+    return any(MUON_ARGUMENT in (parameters_of(resolve(each, where)) or {}) for where, each in sections.items())
+
+
+def _adam_peak(config: Optimizer, where: str) -> float | None:
+    """Returns the peak of the learning rate of Muon's Adam; None if it is that of Muon."""
+    is_here = MUON_ARGUMENT in (parameters_of(resolve(config, where)) or {})
+    peak = config.arguments.get(ADAM_RATE) if is_here else None
+    return float(peak) if isinstance(peak, int | float) else None
+
+
+def _other_optimizer(config: Optimizer, where: str) -> str:
+    """Returns what updates the parameters that Muon does not orthogonalise."""
+    if not config.target.startswith("optax."):
+        return config.target
+    nesterov = (parameters_of(resolve(config, where)) or {})["nesterov"].default
+    return "Adam" + " with Nesterov momentum" * bool(config.arguments.get("nesterov", nesterov))
 
 
 def is_muon(config: Optimizer, where: str = WHERE) -> bool:

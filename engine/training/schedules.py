@@ -87,6 +87,11 @@ def _warmed_up(peak: float, steps: int, after: Schedule) -> Schedule:
     return Schedule((peak, *after.numbers), formula)
 
 
+def constant(rate: float) -> Schedule:
+    """Returns a learning rate that never changes."""
+    return Schedule((rate,), _constant)
+
+
 def _constant(numbers: Sequence[Number], step: Count) -> Number:
     return numbers[0]
 

@@ -1,15 +1,20 @@
 """Changes of the config and the data at a resume: forbidden, allowed with a flag, or always allowed."""
 
 import shutil
+from typing import Any
 
 import numpy as np
 import pytest
+from flax import nnx
 
 import engine
 from engine.api import resume
+from engine.api.prepared import prepare
 from engine.api.resume import Accepted
-from engine.base.errors import ConfigError, DataError
+from engine.api.saved_run import SavedRun
+from engine.base.errors import CheckpointError, ConfigError, DataError, RunError
 from engine.config.text import to_text
+from engine.parallel.mesh import make_mesh
 from engine.run.directory import RunDirectory
 from tests import runs, zoo
 
@@ -57,6 +62,64 @@ def test_changing_total_requires_accept_schedule_change(tmp_path):
     with pytest.raises(ConfigError, match=r"2 steps -> 3 steps changes the cosine.*--accept-schedule-change"):
         engine.train(longer, workdir=tmp_path)
     assert engine.train(longer, workdir=tmp_path, accept_schedule_change=True).step == 3
+
+
+class Named(nnx.Module):
+    """A model whose output layer is named "fc"."""
+
+    def __init__(self, rngs):
+        self.body, self.fc = nnx.Linear(zoo.SIZE, 8, rngs=rngs), nnx.Linear(8, 4, rngs=rngs)
+
+    def __call__(self, x, rng=None):
+        return self.fc(nnx.relu(self.body(x)))
+
+
+class Fc(zoo.Classify):
+    """A Task with this model."""
+
+    def build(self, rngs):
+        return Named(rngs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_earlier", [False, True])
+def test_resume_keeps_the_choice_of_muon_with_which_the_run_was_started(tmp_path, is_earlier):
+    """Earlier versions chose by names, so that Muon orthogonalised the output layer, and stored nothing."""
+    settings: dict[str, Any] = dict(
+        task__target=f"{__name__}.Fc", optimizer__target="optax.contrib.muon", optimizer__schedule="constant",
+        optimizer__ns_steps=1, optimizer__adam_learning_rate=0.02, evaluations={}, checkpoint__every="2 steps",
+        optimizer__warmup="2 steps",
+    )  # fmt: skip
+    config, whole, path = runs.config(**settings, train__total="4 steps"), tmp_path / "whole", tmp_path / "run"
+    if is_earlier:
+        with RunDirectory.open(whole) as directory:
+            directory.write_config_text(to_text(config))
+            trainer = engine.Trainer(
+                Fc(), make_mesh(config.mesh), zoo.source(), config, directory,
+                evaluation_sources={}, hooks={}, on_row=lambda row: None, on_message=lambda text: None, matrices="",
+            )  # fmt: skip
+            trainer.run()
+    else:
+        engine.train(config, workdir=whole)
+    shutil.copytree(whole, path)
+    shutil.rmtree(path / "checkpoints/4")
+    assert engine.train(config, workdir=path).step == 4
+    rates = runs.rows(path, "adam_learning_rate")
+    assert (rates[3], rates[4]) == (pytest.approx(0.02), pytest.approx(0.02))
+    directory = RunDirectory(path)
+    assert directory.optimizer.exists() != is_earlier
+    choice = "fc/kernel: Muon  8 x 4" if is_earlier else "fc/kernel: Adam  an output layer"
+    program, _ = prepare(config, directory=directory).build_program()
+    assert choice in program.spec.optimizer.details[0]
+    zoo.assert_equal(*(SavedRun(run).restore(4, program) for run in (whole, path)))
+    if not is_earlier:
+        assert runs.rows(whole, "adam_learning_rate")[2] == pytest.approx(0.01), "half of the warm-up"
+        directory.optimizer.write_text("[]")
+        with pytest.raises(RunError, match=r"optimizer.json is damaged .* Restore it from a backup, or start a new"):
+            engine.train(config, workdir=path)
+        directory.optimizer.unlink()
+        with pytest.raises(CheckpointError, match="is not a checkpoint of this model"):
+            engine.train(config, workdir=path)
 
 
 class Timed(zoo.Classify):

@@ -10,10 +10,12 @@ import optax
 import pytest
 from flax import nnx
 
-from engine import Loss, layers
-from engine.base.duration import RunSize
-from engine.config.schema import Group, Optimizer
+from engine import Loss, Mean, Task, layers
+from engine.base.duration import Duration, RunSize
+from engine.config.schema import Group, MeshSpec, Optimizer
+from engine.data.batch import abstract_batch
 from engine.training import muon
+from engine.training import parameter_uses as uses
 from engine.training.optimizer import MUON_ARGUMENT, build_optimizer, is_muon
 from tests import zoo
 
@@ -61,6 +63,37 @@ class Copy(zoo.Classify):
         return Loss.of(optax.softmax_cross_entropy_with_integer_labels(model(batch["y"]), batch["y"]))
 
 
+class Renamed(zoo.Classify):
+    """An attention below `head`, an output layer named `fc`, and tables and tokens as plain parameters."""
+
+    def build(self, rngs):
+        class Renamed(nnx.Module):
+            def __init__(self):
+                self.tokens = nnx.Embed(8, 32, rngs=rngs)
+                self.class_token, self.bias_table = nnx.Param(jnp.ones((1, 32))), nnx.Param(jnp.ones((9, 32)))
+                self.embed = nnx.Param(rngs.params.normal((32, 32)))
+                self.head = nnx.MultiHeadAttention(4, 32, decode=False, rngs=rngs)
+                self.fc = nnx.Linear(32, 4, rngs=rngs)
+
+            def __call__(self, x, rng=None):
+                whole = jnp.clip(x * 2 + 4, 0, 7).astype(jnp.int32)
+                x = self.tokens(whole) + self.class_token + self.bias_table[whole]
+                return self.fc(self.head(x @ self.embed).mean(1))
+
+        return Renamed()
+
+
+class Own(zoo.Classify):
+    """A Task with a whole step of its own."""
+
+    def update(self, state, batch, context):
+        def loss(params):
+            return self.loss(state.model(params), batch, context.rng)
+
+        grads, result = jax.grad(lambda params: (loss(params).total.sum(), loss(params)), has_aux=True)(state.params)
+        return state.apply_gradients(grads), {"loss": Mean(result.total, result.weight)}
+
+
 def unstack(params: dict[str, Any]) -> dict[str, Any]:
     """Returns the parameters of the list for those of the stack."""
     found = {}
@@ -92,18 +125,126 @@ def test_training_a_stack_with_muon_equals_training_its_layers():
     zoo.assert_close(unstack(ends[1]), ends[0], 1e-5)
 
 
-def test_hidden_matrices_are_orthogonalised_and_all_else_is_for_adam():
-    model = program(True).spec.model
-    numbers = muon.dimension_numbers(model.params, model.names)
-    hidden = {path: tuple(found) for path, found in numbers.items() if found is not None}
-    assert hidden == {"inner/layers/up/kernel": (1, 2), "inner/layers/down/kernel": (1, 2)}
-    expert, embed = jnp.ones((3, 2, 4, 4)), jnp.ones((9, 4))
-    names = {"moe/up": ("layers", "expert", "embed", "mlp"), "tokens/table": ("vocab", "embed")}
-    numbers = muon.dimension_numbers({"moe/up": expert, "tokens/table": embed, "body/kernel": embed}, names)
-    assert numbers == {"moe/up": (2, 3), "tokens/table": None, "body/kernel": (0, 1)}
-    assert muon.message(model.params, model.names).startswith(
-        "Muon orthogonalises inner/layers/down/kernel, inner/layers/up/kernel; Adam updates embed/embedding, head/"
-    )
+def chosen(task: Task, **settings: Any) -> tuple[muon.Choice, Any]:
+    """Returns the choice for a Task and its model."""
+    program = zoo.program(task, **settings)
+    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), zoo.examples(1))
+    return muon.choose(program.spec, abstract_batch(example, 16, program.spec.batch_sharding)), program.spec.model
+
+
+def test_choice_follows_the_loss_and_not_the_names():
+    choice, model = chosen(Renamed())
+    assert choice.matrices == {
+        "head/query/kernel": ((0,), (1, 2)), "head/key/kernel": ((0,), (1, 2)), "head/value/kernel": ((0,), (1, 2)),
+        "head/out/kernel": ((0, 1), (2,)), "embed": ((0,), (1,)),
+    }  # fmt: skip
+    assert {path: choice.reasons[path] for path in ("class_token", "bias_table", "fc/kernel", "tokens/embedding")} == {
+        "class_token": uses.ELEMENTWISE,
+        "bias_table": uses.LOOKED_UP,
+        "fc/kernel": muon.OUTPUT,
+        "tokens/embedding": uses.LOOKED_UP,
+    }
+    assert choice.matrices.keys() | choice.reasons.keys() == model.params.keys()
+    assert muon.Choice.from_text(choice.to_text()) == choice
+    table = choice.table(model.params, "Adam")
+    assert table.startswith(f"Muon orthogonalises 5 of {len(model.params)} parameters; Adam updates the others:")
+    assert "\n  head/out/kernel: Muon  32 x 32\n" in table and "\n  fc/kernel: Adam  an output layer" in table
+    with pytest.raises(ValueError, match="KeyError"):
+        muon.Choice.from_text("{}")
+
+
+@pytest.mark.parametrize("settings", [{"mesh": MeshSpec(fsdp=2, tensor=2), "devices": 4}, {"accumulate": 4}], ids=str)
+def test_choice_is_the_same_on_every_mesh(settings):
+    stacked = {"inner/layers/up/kernel": ((1,), (2,)), "inner/layers/down/kernel": ((1,), (2,))}
+    assert chosen(Copy(), **settings)[0].matrices == chosen(Copy())[0].matrices == stacked
+
+
+def test_own_update_is_judged_by_the_first_use_of_each_parameter():
+    assert chosen(Own())[0].matrices.keys() == {"hidden/0/kernel", "hidden/1/kernel"}
+
+
+def test_runs_of_earlier_versions_keep_the_choice_by_names():
+    square = jax.ShapeDtypeStruct((4, 4), jnp.float32)
+    paths = ("body/kernel", "fc/kernel", "class_token", "head/out/kernel", "my_embed/kernel", "positions")
+    params: Any = dict.fromkeys(paths, square)
+    choice = muon.earlier_choice(params, {})
+    assert choice.is_earlier and choice.matrices.keys() == {"body/kernel", "fc/kernel", "class_token"}
+    params = {"moe/up": jax.ShapeDtypeStruct((3, 2, 4, 4), jnp.float32), "table": square, "head/x": square}
+    names = {"moe/up": ("layers", "expert", "embed", "mlp"), "table": ("vocab", "embed"), "head/x": ("layers", "mlp")}
+    assert muon.earlier_choice(params, names).matrices == {"moe/up": ((2,), (3,))}
+    message = build_optimizer(MUON, SIZE, params, names).messages[0]
+    assert message.startswith("Muon orthogonalises moe/up; Adam with Nesterov momentum updates table, head/x (the cho")
+
+
+PARAMS = {"a/kernel": (3, 4, 6), "a/scale": (3, 4), "b/kernel": (4, 5), "head/kernel": (4, 4)}
+CHOICE = muon.Choice({"a/kernel": ((1,), (2,)), "b/kernel": ((0,), (1,))}, {})
+
+
+def random(seed: int) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(seed)
+    return {path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in PARAMS.items()}
+
+
+def follow(tx: Any, steps: int = 4) -> list[dict[str, jax.Array]]:
+    """Returns the parameters after each of some updates."""
+    params, found = random(0), []
+    state = tx.init(params)
+    for step in range(steps):
+        grads = random(step + 1)
+        updates, state = tx.update(grads, state, params, grad_norm=optax.tree.norm(grads))
+        params = optax.apply_updates(params, updates)
+        found.append(params)
+    return found
+
+
+@pytest.mark.parametrize("arguments", [{}, {"nesterov": False, "adam_b1": 0.8, "consistent_rms": 0.2}], ids=str)
+def test_update_is_that_of_optax_alone(arguments):
+    config = dataclasses.replace(MUON, clip_norm=None, decay="all", arguments={"weight_decay": 0.1, **arguments})
+    numbers: Any = CHOICE.numbers(random(0))
+    alone = optax.contrib.muon(0.1, weight_decay=0.1, muon_weight_dimension_numbers=numbers, **arguments)
+    for found, wanted in zip(
+        follow(build_optimizer(config, SIZE, random(0), {}, CHOICE).tx),
+        follow(optax.with_extra_args_support(alone)),
+        strict=True,
+    ):
+        zoo.assert_equal(found, wanted)
+
+
+def test_adam_of_muon_is_adam_with_nesterov_momentum_unless_that_is_off():
+    for nesterov in (True, False):
+        config = dataclasses.replace(MUON, clip_norm=None, decay="none", arguments={"nesterov": nesterov})
+        optimizer = build_optimizer(config, SIZE, random(0), {}, CHOICE)
+        wanted = follow(optax.with_extra_args_support(optax.adam(0.1, nesterov=nesterov)))
+        for found, adam in zip(follow(optimizer.tx), wanted, strict=True):
+            np.testing.assert_allclose(found["head/kernel"], adam["head/kernel"], rtol=1e-6)
+        named = "Adam with Nesterov momentum updates" if nesterov else "; Adam updates"
+        assert named in optimizer.messages[0] and named.strip("; ") in optimizer.details[0]
+
+
+def test_each_parameter_moves_by_the_learning_rate_that_the_log_names():
+    """The first update of Adam without Nesterov momentum is the sign of the gradient times the learning rate."""
+    config = Optimizer(
+        target=MUON.target, schedule="linear", learning_rate=0.1, warmup=Duration.parse("4 steps"), clip_norm=None,
+        arguments={"adam_learning_rate": 0.003, "nesterov": False, "adam_b1": 0.0, "adam_b2": 0.0},
+        groups={"b": Group(match="^head/", learning_rate_scale=2.0)},
+    )  # fmt: skip
+    optimizer = build_optimizer(config, SIZE, random(0), {}, CHOICE)
+    names = ["learning_rate", "learning_rate/b", "adam_learning_rate", "adam_learning_rate/b"]
+    assert list(optimizer.rate_names) == names
+    state, params, peaks = optimizer.tx.init(random(0)), random(0), (0.1, 0.2, 0.003, 0.006)
+    numbers = optimizer.with_numbers(jnp.asarray(optimizer.numbers))
+    for step, share in enumerate((0, 0.25, 0.5, 0.75, 1, 5 / 6)):
+        rates = numbers.rates(state, jnp.int32(step))
+        np.testing.assert_allclose([rates[name] for name in names], np.array(peaks) * share, rtol=1e-5)
+        grads: Any = random(step)
+        updates: Any
+        updates, state = numbers.tx.update(grads, state, params, grad_norm=jnp.float32(1))
+        for path, name in (("a/scale", "adam_learning_rate"), ("head/kernel", "adam_learning_rate/b")):
+            np.testing.assert_allclose(updates[path], -rates[name] * np.sign(grads[path]), rtol=1e-5)
+    earlier = build_optimizer(config, SIZE, random(0), {})  # its Adam had a constant rate, which the log now names
+    assert float(earlier.rates(earlier.tx.init(random(0)), 0)["adam_learning_rate"]) == pytest.approx(0.003)
+    updates = earlier.tx.update(random(0), earlier.tx.init(random(0)), random(0), grad_norm=jnp.float32(1))[0]
+    np.testing.assert_allclose(updates["head/kernel"], -0.003 * np.sign(random(0)["head/kernel"]), rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -113,9 +254,7 @@ def test_updates_of_muon_are_orthogonal_for_each_layer():
     rng = np.random.default_rng(0)
     grads = {path: jnp.asarray(rng.normal(size=shape), jnp.float32) for path, shape in shapes.items()}
     params = jax.tree.map(jnp.zeros_like, grads)
-    optimizer = build_optimizer(MUON, SIZE, params, names)
-    tx = optimizer.tx
-    assert optimizer.messages[0].startswith("Muon orthogonalises a/kernel; Adam updates a/scale, head/kernel")
+    tx = build_optimizer(MUON, SIZE, params, names).tx
     updates: Any = tx.update(grads, tx.init(params), params, grad_norm=optax.tree.norm(grads))[0]
     for matrix in updates["a/kernel"]:
         values = np.linalg.svd(np.asarray(matrix) / 0.1, compute_uv=False)
