@@ -179,9 +179,11 @@ class SavedRun:
 
         Every process must call it. Raises CheckpointError, in every process if the checkpoint no longer exists.
         """
-        wanted = program.abstract_weights(averaged=self.config.train.ema_decay is not None).to_tree()
+        optional = () if self.config.train.ema_decay is not None else ("ema",)  # of a schedule-free optimizer
+        wanted = program.abstract_weights(averaged=True).to_tree()
         with self._reading(step):
-            return Weights.from_tree(self._store.restore(step, wanted, program.model.stacked, partial=True))
+            found = self._store.restore(step, wanted, program.model.stacked, partial=optional)
+        return Weights.from_tree({name: part for name, part in found.items() if part or name not in optional})
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
@@ -209,8 +211,9 @@ class SavedRun:
 
     def restore(self, step: int, program: Program) -> TrainState:
         """Returns the state of a checkpoint, sharded as the program requires."""
-        abstract = program.abstract_state.to_tree()
-        return TrainState.from_tree(self._store.restore(step, abstract, program.spec.model.stacked))
+        abstract, stacked = program.abstract_state, program.spec.model.stacked
+        partial = () if abstract.is_schedule_free else None
+        return TrainState.from_tree(self._store.restore(step, abstract.to_tree(), stacked, partial=partial))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,7 +222,7 @@ class LoadedRun:
 
     Attributes:
         task: the Task of the run.
-        model: the model in evaluation mode, with the averaged weights if the run has them (`train.ema_decay`). The
+        model: the model in evaluation mode, with the averaged weights if the run has them. The
             parameters have their stored precision, whatever `train.precision`.
         config: the config of the run.
         step: the step of the checkpoint.

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.base.errors import CheckpointError
 from engine.base.types import PyTree
@@ -38,6 +39,9 @@ from engine.run.lease import Lease
 from engine.storage import background
 from engine.storage.mounts import address_of_copy
 from engine.storage.plain_path import plain_path
+
+if TYPE_CHECKING:
+    from engine.checkpoint.tree_compat import Partial
 
 STATE, POSITION, CONFIG = "state", "position/position.json", "config/config.json"
 SAVING, DELETED = ".saving", ".deleted"  # suffixes of a directory while it is saved or deleted
@@ -115,8 +119,6 @@ class CheckpointStore:
         with plain_path(self.directory):
             return [p for name in _LEFTOVERS for p in self.directory.glob(name)] if group.is_primary() else []
 
-    # Lists
-
     def steps(self) -> list[int]:
         """Returns the durable steps, oldest first; if the storage hangs, the latest known list. Does not import JAX."""
 
@@ -157,13 +159,12 @@ class CheckpointStore:
         deleting = {path for path, deletion in self._deleting.items() if not deletion.done}
         return [path for path in step_folders(self.directory) if path not in deleting]
 
-    # Restores
-
     def restore_latest(
         self,
         abstract_state: PyTree,
         stacked: Mapping[str, int] | None = None,
         say: Callable[[str], None] = lambda text: None,
+        partial: "Partial" = None,
     ) -> tuple[PyTree, int] | None:
         """Returns the state and the step of the newest undamaged checkpoint, or None if the run has no checkpoints.
 
@@ -171,7 +172,7 @@ class CheckpointStore:
         processes restore the same step.
 
         Args:
-            abstract_state, stacked: as for `restore`.
+            abstract_state, stacked, partial: as for `restore`.
             say: called with a warning for each damaged step.
 
         Raises:
@@ -181,7 +182,7 @@ class CheckpointStore:
         lease = self.writable("set a damaged step aside")
         for step in group.run_on_primary(self.candidates, "the list of checkpoints"):
             try:
-                return self.restore(step, abstract_state, stacked), step
+                return self.restore(step, abstract_state, stacked, partial), step
             except DamagedCheckpoint as damaged:
                 path, problems = self.directory / str(step), damaged.problems
                 name = group.run_on_primary(lambda: set_aside(path, problems, lease), "the damaged checkpoint")  # noqa: B023
@@ -199,7 +200,7 @@ class CheckpointStore:
         return None
 
     def restore(
-        self, step: int, abstract_state: PyTree, stacked: Mapping[str, int] | None = None, *, partial: bool = False
+        self, step: int, abstract_state: PyTree, stacked: Mapping[str, int] | None = None, partial: "Partial" = None
     ) -> PyTree:
         """Returns the state of a step with the requested shardings.
 
@@ -211,7 +212,7 @@ class CheckpointStore:
             abstract_state: the state as jax.ShapeDtypeStruct with shardings.
             stacked: path of each stacked parameter -> number of its leading dimensions that index the layers. The
                 stored parameter may have another number of such dimensions.
-            partial: allow further stored arrays, which are not read.
+            partial: see `tree_compat.Partial`.
 
         Raises:
             CheckpointError: the step does not exist, cannot be read, or belongs to another model. In the last case the
@@ -239,7 +240,7 @@ class CheckpointStore:
         self.current.add(step)
         return state
 
-    def _verified(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int], partial: bool) -> PyTree:
+    def _verified(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int], partial: "Partial") -> PyTree:
         """Returns the state of a step. Verifies its files before the read, and the arrays after the read."""
         from engine.parallel.digest import Digests  # imports JAX
 
@@ -252,15 +253,16 @@ class CheckpointStore:
             compare_arrays(path, manifest, Digests(state).of(state))
         return state
 
-    def _read(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int], partial: bool) -> PyTree:
+    def _read(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int], partial: "Partial") -> PyTree:
         """Returns the unverified state of a step. Reshapes stacks that another fold has saved (`tree_compat.py`)."""
         from engine.checkpoint import tree_compat
 
         folder = self.directory / str(step) / STATE
         with arrays.reraise(lambda text: self._unreadable(step, text)):
             stored = tree_compat.leaves_of(arrays.describe(folder))
+        abstract_state = tree_compat.without_missing(abstract_state, stored, partial, folder.parent)
         wanted = tree_compat.leaves_of(abstract_state)
-        if partial:
+        if partial is not None:
             stored = {path: leaf for path, leaf in stored.items() if path in wanted}
         folds = tree_compat.other_folds(stored, wanted, stacked)
         if differing := tree_compat.difference(stored | {path: wanted[path] for path in folds}, wanted):
@@ -271,7 +273,9 @@ class CheckpointStore:
                 f"--config.init.checkpoint={self.directory.parent} and init.paths."
             )
         with arrays.reraise(lambda text: self._unreadable(step, text)):
-            state = arrays.read(folder, tree_compat.with_stored_folds(abstract_state, stored, folds), partial=partial)
+            state = arrays.read(
+                folder, tree_compat.with_stored_folds(abstract_state, stored, folds), partial=partial is not None
+            )
         return tree_compat.with_wanted_folds(state, abstract_state, folds)
 
     def position(self, step: int) -> dict:
@@ -292,8 +296,6 @@ class CheckpointStore:
             return background.bounded(lambda: read(self.directory / str(step) / name), self.timeout_s)
         except (OSError, ValueError) as error:
             raise CheckpointError(self._unreadable(step, f"{name}: {error}")) from error
-
-    # Changes
 
     def saved(self, step: int) -> None:
         """Records that this run has made a step durable."""
@@ -358,8 +360,6 @@ class CheckpointStore:
                 texts.append(f"{path}: an old checkpoint cannot be removed ({arrays.error_text(error)}).")
             del self._deleting[path]
         return texts
-
-    # Messages
 
     def newest_except(self, step: int) -> str:
         """Returns a phrase about the newest durable step other than `step`. Does not access the storage."""

@@ -6,9 +6,11 @@ pipeline parallelism. The order of the layers is the same.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from engine.base.errors import CheckpointError
 from engine.base.types import PyTree
 
 if TYPE_CHECKING:
@@ -36,6 +38,35 @@ def leaves_of(tree: PyTree) -> dict[str, Leaf]:
         _key(path): Leaf(tuple(leaf.shape), str(leaf.dtype))
         for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
     }
+
+
+SCHEDULE_FREE = "/base_optimizer_state/"
+"""In the paths of the state of a schedule-free optimizer of optax."""
+type Partial = Collection[str] | None
+"""None: all stored arrays are wanted. Else others are not read, and these sections may lack arrays that are wanted."""
+
+
+def without_missing(abstract_state: PyTree, stored: Mapping[str, Leaf], partial: Partial, step: Path) -> PyTree:
+    """Returns an abstract state without arrays that may be missing and are. Raises as `check_averages`."""
+    if not partial:
+        return abstract_state
+    check_averages(stored, step)
+    parts = {name: {p: x for p, x in abstract_state[name].items() if f"{name}/{p}" in stored} for name in partial}
+    return {**abstract_state, **parts}
+
+
+def check_averages(stored: Mapping[str, Leaf], step: Path) -> None:
+    """Checks that the averages of a schedule-free optimizer are stored.
+
+    Raises:
+        CheckpointError: they are not, so that the training weights would be taken for the trained model.
+    """
+    if any(SCHEDULE_FREE in path for path in stored) and not any(path.startswith("ema/") for path in stored):
+        raise CheckpointError(
+            f"{step}: an earlier version of Convoy has saved this checkpoint of a schedule-free optimizer without the "
+            "averaged weights, which are the trained model. Resume the run, if it has ended with a larger train.total: "
+            "its next checkpoint has them."
+        )
 
 
 def difference(stored: Mapping[str, Leaf], wanted: Mapping[str, Leaf]) -> str | None:

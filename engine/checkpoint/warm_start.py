@@ -1,6 +1,6 @@
 """Warm start: initializes a new run with weights of another run, matched by path and shape, on the mesh of this run.
 
-If the other run has an EMA, its averaged weights are used, as in evaluations and exports. Optimizer, step, randomness
+If the other run has averaged weights, they are used, as in evaluations and exports. Optimizer, step, randomness
 and position in the data are new. In names and errors, *here* is the model of the new run and *there* is the checkpoint.
 A *key* is the section and the path of an array in a state: "params/encoder/0/kernel".
 """
@@ -21,7 +21,15 @@ from engine.checkpoint.integrity import verify
 from engine.checkpoint.manifest import MANIFEST, read_lock
 from engine.checkpoint.policy import ranking, read_results
 from engine.checkpoint.store import STATE, CheckpointStore
-from engine.checkpoint.tree_compat import SHOWN, Leaf, leaves_of, other_folds, with_stored_folds, with_wanted_folds
+from engine.checkpoint.tree_compat import (
+    SHOWN,
+    Leaf,
+    check_averages,
+    leaves_of,
+    other_folds,
+    with_stored_folds,
+    with_wanted_folds,
+)
 from engine.cluster import group
 from engine.config.schema import Init, InitSource
 from engine.config.text import from_text
@@ -98,6 +106,7 @@ def _read_matching(
 ) -> RestoredWeights:
     with reraise(lambda text: _unreadable(path, where, text)):
         stored = leaves_of(arrays.describe(path / STATE))
+    check_averages(stored, path)
     keys = match([f"{s}/{p}" for s in SECTIONS for p in abstract_state[s]], stored, source.paths)
     wanted = {s: {p: x for p, x in abstract_state[s].items() if f"{s}/{p}" in keys} for s in SECTIONS}
     from_there = _stored_leaves(keys, stored, leaves_of(wanted))

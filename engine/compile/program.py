@@ -279,6 +279,11 @@ class Program:
                 f"data.on_error=skip: the loss of {type(self.spec.task).__name__} is one number per batch, so the "
                 "filler of a bad example counts like an example. With Loss.of(values) its row has weight 0."
             )
+        if self.abstract_state.ema is not None and self.abstract_state.is_schedule_free:
+            found.append(
+                f"train.ema_decay = {self.spec.ema_decay}: evaluations and exports use this average of the training "
+                "weights, and not the average of the schedule-free optimizer. Leave train.ema_decay unset."
+            )
         return found
 
     def init(

@@ -49,7 +49,9 @@ def restore(store: CheckpointStore, program: Program, init: Init, phase: Phases,
         say: called with sentences for the user.
     """
     with phase(RESTORING):
-        found = store.restore_latest(program.abstract_state.to_tree(), program.spec.model.stacked, say)
+        abstract = program.abstract_state
+        partial = () if abstract.is_schedule_free else None  # a checkpoint also holds averages, which are computed
+        found = store.restore_latest(abstract.to_tree(), program.spec.model.stacked, say, partial)
     if found is None:
         with phase(COMPILING):
             return Start(_initial_state(program, init, say), 0, {})

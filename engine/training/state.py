@@ -5,6 +5,7 @@ Checkpoints store the dict of `TrainState.to_tree`; its keys are the format of r
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, NoReturn, Self
 
 import jax
@@ -78,6 +79,19 @@ class TrainState(_Stored):
     resume can turn that on."""
     ema: Arrays | None = None
     """path -> exponential moving average of a trained parameter; None without `train.ema_decay`."""
+
+    @property
+    def is_schedule_free(self) -> bool:
+        """Whether an optimizer is schedule-free, so that the model is evaluated with averages."""
+        return schedule_free_averages(self) is not None
+
+    def to_checkpoint(self) -> dict[str, PyTree]:
+        """Returns the dict that a checkpoint stores: with the averages of a schedule-free optimizer as `ema`.
+
+        So whatever reads the weights of a checkpoint reads the right ones. A resume computes them again.
+        """
+        averages = self.ema or schedule_free_averages(self)
+        return self.to_tree() if averages is None else {**self.to_tree(), "ema": averages}
 
     def __getitem__(self, name: str) -> NoReturn:
         new = next((new for new, old in STORED_NAMES.items() if old == name), name)
@@ -194,5 +208,45 @@ def _is_masked(leaf: object) -> bool:
 
 
 def evaluation_params(state: TrainState | Weights, use_ema: bool) -> Arrays:
-    """Returns all parameters; with `use_ema`, trained parameters are replaced by their averages, if these exist."""
-    return {**state.params, **state.ema} if use_ema and state.ema is not None else state.params
+    """Returns all parameters; with `use_ema`, trained parameters are replaced by their averages, if these exist.
+
+    These are the averages of `train.ema_decay`, or else of a schedule-free optimizer.
+    """
+    if not use_ema:
+        return state.params
+    averages = state.ema
+    if averages is None and isinstance(state, TrainState):
+        averages = schedule_free_averages(state)
+    return state.params if averages is None else {**state.params, **averages}
+
+
+def schedule_free_averages(state: TrainState) -> Arrays | None:
+    """Returns path -> average of each parameter of a schedule-free optimizer; None if there is no such optimizer.
+
+    Defazio et al. 2024, arXiv:2405.15682: the gradient is taken at y, which the state holds as parameters, and the
+    model is evaluated at the average x = (y - (1 - b1) z) / b1. An abstract state has abstract averages.
+    """
+    kind = optax.contrib.ScheduleFreeState
+    found: Arrays = {}
+    for node in jax.tree.leaves(state.opt_state, is_leaf=lambda x: isinstance(x, kind)):
+        if isinstance(node, kind):
+            parts: PyTree = node
+            z = {path: x for path, x in parts.z.items() if not _is_masked(x)}
+            found |= _average({path: state.params[path] for path in z}, z, parts.b1)
+    return found or None
+
+
+def _average(y: Arrays, z: Arrays, b1: jax.Array) -> Arrays:
+    """Returns the averages x, sharded as the parameters y; z may be split further, or lie in host memory."""
+    if any(isinstance(x, jax.ShapeDtypeStruct) for x in y.values()):
+        return y
+    shardings = {path: x.sharding for path, x in y.items()}
+    kind = next(iter(shardings.values())).memory_kind
+    z, b1 = jax.device_put((z, b1), jax.tree.map(lambda x: x.sharding.with_memory_kind(kind), (z, b1)))
+    return jax.jit(_averages, out_shardings=shardings)(y, z, b1)
+
+
+def _averages(y: Arrays, z: Arrays, b1: jax.Array) -> Arrays:
+    state: PyTree = SimpleNamespace(z=z, b1=b1)
+    found: PyTree = optax.contrib.schedule_free_eval_params(state, y)
+    return {path: x.astype(y[path].dtype) for path, x in found.items()}

@@ -16,9 +16,15 @@ from engine.api import prepared
 from engine.api.resume import newest_checkpoint
 from engine.api.saved_run import SavedRun
 from engine.base.errors import CheckpointError, ConfigError, RunError
+from engine.checkpoint import warm_start
+from engine.checkpoint.async_save import Saver
+from engine.checkpoint.store import CheckpointStore
 from engine.cli.main import main
+from engine.config.schema import Init
 from engine.run.directory import RunDirectory
+from engine.run.lease import ALWAYS_GRANTED
 from engine.storage.background import StorageTimeout
+from engine.training.state import evaluation_params
 from tests import runs, zoo
 
 
@@ -148,3 +154,37 @@ def test_code_is_imported_from_the_folder_of_the_run_and_explained_when_it_is_go
     (path / "code.json").write_text(json.dumps({**stored, "folders": [str(inside)]}))
     with pytest.raises(ConfigError, match="there is no module 'elsewhere_task'"):
         engine.load(path)
+
+
+@pytest.mark.slow
+def test_schedule_free_run_evaluates_exports_predicts_and_initializes_with_its_averages(tmp_path):
+    """Checkpoints of earlier versions lack them; only a resume reads those."""
+    settings: dict[str, Any] = dict(
+        optimizer__target="optax.contrib.schedule_free_sgd", optimizer__learning_rate=0.5, checkpoint__every="2 steps",
+        optimizer__schedule="constant", evaluations__heldout__every="2 steps",
+    )  # fmt: skip
+    config, path = runs.config(**settings, train__total="4 steps"), tmp_path / "run"
+    engine.train(config, workdir=path)
+    saved, program = SavedRun(path), prepared.program(config)[0]
+    state = saved.restore(4, program)
+    averages = jax.device_get(evaluation_params(state, use_ema=True))
+    assert state.ema is None and abs(averages["head/kernel"] - jax.device_get(state.params)["head/kernel"]).max() > 1e-3
+    assert engine.evaluate(path)["heldout/loss"] == runs.rows(path, "heldout/loss")[4]
+    engine.export(path, tmp_path / "weights.safetensors")
+    zoo.assert_equal(load_file(tmp_path / "weights.safetensors"), averages)
+    zoo.assert_equal(dict(program.spec.model.params_of(engine.load(path).model)), averages)
+    start = warm_start.read_weights(Init(checkpoint=str(path)), program.abstract_state.to_tree(), {})
+    zoo.assert_equal(dict(start.params), averages)
+    shutil.copytree(path, tmp_path / "again")
+    shutil.rmtree(tmp_path / "again/checkpoints/4")
+    engine.train(config, workdir=tmp_path / "again")
+    zoo.assert_equal(SavedRun(tmp_path / "again").restore(4, program), state)
+    # A checkpoint as earlier versions wrote it.
+    store = CheckpointStore(tmp_path / "old")
+    trainer = Saver(store.directory, 60.0, ALWAYS_GRANTED)
+    trainer.save(4, state.to_tree(), saved._store.position(4), saved._store.config_text(4))
+    trainer.wait()
+    stored, partial = store.restore(4, program.abstract_state.to_tree(), partial=()), ("ema",)
+    zoo.assert_equal(stored, state.to_tree())
+    with pytest.raises(CheckpointError, match=r"without the averaged weights, which are .* larger train.total"):
+        store.restore(4, program.evaluation.abstract_weights(averaged=True).to_tree(), partial=partial)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
@@ -102,3 +103,63 @@ def test_reading_the_state_as_a_dict_names_the_attribute(name, field):
     state = zoo.program(zoo.Classify()).init()
     with pytest.raises(TypeError, match=rf'write state.{field} instead of state\["{name}"\]'):
         state[name]
+
+
+SCHEDULE_FREE: dict[str, Any] = dict(
+    target="optax.contrib.schedule_free_adamw", arguments={"b1": 0.8}, learning_rate=0.05, clip_norm=None
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"mesh": MeshSpec(data=2, fsdp=2), "devices": 4, "layout": {"zero1": True}},
+        {"groups": {"head": Group(match="^head/", target="optax.sgd")}},
+    ],
+    ids=["alone", "ZeRO-1", "group"],
+)
+def test_averages_of_a_schedule_free_optimizer_are_those_of_optax_alone(options):
+    program, batches = zoo.program(zoo.Classify(), **SCHEDULE_FREE, **options), zoo.batches(4)
+    begin = jax.device_get(program.init().params)
+    state, _ = zoo.run(program, batches)
+    model = zoo.program(zoo.Classify()).spec.model
+
+    @jax.jit
+    def gradient(params, batch):
+        def loss(params):
+            found = zoo.Classify().loss(model.module(params, {}, None), batch, None)
+            return found.total.sum() / found.weight.sum()
+
+        return jax.grad(loss)(params)
+
+    alone = {"": optax.contrib.schedule_free_adamw(0.05, b1=0.8), "head": optax.sgd(0.05)}
+    labels = {path: "head" if "groups" in options and path.startswith("head/") else "" for path in begin}
+    params: Any = dict(begin)
+    parts = {name: [path for path in begin if labels[path] == name] for name in set(labels.values())}
+    states: Any = {name: alone[name].init({path: params[path] for path in parts[name]}) for name in parts}
+    for batch in batches:
+        grads = gradient(params, batch)
+        for name, paths in parts.items():
+            part, some = {path: params[path] for path in paths}, {path: grads[path] for path in paths}
+            updates, states[name] = alone[name].update(some, states[name], part)
+            params |= optax.apply_updates(part, updates)
+    average: Any = optax.contrib.schedule_free_eval_params(states[""], {path: params[path] for path in parts[""]})
+    found = evaluation_params(state, use_ema=True)
+    zoo.assert_close(jax.device_get(found), jax.device_get({**params, **average}), 1e-5)
+    assert max(float(abs(params[path] - average[path]).max()) for path in average) > 1e-3
+    assert evaluation_params(state, use_ema=False) is state.params
+    assert state.to_checkpoint()["ema"].keys() == average.keys() and "ema" not in state.to_tree()
+    for path, x in found.items():
+        assert x.sharding == state.params[path].sharding
+
+
+def test_average_of_the_run_comes_before_that_of_the_optimizer_with_a_warning():
+    program = zoo.program(zoo.Classify(), **SCHEDULE_FREE, ema_decay=0.5)
+    assert "train.ema_decay = 0.5: evaluations and exports use this average of the training weights" in "".join(
+        program.warnings
+    )
+    state = program.abstract_state
+    assert state.is_schedule_free and state.to_checkpoint()["ema"] is state.ema
+    assert not zoo.program(zoo.Classify()).abstract_state.is_schedule_free

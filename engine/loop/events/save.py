@@ -56,7 +56,7 @@ class Save:
             row = self.recorder.unfinished()
             position = {**_position_of_all(boundary.position), "skipped": sorted(self.divergence.skipped), "row": row}
             force = self._is_forced(boundary)
-            if self.checkpoints.maybe_save(boundary.step, boundary.state.to_tree(), position, force):
+            if self.checkpoints.maybe_save(boundary.step, boundary.state.to_checkpoint(), position, force):
                 self.say(f"saving checkpoint of step {boundary.step}")
                 self.directory.stopwatch.flush()
                 self.recorder.saved()
@@ -100,4 +100,4 @@ class PrepareSaves:
 
     def run(self, boundary: Boundary) -> None:
         self.done = True
-        self.prepare(boundary.state.to_tree())
+        self.prepare(boundary.state.to_checkpoint())
