@@ -28,7 +28,7 @@ from engine.training.objective import means_of
 from engine.training.parameter_uses import Matrix, uses_of
 from engine.training.state import initial_state
 from engine.training.step_spec import StepSpec
-from engine.training.task import check_loss, missing_key_reported
+from engine.training.task import author_errors_reported, check_loss
 from engine.training.update import has_own_update, own_update
 
 SHOWN = 6  # parameters that a message names
@@ -130,13 +130,13 @@ def _choose(spec: StepSpec, batch: Batch) -> Choice:
         module.train()
         keys = jax.random.split(key, rows)
         examples = cast(batch.examples, spec.compute_dtype, task.full_precision)
-        with missing_key_reported(task, "loss", examples):
+        with author_errors_reported(task, "loss", examples):
             result = call(task.loss, module, examples, keys, context=spec.context(0, keys))
         check_loss(task, result, rows)
         return means_of(result)
 
     def update(params: Arrays, model_state: Arrays, key: jax.Array, batch: Batch) -> PyTree:
-        with missing_key_reported(task, "update", batch.examples):
+        with author_errors_reported(task, "update", batch.examples):
             state = initial_state(task, spec.model, spec.tx, 0, ema=False)
             state = dataclasses.replace(state, params=params, model_state=model_state)
             return own_update(spec, state, batch, key, state.step)
