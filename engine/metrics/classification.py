@@ -10,7 +10,6 @@ from jax.typing import ArrayLike
 
 from engine.base.errors import TaskError
 from engine.metrics.metric import Metric, added, collected
-from engine.metrics.odd_values import describe, encode
 from engine.metrics.results import Curve, Image
 from engine.metrics.values import rows_and_mask
 
@@ -27,8 +26,7 @@ class ConfusionMatrix(Metric):
 
     counts: jax.Array
     classes: tuple[str, ...]
-    dtype: str
-    odd: jax.Array = added()  # `odd_values.encode` of the values that are no class
+    odd: jax.Array = added()  # number of values that are no class, so that they are in no cell
 
     @classmethod
     def of(
@@ -47,9 +45,8 @@ class ConfusionMatrix(Metric):
             labels: true classes, likewise. Labels outside of 0..classes-1, such as 255, are left out.
             classes: names of the classes, which give results of each class, or their number.
             where: mask, `[batch]` up to `[batch, ...]`.
-            outside: what a prediction outside of 0..classes-1 is, where the label is a class. "error": an error that
-                names the value, when the results are computed. "column": a wrong prediction, counted in an additional
-                last column of the matrix.
+            outside: what a prediction outside of 0..classes-1 is, where the label is a class. "error": an error, when
+                the results are computed. "column": a wrong prediction, counted in an additional last column.
         """
         if jnp.shape(predicted) != jnp.shape(labels):
             raise TaskError(
@@ -66,7 +63,6 @@ class ConfusionMatrix(Metric):
         odd_label = kept & (true != jnp.round(true))
         odd_guess = kept & ~((guess >= 0) & (guess < n) & (guess == jnp.round(guess)))
         odd = odd_label if column else odd_label | odd_guess
-        values = jnp.where(odd_label, true, guess)
         counted = kept & ~odd
         # A value that is not counted may be NaN, which is no integer.
         true, guess = (jnp.where(counted, x, 0).astype(jnp.int32) for x in (true, jnp.where(odd_guess, n, guess)))
@@ -76,19 +72,20 @@ class ConfusionMatrix(Metric):
             return jnp.zeros(cells, jnp.int32).at[cell].add(counted)
 
         counts = jax.vmap(count)(true * (n + column) + guess, counted)
-        return cls(counts.reshape(-1, n, n + column), names, str(values.dtype), encode(values, odd))
+        return cls(counts.reshape(-1, n, n + column), names, odd.sum(1, dtype=jnp.int32))
 
     def compute(self) -> dict[str, Any]:
         """Returns accuracy, f1, iou, the matrix as an array and an image, and f1 and iou of each named class.
 
         Raises:
-            TaskError: a class is none; the text names its value.
+            TaskError: a prediction is outside of the classes, or a value is no whole number.
         """
         n = len(self.classes)
-        if found := describe(np.asarray(self.odd), self.dtype):
+        if count := int(self.odd):
             raise TaskError(
-                f"the classes are the whole numbers 0 to {n - 1}, found {found}. Name all classes that the model "
-                "predicts, mask these values by `where`, or count predictions outside of the classes as wrong: "
+                f"the classes are the whole numbers 0 to {n - 1}, found {count:,} other "
+                f"{'predictions' if count > 1 else 'prediction'}. Name all classes that the model predicts, mask these "
+                "values by `where`, or count predictions outside of the classes as wrong: "
                 "ConfusionMatrix.of(..., outside='column')."
             )
         counts = np.asarray(self.counts, np.float64)

@@ -15,7 +15,7 @@ from engine.metrics.metric import Metric, array_fields, is_added
 from engine.metrics.results import Result
 from engine.metrics.state import MetricStates, compute
 
-MAX_SUMS = 1280  # largest number of sums in one metric: a confusion matrix of 32 classes has 1156
+MAX_SUMS = 1025  # largest number of sums in one metric: a confusion matrix of 32 classes
 
 
 def pairs_of(metrics: Mapping[str, Metric], rows: jax.Array | np.ndarray | None) -> dict[str, jax.Array]:
