@@ -45,7 +45,8 @@ class TFExample:
             (UTF-8) and "image". A feature of bytes with a numeric dtype is the raw little-endian values of an array.
             "image" is an encoded image, and `("image", [height, width])` resizes it (`DecodeImage`). None reads all
             features of a sample of the records: a feature with one value in each of them is a single value, any other
-            is an array `[values]`. In a SequenceExample, these are the features of its context.
+            is an array `[values]`. Instead of a dtype, there may be a function of the bytes of a single value, such as
+            `DecodeImage(dtype="uint16")`. Of a SequenceExample, these are the features of the context.
         sequences: for each sequence of a SequenceExample to read, the same description of one step. The entry is an
             array `[steps, ...]`, or a list of arrays if steps differ in length. A sequence that a record lacks has no
             steps. None reads all if `features` is None, and else none.
@@ -78,7 +79,7 @@ class TFExample:
 
     def __repr__(self) -> str:
         texts = [
-            found and f"{ {name: tuple(feature) for name, feature in sorted(found.items())} }"
+            found and f"{{{', '.join(f'{name!r}: {feature}' for name, feature in sorted(found.items()))}}}"
             for found in (self.features, self.sequences)
         ]
         # Without sequences, it is the text of versions that knew none.
@@ -103,7 +104,7 @@ class TFExample:
                     sequences.add(name, step)
         found = features.specs({name for name, counts in features.counts.items() if len(counts) == total})
         if self.sequences is not None:
-            return TFExample(found, {name: tuple(feature) for name, feature in self.sequences.items()})
+            return TFExample(found, {name: f.decode or f[:3] for name, f in self.sequences.items()})
         if not found and not sequences.counts:
             raise DataError("the records hold no features: they are no tf.train.Example. Name a decoder.")
         return TFExample(found, sequences.specs({*sequences.counts}))

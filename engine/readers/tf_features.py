@@ -9,12 +9,13 @@ import numpy as np
 from engine.base.errors import DataError, did_you_mean
 from engine.data.examples import NUMERIC_KINDS
 from engine.readers.decode_image import DecodeImage
+from engine.readers.decoders import Decoder, decode, decoder_name
 
 TEXT = ("bytes", "str")
 IMAGE = "image"
 
-type FeatureSpec = str | Sequence[Any]
-"""A dtype, or (dtype, shape), or (dtype, shape, default)."""
+type FeatureSpec = str | Sequence[Any] | Decoder
+"""A dtype, or (dtype, shape), or (dtype, shape, default), or a function of the bytes of a single value."""
 
 
 class Feature(NamedTuple):
@@ -23,10 +24,17 @@ class Feature(NamedTuple):
     dtype: str
     shape: tuple[int | None, ...]
     default: Any = None
+    decode: Decoder | None = None
+    """What makes the entry of a single value of bytes; None for the conversion that the dtype stands for."""
+
+    def __str__(self) -> str:
+        return decoder_name(self.decode) if self.decode else str((self.dtype, self.shape, self.default))
 
 
 def parse_feature(name: str, spec: FeatureSpec) -> Feature:
     """Returns the description of a feature. Raises DataError if it is invalid."""
+    if callable(spec):
+        return Feature("bytes", (), None, spec)
     parts: list[Any] = [spec] if isinstance(spec, str) else list(spec) if isinstance(spec, Sequence) else []
     allowed = "Allowed: a dtype, (dtype, shape) or (dtype, shape, default), such as ('float32', [None, 3])."
     if not 1 <= len(parts) <= 3 or not isinstance(parts[0], str):
@@ -75,9 +83,12 @@ def feature_entry(name: str, feature: Feature, found: Mapping[str, tuple[str, Se
             f"feature {name!r} is missing. Correct the name, or give it a default: ({feature.dtype!r}, "
             f"{list(feature.shape)}, 0).{near}"
         )
-    if feature.dtype == IMAGE:
+    if feature.dtype == IMAGE or feature.decode:
         if kind != "bytes" or len(values) != 1:
-            raise DataError(f"feature {name!r} holds {len(values)} values ({kind}), an image is one value of bytes.")
+            what = "an image is" if feature.dtype == IMAGE else "its function takes"
+            raise DataError(f"feature {name!r} holds {len(values)} values ({kind}), {what} one value of bytes.")
+        if feature.decode:
+            return decode(feature.decode, values[0], f"feature {name!r}")
         return DecodeImage(tuple(size for size in feature.shape if size is not None) or None)(values[0])
     if feature.dtype in TEXT:
         return _text(name, feature, kind, values)

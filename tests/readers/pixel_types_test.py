@@ -49,7 +49,6 @@ BASE = Image.fromarray(picture(8, 8))
 EIGHT = [("1", "PNG"), ("1", "TIFF"), ("L", "PNG"), ("L", "TIFF"), ("LA", "PNG"), ("LA", "TIFF"), ("P", "PNG")]
 EIGHT += [("P", "TIFF"), ("P", "GIF"), ("PA", "TIFF"), ("RGB", "PNG"), ("RGB", "TIFF"), ("RGBA", "PNG")]
 EIGHT += [("RGBA", "TIFF"), ("CMYK", "TIFF"), ("CMYK", "JPEG"), ("RGB", "WEBP"), ("RGB", "BMP"), ("L", "PPM")]
-EIGHT += [("YCbCr", "TIFF")]
 
 
 @pytest.mark.parametrize(("mode", "form"), EIGHT)

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.base.errors import DataError
-from engine.readers import TFExample
+from engine.readers import DecodeImage, TFExample
 from tests.properties import examples
+from tests.readers.image_files import encoded
 from tests.readers.wire_format import example, field, sequence_example
 
 
@@ -81,6 +82,26 @@ def test_image_is_decoded_and_resized():
         TFExample({"camera": ("image", [2])})
     with pytest.raises(DataError, match=r"feature 'camera' holds 2 values \(int64\), an image is one value of bytes"):
         TFExample({"camera": "image"})(example(camera=[1, 2]))
+
+
+def test_function_decodes_a_value():
+    depth = np.array([[1, 60000]], np.uint16)
+    record = example(depth=[encoded(depth, "PNG")], many=[1, 2])
+    decoder = TFExample({"depth": DecodeImage(dtype="uint16", gray=True), "many": ("int8", [2])})
+    assert pickle.loads(pickle.dumps(decoder))(record)["depth"][:, :, 0].tolist() == depth.tolist()
+    assert repr(decoder) == (
+        "TFExample({'depth': DecodeImage(size=None, fit='crop', gray=True, dtype='uint16'), "
+        "'many': ('int8', (2,), None)})"
+    )
+    with pytest.raises(DataError, match="its pixels are uint16, which do not fit uint8"):
+        TFExample({"depth": "image"})(record)
+    with pytest.raises(
+        DataError, match=r"feature 'many' holds 2 values \(int64\), its function takes one value of bytes"
+    ):
+        TFExample({"many": DecodeImage()})(record)
+    steps = sequence_example({"id": [1]}, {"depth": [[encoded(depth, "PNG")]] * 2})
+    found = TFExample(sequences={"depth": DecodeImage(dtype="uint16", gray=True)}).inferred([steps])(steps)
+    assert (found["depth"].shape, found["id"]) == ((2, 1, 2, 1), 1)
 
 
 def test_inference_needs_one_kind_of_values():
