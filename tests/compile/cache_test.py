@@ -1,12 +1,15 @@
 """The compilation cache in real processes, since JAX supports one cache per process."""
 
 import os
+import pathlib
 import platform
 import subprocess
 import sys
 import textwrap
+from typing import ClassVar
 
 import pytest
+from etils import epath
 
 from engine.compile.cache import SCHEME, CheckedPath, cpu_features, key
 from tests import damages
@@ -84,6 +87,7 @@ def test_unwritable_home_gives_a_warning(tmp_path):
     assert "cannot be written (Not a directory), so every start compiles again. Set XDG_CACHE_HOME" in errors
 
 
+@pytest.mark.slow
 def test_damaged_programs_are_named_once_and_compiled_again(tmp_path):
     """JAX hung at the pipe, and trained with flipped bits that its compression let pass."""
     folder = tmp_path / "convoy" / "compiled" / key()
@@ -132,6 +136,38 @@ def test_unwritable_folder_is_named_once(tmp_path, capsys):
         f"warning: {tmp_path}/absent: cannot be written (No such file or directory), so the next start compiles again. "
         "Set JAX_COMPILATION_CACHE_DIR to a writable folder.\n"
     )
+
+
+class Remote(pathlib.PurePosixPath):
+    """A path in a bucket, as etils.epath has them for gs:// and s3:// with further packages."""
+
+    content: ClassVar[dict[str, bytes]] = {}
+
+    def __fspath__(self):
+        return str(self).replace("bucket:/", "bucket://")
+
+    def read_bytes(self):
+        if self.name not in self.content:
+            raise FileNotFoundError(self.name)
+        return self.content[self.name]
+
+    def write_bytes(self, content):
+        self.content[self.name] = content
+
+    def rename(self, target):
+        self.content[os.path.basename(target)] = self.content.pop(self.name)
+
+
+def test_programs_in_a_bucket_are_compared_too(capsys):
+    epath.register_path_cls("bucket://")(Remote)
+    folder = CheckedPath(f"{SCHEME}bucket://name/programs")
+    assert not (folder / "a").exists()
+    (folder / "a").write_bytes(b"program")
+    assert (folder / "a").exists() and (folder / "a").read_bytes() == b"program"
+    Remote.content["b.checked"] = Remote.content["a.checked"]
+    assert not (folder / "b").exists()
+    assert sorted(Remote.content)[0] == "a.checked" and sorted(Remote.content)[1].endswith(".damaged")
+    assert capsys.readouterr().err.startswith("warning: bucket:/name/programs/b.checked: damaged program in the")
 
 
 def test_folder_set_for_jax_is_limited_as_jax_would(tmp_path):
