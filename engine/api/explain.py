@@ -62,7 +62,7 @@ def explain_parts(
         yield frozen
     yield from built.spec.optimizer.details
     yield coverage(config.resilience.replica_check, state)
-    yield from descriptions(prepared.sources)
+    yield from descriptions(prepared.sources, config.data.shuffle)
     yield from (f"warning: {text}" for text in built.warnings)
     spec = built.spec
     if note := rounding_note(spec.task, built.abstract_batch.examples, spec.compute_dtype, spec.layout.precision):

@@ -73,6 +73,7 @@ class Predictor:
         batches = evaluation_batches(where, settings, spec, batch_size, len(source))
         batches = dataclasses.replace(batches, field="batch_size", advice="a smaller batch size of predictions")
         self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False).to_tree())
+        self._program = program
         self._text = source_text(source)
         numbers = [name for name in dict.fromkeys([*ragged_fields(source, spec), *fields]) if name not in self._text]
         self._step, self._shapes = prediction_step(program, spec, batch_size, numbers)
@@ -108,13 +109,15 @@ class Predictor:
             weights: the weights; the averaged ones are used if they exist.
             on_batch: called with the number of finished examples.
         """
-        params = evaluation_params(weights, use_ema=True)
+        params, model_state = evaluation_params(weights, use_ema=True), dict(weights.model_state)
+        model_state |= self._program.first_state(self._step.carried) if self._step.carried else {}
         waiting: deque[tuple[int, Any, dict[str, list[Any]]]] = deque()
         pending: list[tuple[dict[str, np.ndarray], dict[str, list[Any]]]] = []
         together = GATHERED if self._text and group.count() > 1 else 1
         with contextlib.closing(self._feed.with_host_batches()) as batches:
             for number, (placed, host) in enumerate(batches):
-                result = self._step(params, weights.model_state, placed)
+                *result, state = self._step(params, model_state, placed)
+                model_state |= state
                 waiting.append((number, result, self._text_of(host)))
                 if len(waiting) > IN_FLIGHT:
                     pending.append(self._finish(*waiting.popleft(), on_batch))

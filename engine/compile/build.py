@@ -11,12 +11,13 @@ from jax.sharding import Mesh
 
 from engine.base.duration import MAX_STEPS, RunSize
 from engine.base.errors import ConfigError, FieldError
+from engine.base.types import PyTree
 from engine.compile.compiler import ProgramCompiler
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.options import MAX_UNROLLED_STEPS, check_options, compiler_options
 from engine.compile.program import DTYPES, Program
 from engine.config.hardware import check_precision
-from engine.config.schema import Config, Sharding, Target, Train
+from engine.config.schema import Config, Data, Optimizer, Sharding, Target, Train
 from engine.config.target import build
 from engine.data.batch import abstract_batch
 from engine.data.source import BaseSource, example_spec
@@ -63,7 +64,9 @@ def build_evaluation_program(
     layout = make_layout(mesh, sharding, train)
     with active(layout):
         model = describe(task, trainable)
-    return EvaluationProgram(task, model, layout, DTYPES[train.precision], seed=train.seed)
+    return EvaluationProgram(
+        task, model, layout, DTYPES[train.precision], seed=train.seed, rows=train.global_batch_size
+    )
 
 
 def build_program(
@@ -115,15 +118,39 @@ def build_program(
         compiler_options=options,
     )
     if matrices != "" and uses_muon(config.optimizer):
-        from engine.training import muon
-
-        batch = abstract_batch(example, train.global_batch_size, spec.batch_sharding)
-        choice = muon.choose(spec, batch) if matrices is None else muon.Choice.from_text(matrices)
-        optimizer = build_optimizer(config.optimizer, run_size, trained, model.names, choice)
-        spec = dataclasses.replace(spec, optimizer=optimizer)
+        spec = _with_matrices(spec, config.optimizer, run_size, example, matrices)
     shapes = source.shape_specs()
     check_consecutive(source, len(shapes), train.steps_per_dispatch)
-    return Program(spec, example, batch_size=train.global_batch_size, seed=train.seed, shapes=shapes), total
+    program = Program(spec, example, batch_size=train.global_batch_size, seed=train.seed, shapes=shapes)
+    data_warnings = _row_state_warnings(program.spec, config.data, size, train.global_batch_size)
+    program.spec = dataclasses.replace(program.spec, data_warnings=data_warnings)
+    return program, total
+
+
+def _with_matrices(
+    spec: StepSpec, optimizer: Optimizer, size: RunSize, example: PyTree, matrices: str | None
+) -> StepSpec:
+    """Returns the parts of a step with the optimizer for the choice of Muon's matrices, which is stored or made."""
+    from engine.training import muon
+
+    batch = abstract_batch(example, size.batch_size, spec.batch_sharding)
+    choice = muon.choose(spec, batch) if matrices is None else muon.Choice.from_text(matrices)
+    trained = {path: spec.model.params[path] for path in spec.model.trained}
+    return dataclasses.replace(spec, optimizer=build_optimizer(optimizer, size, trained, spec.model.names, choice))
+
+
+def _row_state_warnings(spec: StepSpec, data: Data, size: int, rows: int) -> tuple[str, ...]:
+    """Returns a warning if rows of successive batches do not continue each other, but the model carries their state."""
+    carries = f"the model carries {', '.join(spec.row_state)} for each of the {rows} rows from batch to batch"
+    if spec.row_state and data.shuffle:
+        advice = f"Set data.shuffle=False, with example n x {rows} + r as the n-th part of what row r reads."
+        return (f"data.shuffle=True: {carries}, but shuffled rows do not continue each other. {advice}",)
+    if spec.row_state and size % rows:
+        return (
+            f"data: {carries}, but its {size} examples are not a multiple of {rows}, so that after each epoch a row "
+            "continues another one.",
+        )
+    return ()
 
 
 def open_compiler(programs: str | None, config: str, say: Callable[[str], None]) -> ProgramCompiler:

@@ -1,7 +1,9 @@
 """The compiled evaluation of one Task on one mesh. It needs no optimizer, no training data and no training state."""
 
+import contextlib
 import dataclasses
 import math
+from collections.abc import Collection, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +11,12 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.typing import DTypeLike
 
+from engine.base.errors import TaskError
 from engine.base.types import PyTree
 from engine.data.context import Context
-from engine.parallel.layout import Layout
+from engine.parallel.layout import Layout, with_layout
 from engine.parallel.mesh import batch_sharding, replicated
+from engine.training.arrays import Arrays
 from engine.training.model import Model
 from engine.training.state import Weights, param_shardings
 from engine.training.task import Task
@@ -32,6 +36,7 @@ class EvaluationProgram:
         seed: seed of the random keys of the context.
         total_steps: steps of the run, for the context.
         steps_per_epoch: likewise; NaN if it is not known, since an evaluation needs no training data.
+        rows: rows of a training batch, for error texts; 0 if they are not known.
     """
 
     task: Task
@@ -41,6 +46,7 @@ class EvaluationProgram:
     seed: int = 0
     total_steps: int = 1
     steps_per_epoch: float = math.nan
+    rows: int = 0
 
     @property
     def mesh(self) -> Mesh:
@@ -67,6 +73,31 @@ class EvaluationProgram:
         params: PyTree = {path: _abstract(x, shardings[path]) for path, x in model.params.items()}
         model_state: PyTree = {path: _abstract(x, whole) for path, x in model.model_state.items()}
         return Weights(params, model_state, {path: params[path] for path in model.trained} if averaged else None)
+
+    def first_state(self, paths: Collection[str]) -> Arrays:
+        """Returns the values that a new model has for this model state, on every device."""
+
+        def make() -> Arrays:
+            _, model_state = self.model.init(self.task, self.seed)
+            return {path: model_state[path] for path in paths}
+
+        return jax.jit(with_layout(self.layout, make), out_shardings=replicated(self.mesh))()
+
+    @contextlib.contextmanager
+    def row_state_reported(self, rows: int, where: str) -> Iterator[None]:
+        """Explains an error of a batch of another size than the state that the model keeps for each row."""
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            paths = self.model.state_of_rows(self.rows) if rows != self.rows else ()
+            if not paths:
+                raise
+            state = ", ".join(f"{path} {list(self.model.model_state[path].shape)}" for path in paths)
+            raise TaskError(
+                f"{where}: a batch of {rows} rows does not fit the model state {state}, which has a row for each row "
+                f"of a training batch ({str(error).rstrip('.')}). Use batches of {self.rows}, and a number of examples "
+                "that they divide if the metrics are not one value per row."
+            ) from error
 
     def point(self, step: int, first: int) -> np.ndarray:
         """Returns the last argument of an evaluation step, of which the context is made.

@@ -1,6 +1,7 @@
 """A step of an evaluation: a jitted function of weights and a batch, whose programs may be compiled before a call."""
 
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -34,10 +35,18 @@ class EvaluationStep[Result]:
         jitted: the function of ARGUMENTS.
         lower: returns its lowered program for abstract weights and an abstract batch.
         mesh: the devices.
+        carried: paths of the model state of the rows, whose new values a call also returns, for the next batch.
     """
 
-    def __init__(self, jitted: Any, lower: Callable[[Weights, Batch], jax.stages.Lowered], mesh: Mesh):
+    def __init__(
+        self,
+        jitted: Any,
+        lower: Callable[[Weights, Batch], jax.stages.Lowered],
+        mesh: Mesh,
+        carried: Iterable[str] = (),
+    ):
         self._jitted, self._lower, self._mesh = jitted, lower, mesh
+        self.carried = tuple(carried)
         self._compiled: dict[tuple[tuple[int, ...], ...], jax.stages.Compiled] = {}  # shapes of a batch -> its program
         self._name, self._say, self._reported = "", ProgramCompiler().say, False
 
@@ -104,16 +113,12 @@ def evaluation_step(
     """
     weights = program.abstract_weights(averaged=False)
     batch = abstract_batch(example, batch_size, program.batch_sharding)
-    checked: list[bool] = []
-    names: list[str] = []
-
-    def compute(params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array) -> Mapping[str, Metric]:
-        context = program.context(point, batch.weight)
-        return evaluate(program.task, program.model, program.compute_dtype, params, model_state, batch, context)
+    checked, names, carried = list[bool](), list[str](), list[str]()
+    compute = functools.partial(_compute, program, f"{where}.batch_size")
 
     def check(params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array) -> Mapping[str, Metric]:
-        with author_errors_reported(program.task, "evaluate", batch.examples):
-            metrics = compute(params, model_state, batch, point)
+        metrics, state = compute(params, model_state, batch, point)
+        carried.extend(state)
         checked.append(check_metrics(metrics, batch_size, f"{type(program.task).__name__}.evaluate"))
         names.extend(slices.masks(batch.examples, None))
         return dict(metrics)
@@ -126,9 +131,11 @@ def evaluation_step(
 
     def step(
         params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array, members: dict[str, jax.Array] | None
-    ) -> Reduced:
+    ) -> Reduced | tuple[Reduced, Arrays]:
         masks = slices.masks(batch.examples, members) if slices.functions else {}
-        return states.reduce(compute(params, model_state, batch, point), batch.weight, masks)
+        metrics, state = compute(params, model_state, batch, point)
+        reduced = states.reduce(metrics, batch.weight, masks)
+        return (reduced, state) if state else reduced
 
     jitted = jax.jit(with_layout(program.layout, step), out_shardings=replicated(program.mesh))
 
@@ -137,7 +144,17 @@ def evaluation_step(
         members = slices.abstract_members(len(batch.weight), jax.tree.leaves(batch)[0].sharding)
         return jitted.lower(weights.params, weights.model_state, batch, point, members)
 
-    return EvaluationStep(jitted, lower, program.mesh), states, by_row
+    return EvaluationStep(jitted, lower, program.mesh, carried), states, by_row
+
+
+def _compute(
+    program: EvaluationProgram, field: str, params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array
+) -> tuple[Mapping[str, Metric], Arrays]:
+    """Returns as `evaluate` for a batch, whose first example and whose step `point` gives."""
+    task, rows = program.task, len(batch.weight)
+    context = program.context(point, batch.weight)
+    with author_errors_reported(task, "evaluate", batch.examples), program.row_state_reported(rows, field):
+        return evaluate(task, program.model, program.compute_dtype, params, model_state, batch, context)
 
 
 def first_difference(compiled: jax.stages.Compiled, arguments: tuple[Any, ...]) -> str:

@@ -18,7 +18,7 @@ from engine.training.model import with_whole_kernels
 from engine.training.state import Weights
 from engine.training.task import author_errors_reported
 
-type PredictionStep = EvaluationStep[tuple[jax.Array, dict[str, jax.Array]]]
+type PredictionStep = EvaluationStep[tuple[jax.Array, dict[str, jax.Array], Arrays]]
 type Shapes = dict[str, tuple[int, ...]]
 """Name of a prediction -> its shape without the batch."""
 
@@ -27,9 +27,16 @@ SINGLE = "prediction"  # name of the predictions of a Task that returns one arra
 
 
 def prediction_step(
-    program: EvaluationProgram, example: PyTree, batch_size: int, fields: Sequence[str] = ()
+    program: EvaluationProgram,
+    example: PyTree,
+    batch_size: int,
+    fields: Sequence[str] = (),
+    where: str = "the batch size of predictions",
 ) -> tuple[PredictionStep, Shapes]:
-    """Returns the step `(params, model state, batch) -> (weight [batch], predictions)` and the predictions' shapes.
+    """Returns the step and the shapes of the predictions.
+
+    It is `(params, model state, batch) -> (weight [batch], predictions, model state)`, of which the last has the arrays
+    that belong to rows and that the predictions have changed.
 
     Every device, and so every process, holds the whole result. Names are the paths in the pytree that the Task returns.
     The step also takes batches of smaller lengths than the example.
@@ -45,25 +52,30 @@ def prediction_step(
     """
     task = program.task
 
-    def step(params: Arrays, model_state: Arrays, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def step(params: Arrays, model_state: Arrays, batch: Batch) -> tuple[jax.Array, dict[str, jax.Array], Arrays]:
         values = with_whole_kernels(program.model, cast(params, program.compute_dtype))
         module = program.model.module(values, model_state, None)
         module.eval()
-        with author_errors_reported(task, "predict", batch.examples):
+        with (
+            author_errors_reported(task, "predict", batch.examples),
+            program.row_state_reported(batch_size, where),
+        ):
             found = task.predict(module, cast(batch.examples, program.compute_dtype, task.full_precision))
+        after, paths = program.model.state_of(module), program.model.state_of_rows(len(batch.weight))
+        state = {p: after[p].astype(model_state[p].dtype) for p in paths if after.get(p) is not model_state[p]}
         named = _by_name(found, batch_size, f"{type(task).__name__}.predict")
-        return jnp.asarray(batch.weight), named | _chosen(batch.examples, fields)
+        return jnp.asarray(batch.weight), named | _chosen(batch.examples, fields), state
 
     weights = program.abstract_weights(averaged=False)
     batch = abstract_batch(example, batch_size, program.batch_sharding)
-    _, abstract = jax.eval_shape(with_layout(program.layout, step), weights.params, weights.model_state, batch)
+    _, abstract, state = jax.eval_shape(with_layout(program.layout, step), weights.params, weights.model_state, batch)
     shapes = {name: abstract[name].shape[1:] for name in sorted(abstract)}
     jitted = jax.jit(with_layout(program.layout, step), out_shardings=replicated(program.mesh))
 
     def lower(weights: Weights, batch: Batch) -> jax.stages.Lowered:
         return jitted.lower(weights.params, weights.model_state, batch)
 
-    return EvaluationStep(jitted, lower, program.mesh), shapes
+    return EvaluationStep(jitted, lower, program.mesh, state), shapes
 
 
 def _chosen(batch: PyTree, fields: Sequence[str]) -> dict[str, jax.Array]:

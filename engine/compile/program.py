@@ -104,18 +104,13 @@ class Program:
         """Traces and checks the Task's loss, completes `spec`, and returns the metric names, "loss" first."""
         spec, encodes = self.spec, has_encode(self.spec.task)
         rows = self.batch_size if encodes else self.batch_size // spec.accumulate  # `loss_of` sees the whole batch
-        examples = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=x.sharding),
-            self.abstract_batch.examples,
-        )
 
-        objectives: list[Objective] = []
-        changed: set[str] = set()  # paths of variables
+        objectives, changed = list[Objective](), set[str]()  # `changed`: paths of variables
 
         def loss(params: Arrays, model_state: Arrays, examples: PyTree, key: jax.Array) -> dict[str, Metric]:
             module = spec.model.module(params, model_state, key)
             module.train()
-            keys = jax.random.split(key, rows)
+            keys = jax.random.split(key, rows := len(jax.tree.leaves(examples)[0]))
             before = spec.model.state_of(module)
             with author_errors_reported(spec.task, "loss", examples):
                 context = spec.context(0, keys, jnp.ones(rows))
@@ -126,10 +121,19 @@ class Program:
             changed.update(path for path, x in before.items() if after.get(path) is not x)
             return means_of(result)
 
-        state = self.abstract_state
-        trace = jax.jit(with_layout(spec.layout, loss)).trace(
-            state.params, state.model_state, examples, jax.random.key(0)
-        )
+        def traced(rows: int) -> jax.stages.Traced:
+            examples = jax.tree.map(lambda x: x.update(shape=(rows, *x.shape[1:])), self.abstract_batch.examples)
+            state, jitted = self.abstract_state, jax.jit(with_layout(spec.layout, loss))
+            return jitted.trace(state.params, state.model_state, examples, jax.random.key(0))
+
+        try:
+            trace = traced(rows)
+        except (TypeError, ValueError):
+            if spec.accumulate > 1:
+                from engine.training.accumulation import check_row_state
+
+                check_row_state(spec.model, spec.accumulate, self.batch_size, lambda rows: (traced(rows), changed)[1])
+            raise
         if spec.accumulate > 1 and not spec.approximate_accumulation:
             from engine.training.accumulation import check_changed, check_dropout
 
@@ -141,7 +145,8 @@ class Program:
         # One number for a batch need not be a sum over its rows. JAX 0.12 does not lower callbacks in a `jax.shard_map`
         # that leaves mesh axes to XLA.
         on_each_device = (encodes or self._loss_by_row) and not has_callback(trace.jaxpr.jaxpr)
-        self.spec = dataclasses.replace(spec, loss_on_each_device=on_each_device)
+        row_state = tuple(path for path in spec.model.state_of_rows(self.batch_size) if path in changed)
+        self.spec = dataclasses.replace(spec, loss_on_each_device=on_each_device, row_state=row_state)
         return self._complete_spec(trace, objective)
 
     def _trace_update(self) -> tuple[str, ...]:
@@ -267,13 +272,14 @@ class Program:
             seed=self.seed,
             total_steps=spec.total_steps,
             steps_per_epoch=spec.steps_per_epoch,
+            rows=self.batch_size,
         )
 
     @property
     def warnings(self) -> list[str]:
         """Warnings about valid settings of the mesh, the rules and the data that are rarely intended."""
         model, layout = self.spec.model, self.spec.layout
-        found = warnings(model.params, model.names, layout.rules, self.mesh)
+        found = [*warnings(model.params, model.names, layout.rules, self.mesh), *self.spec.data_warnings]
         if self.spec.skip_bad and not self._loss_by_row and not has_encode(self.spec.task):
             found.append(
                 f"data.on_error=skip: the loss of {type(self.spec.task).__name__} is one number per batch, so the "

@@ -206,6 +206,11 @@ class RowCheck:
         return example_spec(self.source)
 
     @property
+    def row_state(self) -> list[str]:
+        """Paths of the model state that has a row for each row of a batch."""
+        return self.program.model.state_of_rows(self.program.rows)
+
+    @property
     def unit(self) -> int:
         """Number of which the rows of a batch are a multiple."""
         return row_unit(self.program.mesh, self.program.layout.microbatches)
@@ -232,7 +237,9 @@ class RowCheck:
         arguments = (*_plain((dict(weights.params), dict(weights.model_state))), examples, keys)
         closed, out = jax.make_jaxpr(with_layout(layout, self.call), return_shape=True)(*arguments)
         by_row = jax.tree.map(lambda _: Rows(0), (examples, keys))
-        states: list[State] = [*(anything(x.shape) for x in jax.tree.leaves(arguments[:2])), *jax.tree.leaves(by_row)]
+        state = {p: Rows(0) if p in self.row_state else anything(x.shape) for p, x in weights.model_state.items()}
+        fixed = [anything(x.shape) for _, x in sorted(weights.params.items())]
+        states: list[State] = [*fixed, *(state[p] for p in sorted(state)), *jax.tree.leaves(by_row)]
         found = jax.tree.unflatten(jax.tree.structure(out), trace_rows(closed.jaxpr, states, rows))
         places = {
             name: state.place if isinstance(state, Mixed) else ""
@@ -246,6 +253,7 @@ class RowCheck:
         examples = _read(self.source, self.spec)
         count = len(jax.tree.leaves(examples)[0])
         half = self.unit * -(-min(count, EXAMPLES) // (2 * self.unit))
+        half = self.program.rows // 2 if self.row_state else half
         order = np.arange(2 * half)
         layout = dataclasses.replace(self.program.layout, precision="float32", used=set())
         run = functools.partial(self._run, self._compiled(layout), self._weights(layout), examples)

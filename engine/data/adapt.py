@@ -165,13 +165,19 @@ def build_source(section: Data, where: str, *, finite: bool = False) -> BaseSour
     return limit_source(build(section, where), section, f"{where}.target: {section.target}", finite, where)
 
 
-def descriptions(sources: Mapping[str, BaseSource]) -> list[str]:
-    """Returns a sentence for each stream, also within other sources; `sources` by their place in the config."""
-    return [
-        f"{where}: {stream.description(training=where == 'data', mixed=stream is not source)}"
+def descriptions(sources: Mapping[str, BaseSource], shuffle: bool = True) -> list[str]:
+    """Returns a sentence for each stream, also within other sources, and one about data that is not shuffled.
+
+    Args:
+        sources: the sources by their place in the config.
+        shuffle: `data.shuffle`.
+    """
+    found = [
+        f"{where}: {stream.description(training=where == 'data', mixed=stream is not source, shuffle=shuffle)}"
         for where, source in sources.items()
         for stream in _streams_in(source)
     ]
+    return found if shuffle else [*found, "data: the examples are read in order (data.shuffle=False)"]
 
 
 def _streams_in(source: BaseSource) -> "Iterator[StreamSource]":

@@ -9,6 +9,7 @@ import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 
@@ -221,6 +222,8 @@ class Evaluator:
         first = 0  # position of the first example of the next batch
         # Plain dicts: a hook's state has others, for which JAX would compile the step once more.
         params, model_state = dict(evaluation_params(state, self.config.use_ema)), dict(state.model_state)
+        if self._step.carried:  # the state of rows belongs to the rows of training
+            model_state |= self._program.first_state(self._step.carried)
         merged = self._states.merger(self._feed.addresses)
         waiting: deque[tuple[Reduced, int]] = deque()  # the metrics of a batch, and the position of its first example
         with contextlib.closing(self._batches()) as batches:
@@ -233,7 +236,11 @@ class Evaluator:
                     break
                 batch, members = drawn
                 point = self._program.point(step, first)
-                waiting.append((self._step(params, model_state, batch, point, members), first))
+                found: Any = self._step(params, model_state, batch, point, members)
+                if self._step.carried:
+                    found, after = found
+                    model_state |= after
+                waiting.append((found, first))
                 first += self.batch_size
                 if len(waiting) > IN_FLIGHT:
                     merged.add(*waiting.popleft())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from engine.base.errors import ConvoyError
+from engine.base.errors import ConvoyError, TaskError
 from engine.cluster import group
 from engine.cluster.peer_failure import LostPeer
 from engine.compile.compiler import ProgramCompiler
@@ -52,7 +52,13 @@ class Figures:
         self._batch_size = min(batch_size, -(-self._count // shards) * shards)
         example = example_spec(source)
         self._batch = abstract_batch(example, self._batch_size, program.batch_sharding)
-        self._step, _ = prediction_step(program, example, self._batch_size)
+        self._step, _ = prediction_step(program, example, self._batch_size, where=f"evaluations.{name}.figures")
+        if self._step.carried:
+            raise TaskError(
+                f"evaluations.{name}.figures: {type(program.task).__name__}.predict carries "
+                f"{', '.join(self._step.carried)} from batch to batch, so that it cannot predict chosen examples. "
+                "Remove figures."
+            )
 
     def compile(self, weights: Weights, compiler: ProgramCompiler) -> jax.stages.Compiled:
         """Compiles the predictions that `draw` calls, and returns the program; `weights` are abstract."""
@@ -87,7 +93,7 @@ class Figures:
         images: dict[str, Image] = {}
         self.error = None
         for number, batch in enumerate(feed):
-            weight, found = jax.device_get(self._step(params, model_state, batch))
+            weight, found, _ = jax.device_get(self._step(params, model_state, batch))
             on_progress()
             for row in np.flatnonzero(weight).tolist():
                 rank = number * self._batch_size + row

@@ -5,7 +5,7 @@ pass changes, such as batch statistics, random numbers that one call draws for a
 rows are no such sums.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 from engine.base.errors import ConfigError
 from engine.training.model import Model
@@ -36,6 +36,30 @@ def refuse_mixed(task: str, mixed: str, accumulate: object) -> ConfigError:
         "microbatches. Use accumulate=1, or define encode(self, model, batch, rng) and loss_of(self, encoded, batch, "
         f"mask) instead of loss, which are exact with any number of them. {FLAG} accepts the difference."
     )
+
+
+def check_row_state(model: Model, accumulate: int, rows: int, changed_by: Callable[[int], Collection[str]]) -> None:
+    """Raises ConfigError if the forward pass keeps state of each row of the global batch.
+
+    Args:
+        model: the model.
+        accumulate: number of microbatches, of which a pass with fewer rows has failed.
+        rows: rows of the global batch.
+        changed_by: returns the paths of the variables that a pass with a number of rows changes.
+    """
+    paths = model.state_of_rows(rows)
+    if not paths:
+        return
+    try:
+        changed = changed_by(rows)
+    except Exception:  # it fails with any number of rows, and the caller raises the first error
+        return
+    if state := [f"{path} {list(model.model_state[path].shape)}" for path in paths if path in changed]:
+        raise ConfigError(
+            f"train.accumulate = {accumulate}: the forward pass carries {', '.join(state)} from batch to batch, for "
+            f"each of the {rows} rows, but a microbatch has {rows // accumulate}. Use accumulate=1, and for less "
+            "memory a smaller train.global_batch_size, more devices or train.remat."
+        )
 
 
 def check_changed(model: Model, changed: Collection[str], accumulate: int) -> None:

@@ -39,6 +39,7 @@ class Model:
     names: Mapping[str, tuple[str | None, ...]]  # path -> logical axes of the variables that name them
     trained: tuple[str, ...]  # paths that the optimizer updates
     state_kinds: tuple[type[nnx.Variable], ...]  # variable types in `model_state`
+    own_state: frozenset[str]  # paths in `model_state` of other types than nnx.BatchStat
     shared_dropout: tuple[str, ...]  # paths of nnx.Dropout modules, which draw one mask for a whole batch
     convolutions: frozenset[str]  # paths of the kernels of nnx.Conv and nnx.ConvTranspose without logical axes
 
@@ -47,6 +48,13 @@ class Model:
         """Path of each parameter in stacked layers -> number of leading dimensions that index the layers."""
         counts = {path: sum(name in STACKED for name in names) for path, names in self.names.items()}
         return {path: count for path, count in counts.items() if count}
+
+    def state_of_rows(self, rows: int) -> list[str]:
+        """Returns the paths of the model state that may belong to the rows of a batch: its first dimension is `rows`.
+
+        It does if the forward pass changes it. Batch statistics never belong to rows.
+        """
+        return sorted(path for path in self.own_state if self.model_state[path].shape[:1] == (rows,))
 
     def module(self, params: Arrays, model_state: Arrays, key: jax.Array | None) -> nnx.Module:
         """Returns the NNX module with these values; to be used while tracing.
@@ -128,11 +136,13 @@ def describe(task: Task, trainable: str = "") -> Model:
     state_kinds = MODEL_STATE + tuple(task.model_state)
     classes: dict[str, AbstractArrays] = {"params": {}, "model_state": {}, "rng_state": {}}
     graph, state = nnx.split(abstract)
-    keys, names = {}, {}
+    keys, names, own_state = {}, {}, set()
     for key, variable in nnx.to_flat_state(state):
         path = "/".join(map(str, key))
         classes[_class_of(path, variable, state_kinds)][path] = jax.ShapeDtypeStruct(variable.shape, variable.dtype)
         keys[path] = key
+        if path in classes["model_state"] and not isinstance(variable, MODEL_STATE):
+            own_state.add(path)
         metadata = variable.get_metadata()
         axes = metadata.get("logical_axes", metadata.get("out_sharding"))
         if axes is not None:
@@ -154,6 +164,7 @@ def describe(task: Task, trainable: str = "") -> Model:
         names=names,
         trained=_trained(classes["params"], trainable),
         state_kinds=state_kinds,
+        own_state=frozenset(own_state),
         shared_dropout=dropouts,
         convolutions=frozenset(path for path in kernels if path in classes["params"] and path not in names),
     )

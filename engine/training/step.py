@@ -188,9 +188,15 @@ def evaluate(
     model_state: Arrays,
     batch: Batch,
     context: Context,
-) -> Mapping[str, Metric]:
-    """Returns the Task's metrics of one batch, by name; to be traced."""
+) -> tuple[Mapping[str, Metric], Arrays]:
+    """Returns the Task's metrics of one batch, by name, and the model state that it leaves; to be traced.
+
+    The state has only the arrays that belong to rows and that the evaluation has changed (`Model.state_of_rows`).
+    """
     module = model.module(with_whole_kernels(model, cast(params, compute_dtype)), model_state, None)
     module.eval()
     examples = cast(batch.examples, compute_dtype, task.full_precision)
-    return call(task.evaluate, module, examples, context=context)
+    metrics = call(task.evaluate, module, examples, context=context)
+    after, paths = model.state_of(module), model.state_of_rows(len(batch.weight))
+    changed = {path: after[path] for path in paths if after.get(path) is not model_state[path]}
+    return metrics, {path: x.astype(model_state[path].dtype) for path, x in changed.items()}

@@ -59,6 +59,8 @@ class StepSpec:
     changed_frozen: tuple[str, ...] = ()  # paths of frozen parameters that the Task changes in `after_step` or `update`
     reads: list[str] = dataclasses.field(default_factory=list)  # see `WatchedContext`; filled while tracing
     compiler_options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)  # options of XLA
+    row_state: tuple[str, ...] = ()  # paths of the model state that the loss carries for each row of a batch
+    data_warnings: tuple[str, ...] = ()  # about data that does not fit such state
     branch: bool = False  # the guard branches instead of selecting each value: faster on CPU without convolutions
 
     @property

@@ -26,7 +26,7 @@ def test_result_is_on_every_device_by_name_with_the_weights():
     weight[3] = 0
     batch = jax.device_put(Batch(zoo.examples(16), weight), program.evaluation.batch_sharding)
     state = program.init()
-    found_weight, found = step(state.params, state.model_state, batch)
+    found_weight, found, _ = step(state.params, state.model_state, batch)
     assert found_weight.tolist() == weight.tolist()
     assert all(x.sharding.is_fully_replicated for x in found.values())
     np.testing.assert_array_equal(found["a/0"], found["b"][:, 0])

@@ -125,7 +125,7 @@ class StreamSource(BaseSource):
             return "examples that differ from one reading to the next"
         return f"first examples {hashes[0]}"
 
-    def description(self, training: bool = True, mixed: bool = False) -> str:
+    def description(self, training: bool = True, mixed: bool = False, shuffle: bool = True) -> str:
         """Returns a sentence that says how the stream is read, in training or in evaluations, and if it is `mixed`."""
         shards, size = self.stream.shards, "of unknown length" if self.counts is None else f"of {len(self):,} examples"
         if isinstance(self.stream, IterableStream):
@@ -138,7 +138,7 @@ class StreamSource(BaseSource):
         if not training:
             return f"{'; '.join(parts)}; every process reads all examples in order."
         parts += resume
-        if self.window > 1:
+        if self.window > 1 and shuffle:
             parts.append(f"data.shuffle mixes examples only within {self.window * shards:,} of them (shuffle_window)")
         if self.counts is None:
             parts.append("a shard that ends starts again")
