@@ -33,6 +33,7 @@ from engine.storage.object_store import SWITCH, Bucket
 FOLDER, SIZE = SWITCH, "CONVOY_DATA_CACHE_GIB"
 DEFAULT_GIB = 50.0
 DOWNLOADS = 4  # files that are read at the same time, each of them held in memory
+COPY = ".plain"  # ending of the decompressed copy of a file, in the folder of its index
 INDEXES = ".convoy_index"
 """Folder of the saved indexes of files (`engine/readers/saved_index.py`); hidden, so that no wildcard matches it."""
 PART = "part"  # kind of the hidden file that a download writes
@@ -140,8 +141,8 @@ class _Cache:
     def _make_space(self, size: int, replaced: Path) -> None:
         """Removes the files that were used least recently, so that the cache stays below its bound.
 
-        The small indexes of files stay as long as their files. It also removes what killed downloads have left. The
-        caller holds the lock of the cache.
+        The small indexes of files stay as long as their files. Their decompressed copies do too, and count. It also
+        removes what killed downloads have left. The caller holds the lock of the cache.
 
         Args:
             size: bytes of the file that will be written.
@@ -154,7 +155,7 @@ class _Cache:
             part.unlink(missing_ok=True)  # no download runs while the cache is locked
         found = (path for folder in folders for path in folder.rglob("[!.]*"))
         others = (path for path in found if path != replaced and path.parent.name != INDEXES)
-        files = [(path, path.stat().st_size) for path in others if path.is_file()]
+        files = [(path, path.stat().st_size + _size_of_copies(path)) for path in others if path.is_file()]
         total = sum(size for _, size in files) + size
         for path, size_of_file in sorted(files, key=lambda file: _last_use(file[0])):
             if total <= self._limit:
@@ -162,7 +163,8 @@ class _Cache:
             with contextlib.suppress(BlockingIOError), _lock(_hidden(path, "use"), wait=False):
                 path.unlink(missing_ok=True)
                 total -= size_of_file
-                _remove_indexes(path)
+                for saved in _saved_beside(path):
+                    saved.unlink(missing_ok=True)
         if total > self._limit:
             raise self._too_small("its files in use need", total)
 
@@ -179,11 +181,13 @@ def _matches(key: str, pattern: str) -> bool:
     return len(parts) == len(patterns) and all(map(fnmatch.fnmatchcase, parts, patterns))
 
 
-def _remove_indexes(path: Path) -> None:
-    """Removes the saved indexes of a file, `<file>.<format>.index`."""
-    for index in path.parent.glob(f"{INDEXES}/*"):
-        if index.stem.rpartition(".")[0] == path.name:
-            index.unlink(missing_ok=True)
+def _saved_beside(path: Path) -> list[Path]:
+    """Returns the saved indexes of a file, `<file>.<format>.index`, and its copies, `<file>.<format>.plain`."""
+    return [one for one in path.parent.glob(f"{INDEXES}/*") if one.stem.rpartition(".")[0] == path.name]
+
+
+def _size_of_copies(path: Path) -> int:
+    return sum(one.stat().st_size for one in _saved_beside(path) if one.suffix == COPY)
 
 
 def _hidden(path: Path, kind: str) -> Path:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from engine.base.errors import DataError
 from engine.cluster.identity import is_primary
+from engine.readers.bucket_cache import COPY
 from engine.readers.saved_index import index_paths
 from engine.storage.mounts import shown
 
@@ -113,4 +114,4 @@ class _Blocks:
 
 
 def _copies(path: str, form: str) -> list[Path]:
-    return [place.with_suffix(".plain") for place in index_paths(path, form)]
+    return [place.with_suffix(COPY) for place in index_paths(path, form)]

@@ -137,6 +137,21 @@ def test_least_recently_used_files_are_removed_and_files_in_use_stay(write):
     assert not paths["a"].exists() and paths["b"].exists()
 
 
+def test_decompressed_copy_counts_and_goes_with_its_file(write):
+    for name in "abc":
+        write(f"{name}.rec", bytes(300_000))
+    a, b = (Path(cached_files(f"s3://data/{name}.rec")[0]) for name in "ab")
+    folder = a.parent / bucket_cache.INDEXES
+    folder.mkdir()
+    for name in ("a.rec", "b.rec"):
+        (folder / f"{name}.tfrecord-2.plain").write_bytes(bytes(200_000))
+    os.utime(bucket_cache._hidden(a, "use"), (0, 0))
+    release_cache()
+    cached_files("s3://data/c.rec")
+    assert (a.exists(), b.exists()) == (False, True)
+    assert [path.name for path in folder.iterdir()] == ["b.rec.tfrecord-2.plain"]
+
+
 def test_saved_index_of_a_file_stays_as_long_as_the_file(write):
     for name in "abc":
         write(f"{name}.rec", bytes(400_000))
