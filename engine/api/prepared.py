@@ -68,7 +68,7 @@ class Prepared:
     def check_rows(self) -> None:
         """Raises ConfigError if `train.accumulate` is auto, and another number would change the result.
 
-        It may run the loss on the devices. The trainer checks a number.
+        It may run the loss on the devices. `train` checks a number once the trainer is built.
         """
         train = self.config.train
         if train.accumulate != AUTO:

@@ -104,7 +104,6 @@ class Program:
         """Traces and checks the Task's loss, completes `spec`, and returns the metric names, "loss" first."""
         spec, encodes = self.spec, has_encode(self.spec.task)
         rows = self.batch_size if encodes else self.batch_size // spec.accumulate  # `loss_of` sees the whole batch
-
         objectives, changed = list[Objective](), set[str]()  # `changed`: paths of variables
 
         def loss(params: Arrays, model_state: Arrays, examples: PyTree, key: jax.Array) -> dict[str, Metric]:
@@ -113,8 +112,7 @@ class Program:
             keys = jax.random.split(key, rows := len(jax.tree.leaves(examples)[0]))
             before = spec.model.state_of(module)
             with author_errors_reported(spec.task, "loss", examples):
-                context = spec.context(0, keys, jnp.ones(rows))
-                result = call(spec.task.loss, module, examples, keys, context=context)
+                result = call(spec.task.loss, module, examples, keys, context=spec.context(0, keys, jnp.ones(rows)))
             check_loss(spec.task, result, rows)  # here, as a traced function must return arrays
             objectives.append(objective_of(result))
             after = spec.model.state_of(module)

@@ -99,10 +99,6 @@ class Trainer:
         check_unrolled(self.program, config.train)
         batches = training_batches(config.train, config.data, example_spec(source), self.total_steps)
         warnings = check_memory(batches, mesh, self.program.abstract_state)
-        if config.train.accumulate > 1 or config.data.on_error == "skip":
-            from engine.compile.row_check import check_loss
-
-            warnings += check_loss(self.program.evaluation, source, config.train, config.data.on_error == "skip")
         self._measurements = None
         if config.evaluations or hooks or config.stop.metric or config.checkpoint.best:
             from engine.loop.measurements import Measurements
