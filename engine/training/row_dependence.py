@@ -13,6 +13,7 @@ from engine.training.jaxprs import inner_jaxprs
 from engine.training.row_rules import (
     FOR_SAME,
     RULES,
+    Each,
     Mixed,
     NoProof,
     Rows,
@@ -20,6 +21,7 @@ from engine.training.row_rules import (
     State,
     anything,
     combined,
+    is_array,
     shape_of,
 )
 
@@ -36,7 +38,8 @@ def trace_rows(jaxpr: Jaxpr, inputs: Sequence[State], rows: int) -> list[State]:
         rows: rows of the batch.
     """
     states: dict[object, State] = dict(zip(jaxpr.invars, inputs, strict=True))
-    states |= {constant: anything(shape_of(constant)) for constant in jaxpr.constvars}
+    for constant in jaxpr.constvars:
+        states[constant] = anything(shape_of(constant)) if is_array(constant) else Mixed("a mutable reference")
 
     def state(atom: object) -> State:
         return anything(shape_of(atom)) if isinstance(atom, Literal) else states[atom]
@@ -51,12 +54,16 @@ def _results(equation: JaxprEqn, operands: Sequence[State], rows: int) -> list[S
     """Returns the state of each result of an equation."""
     name, inner = equation.primitive.name, list(inner_jaxprs(equation))
     try:
+        if any(isinstance(operand, Each) for operand in operands):
+            return _of_each(equation, operands)
         if name in _CONTROL_FLOW:
             return _CONTROL_FLOW[name](equation, operands, rows)
         if equation.params.get("name") == KEEPS_ROWS:
-            return [_kept(operands)] * len(equation.outvars)
+            return [_kept(equation, operands)] * len(equation.outvars)
         if _is_call(equation, inner):
             return trace_rows(inner[0], operands, rows)
+        if not all(map(is_array, equation.outvars)):
+            raise NoProof  # what is written to a reference is not followed
         if all(isinstance(operand, Same) for operand in operands):
             return _same(equation, operands, rows)
         if any(isinstance(operand, Mixed) for operand in operands) or name not in RULES:
@@ -71,16 +78,29 @@ def _is_call(equation: JaxprEqn, inner: Sequence[Jaxpr]) -> bool:
     """Returns whether an equation calls one function with all of its arguments, and has all of its results."""
     if len(inner) != 1 or equation.primitive.name in ("pallas_call", "shard_map"):
         return False
-    return len(inner[0].invars) == len(equation.invars) and len(inner[0].outvars) == len(equation.outvars)
+    # The function of a reduction takes two entries of its arrays.
+    return [*map(shape_of, (*inner[0].invars, *inner[0].outvars))] == [
+        *map(shape_of, (*equation.invars, *equation.outvars))
+    ]
 
 
-def _kept(operands: Sequence[State]) -> State:
-    if any(isinstance(operand, Mixed) for operand in operands):
+def _of_each(equation: JaxprEqn, operands: Sequence[State]) -> list[State]:
+    if not all(isinstance(operand, Same | Each) for operand in operands):
         raise NoProof
-    found = {operand for operand in operands if isinstance(operand, Rows)}
-    if len(found) > 1:
+    return [Each()] * len(equation.outvars)
+
+
+def _kept(equation: JaxprEqn, operands: Sequence[State]) -> State:
+    found = {operand for operand in operands if not isinstance(operand, Same)}
+    if not found:
+        return anything(shape_of(equation.outvars[0]))
+    rows = found.pop()
+    if found or not isinstance(rows, Rows) or rows.axis:
         raise NoProof
-    return found.pop() if found else Same()
+    sizes = {shape_of(x)[:1] for x, state in zip(equation.invars, operands, strict=True) if state == rows}
+    if sizes != {shape_of(x)[:1] for x in equation.outvars}:
+        raise NoProof  # under jax.vmap, another dimension may come first
+    return rows
 
 
 def _place(equation: JaxprEqn) -> str:
@@ -126,6 +146,8 @@ def _scan(equation: JaxprEqn, operands: Sequence[State], rows: int) -> list[Stat
     carried = _equal_ranks(inner.outvars, equation.outvars)
     constants = _equal_ranks(inner.invars, equation.invars) - carried
     fixed, rest = list(operands[:constants]), operands[constants:]
+    if not carried and any(isinstance(state, Rows) and state.axis == 0 for state in rest):
+        return _over_rows(inner, fixed, rest, rows, equation)
     sliced = [_slice_of(state, equation) for state in rest[carried:]]
 
     def body(carry: Sequence[State]) -> list[State]:
@@ -133,6 +155,26 @@ def _scan(equation: JaxprEqn, operands: Sequence[State], rows: int) -> list[Stat
 
     carry = _fixed_point(lambda carry: body(carry)[:carried], rest[:carried], equation)
     return [*carry, *map(_stack_of, body(carry)[carried:])]
+
+
+def _over_rows(
+    inner: Jaxpr, fixed: Sequence[State], sliced: Sequence[State], rows: int, equation: JaxprEqn
+) -> list[State]:
+    """Returns the states of the results of a loop that takes the rows one by one, such as jax.lax.map."""
+    if equation.params["length"] != rows:
+        raise NoProof
+    if not all(state == Rows(0) or (isinstance(state, Same) and 0 not in state.varies) for state in sliced):
+        raise NoProof
+    states = [Each() if isinstance(state, Rows) else _slice_of(state, equation) for state in sliced]
+    results = trace_rows(inner, [*fixed, *states], rows)
+    return [Rows(0) if isinstance(state, Each) else _stack_of(state) for state in results]
+
+
+def _linear_solve(equation: JaxprEqn, operands: Sequence[State], rows: int) -> list[State]:
+    lengths = equation.params["const_lengths"]
+    start, end = lengths.matvec + lengths.vecmat, sum(lengths)
+    constants = operands[start : start + lengths.solve]
+    return trace_rows(equation.params["jaxprs"].solve.jaxpr, [*constants, *operands[end:]], rows)
 
 
 def _equal_ranks(a: Sequence[object], b: Sequence[object]) -> int:
@@ -158,10 +200,14 @@ def _while(equation: JaxprEqn, operands: Sequence[State], rows: int) -> list[Sta
     params = equation.params
     tests, bodies = params["cond_nconsts"], params["body_nconsts"]
     of_test, of_body, carry = operands[:tests], operands[tests : tests + bodies], operands[tests + bodies :]
-    inner = params["body_jaxpr"].jaxpr
-    carry = _fixed_point(lambda carry: trace_rows(inner, [*of_body, *carry], rows), carry, equation)
-    [test] = trace_rows(params["cond_jaxpr"].jaxpr, [*of_test, *carry], rows)
-    return carry if isinstance(test, Same) else [_join(test, state, equation) for state in carry]
+
+    def body(carry: Sequence[State]) -> list[State]:
+        # Under jax.vmap, the test is an array: some rows end before others.
+        [test] = trace_rows(params["cond_jaxpr"].jaxpr, [*of_test, *carry], rows)
+        after = trace_rows(params["body_jaxpr"].jaxpr, [*of_body, *carry], rows)
+        return [_join(test, state, equation) for state in after]
+
+    return _fixed_point(body, carry, equation)
 
 
 def _cond(equation: JaxprEqn, operands: Sequence[State], rows: int) -> list[State]:
@@ -178,5 +224,6 @@ _CONTROL_FLOW: dict[str, Callable[[JaxprEqn, Sequence[State], int], list[State]]
     "scan": _scan,
     "while": _while,
     "cond": _cond,
+    "custom_linear_solve": _linear_solve,
     "optimization_barrier": lambda equation, operands, rows: list(operands),
 }

@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from jax.core import ShapedArray
 from jax.extend.core import JaxprEqn
 
 
@@ -35,7 +36,12 @@ class Mixed:
     """The first operation that is not proved to keep the rows apart, such as "dot_general (clip.py:34 in loss)"."""
 
 
-type State = Same | Rows | Mixed
+@dataclass(frozen=True)
+class Each:
+    """A value of one row, inside a loop that takes the rows one after the other."""
+
+
+type State = Same | Rows | Mixed | Each
 type Rule = Callable[[JaxprEqn, Sequence[State], int], State]
 
 
@@ -46,6 +52,11 @@ class NoProof(Exception):
 def shape_of(atom: object) -> tuple[int, ...]:
     """Returns the shape of a variable or a literal of a jaxpr."""
     return tuple(getattr(getattr(atom, "aval", None), "shape", ()))
+
+
+def is_array(atom: object) -> bool:
+    """Returns whether a variable or a literal of a jaxpr is an array; a mutable reference (`jax.new_ref`) is none."""
+    return isinstance(getattr(atom, "aval", None), ShapedArray)
 
 
 def anything(shape: Sequence[int]) -> Same:
@@ -92,7 +103,8 @@ def _within(parameter: str) -> Rule:
 
     def rule(equation: JaxprEqn, operands: Sequence[State], count: int) -> State:
         rows, axes = _rows(*operands), equation.params[parameter]
-        _require(rows.axis not in ((axes,) if isinstance(axes, int) else axes))
+        rank = len(shape_of(equation.invars[0]))
+        _require(rows.axis not in {axis % rank for axis in (axes if isinstance(axes, tuple) else (axes,))})
         return rows
 
     return rule
@@ -122,6 +134,7 @@ def _reshape(equation: JaxprEqn, operands: Sequence[State], count: int) -> State
     if isinstance(operands[0], Same):
         return operands[0] if operands[0] == Same() else anything(after)
     rows = _rows(*operands)
+    _require(equation.primitive.name != "reshape" or equation.params["dimensions"] is None)  # they may change places
     stride = rows.inner * math.prod(before[rows.axis + 1 :])
     for axis, size in enumerate(after):
         below = math.prod(after[axis + 1 :])
@@ -224,11 +237,16 @@ def _last_axes(dimensions: int) -> Rule:
     return rule
 
 
+def _fourier(equation: JaxprEqn, operands: Sequence[State], count: int) -> State:
+    return _last_axes(len(equation.params["fft_lengths"]))(equation, operands, count)
+
+
 def _leading(equation: JaxprEqn, operands: Sequence[State], count: int) -> State:
     """Keeps the rows of operations that add or remove dimensions at the end, such as those on random keys."""
     rows = _rows(*operands)
-    arrays = [shape_of(x)[: rows.axis + 1] for x in (*equation.invars, *equation.outvars) if shape_of(x)]
-    _require(all(shape == arrays[0] for shape in arrays))
+    pairs = (*zip(equation.invars, operands, strict=True), *((x, rows) for x in equation.outvars))
+    leading = {shape_of(x)[: rows.axis + 1] for x, state in pairs if shape_of(x) or isinstance(state, Rows)}
+    _require(len(leading) == 1)
     return rows
 
 
@@ -301,9 +319,11 @@ RULES: dict[str, Rule] = {
     **dict.fromkeys(("slice", "dynamic_slice", "pad"), _whole_axis),
     **dict.fromkeys(("reduce_window", "reduce_window_sum", "reduce_window_max", "reduce_window_min"), _window),
     **dict.fromkeys(("cholesky", "lu", "eigh", "svd", "qr", "triangular_solve", "householder_product"), _last_axes(2)),
-    **dict.fromkeys(("top_k", "fft"), _last_axes(1)),
     **dict.fromkeys(_ON_KEYS.split(), _leading),
     **dict.fromkeys(("scatter", "scatter-add", "scatter-sub", "scatter-mul", "scatter-min", "scatter-max"), _scatter),
+    "top_k": _within("axis"),
+    "fft": _fourier,
+    "tile": _elementwise,  # repeats all rows in their order
     "rev": _within("dimensions"),
     "broadcast_in_dim": _broadcast,
     "transpose": _transpose,
@@ -317,5 +337,6 @@ RULES: dict[str, Rule] = {
 }
 """Primitive -> its rule. All of its results have the same state."""
 
-FOR_SAME = frozenset((*ELEMENTWISE, *REDUCTIONS, "broadcast_in_dim", "transpose", "reshape", "squeeze", "expand_dims"))
+_OF_SHAPES = "broadcast_in_dim transpose reshape squeeze expand_dims tile"
+FOR_SAME = frozenset((*ELEMENTWISE, *REDUCTIONS, *_OF_SHAPES.split()))
 """Primitives whose rule also holds for operands that are all `Same`; results of others may vary everywhere."""

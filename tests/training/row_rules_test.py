@@ -29,6 +29,33 @@ def scanned(x):
     return lax.scan(lambda c, y: (c + y, jnp.tanh(c)), x[:, 0], x.swapaxes(0, 1))[1].swapaxes(0, 1)
 
 
+def referenced(x):
+    total = jax.new_ref(jnp.float32(0))
+    total[...] = x.sum()
+    return x * total[...]
+
+
+def referenced_in_a_loop(x):
+    total = jax.new_ref(jnp.float32(0))
+
+    def body(i, y):
+        total[...] = total[...] + x[i, 0, 0]
+        return y
+
+    return lax.fori_loop(0, 3, body, x) + total[...]
+
+
+def shared_counter(x):
+    def loop(row):
+        def body(carry):
+            number, _, y = carry
+            return number + 1, lax.psum(number, "rows"), 0.5 * y
+
+        return lax.while_loop(lambda carry: (carry[2] > 0.1).any(), body, (0, 0, 9 / (0.01 + row**2)))[1] * row
+
+    return jax.vmap(loop, axis_name="rows")(x)
+
+
 KEPT = {
     "elementwise": lambda x: jnp.where(x > 0, jnp.sin(x), x**2 + 1.0),
     "broadcast parameter": lambda x: x @ TABLE + TABLE[0],
@@ -63,6 +90,10 @@ KEPT = {
     "cholesky": lambda x: jnp.linalg.cholesky(jnp.einsum("btf,bsf->bts", x, x) + 3 * jnp.eye(3)),
     "fft": lambda x: jnp.abs(jnp.fft.fft(x, axis=-1)),
     "stack and unstack": lambda x: jnp.stack(list(jnp.unstack(x, axis=1)), 1),
+    "rows one by one": lambda x: lax.map(lambda row: jnp.cumsum(row) * row.sum(), x),
+    "loop in each row": jax.vmap(lambda r: lax.while_loop(lambda y: (y > 0.1).any(), lambda y: 0.5 * y, jnp.abs(r))),
+    "solve": lambda x: jnp.linalg.solve(jnp.einsum("btf,bsf->bts", x, x) + 3 * jnp.eye(3), x),
+    "tile": lambda x: jnp.tile(x, (2, 2, 1)).reshape(2, ROWS, 6, 4).sum(0),
     "constant": lambda x: jnp.ones((ROWS, 2)),
     "barrier": lambda x: lax.optimization_barrier((x, jnp.ones(3)))[0],
 }
@@ -90,6 +121,19 @@ MIXED = {
     "branch by a row": lambda x: lax.cond(jnp.abs(x).max() > 5, jnp.sin, jnp.cos, x),
     "window over rows": lambda x: lax.reduce_window(x, 0.0, lax.add, (2, 1, 1), (1, 1, 1), "SAME"),
     "transposed rows": lambda x: x[:, :, 0] if ROWS == 3 else x[:, 0].T @ x[:, 0] + x[:, 0],
+    "reduction by a function": lambda x: x * lax.reduce(x, 0.0, lambda a, b: a + jnp.sin(b), (0, 1, 2)),
+    "window of a function": lambda x: lax.reduce_window(
+        x, 0.0, lambda a, b: a + jnp.sin(b), (2, 1, 1), (1, 1, 1), "SAME"
+    ),
+    "top k of the rows": lambda x: lax.top_k(x, ROWS, axis=0)[0],
+    "fft of the rows": lambda x: jnp.abs(jnp.fft.fft2(x[:, 0])),
+    "reshape in another order": lambda x: lax.reshape(x[:, 0], (ROWS, 4), (1, 0)),
+    "written to a reference": referenced,
+    "written to a reference in a loop": referenced_in_a_loop,
+    "rows one by one with their number": lambda x: lax.map(lambda y: y[0] * y[1], (x, jnp.arange(ROWS))),
+    "rows one by one with those before": lambda x: lax.scan(lambda c, row: (c + 1, row * c), 0, x)[1],
+    "rows one by one with all": lambda x: lax.map(lambda row: row * x.sum(), x),
+    "loops that share a counter": shared_counter,
     "convolution of rows": lambda x: jnp.convolve(x[:, 0, 0], jnp.ones(3), "same"),
 }
 
