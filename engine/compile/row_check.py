@@ -32,7 +32,7 @@ from engine.training.arrays import Arrays
 from engine.training.model import with_whole_kernels
 from engine.training.objective import means_of
 from engine.training.row_dependence import trace_rows
-from engine.training.row_rules import Mixed, Rows, State, anything
+from engine.training.row_rules import Mixed, Rows, Same, State, anything
 from engine.training.task import Task, encode, has_encode
 from engine.training.update import has_own_update
 
@@ -311,7 +311,7 @@ def _plain(tree: PyTree) -> PyTree:
 
 def _is_uniform(state: State) -> bool:
     """Whether every row of a result is the same, whatever the batch."""
-    return not isinstance(state, Rows | Mixed) and 0 not in state.varies
+    return isinstance(state, Same) and 0 not in state.varies
 
 
 def _differ(a: npt.ArrayLike, b: npt.ArrayLike) -> bool:
