@@ -1,80 +1,22 @@
 """Runs of a model that carries state for each row of a batch over ordered batches."""
 
-import dataclasses
 import shutil
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from safetensors.numpy import load_file
 
 import engine
-from engine import ArraySource, Loss, Mean
 from engine.api import prepared
 from engine.base.errors import ConfigError, TaskError
 from tests import runs, zoo
-
-ROWS, PARTS, WIDTH = 16, 4, 8
-
-
-class Carry(nnx.Variable):
-    """State of the rows."""
-
-
-class Recurrent(nnx.Module):
-    """An Elman network, whose rows continue those of the batch before."""
-
-    def __init__(self, rngs):
-        self.body, self.head = nnx.Linear(zoo.SIZE + WIDTH, WIDTH, rngs=rngs), nnx.Linear(WIDTH, 4, rngs=rngs)
-        self.carry, self.bank = Carry(jnp.ones((ROWS, WIDTH))), Carry(jnp.ones((ROWS, 2)))
-
-    def __call__(self, x):
-        carry = jnp.tanh(self.body(jnp.concatenate([x, self.carry[...]], axis=1)))
-        self.carry[...] = carry
-        return self.head(carry)
-
-
-@dataclasses.dataclass
-class Continue(zoo.Classify):
-    """Classifies by all parts so far."""
-
-    model_state = (Carry,)
-
-    def build(self, rngs):
-        return Recurrent(rngs)
-
-    def loss(self, model, batch, rng):
-        return Loss.of(((model(batch["x"]) - jax.nn.one_hot(batch["y"], 4)) ** 2).mean(1))
-
-    def predict(self, model, batch):
-        return {"y": model(batch["x"])}
-
-
-class Total(Continue):
-    """Its metric is one number for a batch."""
-
-    def evaluate(self, model, batch):
-        return {"y": Mean(model(batch["x"]).sum(), jnp.float32(len(batch["x"])))}
-
-
-class Drawn(Continue):
-    """It can draw its predictions."""
-
-    def figure(self, example, prediction):
-        raise AssertionError
-
-
-def source(n: int = ROWS * PARTS, seed: int = 0) -> ArraySource:
-    """Parts of recordings: example n * ROWS + r continues example (n - 1) * ROWS + r."""
-    return ArraySource(zoo.examples(n, seed))
+from tests.row_state import ROWS, WIDTH
 
 
 def config(**settings):
     given = {
-        "task__target": f"{__name__}.Continue", "data__target": f"{__name__}.source", "data__shuffle": False,
-        "evaluations__heldout": dict(data=dict(target=f"{__name__}.source", seed=9, n=55), every="3 steps"),
+        "task__target": "tests.row_state.Continue", "data__target": "tests.row_state.source", "data__shuffle": False,
+        "evaluations__heldout": dict(data=dict(target="tests.row_state.source", seed=9, n=55), every="3 steps"),
         "train__total": "6 steps", "checkpoint__every": "3 steps", "optimizer__schedule": "constant",
     }  # fmt: skip
     return runs.config(**{**given, **settings})
@@ -125,8 +67,8 @@ def test_state_of_rows_is_refused_or_warned_of_where_rows_do_not_continue(tmp_pa
     with pytest.raises(TaskError, match=text):
         engine.train(config(evaluations__heldout__batch_size=8), workdir=tmp_path / "run")
     with pytest.raises(TaskError, match=r"a batch of 7 rows .* a number of examples that they divide"):
-        engine.train(config(task__target=f"{__name__}.Total"), workdir=tmp_path / "run")
-    drawn = dict(task__target=f"{__name__}.Drawn", evaluations__heldout__figures=16)
+        engine.train(config(task__target="tests.row_state.Total"), workdir=tmp_path / "run")
+    drawn = dict(task__target="tests.row_state.Drawn", evaluations__heldout__figures=16)
     with pytest.raises(TaskError, match=r"heldout.figures: Drawn.predict carries carry from batch to batch, so that"):
         engine.train(config(**drawn), workdir=tmp_path / "run")
     warnings = {
@@ -136,7 +78,7 @@ def test_state_of_rows_is_refused_or_warned_of_where_rows_do_not_continue(tmp_pa
         "its 63 examples are not a multiple of 16": {"shuffle": False, "n": 63},
     }
     for text, data in warnings.items():
-        given = config(data=dict(target=f"{__name__}.source", **data))
+        given = config(data=dict(target="tests.row_state.source", **data))
         [found] = prepared.program(given)[0].warnings
         assert text in found
     assert not prepared.program(config(task__target="tests.zoo.Classify", data__shuffle=True))[0].warnings

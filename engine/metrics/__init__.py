@@ -1,4 +1,4 @@
-"""Metrics with mergeable states: exact over microbatches, batches, devices and hosts.
+"""Metrics with states that merge over microbatches, batches, devices and hosts: counts exactly, floats up to rounding.
 
 Names are imported on first use, so that `engine.metrics.results` does not load jax. `_MODULES` repeats the imports
 below, which only type checkers execute; a test compares the two.

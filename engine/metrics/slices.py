@@ -1,7 +1,7 @@
 """The states of an evaluation: of all examples, of each slice of them, and of single examples, which a score ranks.
 
 A slice is the same metrics with a mask of its examples. The score of an example is the value of a metric over this
-example alone. Both are exact over batches, devices and hosts, as the metrics are.
+example alone. Both merge over batches, devices and hosts as the metrics do: counts exactly, floats up to rounding.
 """
 
 import dataclasses

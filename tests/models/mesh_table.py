@@ -9,41 +9,41 @@ from collections.abc import Collection
 
 WHOLE = "digits fashion mlp cnn forecast lidar"  # context, pipeline and expert cannot split these models
 TABLE = {
-    "data 8": "mlp",
+    "data 8": "mlp views",
     "fsdp 8": "mlp",
-    "data 8, ZeRO-1": "fashion mlp cnn moe bfloat16",
-    "fsdp 2 x tensor 4": "digits fashion mlp cnn decoder vit forecast lidar traffic tokens bfloat16",
+    "data 8, ZeRO-1": "fashion mlp cnn moe gan",
+    "fsdp 2 x tensor 4": "digits fashion mlp cnn decoder vit forecast lidar traffic tokens scenes",
     "data 2 x context 4, ring": f"moe decoder bfloat16 {WHOLE}",
-    "data 2 x context 4, all-to-all": "dropless vit",
-    "pipeline 2 x data 2 x tensor 2": f"dropless decoder {WHOLE}",
+    "data 2 x context 4, all-to-all": "scenes vit",
+    "pipeline 2 x data 2 x tensor 2": f"dropless {WHOLE}",
     "pipeline 4 x fsdp 2, circular": "moe vit",
-    "expert 4 x data 2": f"dropless decoder vit {WHOLE}",
-    "expert 2 x fsdp 2 x tensor 2": "moe",
-    "DCN data 2 x fsdp 4": "fashion mlp cnn dropless vit",
-    "data 3 x fsdp 2, 6 devices": "digits mlp cnn moe forecast cameras",
+    "expert 4 x data 2": f"moe decoder vit {WHOLE}",
+    "expert 2 x fsdp 2 x tensor 2": "moe dropless",
+    "DCN data 2 x fsdp 4": "fashion mlp cnn vit mean-teacher fusion",
+    "data 3 x fsdp 2, 6 devices": "digits mlp cnn moe forecast cameras detection actor-critic",
 }
 ROWS = [(subject, mesh) for mesh, subjects in TABLE.items() for subject in subjects.split()]
 
 # What a model has in common with others.
 TRAITS = {
     "dropout": "mlp cnn moe decoder vit",
-    "convolution": "fashion cnn lidar cameras",
+    "convolution": "fashion cnn lidar cameras detection fusion views",
     "batch statistics": "cnn",
-    "packed rows": "moe dropless decoder forecast",
+    "packed rows": "moe dropless decoder forecast scenes",
     "experts": "moe dropless",
 }
 
 
-def pairs(subject: str, mesh: str, unsplit: Collection[str], adamw: bool) -> set[tuple[str, str]]:
+def pairs(subject: str, mesh: str, unsplit: Collection[str]) -> set[tuple[str, str]]:
     """Returns the pairs of settings of a row; `unsplit` are the axes of the mesh that refuse the model.
 
-    They are: model x axis, trait x axis or option of the mesh, AdamW x axis or option, and two of the mesh.
+    They are: model x axis, trait x axis or option of the mesh, and two of the mesh.
     """
     if unsplit:
         return {(subject, axis) for axis in unsplit}
     of_mesh = sorted({part.strip(" 0123456789") for part in re.split(" x |, ", mesh)})
     axes = {"data", "fsdp", "tensor", "context", "pipeline", "expert"}.intersection(of_mesh)
-    traits = [trait for trait, subjects in TRAITS.items() if subject in subjects.split()] + ["AdamW"] * adamw
+    traits = [trait for trait, subjects in TRAITS.items() if subject in subjects.split()]
     found = itertools.chain(
         itertools.product([subject], axes), itertools.product(traits, of_mesh), itertools.combinations(of_mesh, 2)
     )
