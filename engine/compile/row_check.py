@@ -77,7 +77,7 @@ def check_loss(program: EvaluationProgram, source: BaseSource, train: Train, ski
     if has_own_update(task) or not (splits or skips):
         return []
     method = encodings if has_encode(task) else losses
-    mixed = mixed_rows(program, source, functools.partial(method, task), None, training=True)
+    mixed = mixed_rows(program, source, functools.partial(method, task), None, training=True, splits=splits)
     if not mixed:
         return []
     if has_encode(task):
@@ -169,7 +169,13 @@ def _of_metrics(metrics: Mapping[str, Metric], rows: int) -> Found:
 
 
 def mixed_rows(
-    program: EvaluationProgram, source: BaseSource, method: Method, rows: int | None, *, training: bool
+    program: EvaluationProgram,
+    source: BaseSource,
+    method: Method,
+    rows: int | None,
+    *,
+    training: bool,
+    splits: bool = False,
 ) -> str:
     """Returns which result of a method mixes rows, and where; "" if none does.
 
@@ -179,8 +185,9 @@ def mixed_rows(
         method: the method.
         rows: rows of a batch for the trace; None: the fewest that the mesh allows.
         training: whether the model is in training mode.
+        splits: whether the rows of a batch may be fewer than that, as in microbatches.
     """
-    check = RowCheck(program, source, method, training)
+    check = RowCheck(program, source, method, training, splits)
     unproved = check.unproved(rows or 2 * check.unit)
     if unproved is None:
         return ""
@@ -199,6 +206,7 @@ class RowCheck:
     source: BaseSource
     method: Method
     training: bool
+    splits: bool
 
     @functools.cached_property
     def spec(self) -> PyTree:
@@ -215,12 +223,12 @@ class RowCheck:
         """Number of which the rows of a batch are a multiple."""
         return row_unit(self.program.mesh, self.program.layout.microbatches)
 
-    def call(self, params: Arrays, model_state: Arrays, examples: PyTree, keys: jax.Array) -> Found:
+    def call(self, params: Arrays, model_state: Arrays, examples: PyTree, keys: jax.Array, mask: jax.Array) -> Found:
         """Calls the method; to be traced."""
         program = self.program
         module = program.model.module(with_whole_kernels(program.model, params), model_state, jax.random.key(0))
         module.train() if self.training else module.eval()
-        context = Context(jnp.int32(0), jnp.float32(0), program.total_steps, keys, jnp.ones(len(keys), bool))
+        context = Context(jnp.int32(0), jnp.float32(0), program.total_steps, keys, mask)
         return self.method(module, examples, context)
 
     def unproved(self, rows: int) -> dict[str, str] | None:
@@ -234,12 +242,12 @@ class RowCheck:
         weights = self.program.abstract_weights(averaged=False)
         examples = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), self.spec)
         keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-        arguments = (*_plain((dict(weights.params), dict(weights.model_state))), examples, keys)
+        by_row = (examples, keys, jax.ShapeDtypeStruct((rows,), bool))
+        arguments = (*_plain((dict(weights.params), dict(weights.model_state))), *by_row)
         closed, out = jax.make_jaxpr(with_layout(layout, self.call), return_shape=True)(*arguments)
-        by_row = jax.tree.map(lambda _: Rows(0), (examples, keys))
         state = {p: Rows(0) if p in self.row_state else anything(x.shape) for p, x in weights.model_state.items()}
-        fixed = [anything(x.shape) for _, x in sorted(weights.params.items())]
-        states: list[State] = [*fixed, *(state[p] for p in sorted(state)), *jax.tree.leaves(by_row)]
+        states: list[State] = [anything(x.shape) for _, x in sorted(weights.params.items())]
+        states += [*(state[p] for p in sorted(state)), *[Rows(0)] * len(jax.tree.leaves(by_row))]
         found = jax.tree.unflatten(jax.tree.structure(out), trace_rows(closed.jaxpr, states, rows))
         places = {
             name: state.place if isinstance(state, Mixed) else ""
@@ -254,27 +262,31 @@ class RowCheck:
         count = len(jax.tree.leaves(examples)[0])
         half = self.unit * -(-min(count, EXAMPLES) // (2 * self.unit))
         half = self.program.rows // 2 if self.row_state else half
-        order = np.arange(2 * half)
         layout = dataclasses.replace(self.program.layout, precision="float32", used=set())
         run = functools.partial(self._run, self._compiled(layout), self._weights(layout), examples)
-        whole = run(order)
-        for copied in (order // 2 * 2, order // 2 * 2 + 1):  # each second row replaces the one beside it
-            found = run(copied)
-            for name, x in whole.rows.items():
-                if _differ(x[copied], found.rows[name]):
-                    return name
-        if whole.sums:
-            parts = [run(order[start::2]) for start in (0, 1)]
-            for name, (total, weight) in whole.sums.items():
-                totals, weights = np.sum([part.sums[name] for part in parts], axis=0)
-                if _differ(np.divide(total, weight), np.divide(totals, weights)):
-                    return name
+        order = np.random.default_rng(3).permutation(2 * half)
+        parts = [np.sort(order[:half]), np.sort(order[half:])]
+        whole = run(np.arange(2 * half))
+        runs = [(order, run(order))]  # the place of a row does not matter
+        for part in parts:  # nor do the others, which have weight 0
+            places = np.isin(np.arange(2 * half), part)
+            found = run(np.where(places, np.arange(2 * half), np.resize(part, 2 * half)), places)
+            runs.append((part, jax.tree.map(lambda x, part=part: x[part], Found(found.rows, {}))))
+        halves = [run(part) for part in parts] if self.splits or whole.sums else []
+        runs += zip(parts, halves, strict=False)
+        for name in sorted(whole.rows, key=lambda name: not name.startswith("loss")):
+            if any(_differ(whole.rows[name][numbers], found.rows[name]) for numbers, found in runs):
+                return name
+        for name, (total, weight) in whole.sums.items():
+            totals, weights = np.sum([found.sums[name] for found in halves], axis=0)
+            if _differ(np.divide(total, weight), np.divide(totals, weights)):
+                return name
         return ""
 
     def _compiled(self, layout: Layout) -> Callable[..., Found]:
-        def call(params: Arrays, model_state: Arrays, examples: PyTree, numbers: jax.Array) -> Found:
+        def call(params: Arrays, model_state: Arrays, examples: PyTree, numbers: jax.Array, mask: jax.Array) -> Found:
             keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(1), numbers)
-            return self.call(params, model_state, examples, keys)
+            return self.call(params, model_state, examples, keys, mask)
 
         return jax.jit(with_layout(layout, call), out_shardings=replicated(self.program.mesh))
 
@@ -294,15 +306,22 @@ class RowCheck:
         shardings = jax.tree.map(lambda x: x.sharding, (dict(abstract.params), dict(abstract.model_state)))
         return jax.jit(with_layout(layout, weights), out_shardings=shardings)()
 
-    def _run(self, function: Callable[..., Found], weights: PyTree, examples: PyTree, order: np.ndarray) -> Found:
-        """Returns the results for the examples of these numbers, as numpy arrays."""
+    def _run(
+        self,
+        function: Callable[..., Found],
+        weights: PyTree,
+        examples: PyTree,
+        order: npt.NDArray[np.int64],
+        mask: npt.NDArray[np.bool_] | None = None,
+    ) -> Found:
+        """Returns the results for the examples of these numbers, as numpy arrays; `mask` is False for weight 0."""
 
         def placed(x: np.ndarray) -> jax.Array:
-            chosen = x[order % len(x)]
-            return jax.make_array_from_callback(chosen.shape, self.program.batch_sharding, chosen.__getitem__)
+            return jax.make_array_from_callback(x.shape, self.program.batch_sharding, x.__getitem__)
 
-        numbers = np.arange(order.max() + 1, dtype=np.uint32)
-        return jax.device_get(function(*weights, *jax.tree.map(placed, (examples, numbers))))
+        chosen = jax.tree.map(lambda x: x[order % len(x)], examples)
+        by_row = (chosen, order.astype(np.uint32), np.ones(len(order), bool) if mask is None else mask)
+        return jax.device_get(function(*weights, *jax.tree.map(placed, by_row)))
 
 
 def _plain(tree: PyTree) -> PyTree:

@@ -60,6 +60,22 @@ class Position(zoo.Classify):
         return Loss.of(loss.total * (1 + jnp.arange(len(batch["y"]))))
 
 
+class Halves(zoo.Classify):
+    """The partner of a row is half a batch away, as in SimCLR."""
+
+    def loss(self, model, batch, rng):
+        logits = model(batch["x"], rng)
+        return Loss.of(jnp.square(logits - jnp.roll(logits, len(logits) // 2, 0)).mean(-1))
+
+
+class Share(zoo.Classify):
+    """The mask of the batch decides how much a row counts."""
+
+    def loss(self, model, batch, rng, context: Any = None):
+        loss = super().loss(model, batch, rng)
+        return Loss.of(loss.total * context.mask / context.mask.sum())
+
+
 class Unscaled(zoo.Classify):
     """A sum with a weight that does not grow with the rows."""
 
@@ -106,12 +122,12 @@ def program(task: type, mesh: MeshSpec | None = None):
     return zoo.program(task(), mesh=mesh).evaluation
 
 
-def check(task, **train):
+def check(task, source=SOURCE, **train):
     settings: dict[str, Any] = dict(accumulate=2, global_batch_size=16, **train)
-    return check_loss(program(task), SOURCE, Train(**settings), skips=False)
+    return check_loss(program(task), source, Train(**settings), skips=False)
 
 
-@pytest.mark.parametrize("task", [Negatives, ZeroHead, Statistics, Noise, Position, Unscaled, MixedMetric])
+@pytest.mark.parametrize("task", [Negatives, ZeroHead, Statistics, Noise, Position, Share, Unscaled, MixedMetric])
 def test_loss_that_mixes_rows_is_refused_with_microbatches(task):
     name = "gap" if task is MixedMetric else "loss"
     with pytest.raises(ConfigError, match=rf"train.accumulate = 2: in {task.__name__}.loss, '{name}' of a row depends"):
@@ -122,6 +138,11 @@ def test_loss_that_mixes_rows_is_refused_with_microbatches(task):
 @pytest.mark.parametrize("task", [zoo.Classify, Total, Averaged, Indexed, Stabilized, Contrast])
 def test_loss_that_keeps_rows_apart_is_allowed_with_microbatches(task):
     assert check(task) == []
+
+
+def test_rows_whose_partner_is_half_a_batch_away_are_found():
+    with pytest.raises(ConfigError, match=r"Halves\.loss"):
+        check(Halves, zoo.source(16))
 
 
 def test_message_names_the_line_and_what_to_do():
