@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 from flax import nnx
+from jax.extend.core import Jaxpr
 
 from engine.base.errors import TaskError
 from engine.base.types import PyTree
@@ -31,6 +32,7 @@ from engine.training.accumulation import refuse_mixed
 from engine.training.arrays import Arrays
 from engine.training.model import with_whole_kernels
 from engine.training.objective import means_of
+from engine.training.row_counts import differences
 from engine.training.row_dependence import trace_rows
 from engine.training.row_rules import Mixed, Rows, Same, State, anything
 from engine.training.task import Task, encode, has_encode
@@ -76,6 +78,8 @@ def check_loss(program: EvaluationProgram, source: BaseSource, train: Train, ski
     splits = train.accumulate != 1 and not train.approximate_accumulation
     if has_own_update(task) or not (splits or skips):
         return []
+    if splits and program.model.state_of_rows(program.rows):
+        return []  # `Program` refuses microbatches of a model that keeps state of each row
     method = encodings if has_encode(task) else losses
     mixed = mixed_rows(program, source, functools.partial(method, task), None, training=True, splits=splits)
     if not mixed:
@@ -195,7 +199,8 @@ def mixed_rows(
     if not name:
         return ""
     result, place = name.rpartition(".")[0] or name, unproved.get(name, "")
-    return f"{result!r} of a row depends on other rows of its batch" + (f" ({place})" if place else "")
+    text = f"{result!r} of a row depends on other rows of its batch" + " or on their number" * splits
+    return text + (f" ({place})" if place else "")
 
 
 @dataclass(frozen=True)
@@ -240,19 +245,32 @@ class RowCheck:
             self.program.layout, mesh=one_device(self.program.mesh), remat="none", counts_flops=True, used=set()
         )
         weights = self.program.abstract_weights(averaged=False)
-        examples = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), self.spec)
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
-        by_row = (examples, keys, jax.ShapeDtypeStruct((rows,), bool))
-        arguments = (*_plain((dict(weights.params), dict(weights.model_state))), *by_row)
-        closed, out = jax.make_jaxpr(with_layout(layout, self.call), return_shape=True)(*arguments)
-        state = {p: Rows(0) if p in self.row_state else anything(x.shape) for p, x in weights.model_state.items()}
-        states: list[State] = [anything(x.shape) for _, x in sorted(weights.params.items())]
-        states += [*(state[p] for p in sorted(state)), *[Rows(0)] * len(jax.tree.leaves(by_row))]
-        found = jax.tree.unflatten(jax.tree.structure(out), trace_rows(closed.jaxpr, states, rows))
+        weights = _plain((dict(weights.params), dict(weights.model_state)))
+
+        def trace(rows: int) -> tuple[Jaxpr, list[object], Found]:
+            examples = jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype), self.spec)
+            keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows))
+            arguments = (*weights, examples, keys, jax.ShapeDtypeStruct((rows,), bool))
+            closed, out = jax.make_jaxpr(with_layout(layout, self.call), return_shape=True)(*arguments)
+            return closed.jaxpr, closed.consts, out
+
+        jaxpr, constants, out = trace(rows)
+        model_state = {p: Rows(0) if p in self.row_state else anything(x.shape) for p, x in weights[1].items()}
+        shared = [
+            *(anything(x.shape) for _, x in sorted(weights[0].items())),
+            *(x for _, x in sorted(model_state.items())),
+        ]
+        states: list[State] = [*shared, *[Rows(0)] * (len(jaxpr.invars) - len(shared))]
+        changes, sizes = {}, out
+        if self.splits:
+            larger, larger_constants, sizes = trace(2 * rows)
+            changes = differences(jaxpr, larger, (constants, larger_constants))
+        found = jax.tree.unflatten(jax.tree.structure(out), trace_rows(jaxpr, states, rows, changes))
+        grown = {name for name, x in out.rows.items() if x.shape[1:] != sizes.rows[name].shape[1:]}
         places = {
             name: state.place if isinstance(state, Mixed) else ""
             for name, state in found.rows.items()
-            if not (state == Rows(0) and out.rows[name].shape[0] == rows) and not _is_uniform(state)
+            if name in grown or not (_is_uniform(state) or (state == Rows(0) and out.rows[name].shape[0] == rows))
         }
         return places if places or out.sums else None
 

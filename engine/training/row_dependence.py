@@ -5,11 +5,13 @@ rule that keeps the rows apart gives `Mixed`. So a proof is right, but a value t
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from engine.base.user_errors import traced_place
 from engine.training.jaxprs import inner_jaxprs
+from engine.training.row_counts import Differences, check_count
 from engine.training.row_rules import (
     FOR_SAME,
     RULES,
@@ -29,46 +31,68 @@ KEEPS_ROWS = "convoy_keeps_rows"
 """Name of the function of `layers/reference.py` that keeps the rows `[batch, ...]` of its arguments apart."""
 
 
-def trace_rows(jaxpr: Jaxpr, inputs: Sequence[State], rows: int) -> list[State]:
+@dataclass(frozen=True)
+class _Batch:
+    """What the walk over a program knows of its batch."""
+
+    rows: int
+    differences: Differences
+
+
+def trace_rows(jaxpr: Jaxpr, inputs: Sequence[State], rows: int, differences: Differences | None = None) -> list[State]:
     """Returns the state of each result of a traced program.
 
     Args:
         jaxpr: the program.
         inputs: the state of each of its arguments.
         rows: rows of the batch.
+        differences: how it differs from the program of another number of rows; None if that number does not change.
     """
+    return _trace(jaxpr, inputs, _Batch(rows, differences or {}))
+
+
+def _trace(jaxpr: Jaxpr, inputs: Sequence[State], batch: _Batch) -> list[State]:
     states: dict[object, State] = dict(zip(jaxpr.invars, inputs, strict=True))
     for constant in jaxpr.constvars:
         states[constant] = anything(shape_of(constant)) if is_array(constant) else Mixed("a mutable reference")
+        if id(constant) in batch.differences:
+            states[constant] = Mixed("a constant that depends on the number of rows")
 
     def state(atom: object) -> State:
         return anything(shape_of(atom)) if isinstance(atom, Literal) else states[atom]
 
     for equation in jaxpr.eqns:
         operands = [state(atom) for atom in equation.invars]
-        states |= zip(equation.outvars, _results(equation, operands, rows), strict=True)
+        states |= zip(equation.outvars, _results(equation, operands, batch), strict=True)
     return [state(atom) for atom in jaxpr.outvars]
 
 
-def _results(equation: JaxprEqn, operands: Sequence[State], rows: int) -> list[State]:
+def _results(equation: JaxprEqn, operands: Sequence[State], batch: _Batch) -> list[State]:
     """Returns the state of each result of an equation."""
     name, inner = equation.primitive.name, list(inner_jaxprs(equation))
     try:
+        difference = batch.differences.get(id(equation))
+        if difference is not None and difference.constants:
+            raise NoProof
         if any(isinstance(operand, Each) for operand in operands):
+            if difference is not None:
+                raise NoProof
             return _of_each(equation, operands)
         if name in _CONTROL_FLOW:
-            return _CONTROL_FLOW[name](equation, operands, rows)
+            return _CONTROL_FLOW[name](equation, operands, batch)
         if equation.params.get("name") == KEEPS_ROWS:
             return [_kept(equation, operands)] * len(equation.outvars)
         if _is_call(equation, inner):
-            return trace_rows(inner[0], operands, rows)
+            return _trace(inner[0], operands, batch)
+        if difference is not None:
+            check_count(difference, equation, operands)
         if not all(map(is_array, equation.outvars)):
             raise NoProof  # what is written to a reference is not followed
         if all(isinstance(operand, Same) for operand in operands):
-            return _same(equation, operands, rows)
+            return _same(equation, operands, batch)
         if any(isinstance(operand, Mixed) for operand in operands) or name not in RULES:
             raise NoProof
-        return [RULES[name](equation, operands, rows)] * len(equation.outvars)
+        return [RULES[name](equation, operands, batch.rows)] * len(equation.outvars)
     except NoProof:
         earlier = [operand for operand in operands if isinstance(operand, Mixed)]
         return [earlier[0] if earlier else Mixed(_place(equation))] * len(equation.outvars)
@@ -109,13 +133,13 @@ def _place(equation: JaxprEqn) -> str:
     return f"{equation.primitive.name} ({place})" if place else equation.primitive.name
 
 
-def _same(equation: JaxprEqn, operands: Sequence[State], rows: int) -> list[State]:
+def _same(equation: JaxprEqn, operands: Sequence[State], batch: _Batch) -> list[State]:
     """Returns the states of results that do not depend on the batch."""
     name = equation.primitive.name
     if name == "iota":
         return [Same(frozenset({equation.params["dimension"]}))]
     if name in FOR_SAME:
-        return [RULES[name](equation, operands, rows)] * len(equation.outvars)
+        return [RULES[name](equation, operands, batch.rows)] * len(equation.outvars)
     return [anything(shape_of(x)) for x in equation.outvars]
 
 
@@ -140,41 +164,44 @@ def _fixed_point(
         carry = after
 
 
-def _scan(equation: JaxprEqn, operands: Sequence[State], rows: int) -> list[State]:
+def _scan(equation: JaxprEqn, operands: Sequence[State], batch: _Batch) -> list[State]:
     inner = equation.params["jaxpr"].jaxpr
     # Arrays that a scan slices or stacks have one dimension less in its body than outside.
     carried = _equal_ranks(inner.outvars, equation.outvars)
     constants = _equal_ranks(inner.invars, equation.invars) - carried
     fixed, rest = list(operands[:constants]), operands[constants:]
     if not carried and any(isinstance(state, Rows) and state.axis == 0 for state in rest):
-        return _over_rows(inner, fixed, rest, rows, equation)
+        return _over_rows(inner, fixed, rest, batch, equation)
+    difference = batch.differences.get(id(equation))
+    if difference is not None and difference.length:
+        raise NoProof
     sliced = [_slice_of(state, equation) for state in rest[carried:]]
 
     def body(carry: Sequence[State]) -> list[State]:
-        return trace_rows(inner, [*fixed, *carry, *sliced], rows)
+        return _trace(inner, [*fixed, *carry, *sliced], batch)
 
     carry = _fixed_point(lambda carry: body(carry)[:carried], rest[:carried], equation)
     return [*carry, *map(_stack_of, body(carry)[carried:])]
 
 
 def _over_rows(
-    inner: Jaxpr, fixed: Sequence[State], sliced: Sequence[State], rows: int, equation: JaxprEqn
+    inner: Jaxpr, fixed: Sequence[State], sliced: Sequence[State], batch: _Batch, equation: JaxprEqn
 ) -> list[State]:
     """Returns the states of the results of a loop that takes the rows one by one, such as jax.lax.map."""
-    if equation.params["length"] != rows:
+    if equation.params["length"] != batch.rows:
         raise NoProof
     if not all(state == Rows(0) or (isinstance(state, Same) and 0 not in state.varies) for state in sliced):
         raise NoProof
     states = [Each() if isinstance(state, Rows) else _slice_of(state, equation) for state in sliced]
-    results = trace_rows(inner, [*fixed, *states], rows)
+    results = _trace(inner, [*fixed, *states], batch)
     return [Rows(0) if isinstance(state, Each) else _stack_of(state) for state in results]
 
 
-def _linear_solve(equation: JaxprEqn, operands: Sequence[State], rows: int) -> list[State]:
+def _linear_solve(equation: JaxprEqn, operands: Sequence[State], batch: _Batch) -> list[State]:
     lengths = equation.params["const_lengths"]
     start, end = lengths.matvec + lengths.vecmat, sum(lengths)
     constants = operands[start : start + lengths.solve]
-    return trace_rows(equation.params["jaxprs"].solve.jaxpr, [*constants, *operands[end:]], rows)
+    return _trace(equation.params["jaxprs"].solve.jaxpr, [*constants, *operands[end:]], batch)
 
 
 def _equal_ranks(a: Sequence[object], b: Sequence[object]) -> int:
@@ -196,34 +223,34 @@ def _stack_of(state: State) -> State:
     return Rows(state.axis + 1, state.inner) if isinstance(state, Rows) else state
 
 
-def _while(equation: JaxprEqn, operands: Sequence[State], rows: int) -> list[State]:
+def _while(equation: JaxprEqn, operands: Sequence[State], batch: _Batch) -> list[State]:
     params = equation.params
     tests, bodies = params["cond_nconsts"], params["body_nconsts"]
     of_test, of_body, carry = operands[:tests], operands[tests : tests + bodies], operands[tests + bodies :]
 
     def body(carry: Sequence[State]) -> list[State]:
         # Under jax.vmap, the test is an array: some rows end before others.
-        [test] = trace_rows(params["cond_jaxpr"].jaxpr, [*of_test, *carry], rows)
-        after = trace_rows(params["body_jaxpr"].jaxpr, [*of_body, *carry], rows)
+        [test] = _trace(params["cond_jaxpr"].jaxpr, [*of_test, *carry], batch)
+        after = _trace(params["body_jaxpr"].jaxpr, [*of_body, *carry], batch)
         return [_join(test, state, equation) for state in after]
 
     return _fixed_point(body, carry, equation)
 
 
-def _cond(equation: JaxprEqn, operands: Sequence[State], rows: int) -> list[State]:
+def _cond(equation: JaxprEqn, operands: Sequence[State], batch: _Batch) -> list[State]:
     test, *arguments = operands
     if not isinstance(test, Same):
         raise NoProof
-    first, *others = (trace_rows(branch.jaxpr, arguments, rows) for branch in equation.params["branches"])
+    first, *others = (_trace(branch.jaxpr, arguments, batch) for branch in equation.params["branches"])
     for other in others:
         first = [_join(a, b, equation) for a, b in zip(first, other, strict=True)]
     return first
 
 
-_CONTROL_FLOW: dict[str, Callable[[JaxprEqn, Sequence[State], int], list[State]]] = {
+_CONTROL_FLOW: dict[str, Callable[[JaxprEqn, Sequence[State], _Batch], list[State]]] = {
     "scan": _scan,
     "while": _while,
     "cond": _cond,
     "custom_linear_solve": _linear_solve,
-    "optimization_barrier": lambda equation, operands, rows: list(operands),
+    "optimization_barrier": lambda equation, operands, batch: list(operands),
 }

@@ -76,6 +76,13 @@ class Share(zoo.Classify):
         return Loss.of(loss.total * context.mask / context.mask.sum())
 
 
+class Scaled(zoo.Classify):
+    """The number of rows decides how much a row counts, as in the loss of many VAEs."""
+
+    def loss(self, model, batch, rng):
+        return Loss.of(super().loss(model, batch, rng).total * len(batch["y"]) / 1000)
+
+
 class Unscaled(zoo.Classify):
     """A sum with a weight that does not grow with the rows."""
 
@@ -127,7 +134,9 @@ def check(task, source=SOURCE, **train):
     return check_loss(program(task), source, Train(**settings), skips=False)
 
 
-@pytest.mark.parametrize("task", [Negatives, ZeroHead, Statistics, Noise, Position, Share, Unscaled, MixedMetric])
+@pytest.mark.parametrize(
+    "task", [Negatives, ZeroHead, Statistics, Noise, Position, Share, Scaled, Unscaled, MixedMetric]
+)
 def test_loss_that_mixes_rows_is_refused_with_microbatches(task):
     name = "gap" if task is MixedMetric else "loss"
     with pytest.raises(ConfigError, match=rf"train.accumulate = 2: in {task.__name__}.loss, '{name}' of a row depends"):
@@ -182,6 +191,7 @@ def test_encode_that_mixes_rows_is_refused():
 def test_skipped_examples_of_a_loss_that_mixes_rows_are_reported():
     settings = Train(accumulate=1, global_batch_size=16)
     [warning] = check_loss(program(Negatives), SOURCE, settings, skips=True)
+    assert check_loss(program(Scaled), SOURCE, settings, skips=True) == []  # the number of rows does not change
     assert warning.startswith("data.on_error=skip: in Negatives.loss, 'loss' of a row depends on other rows")
     assert check_loss(program(zoo.Classify), SOURCE, settings, skips=True) == []
 
