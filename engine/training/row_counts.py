@@ -11,11 +11,9 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from engine.training.jaxprs import inner_jaxprs
-from engine.training.row_rules import ELEMENTWISE, NoProof, Rows, State, shape_of
+from engine.training.row_rules import ELEMENTWISE, RULES, NoProof, Rows, Same, State, shape_of
 
 _OF_SHAPES = frozenset(("broadcast_in_dim", "transpose", "reshape", "squeeze", "expand_dims", "tile", "iota"))
-_COMBINING = frozenset(("gather", "dot_general", "conv_general_dilated"))
-"""Operations whose results depend on more than one entry of an operand that is the same for all rows."""
 
 
 @dataclass(frozen=True)
@@ -52,24 +50,27 @@ def differences(first: Jaxpr, second: Jaxpr, constants: Sequence[Sequence[object
     return found
 
 
-def check_count(difference: Difference, equation: JaxprEqn, operands: Sequence[State]) -> None:
-    """Raises NoProof if the results of an operation may depend on the number of rows."""
+def check_count(difference: Difference, equation: JaxprEqn, operands: Sequence[State], rows: int) -> None:
+    """Raises NoProof if the results of an operation may depend on the number of rows.
+
+    A dimension of which the size differs is followed like that of the rows: its entries must not meet.
+    """
     name = equation.primitive.name
     if difference.constants:
         raise NoProof
     if name in ELEMENTWISE or name in _OF_SHAPES:
         return
-    has_rows = any(isinstance(state, Rows) for state in operands)
-    reduced = set(equation.params["axes"]) if name.startswith(("reduce_", "arg")) and not has_rows else None
+    inner = max((state.inner for state in operands if isinstance(state, Rows)), default=1)
+    followed: list[State] = []
     for axes, state in zip(difference.axes, operands, strict=True):
-        if isinstance(state, Rows):
-            allowed = axes <= {state.axis}
-        elif has_rows:
-            allowed = not axes or name not in _COMBINING
-        else:
-            allowed = not axes if reduced is None else not axes & reduced
-        if not allowed:
+        grown = Rows(min(axes), inner) if axes and isinstance(state, Same) else state
+        if not axes <= ({grown.axis} if isinstance(grown, Rows) else set()):
             raise NoProof
+        followed.append(grown)
+    if any(isinstance(state, Rows) for state in followed):
+        if name not in RULES:
+            raise NoProof
+        RULES[name](equation, followed, rows)
 
 
 def _compare(first: Jaxpr, second: Jaxpr, found: Differences) -> None:

@@ -4,7 +4,8 @@ Each value of the program is `Same` for all rows, has `Rows` along one dimension
 rule that keeps the rows apart gives `Mixed`. So a proof is right, but a value that is `Mixed` need not mix rows.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
@@ -85,7 +86,7 @@ def _results(equation: JaxprEqn, operands: Sequence[State], batch: _Batch) -> li
         if _is_call(equation, inner):
             return _trace(inner[0], operands, batch)
         if difference is not None:
-            check_count(difference, equation, operands)
+            check_count(difference, equation, operands, batch.rows)
         if not all(map(is_array, equation.outvars)):
             raise NoProof  # what is written to a reference is not followed
         if all(isinstance(operand, Same) for operand in operands):
@@ -140,7 +141,26 @@ def _same(equation: JaxprEqn, operands: Sequence[State], batch: _Batch) -> list[
         return [Same(frozenset({equation.params["dimension"]}))]
     if name in FOR_SAME:
         return [RULES[name](equation, operands, batch.rows)] * len(equation.outvars)
-    return [anything(shape_of(x)) for x in equation.outvars]
+    varies = [set(anything(shape_of(x)).varies) for x in equation.outvars]
+    for axis in _constant_axes(equation, operands) if name in RULES else ():
+        for found in varies:
+            found.discard(axis)
+    return [Same(frozenset(found)) for found in varies]
+
+
+def _constant_axes(equation: JaxprEqn, operands: Sequence[State]) -> Iterator[int]:
+    """Yields dimensions along which the results do not vary: equal entries of an operand give equal entries there.
+
+    The initial state of a recurrent layer is equal for all rows, for example.
+    """
+    for place, operand in enumerate(operands):
+        for axis, size in enumerate(shape_of(equation.invars[place])):
+            if size > 1 and isinstance(operand, Same) and axis not in operand.varies:
+                equal_rows = [*operands[:place], Rows(axis), *operands[place + 1 :]]
+                with contextlib.suppress(NoProof):
+                    found = RULES[equation.primitive.name](equation, equal_rows, size)
+                    if isinstance(found, Rows):
+                        yield found.axis
 
 
 def _join(a: State, b: State, equation: JaxprEqn) -> State:

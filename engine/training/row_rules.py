@@ -297,11 +297,12 @@ def _scatter(equation: JaxprEqn, operands: Sequence[State], count: int) -> State
 
 _ELEMENTWISE = """
 abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil clamp complex conj
-convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge gt igamma
-igamma_grad_a igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg nextafter
-not or polygamma population_count pow random_gamma_grad real reduce_precision regularized_incomplete_beta rem round
-rsqrt select_n shift_left shift_right_arithmetic shift_right_logical sharding_constraint sign sin sinh sqrt square
-stop_gradient sub tan tanh threefry2x32 xor zeta clz random_seed
+convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 eq_to expm1 floor ge gt igamma
+igamma_grad_a igammac imag integer_pow is_finite le le_to lgamma log log1p log2 logistic lt lt_to max min mul mulhi
+name ne neg nextafter not one_minus_square or polygamma population_count pow random_gamma random_gamma_grad real
+reduce_precision regularized_incomplete_beta rem round rsqrt select_n shift_left shift_right_arithmetic
+shift_right_logical sharding_constraint sign sin sinh sqrt square stop_gradient sub tan tanh threefry2x32 xor zeta clz
+random_seed
 """
 ELEMENTWISE = frozenset(_ELEMENTWISE.split())
 """Primitives whose entries depend on the entries of the operands at the same place."""

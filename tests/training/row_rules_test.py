@@ -90,6 +90,8 @@ KEPT = {
     "cholesky": lambda x: jnp.linalg.cholesky(jnp.einsum("btf,bsf->bts", x, x) + 3 * jnp.eye(3)),
     "fft": lambda x: jnp.abs(jnp.fft.fft(x, axis=-1)),
     "stack and unstack": lambda x: jnp.stack(list(jnp.unstack(x, axis=1)), 1),
+    "recurrent layer": lambda x: nnx.RNN(nnx.GRUCell(4, 4, rngs=nnx.Rngs(0)))(x),
+    "gradient of a row": jax.vmap(jax.grad(lambda row: jnp.tanh(row).sum() ** 2)),
     "rows one by one": lambda x: lax.map(lambda row: jnp.cumsum(row) * row.sum(), x),
     "loop in each row": jax.vmap(lambda r: lax.while_loop(lambda y: (y > 0.1).any(), lambda y: 0.5 * y, jnp.abs(r))),
     "solve": lambda x: jnp.linalg.solve(jnp.einsum("btf,bsf->bts", x, x) + 3 * jnp.eye(3), x),
