@@ -10,8 +10,10 @@ import contextlib
 import hashlib
 import os
 import platform
+import stat
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -22,6 +24,7 @@ from engine.base.files import HEADER_BYTES, check_header, header_of, read_checke
 DIRECTORY_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 MINIMUM_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
 SCHEME = "convoy-cache://"
+WRITING_S = 600.0  # a temporary file that is older is that of a killed process
 _limits: dict[str, int] = {}  # folder that JAX uses through CheckedPath -> its largest size in bytes
 _unwritable: set[str] = set()  # folders for which a warning was printed
 
@@ -165,10 +168,16 @@ class CheckedPath:
 def _evict(folder: str, limit: int) -> None:
     """Deletes the least recently used files until the folder has at most `limit` bytes.
 
-    Several processes may do so at once. Entries of earlier releases and files that were set aside count as well.
+    Several processes may do so at once. Entries of earlier releases and files that were set aside count as well. A
+    file that another process may be writing stays.
     """
+    files, recent = [], time.time() - WRITING_S
     with os.scandir(folder) as entries:
-        files = [(entry.stat(), entry.path) for entry in entries if entry.is_file(follow_symlinks=False)]
+        for entry in entries:
+            with contextlib.suppress(FileNotFoundError):  # another process has deleted or renamed it
+                found = entry.stat(follow_symlinks=False)
+                if stat.S_ISREG(found.st_mode) and not (entry.name.endswith(".tmp") and found.st_mtime > recent):
+                    files.append((found, entry.path))
     size = sum(found.st_size for found, _ in files)
     for found, path in sorted(files, key=lambda file: file[0].st_mtime_ns):
         if size <= limit:
