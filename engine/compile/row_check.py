@@ -6,6 +6,7 @@ examples with random weights, since a head that is zero at the start of a run wo
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -59,6 +60,8 @@ jax.tree_util.register_dataclass(Found)
 
 type Method = Callable[[nnx.Module, PyTree, Context], Found]
 """Takes the model, a batch and the context with the keys of its rows; to be traced."""
+type Order = npt.NDArray[np.int64]
+type Mask = npt.NDArray[np.bool_] | None
 
 
 def check_loss(program: EvaluationProgram, source: BaseSource, train: Train, skips: bool) -> list[str]:
@@ -72,7 +75,7 @@ def check_loss(program: EvaluationProgram, source: BaseSource, train: Train, ski
 
     Raises:
         ConfigError: the loss mixes rows, and `train.accumulate` is not 1.
-        TaskError: `Task.encode` mixes rows.
+        TaskError: `Task.encode` mixes rows, or `Task.loss_of` depends on rows that its mask leaves out.
     """
     task, name = program.task, type(program.task).__name__
     splits = train.accumulate != 1 and not train.approximate_accumulation
@@ -82,10 +85,12 @@ def check_loss(program: EvaluationProgram, source: BaseSource, train: Train, ski
         return []  # `Program` refuses microbatches of a model that keeps state of each row
     method = encodings if has_encode(task) else losses
     mixed = mixed_rows(program, source, functools.partial(method, task), None, training=True, splits=splits)
+    if has_encode(task):
+        _check_encode(name, mixed)
+        if skips:
+            _check_mask(program, source, losses, "data.on_error=skip replaces bad examples by fillers", training=True)
     if not mixed:
         return []
-    if has_encode(task):
-        raise TaskError(f"{name}.encode: {mixed}. Move what compares rows to loss_of, which sees all of them.")
     if splits:
         raise refuse_mixed(name, mixed, train.accumulate)
     return [
@@ -105,12 +110,15 @@ def check_evaluation(program: EvaluationProgram, source: BaseSource, rows: int, 
         padding: what has weight 0, such as "the last batch is padded with 3 rows".
 
     Raises:
-        TaskError: a metric mixes rows.
+        TaskError: a metric mixes rows, or `Task.loss_of` depends on rows that its mask leaves out.
     """
     task = program.task
     if has_encode(task) and type(task).evaluate is Task.evaluate:
-        return  # its mask leaves such rows out
-    mixed = mixed_rows(program, source, functools.partial(evaluated, task), rows, training=False)
+        method = functools.partial(encodings, task)
+        _check_encode(type(task).__name__, mixed_rows(program, source, method, rows, training=False, splits=False))
+        _check_mask(program, source, evaluated, f"in {where} {padding}", training=False)
+        return
+    mixed = mixed_rows(program, source, functools.partial(evaluated, task), rows, training=False, splits=False)
     if mixed:
         name, own = type(task).__name__, type(task).evaluate is not Task.evaluate
         raise TaskError(
@@ -120,9 +128,26 @@ def check_evaluation(program: EvaluationProgram, source: BaseSource, rows: int, 
         )
 
 
+def _check_encode(task: str, mixed: str) -> None:
+    if mixed:
+        raise TaskError(f"{task}.encode: {mixed}. Move what compares rows to loss_of, which sees all of them.")
+
+
+def _check_mask(
+    program: EvaluationProgram, source: BaseSource, method: Callable[..., Found], masked: str, *, training: bool
+) -> None:
+    check = RowCheck(program, source, functools.partial(method, program.task), training, splits=False)
+    if name := check.unmasked():
+        raise TaskError(
+            f"{type(program.task).__name__}.loss_of: {_result(name)} depends on rows for which mask is False, and "
+            f"{masked}. Leave these rows out of what the others are compared with, such as by jnp.where(mask, logits, "
+            "-jnp.inf)."
+        )
+
+
 def check_predictions(program: EvaluationProgram, source: BaseSource, rows: int, padding: str) -> None:
     """Raises TaskError if `Task.predict` mixes rows; otherwise as `check_evaluation`."""
-    mixed = mixed_rows(program, source, functools.partial(predicted, program.task), rows, training=False)
+    mixed = mixed_rows(program, source, functools.partial(predicted, program.task), rows, training=False, splits=False)
     if mixed:
         raise TaskError(
             f"{type(program.task).__name__}.predict: {mixed}, and {padding}. Choose a batch size that divides the "
@@ -173,13 +198,7 @@ def _of_metrics(metrics: Mapping[str, Metric], rows: int) -> Found:
 
 
 def mixed_rows(
-    program: EvaluationProgram,
-    source: BaseSource,
-    method: Method,
-    rows: int | None,
-    *,
-    training: bool,
-    splits: bool = False,
+    program: EvaluationProgram, source: BaseSource, method: Method, rows: int | None, *, training: bool, splits: bool
 ) -> str:
     """Returns which result of a method mixes rows, and where; "" if none does.
 
@@ -198,9 +217,14 @@ def mixed_rows(
     name = check.differing()
     if not name:
         return ""
-    result, place = name.rpartition(".")[0] or name, unproved.get(name, "")
-    text = f"{result!r} of a row depends on other rows of its batch" + " or on their number" * splits
+    place = unproved.get(name, "")
+    text = f"{_result(name)} of a row depends on other rows of its batch" + " or on their number" * splits
     return text + (f" ({place})" if place else "")
+
+
+def _result(name: str) -> str:
+    """Returns the metric, or the array, of which a field has this name."""
+    return repr(name.rpartition(".")[0] or name)
 
 
 @dataclass(frozen=True)
@@ -276,19 +300,13 @@ class RowCheck:
 
     def differing(self) -> str:
         """Returns the name of a result that changes with other rows of the batch; "" if none does."""
-        examples = _read(self.source, self.spec)
-        count = len(jax.tree.leaves(examples)[0])
-        half = self.unit * -(-min(count, EXAMPLES) // (2 * self.unit))
-        half = self.program.rows // 2 if self.row_state else half
-        layout = dataclasses.replace(self.program.layout, precision="float32", used=set())
-        run = functools.partial(self._run, self._compiled(layout), self._weights(layout), examples)
-        order = np.random.default_rng(3).permutation(2 * half)
-        parts = [np.sort(order[:half]), np.sort(order[half:])]
-        whole = run(np.arange(2 * half))
+        run, order = self._runner()
+        numbers, parts = np.arange(len(order)), [np.sort(part) for part in np.split(order, 2)]
+        whole = run(numbers)
         runs = [(order, run(order))]  # the place of a row does not matter
         for part in parts:  # nor do the others, which have weight 0
-            places = np.isin(np.arange(2 * half), part)
-            found = run(np.where(places, np.arange(2 * half), np.resize(part, 2 * half)), places)
+            places = np.isin(numbers, part)
+            found = run(np.where(places, numbers, np.resize(part, len(numbers))), places)
             runs.append((part, jax.tree.map(lambda x, part=part: x[part], Found(found.rows, {}))))
         halves = [run(part) for part in parts] if self.splits or whole.sums else []
         runs += zip(parts, halves, strict=False)
@@ -300,6 +318,26 @@ class RowCheck:
             if _differ(np.divide(total, weight), np.divide(totals, weights)):
                 return name
         return ""
+
+    def unmasked(self) -> str:
+        """Returns the name of a result that changes with rows that the mask leaves out; "" if none does."""
+        run, order = self._runner()
+        numbers, kept = np.arange(len(order)), np.sort(np.split(order, 2)[0])
+        places = np.isin(numbers, kept)
+        first, second = run(numbers, places), run(np.where(places, numbers, np.resize(kept, len(numbers))), places)
+        by_row = (name for name, x in first.rows.items() if _differ(x[kept], second.rows[name][kept]))
+        summed = (name for name, x in first.sums.items() if _differ(x, second.sums[name]))
+        return next(itertools.chain(by_row, summed), "")
+
+    def _runner(self) -> tuple[Callable[..., Found], Order]:
+        """Returns a function that runs the method on the examples of given numbers, and a random order of them."""
+        examples = _read(self.source, self.spec)
+        count = len(jax.tree.leaves(examples)[0])
+        half = self.unit * -(-min(count, EXAMPLES) // (2 * self.unit))
+        half = self.program.rows // 2 if self.row_state else half
+        layout = dataclasses.replace(self.program.layout, precision="float32", used=set())
+        run = functools.partial(self._run, self._compiled(layout), self._weights(layout), examples)
+        return run, np.random.default_rng(3).permutation(2 * half)
 
     def _compiled(self, layout: Layout) -> Callable[..., Found]:
         def call(params: Arrays, model_state: Arrays, examples: PyTree, numbers: jax.Array, mask: jax.Array) -> Found:
@@ -325,12 +363,7 @@ class RowCheck:
         return jax.jit(with_layout(layout, weights), out_shardings=shardings)()
 
     def _run(
-        self,
-        function: Callable[..., Found],
-        weights: PyTree,
-        examples: PyTree,
-        order: npt.NDArray[np.int64],
-        mask: npt.NDArray[np.bool_] | None = None,
+        self, function: Callable[..., Found], weights: PyTree, examples: PyTree, order: Order, mask: Mask = None
     ) -> Found:
         """Returns the results for the examples of these numbers, as numpy arrays; `mask` is False for weight 0."""
 

@@ -102,7 +102,8 @@ class Task:
         Args:
             encoded: the result of `encode` for all rows, `[rows, ...]`.
             batch: pytree of arrays `[rows, ...]`.
-            mask: bool `[rows]`, `context.mask`: False for padding and for an example that could not be read.
+            mask: bool `[rows]`, `context.mask`: False for padding and for an example that could not be read. Such rows
+                must not change the result of the others.
             *args: not passed; a parameter `context` receives the `engine.Context`, as in `loss`.
             **kwargs: not passed.
         """

@@ -186,6 +186,24 @@ def test_encode_that_mixes_rows_is_refused():
 
     with pytest.raises(TaskError, match=r"Centred.encode: 'left' of a row .* Move what compares rows"):
         check(Centred)
+    with pytest.raises(TaskError, match=r"Centred.encode: 'left' of a row .* Move what compares rows"):
+        check_evaluation(program(Centred), SOURCE, 16, "evaluations.test", "6 rows are added")
+
+
+def test_rows_that_loss_of_does_not_mask_are_found():
+    class Unmasked(Contrast):
+        def loss_of(self, encoded, batch, mask):
+            values = contrast(encoded["left"])  # padding and fillers are negatives
+            return Loss.of(values, mask)
+
+    text = r"Unmasked.loss_of: 'loss' depends on rows for which mask is False, and in evaluations.test 6 rows are added"
+    with pytest.raises(TaskError, match=text):
+        check_evaluation(program(Unmasked), SOURCE, 16, "evaluations.test", "6 rows are added")
+    settings = Train(accumulate=1, global_batch_size=16)
+    with pytest.raises(TaskError, match=r"Unmasked.loss_of: .* and data.on_error=skip replaces .* by fillers"):
+        check_loss(program(Unmasked), SOURCE, settings, skips=True)
+    assert check_loss(program(Contrast), SOURCE, settings, skips=True) == []
+    assert check_loss(program(Unmasked), SOURCE, settings, skips=False) == []
 
 
 def test_skipped_examples_of_a_loss_that_mixes_rows_are_reported():
