@@ -182,6 +182,8 @@ def test_iterables_and_generator_functions_are_read_as_one_shard(found):
         r"reads all examples in order; a resume skips the earlier ones by reading them; data.shuffle mixes examples "
         r"only within 3 of them \(shuffle_window\); a shard that ends starts again\.", text,
     )  # fmt: skip
+    text, order = descriptions({"data": source}, shuffle=False)
+    assert "shuffle" not in text and order == "data: the examples are read in order (data.shuffle=False)"
 
 
 def test_description_of_an_evaluation_names_neither_resume_nor_shuffling():

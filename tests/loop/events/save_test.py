@@ -48,5 +48,5 @@ def test_saves_are_prepared_once_after_the_first_step():
     prepared = []
     event = PrepareSaves(prepared.append, first_step=5)
     assert (event.next_step(4), event.next_step(7)) == (6, 8)
-    event.run(at(6, state=SimpleNamespace(to_tree=lambda: "state")))
+    event.run(at(6, state=SimpleNamespace(to_checkpoint=lambda: "state")))
     assert prepared == ["state"] and event.next_step(6) == math.inf
