@@ -86,17 +86,16 @@ def check_loss(program: EvaluationProgram, source: BaseSource, train: Train, ski
     method = encodings if has_encode(task) else losses
     mixed = mixed_rows(program, source, functools.partial(method, task), None, training=True, splits=splits)
     if has_encode(task):
-        _check_encode(name, mixed)
-        if skips:
+        _check_encode(name, mixed if splits else "")
+        if skips and not mixed:
             _check_mask(program, source, losses, "data.on_error=skip replaces bad examples by fillers", training=True)
+    elif mixed and splits:
+        raise refuse_mixed(name, mixed, train.accumulate)
     if not mixed:
         return []
-    if splits:
-        raise refuse_mixed(name, mixed, train.accumulate)
-    return [
-        f"data.on_error=skip: in {name}.loss, {mixed}. So the filler of a bad example changes the loss of the other "
-        "rows. Define encode and loss_of instead of loss, whose mask leaves it out."
-    ]
+    where = f"data.on_error=skip: in {name}.{'encode' if has_encode(task) else 'loss'}"
+    advice = "" if has_encode(task) else " Define encode and loss_of instead of loss, whose mask leaves it out."
+    return [f"{where}, {mixed}. So the filler of a bad example changes the other rows.{advice}"]
 
 
 def check_evaluation(program: EvaluationProgram, source: BaseSource, rows: int, where: str, padding: str) -> None:
@@ -121,10 +120,12 @@ def check_evaluation(program: EvaluationProgram, source: BaseSource, rows: int, 
     mixed = mixed_rows(program, source, functools.partial(evaluated, task), rows, training=False, splits=False)
     if mixed:
         name, own = type(task).__name__, type(task).evaluate is not Task.evaluate
+        advice = "Define encode and loss_of instead of loss, whose mask leaves these rows out"
         raise TaskError(
-            f"{where}: in {name}.{'evaluate' if own else 'loss'}, {mixed}, and {padding}. Define encode and loss_of "
-            f"instead of loss, whose mask leaves these rows out; or set {where}.batch_size to a divisor of the "
-            f"{len(source)} examples; or set {name}.mixes_rows = True, which computes the last batch at its real size."
+            f"{where}: in {name}.{'evaluate' if own else 'loss'}, {mixed}, and {padding}. "
+            f"{'Compute the metrics of a row from itself' if own else advice}; or set {where}.batch_size to a divisor "
+            f"of the {len(source)} examples; or set {name}.mixes_rows = True, which computes the last batch at its "
+            "real size."
         )
 
 

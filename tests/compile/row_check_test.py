@@ -186,6 +186,9 @@ def test_encode_that_mixes_rows_is_refused():
 
     with pytest.raises(TaskError, match=r"Centred.encode: 'left' of a row .* Move what compares rows"):
         check(Centred)
+    settings = Train(accumulate=1, global_batch_size=16)
+    [warning] = check_loss(program(Centred), SOURCE, settings, skips=True)
+    assert warning.startswith("data.on_error=skip: in Centred.encode, 'left' of a row") and "Define" not in warning
     with pytest.raises(TaskError, match=r"Centred.encode: 'left' of a row .* Move what compares rows"):
         check_evaluation(program(Centred), SOURCE, 16, "evaluations.test", "6 rows are added")
 
