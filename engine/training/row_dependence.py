@@ -80,11 +80,11 @@ def _results(equation: JaxprEqn, operands: Sequence[State], batch: _Batch) -> li
                 raise NoProof
             return _of_each(equation, operands)
         if name in _CONTROL_FLOW:
-            return _CONTROL_FLOW[name](equation, operands, batch)
+            return [_located(state, equation) for state in _CONTROL_FLOW[name](equation, operands, batch)]
         if equation.params.get("name") == KEEPS_ROWS:
             return [_kept(equation, operands)] * len(equation.outvars)
         if _is_call(equation, inner):
-            return _trace(inner[0], operands, batch)
+            return [_located(state, equation) for state in _trace(inner[0], operands, batch)]
         if difference is not None:
             check_count(difference, equation, operands, batch.rows)
         if not all(map(is_array, equation.outvars)):
@@ -126,6 +126,13 @@ def _kept(equation: JaxprEqn, operands: Sequence[State]) -> State:
     if sizes != {shape_of(x)[:1] for x in equation.outvars}:
         raise NoProof  # under jax.vmap, another dimension may come first
     return rows
+
+
+def _located(state: State, equation: JaxprEqn) -> State:
+    """Adds the line of a call, such as that of jnp.roll, to an operation of a library inside that has no line."""
+    if not isinstance(state, Mixed) or " (" in state.place:
+        return state
+    return Mixed(state.place + _place(equation).removeprefix(equation.primitive.name))
 
 
 def _place(equation: JaxprEqn) -> str:

@@ -185,6 +185,9 @@ def test_mixed_value_names_the_line_that_mixes_rows():
     found = state(MIXED["all pairs"])
     assert isinstance(found, Mixed)
     assert found.place.startswith("dot_general (") and "row_rules_test.py:" in found.place
+    found = state(lambda x: jnp.roll(x, 1, axis=0))  # the operation is one of a function of jax
+    assert isinstance(found, Mixed)
+    assert "row_rules_test.py:" in found.place
 
 
 def test_rows_of_another_length_are_not_taken_for_the_batch():
