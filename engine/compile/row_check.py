@@ -7,7 +7,7 @@ examples with random weights, since a head that is zero at the start of a run wo
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -20,23 +20,21 @@ from jax.extend.core import Jaxpr
 from engine.base.errors import TaskError
 from engine.base.types import PyTree
 from engine.compile.evaluation_program import EvaluationProgram
+from engine.compile.row_results import Found, encodings, evaluated, losses, predicted
 from engine.config.schema import Train
-from engine.data.context import Context, call
+from engine.data.context import Context
 from engine.data.source import BaseSource, example_spec
 from engine.data.text import without_text
-from engine.metrics.mean import Mean
-from engine.metrics.metric import Metric, array_fields
 from engine.parallel.layout import Layout, with_layout
 from engine.parallel.mesh import one_device, replicated
 from engine.parallel.schedule import row_unit
 from engine.training.accumulation import refuse_mixed
 from engine.training.arrays import Arrays
 from engine.training.model import with_whole_kernels
-from engine.training.objective import means_of
 from engine.training.row_counts import differences
 from engine.training.row_dependence import trace_rows
 from engine.training.row_rules import Mixed, Rows, Same, State, anything
-from engine.training.task import Task, encode, has_encode
+from engine.training.task import Task, has_encode
 from engine.training.update import has_own_update
 
 TOLERANCE = 1e-4
@@ -45,18 +43,6 @@ float32, and a row that meets no other row differs by 1e-6 at most, where a kern
 NOISE = 0.05  # standard deviation of what is added to the initial weights
 EXAMPLES, TRIES = 16, 64  # examples that are compared at most, and read at most
 
-
-@dataclass(frozen=True)
-class Found:
-    """Results of a method on a batch."""
-
-    rows: Mapping[str, jax.Array]
-    """Name -> array `[rows, ...]`."""
-    sums: Mapping[str, jax.Array]
-    """Name -> `[2]`, a total and its weight, of results that are already summed over the rows."""
-
-
-jax.tree_util.register_dataclass(Found)
 
 type Method = Callable[[nnx.Module, PyTree, Context], Found]
 """Takes the model, a batch and the context with the keys of its rows; to be traced."""
@@ -154,48 +140,6 @@ def check_predictions(program: EvaluationProgram, source: BaseSource, rows: int,
             f"{type(program.task).__name__}.predict: {mixed}, and {padding}. Choose a batch size that divides the "
             f"{len(source)} examples, or predict each row from itself."
         )
-
-
-def losses(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:
-    """Returns the losses and the metrics of `Task.loss`."""
-    result = call(task.loss, module, examples, context.rng, context=context)
-    return _of_metrics(means_of(result), len(context.rng))
-
-
-def encodings(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:
-    """Returns the result of `Task.encode`."""
-    return _of_arrays(encode(task, module, examples, context.rng, context))
-
-
-def evaluated(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:
-    """Returns the metrics of `Task.evaluate`."""
-    return _of_metrics(call(task.evaluate, module, examples, context=context), len(context.rng))
-
-
-def predicted(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:
-    """Returns the result of `Task.predict`."""
-    return _of_arrays(task.predict(module, examples))
-
-
-def _of_arrays(tree: PyTree) -> Found:
-    found = jax.tree.leaves_with_path(tree)
-    return Found({jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in found}, {})
-
-
-def _of_metrics(metrics: Mapping[str, Metric], rows: int) -> Found:
-    """Returns the arrays of the metrics of a batch of so many rows; to be traced."""
-    arrays: dict[str, jax.Array] = {}
-    sums: dict[str, jax.Array] = {}
-    for name, metric in metrics.items():
-        fields = {field: jnp.asarray(getattr(metric, field)) for field, _ in array_fields(metric)}
-        scalars = {field: x for field, x in fields.items() if x.ndim == 0}
-        if scalars and isinstance(metric, Mean):
-            sums[name] = jnp.stack([jnp.sum(metric.total), jnp.sum(metric.weight)]).astype(jnp.float32)
-            continue
-        arrays |= {f"{name}.{field}": x for field, x in fields.items() if x.ndim}
-        pairs = {field: jnp.stack([x.astype(jnp.float32), jnp.float32(rows)]) for field, x in scalars.items()}
-        sums |= {f"{name}.{field}": pair for field, pair in pairs.items()}
-    return Found(arrays, sums)
 
 
 def mixed_rows(

@@ -5,7 +5,8 @@ import functools
 import pytest
 
 from engine.api import prepared
-from engine.compile.row_check import RowCheck, evaluated, losses
+from engine.compile.row_check import RowCheck
+from engine.compile.row_results import evaluated, losses
 from engine.config import load
 from tests.configs import step_digests
 
@@ -33,8 +34,8 @@ def test_trace_proves_that_rows_are_independent(row):
     found = prepared.prepare(prepared.set_up(config))
     program, task = found.build_program()[0].evaluation, found.task
     if name != "actor_critic":  # its Task has an update instead of a loss
-        loss = RowCheck(program, found.source, functools.partial(losses, task), training=True)
+        loss = RowCheck(program, found.source, functools.partial(losses, task), training=True, splits=True)
         assert (loss.unproved(8) is None) == (row != BATCH_STATISTICS)
     if row not in step_digests.WITHOUT_EVALUATION:
-        metrics = RowCheck(program, found.source, functools.partial(evaluated, task), training=False)
+        metrics = RowCheck(program, found.source, functools.partial(evaluated, task), training=False, splits=False)
         assert metrics.unproved(8) is None
