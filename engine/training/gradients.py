@@ -26,7 +26,6 @@ from engine.training.model import with_whole_kernels
 from engine.training.objective import EVERY, means_of
 from engine.training.state import TrainState, param_shardings
 from engine.training.step_spec import StepSpec
-from engine.training.task import has_encode
 
 type Part = tuple[PyTree, ...]
 """A microbatch, the keys of its rows, and its index; of all microbatches, the arrays have one more dimension.
@@ -52,10 +51,33 @@ class Shared:
     """`losses`, or another function of its arguments, whose gradient is computed."""
 
 
+type OfParts = Callable[
+    [Shared, Arrays, Arrays, Batch, jax.Array, Part],
+    tuple[Arrays, jax.Array, Arrays],
+]
+"""Takes what the microbatches share, the trained parameters, the model state, the global batch, its keys and parts."""
+
+
 def gradients(
-    spec: StepSpec, metric_names: tuple[str, ...], state: TrainState, batch: Batch, key: jax.Array, step: jax.Array
+    spec: StepSpec,
+    metric_names: tuple[str, ...],
+    state: TrainState,
+    batch: Batch,
+    key: jax.Array,
+    step: jax.Array,
+    of_parts: OfParts | None = None,
 ) -> tuple[Arrays, jax.Array, Arrays]:
-    """Returns the gradient of the objectives, the summed metrics `[names, 2]` and the new model state."""
+    """Returns the gradient of the objectives, the summed metrics `[names, 2]` and the new model state.
+
+    Args:
+        spec: parts of the step.
+        metric_names: names of the metrics.
+        state: the state before the step.
+        batch: the global batch.
+        key: random key of the step.
+        step: number of the step.
+        of_parts: computes the three for several microbatches; by default, the losses of the microbatches are summed.
+    """
     trained_paths = frozenset(spec.model.trained)
     trained = {path: x for path, x in state.params.items() if path in trained_paths}
     frozen = {path: x for path, x in state.params.items() if path not in trained_paths}
@@ -66,13 +88,8 @@ def gradients(
         grads, (sums, model_state) = _gradient(shared, None, trained, state.model_state, batch, keys, 0)
     else:
         parts = (*microbatches(spec, (batch, keys)), jnp.arange(spec.accumulate))
-        if has_encode(spec.task):
-            from engine.training.encoded import encoded_gradients
-
-            grads, sums, model_state = encoded_gradients(shared, trained, state.model_state, batch, keys, parts)
-        else:
-            weights = _sum_weights(shared, trained, state.model_state, parts) if spec.objective.is_sum else None
-            grads, sums, model_state = sum_gradients(shared, weights, trained, state.model_state, parts)
+        compute = _of_losses if of_parts is None else of_parts
+        grads, sums, model_state = compute(shared, trained, state.model_state, batch, keys, parts)
     by_name = dict(zip(metric_names, sums, strict=True))
     grads = constrain(spec, grads)
     mean = {path: _divided(spec, path, x, by_name) for path, x in grads.items()}
@@ -80,6 +97,14 @@ def gradients(
         completed = spec.objective.complete(by_name)
         sums = jnp.stack([completed[name] for name in metric_names])
     return mean, sums, model_state
+
+
+def _of_losses(
+    shared: Shared, trained: Arrays, model_state: Arrays, batch: Batch, keys: jax.Array, parts: Part
+) -> tuple[Arrays, jax.Array, Arrays]:
+    """Returns the gradients, the metrics and the new model state of a sum of losses of microbatches."""
+    weights = _sum_weights(shared, trained, model_state, parts) if shared.spec.objective.is_sum else None
+    return sum_gradients(shared, weights, trained, model_state, parts)
 
 
 def _sum_weights(shared: Shared, trained: Arrays, model_state: Arrays, parts: Part) -> Arrays:

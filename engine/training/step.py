@@ -25,7 +25,7 @@ from engine.training.gradients import gradients
 from engine.training.model import Model, with_whole_kernels
 from engine.training.state import LOSS_WINDOW, TrainState
 from engine.training.step_spec import BAD_EXAMPLES, StepSpec
-from engine.training.task import Task
+from engine.training.task import Task, has_encode
 from engine.training.update import finish, has_own_update, new_state, optimize, own_update
 
 type Step = Callable[[TrainState, Batch, jax.Array, jax.Array], tuple[TrainState, jax.Array]]
@@ -56,7 +56,7 @@ def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:
             changed = [*after.params.values(), *(after.frozen[path] for path in spec.changed_frozen)]
             finite = jnp.stack([jnp.isfinite(x).all() for x in changed]).all()
         else:
-            grads, sums, model_state = gradients(spec, metric_names, state, batch, key, state.step)
+            grads, sums, model_state = _gradients(spec, metric_names, state, batch, key, state.step)
             grad_norm, finite = optax.tree.norm(grads), True
             update = functools.partial(_update, spec, state, grads, grad_norm, model_state, key)
         loss = divide(sums[0])
@@ -81,6 +81,17 @@ def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:
         return new, jnp.concatenate([sums, jnp.stack([totals, jnp.ones_like(totals)], axis=1)])
 
     return step
+
+
+def _gradients(
+    spec: StepSpec, names: tuple[str, ...], state: TrainState, batch: Batch, key: jax.Array, step: jax.Array
+) -> tuple[Arrays, jax.Array, Arrays]:
+    """Returns as `gradients`; few Tasks have losses that compare the rows of several microbatches."""
+    if spec.accumulate == 1 or not has_encode(spec.task):
+        return gradients(spec, names, state, batch, key, step)
+    from engine.training.encoded import encoded_gradients
+
+    return gradients(spec, names, state, batch, key, step, encoded_gradients)
 
 
 def is_spike(loss: jax.Array, window: jax.Array, factor: float) -> jax.Array:
@@ -125,7 +136,7 @@ def make_gradient_check(spec: StepSpec, metric_names: tuple[str, ...]) -> Callab
         if has_own_update(spec.task):
             after, _ = own_update(spec, optimizer_to_device(spec, state), batch, key, step)
             return {path: jnp.isfinite(x).all() for path, x in after.params.items()}
-        grads, _, _ = gradients(spec, metric_names, state, batch, key, step)
+        grads, _, _ = _gradients(spec, metric_names, state, batch, key, step)
         return {path: jnp.isfinite(grad).all() for path, grad in grads.items()}
 
     return finite

@@ -10,12 +10,10 @@ import optax
 import pytest
 from flax import nnx
 
-from engine import Loss, Mean, Task, layers
+from engine import Loss, Mean, layers
 from engine.base.duration import Duration, RunSize
-from engine.config.schema import Group, MeshSpec, Optimizer
-from engine.data.batch import abstract_batch
+from engine.config.schema import Group, Optimizer
 from engine.training import muon
-from engine.training import parameter_uses as uses
 from engine.training.optimizer import MUON_ARGUMENT, build_optimizer, is_muon
 from tests import zoo
 
@@ -123,44 +121,6 @@ def test_training_a_stack_with_muon_equals_training_its_layers():
             state, _ = subject.steps(1)(state, (placed,), subject.skip_mask((False,)))
         ends.append(jax.device_get(state.params))
     zoo.assert_close(unstack(ends[1]), ends[0], 1e-5)
-
-
-def chosen(task: Task, **settings: Any) -> tuple[muon.Choice, Any]:
-    """Returns the choice for a Task and its model."""
-    program = zoo.program(task, **settings)
-    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), zoo.examples(1))
-    return muon.choose(program.spec, abstract_batch(example, 16, program.spec.batch_sharding)), program.spec.model
-
-
-def test_choice_follows_the_loss_and_not_the_names():
-    choice, model = chosen(Renamed())
-    assert choice.matrices == {
-        "head/query/kernel": ((0,), (1, 2)), "head/key/kernel": ((0,), (1, 2)), "head/value/kernel": ((0,), (1, 2)),
-        "head/out/kernel": ((0, 1), (2,)), "embed": ((0,), (1,)),
-    }  # fmt: skip
-    assert {path: choice.reasons[path] for path in ("class_token", "bias_table", "fc/kernel", "tokens/embedding")} == {
-        "class_token": uses.ELEMENTWISE,
-        "bias_table": uses.LOOKED_UP,
-        "fc/kernel": muon.OUTPUT,
-        "tokens/embedding": uses.LOOKED_UP,
-    }
-    assert choice.matrices.keys() | choice.reasons.keys() == model.params.keys()
-    assert muon.Choice.from_text(choice.to_text()) == choice
-    table = choice.table(model.params, "Adam")
-    assert table.startswith(f"Muon orthogonalises 5 of {len(model.params)} parameters; Adam updates the others:")
-    assert "\n  head/out/kernel: Muon  32 x 32\n" in table and "\n  fc/kernel: Adam  an output layer" in table
-    with pytest.raises(ValueError, match="KeyError"):
-        muon.Choice.from_text("{}")
-
-
-@pytest.mark.parametrize("settings", [{"mesh": MeshSpec(fsdp=2, tensor=2), "devices": 4}, {"accumulate": 4}], ids=str)
-def test_choice_is_the_same_on_every_mesh(settings):
-    stacked = {"inner/layers/up/kernel": ((1,), (2,)), "inner/layers/down/kernel": ((1,), (2,))}
-    assert chosen(Copy(), **settings)[0].matrices == chosen(Copy())[0].matrices == stacked
-
-
-def test_own_update_is_judged_by_the_first_use_of_each_parameter():
-    assert chosen(Own())[0].matrices.keys() == {"hidden/0/kernel", "hidden/1/kernel"}
 
 
 def test_runs_of_earlier_versions_keep_the_choice_by_names():
