@@ -5,12 +5,14 @@ so are its mount and all writes that were not uploaded yet.
 """
 
 import contextlib
+import fcntl
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -43,6 +45,20 @@ pytestmark = [
         reason="mounts of buckets need root, FUSE and s3fs",
     ),
 ]
+
+
+@pytest.fixture(autouse=True)
+def mounts_folder(request, monkeypatch):
+    """The folder of the mounts of this test's processes: tests of the other shard mount buckets at the same time.
+
+    One test runs alone, since any new process would unmount what it has left mounted.
+    """
+    alone = request.function is test_next_process_unmounts_what_a_killed_process_left_mounted
+    with open(f"/tmp/convoy-bucket-tests-{os.getuid()}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        with tempfile.TemporaryDirectory(prefix="convoy-", dir="/tmp") as folder:  # short, for the paths of sockets
+            monkeypatch.setenv("TMPDIR", folder)
+            yield
 
 
 @pytest.fixture
@@ -113,8 +129,9 @@ def keys(server):
 
 
 def own_mounts():
-    """The mounts that processes have created for an address."""
-    return [line for line in Path("/proc/mounts").read_text().splitlines() if "/convoy-runs-" in line]
+    """The mounts that processes of this test have created for an address."""
+    prefix = f" {os.environ['TMPDIR']}/convoy-runs-"
+    return [line for line in Path("/proc/mounts").read_text().splitlines() if prefix in line]
 
 
 def test_bucket_address_works_as_run_directory_and_mounts_end_with_their_process(server, bucket, unbroken, tmp_path):
