@@ -15,7 +15,7 @@ from engine.compile import row_check
 from engine.compile.row_check import check_evaluation, check_loss, check_predictions
 from engine.config.schema import MeshSpec, Train
 from tests import runs, zoo
-from tests.training.encoded_test import Contrast
+from tests.contrasting import Contrast
 
 SOURCE = zoo.source(10)
 
