@@ -43,7 +43,9 @@ class Overwrite:
 
     def run(self, trainer, state, step):
         if self.other is not None:
-            Path(self.path).write_bytes(Path(self.other).read_bytes())
+            with open(self.path, "r+b", buffering=0) as file:  # no reader finds the file empty
+                file.write(Path(self.other).read_bytes())
+                file.truncate()
             self.other = None
 
 
