@@ -183,11 +183,11 @@ def stored_matrices(directory: RunDirectory) -> str | None:
             return None
         if not directory.optimizer.exists():
             return ""
-        from engine.training.muon import Choice
+        from engine.training.muon import MuonChoice
 
         text = read_text(directory.optimizer)
         try:
-            Choice.from_text(text)
+            MuonChoice.from_text(text)
         except ValueError as error:
             raise RunError(
                 f"{directory.optimizer} is damaged ({error}). It says which parameters Muon orthogonalises. Restore it "

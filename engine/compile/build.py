@@ -131,11 +131,11 @@ def _with_matrices(
     spec: StepSpec, optimizer: Optimizer, size: RunSize, example: PyTree, matrices: str | None
 ) -> StepSpec:
     """Returns the parts of a step with the optimizer for the choice of Muon's matrices, which is stored or made."""
-    from engine.training.muon import Choice
+    from engine.training.muon import MuonChoice
     from engine.training.muon_choice import choose
 
     batch = abstract_batch(example, size.batch_size, spec.batch_sharding)
-    choice = choose(spec, batch) if matrices is None else Choice.from_text(matrices)
+    choice = choose(spec, batch) if matrices is None else MuonChoice.from_text(matrices)
     trained = {path: spec.model.params[path] for path in spec.model.trained}
     return dataclasses.replace(spec, optimizer=build_optimizer(optimizer, size, trained, spec.model.names, choice))
 

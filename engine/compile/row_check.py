@@ -33,7 +33,7 @@ from engine.training.arrays import Arrays
 from engine.training.model import with_whole_kernels
 from engine.training.row_counts import differences
 from engine.training.row_dependence import trace_rows
-from engine.training.row_rules import Mixed, Rows, Same, State, anything
+from engine.training.row_rules import ByRow, Mixed, Same, State, anything
 from engine.training.task import Task, has_encode
 from engine.training.update import has_own_update
 
@@ -224,12 +224,12 @@ class RowCheck:
             return closed.jaxpr, closed.consts, out
 
         jaxpr, constants, out = trace(rows)
-        model_state = {p: Rows(0) if p in self.row_state else anything(x.shape) for p, x in weights[1].items()}
+        model_state = {p: ByRow(0) if p in self.row_state else anything(x.shape) for p, x in weights[1].items()}
         shared = [
             *(anything(x.shape) for _, x in sorted(weights[0].items())),
             *(x for _, x in sorted(model_state.items())),
         ]
-        states: list[State] = [*shared, *[Rows(0)] * (len(jaxpr.invars) - len(shared))]
+        states: list[State] = [*shared, *[ByRow(0)] * (len(jaxpr.invars) - len(shared))]
         changes, sizes = {}, out
         if self.splits:
             larger, larger_constants, sizes = trace(2 * rows)
@@ -239,7 +239,7 @@ class RowCheck:
         places = {
             name: state.place if isinstance(state, Mixed) else ""
             for name, state in found.rows.items()
-            if name in grown or not (_is_uniform(state) or (state == Rows(0) and out.rows[name].shape[0] == rows))
+            if name in grown or not (_is_uniform(state) or (state == ByRow(0) and out.rows[name].shape[0] == rows))
         }
         return places if places or out.sums else None
 

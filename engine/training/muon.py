@@ -30,7 +30,7 @@ type Dimensions = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class MuonChoice:
     """Which parameters Muon orthogonalises, and why Adam updates the others."""
 
     matrices: Mapping[str, Dimensions]
@@ -90,7 +90,7 @@ _BATCHED = (*STACKED, "expert")  # logical axes of dimensions that index matrice
 _OUTER = re.compile(r"(?:.*_)?(?:embed\w*|unembed\w*|head|logits|pos|positions?)")  # input and output layers
 
 
-def earlier_choice(params: Mapping[str, Leaf], names: Mapping[str, Sequence[str | None]]) -> Choice:
+def earlier_choice(params: Mapping[str, Leaf], names: Mapping[str, Sequence[str | None]]) -> MuonChoice:
     """Returns the choice of earlier versions: arrays of two dimensions whose path does not name an outer layer.
 
     Args:
@@ -104,7 +104,7 @@ def earlier_choice(params: Mapping[str, Leaf], names: Mapping[str, Sequence[str 
         is_outer = NAMED_OUTER in axes or any(_OUTER.fullmatch(part) for part in path.lower().split("/"))
         if (any(axis in STACKED for axis in axes) or not is_outer) and len(x.shape) - batched == 2:
             matrices[path] = ((batched,), (batched + 1,))
-    return Choice(matrices, {}, is_earlier=True)
+    return MuonChoice(matrices, {}, is_earlier=True)
 
 
 def _listed(paths: Sequence[str]) -> str:

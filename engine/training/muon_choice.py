@@ -12,7 +12,7 @@ from engine.data.context import call
 from engine.parallel.layout import with_layout
 from engine.parallel.mesh import one_device
 from engine.training.arrays import Arrays, cast
-from engine.training.muon import EMBEDDING, NAMED_OUTER, OUTPUT, SMALL, Choice
+from engine.training.muon import EMBEDDING, NAMED_OUTER, OUTPUT, SMALL, MuonChoice
 from engine.training.objective import means_of
 from engine.training.parameter_uses import Matrix, uses_of
 from engine.training.state import initial_state
@@ -21,7 +21,7 @@ from engine.training.task import author_errors_reported, check_loss
 from engine.training.update import has_own_update, own_update
 
 
-def choose(spec: StepSpec, batch: Batch) -> Choice:
+def choose(spec: StepSpec, batch: Batch) -> MuonChoice:
     """Returns the choice for the trained parameters; traces the loss, or the Task's own update.
 
     As in `compile/flops.py`, it traces for one device, so that the choice is the same on every mesh. Where that fails,
@@ -42,7 +42,7 @@ def choose(spec: StepSpec, batch: Batch) -> Choice:
     return _choose(dataclasses.replace(spec, layout=dataclasses.replace(layout, mesh=spec.mesh)), batch)
 
 
-def _choose(spec: StepSpec, batch: Batch) -> Choice:
+def _choose(spec: StepSpec, batch: Batch) -> MuonChoice:
     """Returns the choice as `choose`, with a trace for the layout of `spec`."""
     spec = dataclasses.replace(spec, accumulate=1, opt_shardings=None, reads=[])
     task, is_update = spec.task, has_own_update(spec.task)
@@ -85,4 +85,4 @@ def _choose(spec: StepSpec, batch: Batch) -> Choice:
             reasons[path] = OUTPUT
         else:
             matrices[path] = (use.reduction, use.output)
-    return Choice(matrices, reasons)
+    return MuonChoice(matrices, reasons)

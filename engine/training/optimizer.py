@@ -26,7 +26,7 @@ from engine.parallel.rules import STACKED
 from engine.training.schedules import Count, Number, Schedule, build_schedule, constant, message
 
 if TYPE_CHECKING:
-    from engine.training.muon import Choice
+    from engine.training.muon import MuonChoice
 
 Names = Mapping[str, Sequence[str | None]]
 type Leaf = jax.Array | jax.ShapeDtypeStruct
@@ -58,7 +58,7 @@ class RunOptimizer:
     """Sentences for the user about functions as schedules, and about Muon."""
     periods: Mapping[str, int] = dataclasses.field(default_factory=dict)
     """Label -> n of a group that is updated in each n-th step only."""
-    muon: "Choice | None" = None
+    muon: "MuonChoice | None" = None
     """Which parameters Muon orthogonalises; None without Muon."""
     details: tuple[str, ...] = ()
     """Lines about each parameter, for `explain`."""
@@ -123,7 +123,7 @@ def build_optimizer(
     size: RunSize,
     params: Mapping[str, Leaf],
     names: Names | None = None,
-    choice: "Choice | None" = None,
+    choice: "MuonChoice | None" = None,
 ) -> RunOptimizer:
     """Returns the optimizer of the trained parameters.
 
@@ -177,7 +177,7 @@ def _section(config: Optimizer, label: str) -> tuple[Optimizer, str]:
 
 
 def _describe_muon(
-    config: Optimizer, choice: "Choice", labels: Mapping[str, str], params: Mapping[str, Leaf], size: RunSize
+    config: Optimizer, choice: "MuonChoice", labels: Mapping[str, str], params: Mapping[str, Leaf], size: RunSize
 ) -> tuple[dict[str, Schedule], list[str], list[str]]:
     """Returns the schedules of the `adam_learning_rate` of each group, sentences for the user, and tables."""
     schedules, messages, details = {}, [], []
@@ -257,7 +257,7 @@ def group_labels(config: Optimizer, params: Mapping[str, Leaf]) -> dict[str, str
 
 
 def _group(
-    config: Optimizer, label: str, schedules: Mapping[str, Schedule], names: Names, choice: "Choice | None"
+    config: Optimizer, label: str, schedules: Mapping[str, Schedule], names: Names, choice: "MuonChoice | None"
 ) -> optax.GradientTransformation:
     """Returns the transformation of one group, or of the parameters of no group."""
     rates = {RATE: schedules[label]}
@@ -277,7 +277,7 @@ def _group(
 
 
 def _one(
-    config: Optimizer, rates: Mapping[str, Schedule], names: Names, where: str, choice: "Choice | None"
+    config: Optimizer, rates: Mapping[str, Schedule], names: Names, where: str, choice: "MuonChoice | None"
 ) -> optax.GradientTransformation:
     """Returns the transformation of the target of one section; `rates` are its arguments that are schedules."""
     parameters = parameters_of(resolve(config, where)) or {}

@@ -11,7 +11,7 @@ import numpy as np
 from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
 from engine.training.jaxprs import inner_jaxprs
-from engine.training.row_rules import ELEMENTWISE, RULES, NoProof, Rows, Same, State, shape_of
+from engine.training.row_rules import ELEMENTWISE, RULES, ByRow, NoProof, Same, State, shape_of
 
 _OF_SHAPES = frozenset(("broadcast_in_dim", "transpose", "reshape", "squeeze", "expand_dims", "tile", "iota"))
 
@@ -60,14 +60,14 @@ def check_count(difference: Difference, equation: JaxprEqn, operands: Sequence[S
         raise NoProof
     if name in ELEMENTWISE or name in _OF_SHAPES:
         return
-    inner = max((state.inner for state in operands if isinstance(state, Rows)), default=1)
+    inner = max((state.inner for state in operands if isinstance(state, ByRow)), default=1)
     followed: list[State] = []
     for axes, state in zip(difference.axes, operands, strict=True):
-        grown = Rows(min(axes), inner) if axes and isinstance(state, Same) else state
-        if not axes <= ({grown.axis} if isinstance(grown, Rows) else set()):
+        grown = ByRow(min(axes), inner) if axes and isinstance(state, Same) else state
+        if not axes <= ({grown.axis} if isinstance(grown, ByRow) else set()):
             raise NoProof
         followed.append(grown)
-    if any(isinstance(state, Rows) for state in followed):
+    if any(isinstance(state, ByRow) for state in followed):
         if name not in RULES:
             raise NoProof
         RULES[name](equation, followed, rows)

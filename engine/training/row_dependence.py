@@ -1,6 +1,6 @@
 """Proves from a traced program that each row of its results depends only on the same row of its inputs.
 
-Each value of the program is `Same` for all rows, has `Rows` along one dimension, or is `Mixed`. An operation without a
+Each value of the program is `Same` for all rows, `ByRow` along one dimension, or `Mixed`. An operation without a
 rule that keeps the rows apart gives `Mixed`. So a proof is right, but a value that is `Mixed` need not mix rows.
 """
 
@@ -16,10 +16,10 @@ from engine.training.row_counts import Differences, check_count
 from engine.training.row_rules import (
     FOR_SAME,
     RULES,
+    ByRow,
     Each,
     Mixed,
     NoProof,
-    Rows,
     Same,
     State,
     anything,
@@ -120,7 +120,7 @@ def _kept(equation: JaxprEqn, operands: Sequence[State]) -> State:
     if not found:
         return anything(shape_of(equation.outvars[0]))
     rows = found.pop()
-    if found or not isinstance(rows, Rows) or rows.axis:
+    if found or not isinstance(rows, ByRow) or rows.axis:
         raise NoProof
     sizes = {shape_of(x)[:1] for x, state in zip(equation.invars, operands, strict=True) if state == rows}
     if sizes != {shape_of(x)[:1] for x in equation.outvars}:
@@ -163,10 +163,10 @@ def _constant_axes(equation: JaxprEqn, operands: Sequence[State]) -> Iterator[in
     for place, operand in enumerate(operands):
         for axis, size in enumerate(shape_of(equation.invars[place])):
             if size > 1 and isinstance(operand, Same) and axis not in operand.varies:
-                equal_rows = [*operands[:place], Rows(axis), *operands[place + 1 :]]
+                equal_rows = [*operands[:place], ByRow(axis), *operands[place + 1 :]]
                 with contextlib.suppress(NoProof):
                     found = RULES[equation.primitive.name](equation, equal_rows, size)
-                    if isinstance(found, Rows):
+                    if isinstance(found, ByRow):
                         yield found.axis
 
 
@@ -197,7 +197,7 @@ def _scan(equation: JaxprEqn, operands: Sequence[State], batch: _Batch) -> list[
     carried = _equal_ranks(inner.outvars, equation.outvars)
     constants = _equal_ranks(inner.invars, equation.invars) - carried
     fixed, rest = list(operands[:constants]), operands[constants:]
-    if not carried and any(isinstance(state, Rows) and state.axis == 0 for state in rest):
+    if not carried and any(isinstance(state, ByRow) and state.axis == 0 for state in rest):
         return _over_rows(inner, fixed, rest, batch, equation)
     difference = batch.differences.get(id(equation))
     if difference is not None and difference.length:
@@ -217,11 +217,11 @@ def _over_rows(
     """Returns the states of the results of a loop that takes the rows one by one, such as jax.lax.map."""
     if equation.params["length"] != batch.rows:
         raise NoProof
-    if not all(state == Rows(0) or (isinstance(state, Same) and 0 not in state.varies) for state in sliced):
+    if not all(state == ByRow(0) or (isinstance(state, Same) and 0 not in state.varies) for state in sliced):
         raise NoProof
-    states = [Each() if isinstance(state, Rows) else _slice_of(state, equation) for state in sliced]
+    states = [Each() if isinstance(state, ByRow) else _slice_of(state, equation) for state in sliced]
     results = _trace(inner, [*fixed, *states], batch)
-    return [Rows(0) if isinstance(state, Each) else _stack_of(state) for state in results]
+    return [ByRow(0) if isinstance(state, Each) else _stack_of(state) for state in results]
 
 
 def _linear_solve(equation: JaxprEqn, operands: Sequence[State], batch: _Batch) -> list[State]:
@@ -239,15 +239,15 @@ def _slice_of(state: State, equation: JaxprEqn) -> State:
     """Returns the state of the slices of an array along its first dimension."""
     if isinstance(state, Same):
         return Same(frozenset(axis - 1 for axis in state.varies if axis))
-    if isinstance(state, Rows):
-        return Rows(state.axis - 1, state.inner) if state.axis else Mixed(_place(equation))
+    if isinstance(state, ByRow):
+        return ByRow(state.axis - 1, state.inner) if state.axis else Mixed(_place(equation))
     return state
 
 
 def _stack_of(state: State) -> State:
     if isinstance(state, Same):
         return Same(frozenset({0, *(axis + 1 for axis in state.varies)}))
-    return Rows(state.axis + 1, state.inner) if isinstance(state, Rows) else state
+    return ByRow(state.axis + 1, state.inner) if isinstance(state, ByRow) else state
 
 
 def _while(equation: JaxprEqn, operands: Sequence[State], batch: _Batch) -> list[State]:

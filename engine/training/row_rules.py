@@ -21,7 +21,7 @@ class Same:
 
 
 @dataclass(frozen=True)
-class Rows:
+class ByRow:
     """A value whose entry i along `axis` depends only on row (i // inner) % rows."""
 
     axis: int
@@ -41,7 +41,7 @@ class Each:
     """A value of one row, inside a loop that takes the rows one after the other."""
 
 
-type State = Same | Rows | Mixed | Each
+type State = Same | ByRow | Mixed | Each
 type Rule = Callable[[JaxprEqn, Sequence[State], int], State]
 
 
@@ -71,7 +71,7 @@ def combined(operands: Sequence[State]) -> State:
     if not found:
         return Same(varies)
     rows = found.pop()
-    _require(not found and isinstance(rows, Rows) and rows.axis not in varies)
+    _require(not found and isinstance(rows, ByRow) and rows.axis not in varies)
     return rows
 
 
@@ -80,16 +80,16 @@ def _require(condition: bool) -> None:
         raise NoProof
 
 
-def _rows(*operands: State) -> Rows:
+def _rows(*operands: State) -> ByRow:
     """Returns the rows of operands of equal dimensions."""
     rows = combined(operands)
-    if not isinstance(rows, Rows):
+    if not isinstance(rows, ByRow):
         raise NoProof
     return rows
 
 
 def _axes(state: State) -> tuple[int, ...]:
-    return (state.axis,) if isinstance(state, Rows) else ()
+    return (state.axis,) if isinstance(state, ByRow) else ()
 
 
 def _elementwise(equation: JaxprEqn, operands: Sequence[State], count: int) -> State:
@@ -117,7 +117,7 @@ def _reduction(equation: JaxprEqn, operands: Sequence[State], count: int) -> Sta
         return Same(frozenset(kept.index(axis) for axis in state.varies if axis in kept))
     rows = _rows(state)
     _require(rows.axis in kept)
-    return Rows(kept.index(rows.axis), rows.inner)
+    return ByRow(kept.index(rows.axis), rows.inner)
 
 
 def _broadcast(equation: JaxprEqn, operands: Sequence[State], count: int) -> State:
@@ -125,7 +125,7 @@ def _broadcast(equation: JaxprEqn, operands: Sequence[State], count: int) -> Sta
     if isinstance(state, Same):
         return Same(frozenset(dims[axis] for axis in state.varies))
     rows = _rows(state)
-    return Rows(dims[rows.axis], rows.inner)
+    return ByRow(dims[rows.axis], rows.inner)
 
 
 def _reshape(equation: JaxprEqn, operands: Sequence[State], count: int) -> State:
@@ -139,7 +139,7 @@ def _reshape(equation: JaxprEqn, operands: Sequence[State], count: int) -> State
     for axis, size in enumerate(after):
         below = math.prod(after[axis + 1 :])
         if size > 1 and stride % below == 0 and (below * size) % (stride * count) == 0:
-            return Rows(axis, stride // below)
+            return ByRow(axis, stride // below)
     raise NoProof
 
 
@@ -148,7 +148,7 @@ def _transpose(equation: JaxprEqn, operands: Sequence[State], count: int) -> Sta
     if isinstance(state, Same):
         return Same(frozenset(places.index(axis) for axis in state.varies))
     rows = _rows(state)
-    return Rows(places.index(rows.axis), rows.inner)
+    return ByRow(places.index(rows.axis), rows.inner)
 
 
 def _whole_axis(equation: JaxprEqn, operands: Sequence[State], count: int) -> State:
@@ -163,13 +163,13 @@ def _whole_axis(equation: JaxprEqn, operands: Sequence[State], count: int) -> St
 
 def _stack(equation: JaxprEqn, operands: Sequence[State], count: int) -> State:
     rows, axis = _rows(*operands), equation.params["axis"]
-    return Rows(rows.axis + (axis <= rows.axis), rows.inner)
+    return ByRow(rows.axis + (axis <= rows.axis), rows.inner)
 
 
 def _unstack(equation: JaxprEqn, operands: Sequence[State], count: int) -> State:
     rows, axis = _rows(*operands), equation.params["axis"]
     _require(axis != rows.axis)
-    return Rows(rows.axis - (axis < rows.axis), rows.inner)
+    return ByRow(rows.axis - (axis < rows.axis), rows.inner)
 
 
 def _split(equation: JaxprEqn, operands: Sequence[State], count: int) -> State:
@@ -188,24 +188,24 @@ def _update_slice(equation: JaxprEqn, operands: Sequence[State], count: int) -> 
 def _dot(equation: JaxprEqn, operands: Sequence[State], count: int) -> State:
     contracted, batched = equation.params["dimension_numbers"]
     ranks = [len(shape_of(x)) for x in equation.invars]
-    places: set[Rows] = set()
+    places: set[ByRow] = set()
     for side, operand in enumerate(operands):
         if isinstance(operand, Same):
             continue
         rows, batch = _rows(operand), list(batched[side])
         _require(rows.axis not in contracted[side])
         if rows.axis in batch:  # the other operand has a matrix for each row
-            _check_batched(operands[1 - side], Rows(batched[1 - side][batch.index(rows.axis)], rows.inner))
-            places.add(Rows(batch.index(rows.axis), rows.inner))
+            _check_batched(operands[1 - side], ByRow(batched[1 - side][batch.index(rows.axis)], rows.inner))
+            places.add(ByRow(batch.index(rows.axis), rows.inner))
             continue
         free = [axis for axis in range(ranks[side]) if axis not in batch and axis not in contracted[side]]
         before = len(batch) + (ranks[0] - len(batch) - len(contracted[0]) if side else 0)
-        places.add(Rows(before + free.index(rows.axis), rows.inner))
+        places.add(ByRow(before + free.index(rows.axis), rows.inner))
     _require(len(places) == 1)
     return places.pop()
 
 
-def _check_batched(state: State, rows: Rows) -> None:
+def _check_batched(state: State, rows: ByRow) -> None:
     """Requires an operand that has its rows there, or the same entries for all rows."""
     _require(rows.axis not in state.varies if isinstance(state, Same) else state == rows)
 
@@ -214,7 +214,7 @@ def _convolution(equation: JaxprEqn, operands: Sequence[State], count: int) -> S
     rows, numbers = _rows(operands[0]), equation.params["dimension_numbers"]
     _require(isinstance(operands[1], Same) and equation.params["batch_group_count"] == 1)
     _require(rows.axis == numbers.lhs_spec[0])
-    return Rows(numbers.out_spec[0], rows.inner)
+    return ByRow(numbers.out_spec[0], rows.inner)
 
 
 def _window(equation: JaxprEqn, operands: Sequence[State], count: int) -> State:
@@ -245,7 +245,7 @@ def _leading(equation: JaxprEqn, operands: Sequence[State], count: int) -> State
     """Keeps the rows of operations that add or remove dimensions at the end, such as those on random keys."""
     rows = _rows(*operands)
     pairs = (*zip(equation.invars, operands, strict=True), *((x, rows) for x in equation.outvars))
-    leading = {shape_of(x)[: rows.axis + 1] for x, state in pairs if shape_of(x) or isinstance(state, Rows)}
+    leading = {shape_of(x)[: rows.axis + 1] for x, state in pairs if shape_of(x) or isinstance(state, ByRow)}
     _require(len(leading) == 1)
     return rows
 
@@ -259,39 +259,39 @@ def _gather(equation: JaxprEqn, operands: Sequence[State], count: int) -> State:
         _require(rows.axis < len(of_indices))
         for there, axis in zip(numbers.start_indices_batching_dims, numbers.operand_batching_dims, strict=True):
             _require(there != rows.axis or axis not in operand.varies)
-        return Rows(of_indices[rows.axis], rows.inner)
+        return ByRow(of_indices[rows.axis], rows.inner)
     rows = _rows(operand)
     if rows.axis in numbers.operand_batching_dims:
         axis = numbers.start_indices_batching_dims[numbers.operand_batching_dims.index(rows.axis)]
-        _check_batched(indices, Rows(axis, rows.inner))
-        return Rows(of_indices[axis], rows.inner)
+        _check_batched(indices, ByRow(axis, rows.inner))
+        return ByRow(of_indices[axis], rows.inner)
     dropped = (*numbers.collapsed_slice_dims, *numbers.operand_batching_dims)
     _require(isinstance(indices, Same) and rows.axis not in dropped)
     _require(sizes[rows.axis] == shape_of(equation.invars[0])[rows.axis])
     kept = [axis for axis in range(len(sizes)) if axis not in dropped]
-    return Rows(numbers.offset_dims[kept.index(rows.axis)], rows.inner)
+    return ByRow(numbers.offset_dims[kept.index(rows.axis)], rows.inner)
 
 
 def _scatter(equation: JaxprEqn, operands: Sequence[State], count: int) -> State:
     (operand, indices, updates), numbers = operands, equation.params["dimension_numbers"]
     shape, updated = (shape_of(equation.invars[i]) for i in (0, 2))
     of_indices = [axis for axis in range(len(updated)) if axis not in numbers.update_window_dims]
-    inner = max(state.inner for state in operands if isinstance(state, Rows))
+    inner = max(state.inner for state in operands if isinstance(state, ByRow))
     for axis, there in zip(numbers.operand_batching_dims, numbers.scatter_indices_batching_dims, strict=True):
         triple = ((operand, axis), (indices, there), (updates, of_indices[there]))
         if any(place in _axes(state) for state, place in triple):
             for state, place in triple:
-                _check_batched(state, Rows(place, inner))
-            return Rows(axis, inner)
+                _check_batched(state, ByRow(place, inner))
+            return ByRow(axis, inner)
     _require(isinstance(indices, Same))
     dropped = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
     kept = [axis for axis in range(len(shape)) if axis not in dropped]
     for axis, there in zip(kept, numbers.update_window_dims, strict=True):
         if axis in _axes(operand) or there in _axes(updates):
             _require(shape[axis] == updated[there])
-            _check_batched(operand, Rows(axis, inner))
-            _check_batched(updates, Rows(there, inner))
-            return Rows(axis, inner)
+            _check_batched(operand, ByRow(axis, inner))
+            _check_batched(updates, ByRow(there, inner))
+            return ByRow(axis, inner)
     raise NoProof
 
 

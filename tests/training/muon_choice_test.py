@@ -15,7 +15,7 @@ from tests import zoo
 from tests.training.muon_test import Copy, Own, Renamed
 
 
-def chosen(task: Task, **settings: Any) -> tuple[muon.Choice, Any]:
+def chosen(task: Task, **settings: Any) -> tuple[muon.MuonChoice, Any]:
     """Returns the choice for a Task and its model."""
     program = zoo.program(task, **settings)
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), zoo.examples(1))
@@ -35,12 +35,12 @@ def test_choice_follows_the_loss_and_not_the_names():
         "tokens/embedding": uses.LOOKED_UP,
     }
     assert choice.matrices.keys() | choice.reasons.keys() == model.params.keys()
-    assert muon.Choice.from_text(choice.to_text()) == choice
+    assert muon.MuonChoice.from_text(choice.to_text()) == choice
     table = choice.table(model.params, "Adam")
     assert table.startswith(f"Muon orthogonalises 5 of {len(model.params)} parameters; Adam updates the others:")
     assert "\n  head/out/kernel: Muon  32 x 32\n" in table and "\n  fc/kernel: Adam  an output layer" in table
     with pytest.raises(ValueError, match="KeyError"):
-        muon.Choice.from_text("{}")
+        muon.MuonChoice.from_text("{}")
 
 
 @pytest.mark.parametrize("settings", [{"mesh": MeshSpec(fsdp=2, tensor=2), "devices": 4}, {"accumulate": 4}], ids=str)

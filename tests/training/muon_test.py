@@ -137,7 +137,7 @@ def test_runs_of_earlier_versions_keep_the_choice_by_names():
 
 
 PARAMS = {"a/kernel": (3, 4, 6), "a/scale": (3, 4), "b/kernel": (4, 5), "head/kernel": (4, 4)}
-CHOICE = muon.Choice({"a/kernel": ((1,), (2,)), "b/kernel": ((0,), (1,))}, {})
+CHOICE = muon.MuonChoice({"a/kernel": ((1,), (2,)), "b/kernel": ((0,), (1,))}, {})
 
 
 def random(seed: int) -> dict[str, jax.Array]:

@@ -8,7 +8,7 @@ from jax import lax
 
 from engine.training.row_counts import Difference, differences
 from engine.training.row_dependence import trace_rows
-from engine.training.row_rules import Mixed, Rows, Same
+from engine.training.row_rules import ByRow, Mixed, Same
 from tests.training.row_rules_test import KEPT, ROWS
 
 COUNTED = {
@@ -38,20 +38,20 @@ def state(function):
         jax.make_jaxpr(function)(jax.ShapeDtypeStruct((rows, 3, 4), jnp.float32)) for rows in (ROWS, 2 * ROWS)
     )
     changes = differences(first.jaxpr, second.jaxpr, (first.consts, second.consts))
-    return trace_rows(first.jaxpr, [Rows(0)], ROWS, changes)[0]
+    return trace_rows(first.jaxpr, [ByRow(0)], ROWS, changes)[0]
 
 
 @pytest.mark.parametrize("name", COUNTED)
 def test_value_that_depends_on_the_number_of_rows_is_not_proved(name):
     assert isinstance(state(COUNTED[name]), Mixed)
     first = jax.make_jaxpr(COUNTED[name])(jnp.ones((ROWS, 3, 4)))
-    assert trace_rows(first.jaxpr, [Rows(0)], ROWS) == [Rows(0)]  # the rows are apart
+    assert trace_rows(first.jaxpr, [ByRow(0)], ROWS) == [ByRow(0)]  # the rows are apart
 
 
 @pytest.mark.parametrize("name", KEPT.keys() - {"constant", "tile", "flattened in the middle"})
 def test_value_of_a_row_alone_is_proved(name):
     found = state(KEPT[name])
-    assert found == Rows(0) or (isinstance(found, Same) and 0 not in found.varies), found
+    assert found == ByRow(0) or (isinstance(found, Same) and 0 not in found.varies), found
 
 
 def test_the_difference_is_that_of_one_operation():

@@ -13,7 +13,7 @@ import pytest
 from jax import lax
 
 from engine.training.row_dependence import trace_rows
-from engine.training.row_rules import Mixed, Rows, Same
+from engine.training.row_rules import ByRow, Mixed, Same
 
 ROWS, OPERATIONS = 4, 10
 MOVED = np.array([2, 0, 3, 1])
@@ -160,7 +160,7 @@ def random_program(seed: int, inputs: Sequence[Any]) -> Callable[..., list[Any]]
     return program
 
 
-def rows_first(x: np.ndarray, rows: Rows) -> np.ndarray:
+def rows_first(x: np.ndarray, rows: ByRow) -> np.ndarray:
     """Returns `[rows, ...]` of a value that has the rows along another dimension."""
     x = np.moveaxis(x, rows.axis, 0)
     return np.moveaxis(x.reshape(-1, ROWS, rows.inner, *x.shape[1:]), 1, 0)
@@ -177,23 +177,23 @@ def check_program(seed: int) -> int:
     x, y, w = (draw.normal(size=shape).astype(np.float32) for shape in ((ROWS, 3, 4), (ROWS, 4), (4, 4)))
     program = random_program(seed, [x, y, w])
     closed, compiled = jax.make_jaxpr(program)(x, y, w), jax.jit(program)
-    states = trace_rows(closed.jaxpr, [Rows(0), Rows(0), Same(frozenset({0, 1}))], ROWS)
+    states = trace_rows(closed.jaxpr, [ByRow(0), ByRow(0), Same(frozenset({0, 1}))], ROWS)
     kept = int(draw.integers(ROWS))
     other = [draw.normal(size=v.shape).astype(np.float32) for v in (x, y)]
     for new, old in zip(other, (x, y), strict=True):
         new[kept] = old[kept]
     runs = [jax.device_get(compiled(*inputs, w)) for inputs in ((x, y), (x[MOVED], y[MOVED]), other)]
     for number, (state, *values) in enumerate(zip(states, *runs, strict=True)):
-        assert isinstance(state, Rows | Same | Mixed)
+        assert isinstance(state, ByRow | Same | Mixed)
         where = f"program {seed}, value {number} is not {state}: {closed}"
-        if isinstance(state, Rows):
+        if isinstance(state, ByRow):
             before, moved, replaced = (rows_first(x, state) for x in values)
             assert close(before[MOVED], moved) and close(before[kept], replaced[kept]), where
         if isinstance(state, Same):
             assert close(values[0], values[1]) and close(values[0], values[2]), where
             for axis in set(range(values[0].ndim)) - state.varies:
                 assert close(values[0], np.broadcast_to(np.take(values[0], [0], axis), values[0].shape)), where
-    return sum(isinstance(state, Rows) for state in states[3:])
+    return sum(isinstance(state, ByRow) for state in states[3:])
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from flax import nnx
 from jax import lax
 
 from engine.training.row_dependence import trace_rows
-from engine.training.row_rules import Mixed, Rows, Same, anything
+from engine.training.row_rules import ByRow, Mixed, Same, anything
 
 ROWS = 4
 X = np.random.default_rng(0).normal(size=(ROWS, 3, 4)).astype(np.float32)
@@ -142,11 +142,11 @@ MIXED = {
 
 def state(function):
     closed = jax.make_jaxpr(function)(jnp.asarray(X))
-    return trace_rows(closed.jaxpr, [Rows(0)], ROWS)[0]
+    return trace_rows(closed.jaxpr, [ByRow(0)], ROWS)[0]
 
 
 def is_kept(found) -> bool:
-    return found == Rows(0) or (isinstance(found, Same) and 0 not in found.varies)
+    return found == ByRow(0) or (isinstance(found, Same) and 0 not in found.varies)
 
 
 def changed(function) -> bool:
@@ -176,9 +176,9 @@ def test_keys_of_the_rows_give_numbers_by_row():
         return jax.vmap(lambda key: jax.random.normal(jax.random.fold_in(key, 3), (5,)))(keys)
 
     keys = jax.random.split(jax.random.key(0), ROWS)
-    assert trace_rows(jax.make_jaxpr(noise)(keys).jaxpr, [Rows(0)], ROWS) == [Rows(0)]
+    assert trace_rows(jax.make_jaxpr(noise)(keys).jaxpr, [ByRow(0)], ROWS) == [ByRow(0)]
     shared = jax.make_jaxpr(lambda keys: jax.random.normal(keys[0], (ROWS, 5)))(keys)
-    assert isinstance(trace_rows(shared.jaxpr, [Rows(0)], ROWS)[0], Mixed)
+    assert isinstance(trace_rows(shared.jaxpr, [ByRow(0)], ROWS)[0], Mixed)
 
 
 def test_mixed_value_names_the_line_that_mixes_rows():
@@ -192,6 +192,6 @@ def test_mixed_value_names_the_line_that_mixes_rows():
 
 def test_rows_of_another_length_are_not_taken_for_the_batch():
     closed = jax.make_jaxpr(lambda x, table: x @ table.T)(jnp.ones((ROWS, ROWS)), jnp.ones((ROWS, ROWS)))
-    assert trace_rows(closed.jaxpr, [Rows(0), anything((ROWS, ROWS))], ROWS) == [Rows(0)]
-    assert isinstance(trace_rows(closed.jaxpr, [anything((ROWS, ROWS)), Rows(0)], ROWS)[0], Rows)
-    assert trace_rows(closed.jaxpr, [anything((ROWS, ROWS)), Rows(0)], ROWS) == [Rows(1)]
+    assert trace_rows(closed.jaxpr, [ByRow(0), anything((ROWS, ROWS))], ROWS) == [ByRow(0)]
+    assert isinstance(trace_rows(closed.jaxpr, [anything((ROWS, ROWS)), ByRow(0)], ROWS)[0], ByRow)
+    assert trace_rows(closed.jaxpr, [anything((ROWS, ROWS)), ByRow(0)], ROWS) == [ByRow(1)]
