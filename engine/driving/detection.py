@@ -90,7 +90,7 @@ class AveragePrecision(Metric):
 
         Args:
             predicted: `[batch, predictions, dim]`: centres in metres for "distance", boxes (x0, y0, x1, y1) for "iou".
-            scores: `[batch, predictions]`, comparable over examples.
+            scores: `[batch, predictions]`, comparable over examples; -inf for no prediction.
             guesses: predicted classes as integers, `[batch, predictions]`.
             boxes: labelled centres or boxes, `[batch, labels, dim]`, padded to the same number.
             labels: their classes, `[batch, labels]`.
@@ -234,8 +234,16 @@ class AveragePrecision(Metric):
 
         Args:
             size: (smallest, largest) area; labels of other areas are ignored.
+
+        Raises:
+            TaskError: a score is NaN or infinite, and so has no rank. That of padding is -inf.
         """
         scores, labels = np.asarray(self.scores), np.asarray(self.labels)
+        if count := int((np.isnan(scores) | (scores == np.inf)).sum()):
+            raise TaskError(
+                f"{count:,} of the scores of predictions are NaN or infinite, so these have no rank. Correct "
+                "what the model returns, or leave them out by predicted_where."
+            )
         guesses, crowds = np.asarray(self.guesses), np.asarray(self.ignored, bool)
         if self.max_detections is not None:
             scores = np.where(class_ranks(scores, guesses, self.area) < self.max_detections, scores, -np.inf)

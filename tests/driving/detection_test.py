@@ -128,6 +128,16 @@ def test_average_precision_equals_a_loop(seed, area, dim):
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-9, nan_ok=True)
 
 
+@pytest.mark.parametrize("score", [np.nan, np.inf])
+def test_score_without_a_rank_is_an_error(score):
+    scene = random_scenes(3, 2)
+    scene["scores"][0, 0], scene["predicted_where"][0, 0] = score, True
+    with pytest.raises(TaskError, match="metric 'm': 1 of the scores of predictions are NaN or infinite"):
+        results(AveragePrecision.of(**scene, classes=CLASSES))
+    scene["predicted_where"][0, 0] = False
+    assert results(AveragePrecision.of(**scene, classes=CLASSES))["m"] > 0
+
+
 @pytest.mark.parametrize("dim", [2, 4])
 def test_boxes_that_are_not_finite_do_not_affect_others(dim):
     scene, match, limits = random_scenes(3, dim), *(("distance", [2.0]) if dim == 2 else ("iou", [0.1]))
