@@ -24,7 +24,7 @@ from engine.compile.memory_check import check_memory, evaluation_batches
 from engine.compile.prediction_program import BATCH, prediction_step
 from engine.config.schema import Data
 from engine.data.batch import Batch
-from engine.data.feed import EvaluationFeed
+from engine.data.feed import EvaluationFeed, padding_text
 from engine.data.source import BaseSource, example_spec, limited, source_text
 from engine.data.text import text_columns
 from engine.metrics.values import pad_rows
@@ -77,12 +77,10 @@ class Predictor:
         self._text = source_text(source)
         numbers = [name for name in dict.fromkeys([*ragged_fields(source, spec), *fields]) if name not in self._text]
         self._step, self._shapes = prediction_step(program, spec, batch_size, numbers)
-        padding = -len(source) % batch_size
-        if padding or len(source.shape_specs()) > 1:
+        if padding := padding_text(source, batch_size):
             from engine.compile.row_check import check_predictions
 
-            text = f"the last batch is padded with {padding} rows" if padding else "batches are padded"
-            check_predictions(program, source, batch_size, text)
+            check_predictions(program, source, batch_size, padding)
         self.names = tuple(name for name in self._shapes if not name.startswith(BATCH))
         """Names of the predictions."""
         self.source = source

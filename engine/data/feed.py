@@ -279,6 +279,13 @@ class EvaluationFeed:
             reader.close()
 
 
+def padding_text(source: BaseSource, batch_size: int) -> str:
+    """Returns which batches of an evaluation or of predictions are padded; "" if none is."""
+    if rows := -len(source) % batch_size:
+        return f"the last batch is padded with {rows} rows"
+    return "batches are padded" if len(source.shape_specs()) > 1 else ""  # the last one of each length
+
+
 def _stream_position(source: BaseSource, saved: Mapping[str, Any] | None, start: int) -> "StreamPosition":
     """Returns the position of a feed in its streams, which few runs read."""
     from engine.data.streams.marks import StreamPosition

@@ -21,7 +21,7 @@ from engine.compile.evaluation_step import evaluation_step
 from engine.compile.memory_check import check_memory, evaluation_batches
 from engine.config.schema import Evaluation
 from engine.data.batch import Batch, abstract_batch, to_global_arrays
-from engine.data.feed import EvaluationFeed
+from engine.data.feed import EvaluationFeed, padding_text
 from engine.data.ragged.packing import is_packed
 from engine.data.source import BaseSource, example_spec, first_example, source_name
 from engine.loop.preemption import Preemption
@@ -102,15 +102,11 @@ class Evaluator:
 
     def check_rows(self) -> None:
         """Raises TaskError if rows that do not count would change the metrics. It may run the Task on the devices."""
-        skips, padding = self.config.data.on_error == "skip", -len(self._source) % self.batch_size
-        several = len(self._source.shape_specs()) > 1  # of each length, the last batch may be padded
-        if not self._by_row or not (skips or padding or several):
-            return
-        from engine.compile.row_check import check_evaluation
+        skipped = "data.on_error=skip replaces bad examples by fillers" * (self.config.data.on_error == "skip")
+        if self._by_row and (text := padding_text(self._source, self.batch_size) or skipped):
+            from engine.compile.row_check import check_evaluation
 
-        text = f"the last batch is padded with {padding} rows" if padding else "batches are padded"
-        text = text if padding or several else "data.on_error=skip replaces bad examples by fillers"
-        check_evaluation(self._program, self._source, self.batch_size, f"evaluations.{self.name}", text)
+            check_evaluation(self._program, self._source, self.batch_size, f"evaluations.{self.name}", text)
 
     @functools.cached_property
     def _feed(self) -> EvaluationFeed:
