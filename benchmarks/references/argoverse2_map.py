@@ -51,7 +51,7 @@ def _by_kind(example: Any) -> dict[str, list[Any]]:
 
 
 def _tracks() -> pa.Table:
-    """Returns a scenario of one track, which the reader needs beside the map."""
+    """Returns a scenario of one track: the reader needs one for each map."""
     text = {"scenario_id": "x", "city": "austin", "focal_track_id": "AV", "track_id": "AV", "object_type": "vehicle"}
     whole = {"start_timestamp": 0, "end_timestamp": 0, "num_timestamps": 1, "object_category": 3, "timestep": 0}
     rest = dict.fromkeys(("position_x", "position_y", "heading", "velocity_x", "velocity_y"), 0.0)

@@ -54,7 +54,7 @@ def read_checked(path: str | os.PathLike[str]) -> bytes:
 
     Raises:
         FileNotFoundError: there is nothing at this path.
-        OSError: what is there is damaged, belongs to another file name, or is not a regular file.
+        OSError: the file is damaged, was written under another name, or is not a regular file.
     """
     with open(path, "rb", buffering=0, opener=open_regular) as file:  # a buffer would copy the content
         header, content = file.read(HEADER_BYTES), file.read()

@@ -107,7 +107,9 @@ class Task:
             *args: not passed; a parameter `context` receives the `engine.Context`, as in `loss`.
             **kwargs: not passed.
         """
-        raise TaskError(f"{type(self).__name__} has no loss_of(self, encoded, batch, mask). Define it beside encode.")
+        raise TaskError(
+            f"{type(self).__name__} has no loss_of(self, encoded, batch, mask). A Task with encode needs it."
+        )
 
     def evaluate(self, model: Any, batch: Examples, *args: Any, **kwargs: Any) -> Mapping[str, Metric]:
         """Returns the metrics of a batch by name; by default the loss and its metrics. `model` is in eval mode.
@@ -203,7 +205,7 @@ _WITH_CONTEXT = ("loss", "encode", "loss_of", "evaluate")
 def check_methods(task: Task) -> None:
     """Raises TaskError if a method of the Task cannot be called with the arguments that the engine passes.
 
-    Also if it has only one of `encode` and `loss_of`, or a `loss` beside them.
+    Also if it defines only one of `encode` and `loss_of`, or `loss` and these two.
     """
     name = type(task).__name__
     if has_encode(task) != _overrides(task, "loss_of"):

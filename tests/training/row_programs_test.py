@@ -1,6 +1,6 @@
 """Random programs: what is proved about the rows of a value holds for the values themselves.
 
-The rows of the batch are as many as other dimensions, so that a rule that looks at sizes would take them for the batch.
+Other dimensions have the size of the batch, so that a rule that goes by sizes takes them for the rows.
 """
 
 from collections.abc import Callable, Sequence
