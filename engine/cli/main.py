@@ -79,14 +79,20 @@ def _run(words: list[str]) -> int:
     end = words.index("--") if "--" in words else len(words)
     rest, overrides = split_overrides(words[:end])
     args = _parse(rest, words[end:])
-    code, prints_result = ExitStatus.DONE, True
-    if args is not None:
-        verb = VERBS[args.verb]
-        code = verb.module.run(args, overrides)
-        prints_result = getattr(args, "prints_result", verb.prints_result)
-    if prints_result:
+    prints_result = args is None or _prints_result(args)
+    if not prints_result:
+        output.drop_unread_results()
+    code = ExitStatus.DONE if args is None else VERBS[args.verb].module.run(args, overrides)
+    if prints_result and code == ExitStatus.DONE:
         output.check()
     return code
+
+
+def _prints_result(args: argparse.Namespace) -> bool:
+    """Whether standard output has the result of this command, also where launched processes print it."""
+    here = getattr(args, "prints_result", VERBS[args.verb].prints_result)
+    launched = args.command[:1] if getattr(args, "command", None) else []
+    return here or any(VERBS[name].prints_result for name in launched if name in VERBS)
 
 
 def _parse(words: list[str], after: list[str]) -> argparse.Namespace | None:
@@ -130,11 +136,12 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     _treat_hangup_as_sigterm()
     code = main(argv)
     hanging = background.hanging()  # an unmount would wait for the thread too
+    unread = not output.finish()  # Python's cleanup would wait for the reader
     if not hanging:
         unmount()
     if code == ExitStatus.DONE:
         verdict.done()
-    if hanging:
+    if hanging or unread:
         shutdown.exit_now(code)
     shutdown.exit_soon(code)
     sys.exit(code)

@@ -1,25 +1,36 @@
-"""Standard output and standard error as a service: a stream that cannot be written goes silent and raises no error.
+"""Standard output and standard error as a service: they never block a run, and never end it.
 
-A reader may end (`| head`), a terminal may be closed, a disk may be full. `guard` replaces the two streams of Python by
-streams that discard everything after the first error. The file descriptor is then `/dev/null`, also for libraries that
-write to it directly. The log of the run names such a stream (`run/log.py`).
+A reader may end (`| head`), a terminal may be closed, a disk may be full: `guard` replaces the two streams of Python by
+streams that discard everything after the first error. A reader may also stop reading (Ctrl-S, a stuck log shipper):
+each stream has a bounded queue (`output_queue.py`). Only the result of a verb, on standard output, waits for its
+reader. The log of the run names what is missing on the screen (`run/log.py`).
 """
 
+import atexit
 import errno
 import io
 import os
 import select
 import sys
+import threading
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
 
 from engine.base.errors import ConvoyError
+from engine.cluster import timeouts
+from engine.cluster.output_queue import OutputQueue
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+TERMINALS = "CONVOY_TERMINALS"
+"""Environment variable: descriptors, such as `1,2`, whose pipe is forwarded to a terminal by the parent process."""
+
 _STREAMS = {"stdout": (1, "standard output"), "stderr": (2, "standard error")}
+_PIECE_BYTES = 1 << 16  # of one write: the capacity of a pipe, so that a slow reader shows as progress
+_OUTLET = "_convoy_outlet"  # attribute of a stream of Python: its `_TextOutlet`
 
 
 class OutputError(ConvoyError):
@@ -36,7 +47,8 @@ class SilencedStream:
 
 
 _silenced: list[SilencedStream] = []
-_reported = 0  # number of streams that `unreported` has returned
+_sentences: list[str] = []  # for `unreported`
+_guarded: dict[str, "_GuardedFile"] = {}  # name of a stream -> its file, after `guard`
 
 
 def guard() -> None:
@@ -48,20 +60,88 @@ def guard() -> None:
     closed = [fd for fd in (0, 1, 2) if _fill(fd)]
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115, open as long as the process
+    terminals = os.environ.pop(TERMINALS, "").split(",")
     for attribute, (fd, name) in _STREAMS.items():
         if fd in closed:
-            _silenced.append(
-                SilencedStream(name, errno.EBADF, f"{name} is closed: it was closed when this process started.")
-            )
-        setattr(sys, attribute, _stream(fd, name, getattr(sys, attribute)))
+            _silence(name, errno.EBADF, f"{name} is closed: it was closed when this process started.")
+        file = _GuardedFile(fd, name, waits=fd == 1, is_terminal=str(fd) in terminals)
+        setattr(sys, attribute, _stream(file, getattr(sys, attribute)))
+        _guarded[attribute] = file
+    atexit.register(_finish)
+
+
+def drop_unread_results() -> None:
+    """Makes standard output drop what its reader does not read, as standard error does: the verb has no result there.
+
+    Until this call standard output waits for its reader, as any program does.
+    """
+    if "stdout" in _guarded:
+        with suppress(ValueError):
+            sys.stdout.flush()
+        _guarded["stdout"].waits = False
+
+
+def waits_for_reader() -> bool:
+    """Whether standard output waits for its reader."""
+    return "stdout" not in _guarded or _guarded["stdout"].waits
+
+
+def show(text: str) -> None:
+    """Prints a line for the user on standard error, from any thread; it never waits for a reader, and never fails."""
+    if sys.stderr is not None:
+        stream = nonblocking(sys.stderr)
+        with suppress(ValueError, OSError):  # a stream that the user's code has closed
+            stream.write(text + "\n")  # one call, so that lines of several threads are not mixed
+            stream.flush()
+
+
+def nonblocking(stream: TextIO) -> TextIO:
+    """Returns a stream that writes to this one and never waits long for its reader.
+
+    A stream that is not an ordinary file of Python, such as that of a notebook, is returned unchanged.
+    """
+    raw = getattr(stream, "buffer", None)
+    if type(stream) is not io.TextIOWrapper or isinstance(getattr(raw, "raw", raw), _GuardedFile):
+        return stream
+    if not hasattr(stream, _OUTLET):
+        setattr(stream, _OUTLET, _TextOutlet(stream))
+    return getattr(stream, _OUTLET)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a stream leads to a terminal, directly or through a parent that forwards it."""
+    with suppress(ValueError, AttributeError):  # a closed stream, none
+        return cast(TextIO, stream).isatty()
+    return False
+
+
+def drain() -> bool:
+    """Waits until all lines for the user are written; gives up on a stream whose reader does not read.
+
+    Returns:
+        Whether all are written.
+    """
+    outlets = [getattr(stream, _OUTLET) for stream in (sys.stdout, sys.stderr) if hasattr(stream, _OUTLET)]
+    drained = [owner.queue.drain() for owner in (*_guarded.values(), *outlets)]
+    return all(drained)
+
+
+def finish() -> bool:
+    """Flushes the two streams before the process ends, and drains them like `drain`; returns whether all is written."""
+    threads = [threading.Thread(target=_flush, args=(s,), daemon=True) for s in (sys.stdout, sys.stderr)]
+    for thread in threads:  # since a stream may be locked by a thread that waits for its reader
+        thread.start()
+    end = time.monotonic() + timeouts.UNREAD_S
+    for thread in threads:
+        thread.join(max(0.0, end - time.monotonic()))
+    return drain() and not any(thread.is_alive() for thread in threads)
 
 
 def unreported() -> list[str]:
-    """Returns a sentence for each stream that went silent since the last call."""
-    global _reported
-    new = [stream.text for stream in _silenced[_reported:]]
-    _reported += len(new)
-    return new
+    """Returns a sentence for each stream that went silent, or dropped lines, since the last call."""
+    found = _sentences.copy()
+    del _sentences[: len(found)]
+    return found
 
 
 def check() -> None:
@@ -75,6 +155,19 @@ def check() -> None:
     for stream in _silenced:
         if stream.name == _STREAMS["stdout"][1] and stream.code not in (errno.EPIPE, errno.EBADF):
             raise OutputError(f"standard output: cannot be written ({os.strerror(stream.code)}). The output is lost.")
+
+
+def _flush(stream: TextIO | None) -> None:
+    if stream is not None:
+        with suppress(OSError, ValueError):  # a reader that is gone, a full disk, a closed stream
+            stream.flush()
+
+
+def _finish() -> None:
+    """Ends the threads' part at the end of the interpreter, which lets no thread run any more."""
+    drain()
+    for file in _guarded.values():
+        file.queue.close()
 
 
 def _fill(fd: int) -> bool:
@@ -96,9 +189,14 @@ def _open_null_as(fd: int) -> None:
         os.close(null)
 
 
-def _stream(fd: int, name: str, former: TextIO | None) -> io.TextIOWrapper:
-    """Returns a guarded stream with the settings of the former one."""
-    settings: dict[str, Any] = {"encoding": "utf-8", "line_buffering": fd == 2, "write_through": False}
+def _silence(name: str, code: int, text: str) -> None:
+    _silenced.append(SilencedStream(name, code, text))
+    _sentences.append(text)
+
+
+def _stream(file: "_GuardedFile", former: TextIO | None) -> io.TextIOWrapper:
+    """Returns a stream of this file with the settings of the former one."""
+    settings: dict[str, Any] = {"encoding": "utf-8", "line_buffering": file.fileno() == 2, "write_through": False}
     if isinstance(former, io.TextIOWrapper):
         with suppress(ValueError, OSError):
             former.flush()
@@ -107,34 +205,80 @@ def _stream(fd: int, name: str, former: TextIO | None) -> io.TextIOWrapper:
             "line_buffering": former.line_buffering,
             "write_through": former.write_through,
         }
-    file = _GuardedFile(fd, name)
     buffer = file if settings["write_through"] else io.BufferedWriter(file)
     # A character that the terminal lacks is shown as an escape sequence and is no error either.
     return io.TextIOWrapper(cast(BinaryIO, buffer), errors="backslashreplace", **settings)
 
 
 class _GuardedFile(io.FileIO):
-    """A file descriptor whose first failed write makes it `/dev/null`."""
+    """A file descriptor whose first failed write makes it `/dev/null`.
 
-    def __init__(self, fd: int, name: str):
+    Args:
+        fd: the descriptor.
+        name: of the stream.
+        waits: whether a write waits for the reader.
+        is_terminal: whether the parent process forwards this descriptor to a terminal.
+    """
+
+    def __init__(self, fd: int, name: str, waits: bool, is_terminal: bool):
         super().__init__(fd, "w", closefd=False)
-        self._stream_name = name
+        self._stream_name, self.waits, self._is_terminal = name, waits, is_terminal
+        self.queue = OutputQueue[bytes](name, self._write_all, str.encode, _sentences.append)
+
+    def isatty(self) -> bool:
+        return self._is_terminal or super().isatty()
 
     def write(self, data: "ReadableBuffer", /) -> int:
-        rest = view = memoryview(data).cast("B")
+        view = memoryview(data).cast("B")
+        if self.waits:
+            self._write_all(view)
+            return len(view)
+        for begin in range(0, len(view), _PIECE_BYTES):
+            piece = bytes(view[begin : begin + _PIECE_BYTES])
+            self.queue.put(piece, piece.count(b"\n"))
+        return len(view)
+
+    def _write_all(self, rest: memoryview | bytes) -> None:
         while rest:
             try:
                 written = super().write(rest)
                 if written is None:  # another process has made the terminal non-blocking, and it is full
                     select.select([], [self.fileno()], [])
             except OSError as error:
-                self._silence(error)
+                problem = f"cannot be written ({error.strerror or error}); it stays silent from here on."
+                _silence(self._stream_name, error.errno or 0, f"{self._stream_name} {problem}")
+                with suppress(OSError):
+                    _open_null_as(self.fileno())
                 break
             rest = rest[written or 0 :]
-        return len(view)
 
-    def _silence(self, error: OSError) -> None:
-        text = f"{self._stream_name} cannot be written ({error.strerror or error}); it stays silent from here on."
-        _silenced.append(SilencedStream(self._stream_name, error.errno or 0, text))
-        with suppress(OSError):
-            _open_null_as(self.fileno())
+
+class _TextOutlet(io.TextIOBase):
+    """Writes to a stream of Python that `guard` has not replaced, through a queue; discards all after an error."""
+
+    def __init__(self, stream: TextIO):
+        self._stream, self._failed = stream, False
+        name = _STREAMS["stdout" if stream is sys.stdout else "stderr"][1]
+        self.queue = OutputQueue[str](name, self._write_all, str, _sentences.append)
+
+    def write(self, text: str, /) -> int:
+        self.queue.put(text, text.count("\n"))
+        return len(text)
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._stream.encoding
+
+    def _write_all(self, text: str) -> None:
+        try:
+            if not self._failed:
+                self._stream.write(text)
+                self._stream.flush()
+        except (OSError, ValueError):
+            self._failed = True

@@ -5,14 +5,13 @@ for the main thread. `peer_failure.py` adds an exit callback that reports the re
 """
 
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 from engine.base.errors import ConvoyError
-from engine.cluster import timeouts, verdict
+from engine.cluster import output, timeouts, verdict
 from engine.cluster.exit_status import status_of
 
 type ExitCallback = Callable[[BaseException], None]
@@ -47,10 +46,8 @@ def end(error: BaseException) -> NoReturn:
 
 
 def exit_now(code: int) -> NoReturn:
-    """Flushes stdout and stderr and exits at once, without Python's cleanup, which would wait for threads and peers."""
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(OSError, ValueError):  # a reader that is gone, a full disk, a closed stream
-            stream.flush()
+    """Writes out stdout and stderr and exits at once, without Python's cleanup, which waits for threads and peers."""
+    output.finish()
     os._exit(code)
 
 

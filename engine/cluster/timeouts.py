@@ -43,3 +43,9 @@ LEAVE_S: Final = 120.0  # at the end of the run, for the last files of the prima
 LEAVE_LAST_S: Final = 30.0  # for the others to disconnect before process 0 does
 EXIT_CALLBACKS_S: Final = 8.0  # for all exit callbacks of a process together: storage may hang
 THREADS_S: Final = 3.0  # for threads that are still running, such as a data reader that waits for its source
+
+# Output.
+CALLER_WAITS_S: Final = 0.05  # for a line to be written, so that it comes before what the process does next
+UNREAD_S: Final = 1.0  # at the end, for a stream whose reader does not read
+DRAIN_S: Final = 5.0  # at the end, for a stream whose reader is slow
+IDLE_S: Final = 1.0  # until the thread of a stream without output ends

@@ -8,7 +8,6 @@ import json
 import mmap
 import os
 import struct
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from engine.base.errors import ConvoyError
 from engine.base.user_errors import error_chain, innermost_frame
-from engine.cluster import tracebacks
+from engine.cluster import output, tracebacks
 from engine.cluster.exit_status import status_of
 from engine.storage.mounts import shown
 
@@ -89,7 +88,7 @@ def report(error: BaseException) -> None:
     if is_launched():
         record(found.code, found.text, found.signature)
     else:
-        print(found.text, file=sys.stderr)
+        output.show(found.text)
 
 
 def record(code: int, text: str, signature: str = "") -> None:

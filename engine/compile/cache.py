@@ -11,7 +11,6 @@ import hashlib
 import os
 import platform
 import stat
-import sys
 import tempfile
 import time
 import warnings
@@ -20,6 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from engine.base.files import HEADER_BYTES, check_header, header_of, read_checked, set_aside, write_checked
+from engine.cluster import output
 
 DIRECTORY_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 MINIMUM_VARIABLE = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
@@ -145,10 +145,9 @@ class CheckedPath:
         except OSError as error:
             if folder not in _unwritable:
                 _unwritable.add(folder)
-                print(
+                output.show(
                     f"warning: {folder}: cannot be written ({error.strerror or error}), so the next start compiles "
                     f"again. Set {DIRECTORY_VARIABLE} to a writable folder.",
-                    file=sys.stderr,
                 )
         return len(content)
 

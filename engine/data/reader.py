@@ -16,7 +16,6 @@ import grain
 from engine.base.errors import DataError
 from engine.data.processes import exits_reported
 from engine.data.stages import NO_TIMES, Times, added, recorded
-from engine.data.workers import Workers
 
 if TYPE_CHECKING:
     from engine.data.auto_workers import BlockIterator
@@ -101,6 +100,8 @@ def read[T](
         read_block = _Blocks(batches, stop, size).read
         blocks = grain.MapDataset.range(first, max(first, stop), size).map(read_block)
         if workers:
+            from engine.data.workers import Workers
+
             return Workers(blocks, workers, max(1, prefetch // workers))
         ahead = max(-(-prefetch // size), threads) if threads else 0
         reader = iter(blocks.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)))

@@ -18,16 +18,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 from engine.base.errors import ConfigError
 from engine.base.host import oom_kills
-from engine.cluster import parent, verdict
+from engine.cluster import output, parent, verdict
 from engine.cluster.cluster_detection import VARIABLES
 from engine.cluster.exit_status import ExitStatus
 from engine.launch import postmortem, timeouts
+from engine.launch.forwarding import Forwarder, terminal_variables
 from engine.launch.signals import Signals
 from engine.run.owner import TOKEN
+
+_UNREAD = "stopped before its result was read: nothing reads standard output"
 
 
 @dataclass(frozen=True)
@@ -99,12 +101,14 @@ def run(
             environments = [_environment(i, processes, devices, Path(folder), job.port) for i in range(processes or 1)]
             job.start(command, environments, alone=processes is None)
             with signals.forwarded_to(job.send):
-                codes = job.wait(grace_s)
+                codes = job.wait(grace_s, signals)
         recorded = {found.index: found for found in verdict.read(Path(folder))}
         steps = verdict.read_steps(Path(folder))
         exits = []
         for i, (code, when) in codes.items():
             ended = ProcessExit(i, code, when, job.pids[i], step=steps.get(i))
+            if code == ExitStatus.DONE and not job.output_is_complete:
+                ended = dataclasses.replace(ended, code=128 + signals.received[0], text=_UNREAD, explanation=_UNREAD)
             if last := recorded.get(i):
                 ended = dataclasses.replace(ended, time=last.time, text=last.text, signature=last.signature)
             if code == ExitStatus.DONE and (text := postmortem.unfinished(Path(folder), i, job.pids)):
@@ -130,8 +134,7 @@ def _environment(index: int, count: int | None, devices: int | None, folder: Pat
         "PYTHONUNBUFFERED": "1",
         TOKEN: os.environ.get(TOKEN) or folder.name,  # all processes of a job share one lease
     }
-    if count is not None:
-        environment |= {VARIABLES[name]: value for name, value in settings.items()}
+    environment |= terminal_variables() if count is None else {VARIABLES[n]: value for n, value in settings.items()}
     if devices is not None:
         environment |= {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
     return environment
@@ -150,22 +153,22 @@ def report(exits: Sequence[ProcessExit], prefixed: bool = True) -> None:
     first, *others = failures
     if prefixed:
         later = ", ".join(f"{ended.index}: {ended.code}" for ended in others)
-        print(
+        output.show(
             f"convoy launch: process {first.index} ended first, with {first.code} ({first.explanation})"
-            + (f"; then {later}" if later else ""),
-            file=sys.stderr,
+            + (f"; then {later}" if later else "")
         )
     for line in first.text.splitlines():
-        print(f"[{first.index}] {line}" if prefixed else line, file=sys.stderr)
-    sys.stderr.flush()
+        output.show(f"[{first.index}] {line}" if prefixed else line)
 
 
 class _Job:
     """The processes of one launch. A context manager that kills all of them on exit."""
 
     def __init__(self):
-        self._processes: list[subprocess.Popen[str]] = []
-        self._threads: list[list[threading.Thread]] = []
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._forwarders: list[Forwarder] = []
+        self.output_is_complete = True
+        """Whether nothing waits for a reader once `wait` has returned: a signal ends the wait of a result."""
         self._exits: queue.SimpleQueue[tuple[int, int, float]] = queue.SimpleQueue()  # index, code, time
         self._reserved = socket.socket()
         if sys.platform.startswith("linux"):  # which lets process 0 listen at the port of a socket that does not
@@ -181,27 +184,24 @@ class _Job:
         return [process.pid for process in self._processes]
 
     def start(self, command: Sequence[str], environments: Sequence[dict[str, str]], alone: bool) -> None:
-        """Starts one process per environment; with `alone` it inherits the streams of the launcher."""
-        kill_with_parent, stream = parent.kill_with(os.getpid()), None if alone else subprocess.PIPE
+        """Starts one process per environment and forwards its output, with `alone` unchanged."""
+        kill_with_parent = parent.kill_with(os.getpid())
         for environment in environments:
             process = subprocess.Popen(
                 command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=stream,
-                stderr=stream,
-                text=True,
-                errors="replace",
+                stdout=subprocess.PIPE,  # also of a single process, which must not wait for the reader of the launcher
+                stderr=subprocess.PIPE,
                 process_group=0,  # Ctrl-C on a terminal reaches only the launcher, which forwards it once
                 preexec_fn=kill_with_parent,
             )
             self._processes.append(process)
         for i, process in enumerate(self._processes):  # threads start after the last fork
-            streams = ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
-            self._threads.append([_start_thread(_copy_lines, i, *pair) for pair in streams if pair[0]])
+            self._forwarders.append(Forwarder(process, None if alone else f"[{i}] "))
             _start_thread(self._wait_for, i, process)
 
-    def wait(self, grace_s: float) -> dict[int, tuple[int, float]]:
+    def wait(self, grace_s: float, signals: Signals) -> dict[int, tuple[int, float]]:
         """Returns the exit code and time of each process; kills the rest `grace_s` after the first failure."""
         codes: dict[int, tuple[int, float]] = {}
         kill_at: float | None = None
@@ -217,9 +217,8 @@ class _Job:
             codes[i] = (code, when)
             if code and kill_at is None:
                 kill_at = time.monotonic() + grace_s
-        for threads in self._threads:
-            for thread in threads:
-                thread.join(timeouts.OUTPUT_S)
+        complete = [forwarder.join(lambda: signals.received) for forwarder in self._forwarders]
+        self.output_is_complete = all(complete)
         return codes
 
     def __enter__(self) -> "_Job":
@@ -238,7 +237,7 @@ class _Job:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(process.pid, number)
 
-    def _wait_for(self, i: int, process: subprocess.Popen[str]) -> None:
+    def _wait_for(self, i: int, process: subprocess.Popen[bytes]) -> None:
         code = process.wait()
         when = time.monotonic()
         _kill_group(process.pid)  # its workers keep its output open
@@ -254,15 +253,6 @@ def _start_thread(target: Callable[..., None], *arguments: object) -> threading.
     thread = threading.Thread(target=target, args=arguments, daemon=True)
     thread.start()
     return thread
-
-
-def _copy_lines(i: int, source: IO[str], target: IO[str]) -> None:
-    """Copies whole lines, prefixed with the index of their process."""
-    with source:
-        for line in source:
-            with contextlib.suppress(OSError):  # a stream without `output.guard`; the process must not block
-                target.write(f"[{i}] {line.rstrip()}\n")
-                target.flush()
 
 
 def _kill_group(leader: int) -> None:

@@ -9,13 +9,13 @@ import contextlib
 import dataclasses
 import os
 import signal
-import sys
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 from engine.base.errors import RunError
 from engine.checkpoint.store import CheckpointStore
+from engine.cluster import output
 from engine.cluster.exit_status import ExitStatus, describe
 from engine.launch import local
 from engine.launch.local import ProcessExit
@@ -127,7 +127,7 @@ def _restart_text(restart: Restart, failure: Failure, first: ProcessExit, severa
 
 def _report(run: RunDirectory, text: str) -> None:
     """Prints a sentence and appends it to the log of the run. Called when all processes of the attempt have ended."""
-    print(f"convoy supervise: {text}", file=sys.stderr, flush=True)
+    output.show(f"convoy supervise: {text}")
     if run.path.is_dir():
         with contextlib.suppress(RunError), RunLog(run.log):
             logger.info("convoy supervise: %s", text)

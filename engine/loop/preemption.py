@@ -8,7 +8,6 @@ while the main thread is inside XLA (`cluster/signal_thread.py`).
 
 import contextlib
 import itertools
-import os
 import signal
 import threading
 import time
@@ -17,7 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 from engine.base.errors import ConvoyError
-from engine.cluster import group, shutdown
+from engine.cluster import group, output, shutdown
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.signal_thread import watching
 from engine.loop import timeouts
@@ -160,8 +159,7 @@ class Preemption:
             self._first_at = now
             self._start_timer()
         elif now - self._first_at > timeouts.SAME_SIGNAL_S:
-            with contextlib.suppress(OSError):  # the terminal is closed
-                os.write(2, b"\nSecond signal: ending now, without the save in progress.\n")
+            output.show("\nSecond signal: ending now, without the save in progress.")
             self._end_process(
                 "a second signal ended this process at once, without the save in progress. Earlier checkpoints are "
                 "intact.",

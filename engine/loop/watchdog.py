@@ -7,7 +7,6 @@ loop only counts steps, since reading a clock may cost more than a step; the thr
 
 import json
 import statistics
-import sys
 import threading
 import time
 from collections import deque
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn, TypedDict
 
 from engine.base.errors import ConvoyError
-from engine.cluster import group, kv_store, shutdown
+from engine.cluster import group, kv_store, output, shutdown
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.identity import LISTED, process_list
 from engine.cluster.kv_store import CoordinationError
@@ -244,7 +243,7 @@ class Watchdog:
         """Writes this process's stacks, determines which processes are behind, and ends the process."""
         progress, index = self.progress, group.index()
         file = stacks.dump(self._folder / f"attempt-{self._attempt}-process-{index}.txt")
-        print(stacks.main_thread(), file=sys.stderr, flush=True)
+        output.show(stacks.main_thread())
         mine = HangReport(
             phase=progress.phase, dispatched=progress.dispatched, arrived=progress.arrived, where=stacks.where()
         )

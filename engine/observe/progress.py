@@ -1,6 +1,7 @@
 """Progress on the terminal: a progress bar, or one line per logged step, and messages.
 
-Everything is written to one stream, standard error by default, so that standard output contains only results.
+Everything is written to one stream, standard error by default, so that standard output contains only results. The
+stream never waits for its reader (`cluster/output.py`).
 """
 
 import importlib.util
@@ -9,11 +10,11 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from contextlib import suppress
 from typing import TextIO
 
 from engine.base import formatting
 from engine.base.errors import ConfigError
+from engine.cluster import output
 from engine.data.stages import STAGES
 from engine.observe.writer import metrics_of
 from engine.run.log import logger
@@ -50,7 +51,7 @@ class Progress:
         """
         if mode not in MODES:
             raise ConfigError(f"log.progress: {mode!r} is unknown. Allowed: {', '.join(MODES)}.")
-        self._stream: TextIO = sys.stderr if stream is None else stream
+        self._stream: TextIO = output.nonblocking(sys.stderr if stream is None else stream)
         if mode == "auto":
             mode = "bar" if _is_terminal(self._stream) or shows_widgets() else "lines"
         self._total = total_steps
@@ -142,12 +143,12 @@ class CountProgress:
             return
         rate = f"{formatting.number(round(done / max(now - self._begin, 1e-9)))} {self._unit}/s"
         if self._bar is None and (_is_terminal(sys.stderr) or shows_widgets()):
-            self._bar = _Bar(total, 0, sys.stderr)
+            self._bar = _Bar(total, 0, output.nonblocking(sys.stderr))
         if self._bar is not None:
             self._bar.count(done, self._activity, rate)
         elif done >= total or now >= self._next_line:
             self._next_line = now + LINES_S
-            print(f"{self._activity}: {done}/{total} {self._unit}  {rate}", file=sys.stderr, flush=True)
+            output.show(f"{self._activity}: {done}/{total} {self._unit}  {rate}")
 
     def __enter__(self) -> "CountProgress":
         return self
@@ -258,6 +259,4 @@ def shows_widgets() -> bool:
 
 
 def _is_terminal(stream: TextIO) -> bool:
-    with suppress(ValueError):  # a closed stream
-        return stream.isatty() and os.environ.get("TERM") not in (None, "dumb", "unknown")
-    return False
+    return output.is_terminal(stream) and os.environ.get("TERM") not in (None, "dumb", "unknown")

@@ -4,7 +4,6 @@ In a run of several processes only the primary reports; the others keep their su
 """
 
 import dataclasses
-import sys
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -12,7 +11,7 @@ from typing import Any
 
 from engine.base.errors import ConvoyError, RunError
 from engine.base.user_errors import describe, has_traceback
-from engine.cluster import group, shutdown, tracebacks, verdict
+from engine.cluster import group, output, shutdown, tracebacks, verdict
 from engine.cluster.exit_status import ExitStatus, status_of
 from engine.observe.progress import Progress
 from engine.observe.summary import Summary, summary_text
@@ -116,9 +115,10 @@ class Reporter:
         try:
             self._update_status(state=state, reason=reason, exit_code=code, step=self.summary.step, metrics=metrics)
             if self._progress is not None and self._mode != "none":
-                print(summary_text(self.summary), file=sys.stderr, flush=True)
+                output.show(summary_text(self.summary))
         finally:
             if self._log is not None:
+                output.drain()  # the log then states what is missing on the screen
                 self._log.close()
 
     def _keep_traceback(self, error: BaseException) -> None:

@@ -6,12 +6,12 @@ The copy of `data/a.gz` is `data/.convoy_index/a.gz.FORM.plain`, or lies in the 
 import contextlib
 import os
 import secrets
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from engine.base.errors import DataError
+from engine.cluster import output
 from engine.cluster.identity import is_primary
 from engine.readers.bucket_cache import COPY
 from engine.readers.saved_index import index_paths
@@ -66,7 +66,7 @@ def write_copy(path: str, form: str, kind: str) -> tuple[str, bool] | None:
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)
             if is_primary():
-                print(f"decompressing {shown(path)} into {copy}, which allows random access", file=sys.stderr)
+                output.show(f"decompressing {shown(path)} into {copy}, which allows random access")
             blocks = _Blocks(path, kind)
             with open(unfinished, "xb") as file:
                 for block in blocks:

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 from engine.base.errors import DataError
 from engine.base.files import lock_if_supported, open_regular, read_checked, set_aside, write_checked
 from engine.base.types import PyTree
+from engine.cluster import output
 from engine.cluster.identity import is_primary
 from engine.readers.bucket_cache import INDEXES as FOLDER
 from engine.storage.mounts import shown
@@ -86,7 +86,7 @@ class _Progress:
     def _report(self, sentence: str) -> None:
         if time.monotonic() - self._last > REPORT_S and is_primary():
             self._last = time.monotonic()
-            print(f"indexing files: {self._done:,} of {self._total:,}. {sentence}", file=sys.stderr)
+            output.show(f"indexing files: {self._done:,} of {self._total:,}. {sentence}")
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-import sys
 import tarfile
 from collections.abc import Mapping, Sequence
 from typing import Any, BinaryIO
@@ -16,6 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from engine.base.errors import DataError, did_you_mean
+from engine.cluster import output
 from engine.cluster.identity import is_primary
 from engine.data.examples import FINGERPRINT_EXAMPLES, Example, evenly_spaced
 from engine.data.file_states import FileStates
@@ -191,20 +191,18 @@ def _warn(unmarked: list[str]) -> None:
     """Prints on the primary which files may lack their last samples."""
     if unmarked and is_primary():
         more = f" and {len(unmarked) - 1:,} more" if len(unmarked) > 1 else ""
-        print(
+        output.show(
             f"warning: no end marker of tar in {shown(unmarked[0])}{more}. If the writer of the shards "
             "writes this marker, samples are missing: copy the files again.",
-            file=sys.stderr,
         )
 
 
 def _warn_of_others(suffixes: list[str]) -> None:
     """Prints on the primary which members are not read since the first sample has none of them."""
     if suffixes and is_primary():
-        print(
+        output.show(
             f"warning: members {', '.join(suffixes[:20])} are not read, since the first sample has none of them. Name "
             "the members to read in `fields`, and in `optional` those that some samples lack.",
-            file=sys.stderr,
         )
 
 

@@ -10,7 +10,6 @@ Clocks of hosts are never compared: an owner on another host loses its lease whe
 
 import json
 import os
-import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,6 +20,7 @@ from typing import NoReturn
 
 from engine.base.errors import ConvoyError, RunError
 from engine.base.files import read_text
+from engine.cluster import output
 from engine.cluster.exit_status import ExitStatus
 from engine.run import lease_copy
 from engine.run.atomic import cannot_write, write_text
@@ -268,7 +268,7 @@ def _wait_until_free(folder: Path, number: int, text: str, me: Owner, stale_s: f
         if alive is None and not announced:
             announced = True
             note = f"{shown(run)}: in use by {_name(owner)}; waiting {stale_s:g} s to see whether it is still alive"
-            print(note, file=sys.stderr, flush=True)
+            output.show(note)
         time.sleep(_POLL_S)
         newest, text = _newest(folder)
         if newest != number:

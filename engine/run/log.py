@@ -103,4 +103,4 @@ class _File(logging.FileHandler):
             super().handleError(record)
         elif not self.error_reported:
             self.error_reported = True
-            print(cannot_write(Path(self.baseFilename), error), file=sys.stderr)
+            output.show(str(cannot_write(Path(self.baseFilename), error)))

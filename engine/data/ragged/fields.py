@@ -4,7 +4,6 @@ Fields with the same length in each example form an *axis*. Most data has one ax
 polylines, have names, and what is given or returned for each axis is then a dict by these names.
 """
 
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -14,6 +13,7 @@ import numpy.typing as npt
 
 from engine.base.errors import DataError
 from engine.base.types import PyTree
+from engine.cluster import output
 from engine.cluster.identity import is_primary
 from engine.data.bad_examples import too_many
 from engine.data.sampling.sampler import check_costs
@@ -166,14 +166,14 @@ class Ragged:
             if not tolerant or too_many(len(self.unreadable) + 1, len(source)):
                 raise
             if not self.unreadable and is_primary():
-                print(f"warning: {error} data.on_error decides when it is read.", file=sys.stderr)
+                output.show(f"warning: {error} data.on_error decides when it is read.")
             self.unreadable.append(index)
             return (0,) * len(self.axes)
 
     def _report_unreadable(self, source: BaseSource) -> None:
         if len(self.unreadable) > 1 and is_primary():
             name, count = source_name(source), len(self.unreadable)
-            print(f"warning: {count} of {len(source):,} examples of {name} cannot be read.", file=sys.stderr)
+            output.show(f"warning: {count} of {len(source):,} examples of {name} cannot be read.")
 
 
 def _as_array(value: PyTree, where: str) -> np.ndarray:
@@ -198,7 +198,7 @@ def measured[T](
         if time.monotonic() - begin > REPORT_S:
             begin = time.monotonic()
             if is_primary():
-                print(f"{doing} {source_name(source)}: {index:,} of {len(source):,}. {advice}", file=sys.stderr)
+                output.show(f"{doing} {source_name(source)}: {index:,} of {len(source):,}. {advice}")
         found.append(measure(index))
     return found
 
