@@ -55,6 +55,7 @@ def unfinished(folder: Path, index: int, pids: Sequence[int]) -> str:
 
 def note_output(folder: Path) -> None:
     """Writes to the log of the job's run which output streams of this launcher went silent."""
+    output.drain()  # what the reader then still has not read counts as missing
     if (path := _status_path(folder)) is not None and (texts := output.unreported()):
         with contextlib.suppress(RunError), RunLog(RunDirectory(path.parent).log):
             for text in texts:

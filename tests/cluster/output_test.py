@@ -1,9 +1,12 @@
 """Standard output and standard error that cannot be written end no process."""
 
 import os
+import select
 import subprocess
 import sys
 import textwrap
+
+from engine.cluster import output
 
 START = "import os, sys, logging, warnings\nfrom engine.cluster import output\noutput.guard()\n"
 
@@ -87,3 +90,71 @@ def test_non_blocking_terminal_loses_nothing():
         os.close(write_end)
         assert len(reader.read()) == 1_000_100
         assert process.wait(60) == 0
+
+
+UNREAD = """
+import time
+begin = time.monotonic()
+for n in range(40):
+    print("x" * 100_000, file=sys.stderr)
+output.show("shown")
+finished = output.finish()
+os.write(3, repr((finished, time.monotonic() - begin < 20, output.unreported())).encode())
+"""
+
+
+def test_unread_standard_error_blocks_nothing_and_names_what_is_missing():
+    read_end, write_end = os.pipe()
+    out, into = os.pipe()
+    words = ["bash", "-c", 'exec 3>&1; "$@"', "bash", sys.executable, "-c", START + UNREAD]
+    process = subprocess.Popen(words, stdout=into, stderr=write_end)
+    os.close(write_end)
+    os.close(into)
+    with open(out) as report, open(read_end, "rb"):
+        assert process.wait(60) == 0
+        assert report.read() == repr(
+            (False, True, ["standard error was not read in time: 41 lines are missing or may appear later. This log "
+                           "has those of the engine."])
+        )  # fmt: skip
+
+
+def test_standard_output_waits_for_its_reader_until_it_is_no_result():
+    program = """
+    import threading
+    for n in range(100): print("x" * 10_000, flush=True)
+    output.drop_unread_results()
+    assert not output.waits_for_reader()
+    for n in range(1000): print("y" * 10_000, flush=True)
+    os.write(2, b"done")
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", START + textwrap.dedent(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stderr is not None
+    assert os.read(process.stdout.fileno(), 10) == b"x" * 10
+    assert not select.select([process.stderr], [], [], 0.5)[0]  # a megabyte of results waits for its reader
+    left = 1_000_090
+    while left:
+        left -= len(os.read(process.stdout.fileno(), left))
+    assert process.stderr.read() == b"done"  # nobody has read the 10 megabytes
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(60) == 0
+
+
+def test_show_writes_to_a_stream_that_is_not_guarded(capsys, monkeypatch):
+    output.show("a line")
+    assert capsys.readouterr().err == "a line\n"
+    stream = output.nonblocking(sys.stderr)
+    assert output.nonblocking(sys.stderr) is stream and output.nonblocking(stream) is stream
+    assert stream.isatty() == sys.stderr.isatty()
+    monkeypatch.setattr(sys, "stderr", open(os.devnull, "w"))  # noqa: SIM115
+    sys.stderr.close()
+    output.show("discarded")
+
+
+def test_forwarded_terminal_is_a_terminal():
+    program = "os.write(3, repr([sys.stdout.isatty(), sys.stderr.isatty(), output.TERMINALS in os.environ]).encode())"
+    words = START.replace("output.guard()", "os.environ[output.TERMINALS] = '2'; output.guard()") + program
+    done = subprocess.run(["bash", "-c", 'exec 3>&1; "$@"', "bash", sys.executable, "-c", words], capture_output=True)
+    assert done.stdout == b"[False, True, False]", done.stderr

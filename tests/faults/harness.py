@@ -61,16 +61,25 @@ class Job:
         devices: of each training process.
         env: further variables.
         prefix: the start of the command that runs the command line, such as "unshare", "-rm".
+        into: descriptor that gets the output; by default a file, for `output`.
     """
 
-    def __init__(self, *args: str, processes: int = 1, devices: int = 1, prefix: tuple[str, ...] = (), **env: str):
+    def __init__(
+        self,
+        *args: str,
+        processes: int = 1,
+        devices: int = 1,
+        prefix: tuple[str, ...] = (),
+        into: int | None = None,
+        **env: str,
+    ):
         launch = ("launch", "local", f"--processes={processes}", f"--devices-per-process={devices}", "--")
         self.mark, self.processes = uuid.uuid4().hex, processes
         self.started = time.monotonic()
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in __exit__
         self.process = subprocess.Popen(
             [*prefix, *runs.command(*(launch if processes > 1 else ()), *args)],
-            stdout=self._output,
+            stdout=self._output if into is None else into,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,

@@ -33,6 +33,9 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "Exit code 0 is given only after `status.json` states `done`. A launcher believes no other 0.",
         "output that goes away": "A closed pipe or terminal, or a full disk behind it, does not end the run. The run "
         "continues silently, and its log says so.",
+        "output that nobody reads": "A reader that does not read (Ctrl-S, a stuck log shipper) blocks nothing: what "
+        "does not fit is dropped from the screen and counted in the log. Only the result of a command waits, until "
+        "SIGTERM.",
         "repeated kills under a supervisor": "`convoy supervise` restarts the run until it is done. Each step is "
         "counted once.",
         "a crash at the same step": "The supervisor ends after the third failure with the same signature at the same "
