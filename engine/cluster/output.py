@@ -253,7 +253,7 @@ class _GuardedFile(io.FileIO):
             rest = rest[written or 0 :]
 
 
-class _TextOutlet(io.TextIOBase):
+class _TextOutlet:
     """Writes to a stream of Python that `guard` has not replaced, through a queue; discards all after an error."""
 
     def __init__(self, stream: TextIO):
@@ -265,6 +265,9 @@ class _TextOutlet(io.TextIOBase):
         self.queue.put(text, text.count("\n"))
         return len(text)
 
+    def flush(self) -> None:
+        """Does nothing: a caller has waited as long as it may."""
+
     def isatty(self) -> bool:
         return self._stream.isatty()
 
@@ -272,7 +275,7 @@ class _TextOutlet(io.TextIOBase):
         return self._stream.fileno()
 
     @property
-    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def encoding(self) -> str:
         return self._stream.encoding
 
     def _write_all(self, text: str) -> None:

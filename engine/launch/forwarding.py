@@ -26,12 +26,12 @@ def terminal_variables() -> Mapping[str, str]:
 
     They name the streams that lead to a terminal, and its size, so that bars and tables look as without the parent.
     """
-    found = [stream.fileno() for stream in (sys.stdout, sys.stderr) if output.is_terminal(stream)]
+    found = {fd: stream for fd, stream in ((1, sys.stdout), (2, sys.stderr)) if output.is_terminal(stream)}
     if not found:
         return {}
     variables = {output.TERMINALS: ",".join(map(str, found))}
     with contextlib.suppress(OSError):
-        size = os.get_terminal_size(found[0])
+        size = os.get_terminal_size(next(iter(found.values())).fileno())
         variables |= {name: str(value) for name, value in (("COLUMNS", size.columns), ("LINES", size.lines)) if value}
     return {**variables, **{name: os.environ[name] for name in ("COLUMNS", "LINES") if name in os.environ}}
 

@@ -8,6 +8,7 @@ import re
 import select
 import signal
 import socket
+import subprocess
 import sys
 import termios
 import time
@@ -95,6 +96,18 @@ def test_run_ends_although_nobody_reads_its_output(tmp_path, add_row, way):
     assert re.search(r"standard error was not read in time: [0-9,]+ lines are missing", (run / "log.txt").read_text())
     assert harness.losses(run).keys() == set(range(1, harness.STEPS + 1))
     add_row(way, code=0)
+
+
+@pytest.mark.case("output that nobody reads")
+def test_python_api_does_not_wait_for_a_reader(tmp_path, add_row):
+    harness.config(tmp_path / "config", log__progress="lines")
+    program = "import engine, sys; engine.train(engine.config.load(sys.argv[1]), workdir=sys.argv[2])"
+    words = (sys.executable, "-c", program, str(tmp_path / "config"), str(tmp_path / "run"))
+    with pipe() as (_, into):
+        done = subprocess.run(words, stderr=into, env=runs.environment(**runs.COMPILING), timeout=300)
+    assert done.returncode == 0 and runs.status(tmp_path / "run")["state"] == "done"
+    assert "standard error was not read in time: " in (tmp_path / "run/log.txt").read_text()
+    add_row("engine.train in Python, a pipe", code=0)
 
 
 @pytest.mark.case("output that nobody reads")
