@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import io
+import itertools
 import os
 import secrets
 import stat
@@ -20,6 +21,7 @@ from typing import IO, BinaryIO
 LARGEST = 256 << 20  # bytes: more than the largest file that a run writes as a whole, a manifest of 10,000 processes
 _MAGIC = b"convoy1\n"
 HEADER_BYTES = len(_MAGIC) + 16  # of a file of `write_checked`
+_PIECE = 64 << 10  # characters: Python allocates as much as a read asks for, however small the file is
 
 
 def read_text(path: Path, largest: int = LARGEST, errors: str = "strict") -> str:
@@ -35,7 +37,8 @@ def read_text(path: Path, largest: int = LARGEST, errors: str = "strict") -> str
         if (size := os.fstat(file.fileno()).st_size) > largest:
             raise OSError(errno.EFBIG, f"it has {size} bytes, allowed are {largest}", str(path))
         try:
-            return file.read(largest)
+            pieces = iter(lambda: file.read(min(_PIECE, largest)), "")
+            return "".join(itertools.islice(pieces, -(-largest // _PIECE)))
         except UnicodeDecodeError as error:
             raise OSError(errno.EILSEQ, f"it is not UTF-8 text: {error}", str(path)) from error
 

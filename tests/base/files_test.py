@@ -2,6 +2,7 @@
 
 import io
 import os
+import tracemalloc
 
 import pytest
 
@@ -21,6 +22,19 @@ def test_text_of_a_regular_file_is_returned(tmp_path):
     (tmp_path / "file").write_text("é\n", encoding="utf-8")
     (tmp_path / "link").symlink_to(tmp_path / "file")
     assert read_text(tmp_path / "file") == read_text(tmp_path / "link") == "é\n"
+
+
+def test_small_file_is_read_with_little_memory(tmp_path):
+    text = "é1\r\n" * 40_000  # more than one piece
+    (tmp_path / "large").write_text(text, encoding="utf-8", newline="")
+    assert read_text(tmp_path / "large") == text.replace("\r\n", "\n")
+    (tmp_path / "small").write_text("1")
+    tracemalloc.start()
+    try:
+        assert read_text(tmp_path / "small") == "1"
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_pipe_device_and_folder_are_refused_at_once(tmp_path):
