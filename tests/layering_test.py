@@ -51,6 +51,11 @@ PACKAGES_WITHOUT_JAX = (
 LIBRARIES = ("jax", "flax", "orbax", "grain")  # libraries whose private names must not be used
 UNDECLARED = {"_typeshed", "zstandard"}  # types only; files that end in .zst, with a sentence if it is missing
 PRIVATE = {"engine/cluster/kv_store.py": 1}  # except here: JAX's distributed client has no public name
+# Files with threads that end no process: the fallback of `RunThread` itself, calls whose errors are raised where they
+# are awaited, a program whose end is noticed otherwise, and a message.
+OTHER_THREADS = {
+    f"engine/{file}" for file in ("cluster/shutdown.py", "storage/background.py", "storage/mounts.py", "loop/start.py")
+}
 LONGEST = 400  # maximum number of lines in a file
 
 # Numbers of the engine that may only fall: lower a limit when a change allows it. The aims are 8, 3 and 30.
@@ -230,6 +235,14 @@ def test_no_private_name_of_a_library_is_used(file):
     ]
     private += re.findall(r".*\b\w+\._src\.\w+.*", source(file))
     assert len(private) == PRIVATE.get(file, 0), private
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_thread_whose_failure_would_be_silent_is_not_started(file):
+    calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(source(file))) if isinstance(node, ast.Call)]
+    threads = {"Thread", "Timer", "threading.Thread", "threading.Timer"} & set(calls)
+    if file.startswith("engine/"):
+        assert bool(threads) == (file in OTHER_THREADS), f"{file}: use RunThread or start_timer of cluster/shutdown.py"
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.base.errors import ConvoyError
+from engine.base.host import ADVICE
 
 _ENGINE = {file.parents[1] for file in (Path(__file__), Path(__file__).resolve())}  # Bazel runs links to the files
 _LIBRARY = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
@@ -37,6 +38,10 @@ def describe(error: BaseException) -> str:
     if where := location(error):
         text = f"{text.rstrip('.')} ({where})"
     notes = [note for note in getattr(error, "__notes__", ()) if _LIBRARY_NOTE not in note]
+    if isinstance(error, MemoryError):
+        notes.append(f"Memory ran out, or its limit (ulimit -v) is too low: use {ADVICE}, or raise the limit")
+    elif "can't start new thread" in text:
+        notes.append("Raise the limit of processes (ulimit -u, or pids.max of a container) or of memory (ulimit -v)")
     return " ".join(_sentence(part) for part in (text, *notes))
 
 

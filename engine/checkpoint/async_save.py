@@ -27,6 +27,7 @@ from engine.checkpoint.integrity import HashedPart, hash_part, read_back, write_
 from engine.checkpoint.manifest import divide_files, files_of, sync_folder, write_durably
 from engine.checkpoint.store import CONFIG, DELETED, POSITION, SAVING, STATE
 from engine.cluster import group
+from engine.cluster.shutdown import RunThread, failures_end_process
 from engine.run.lease import ALWAYS_GRANTED, Lease
 from engine.storage import background
 
@@ -184,18 +185,17 @@ class Saver:
         """
         import jax
 
-        self._count += 1
+        self._count, self._polled = self._count + 1, False
         size = sum(array.nbytes for array in jax.tree.leaves(state))
         folder = self.directory / f"{step}.{self._count}{SAVING}"
         save = self._latest = AsyncSave(step, self._count, f"{self._topic}/{self._count}", folder, size)
-        self._polled = False
         hangs = self._writer_hangs()  # a hanging writer holds a copy of the state, and a second may not fit
         copied, state = (True, None) if hangs else arrays.copied_on_cpu(state)
         digests = None if hangs else self._digests_of(state)
         # Of a copy, the writer thread computes the digests later, so that they do not delay the next step.
         rows = None if copied or digests is None else digests.rows(state)
         watch = self._watch_deadline if group.is_primary() else self._follow_verdict
-        threading.Thread(target=watch, args=(save,), daemon=True, name=f"watch-save-{step}").start()
+        RunThread(watch, f"watch-save-{step}", (save,)).start()
         if digests is None:
             return self._refuse(save, "the storage has still not answered the previous save")
         texts = {POSITION: json.dumps(dict(position)), CONFIG: json.dumps({"lines": config_text.split("\n")})}
@@ -233,6 +233,7 @@ class Saver:
 
     # Threads of the primary
 
+    @failures_end_process("save", passed=ConvoyError)  # the other threads report the loss of a peer
     def _write_and_commit(self, save: AsyncSave, part: "_Part", texts: Mapping[str, str]) -> None:
         """The writer thread of the primary."""
         try:
@@ -314,6 +315,7 @@ class Saver:
 
     # Threads of the other processes
 
+    @failures_end_process("save", passed=ConvoyError)  # the other threads report the loss of a peer
     def _write_part(self, save: AsyncSave, part: "_Part") -> None:
         """The writer thread of a process that is not the primary."""
         with contextlib.suppress(SaveFailed, group.Cancelled):
@@ -395,5 +397,4 @@ def _report(save: AsyncSave, part: HashedPart, timeout_s: float = 0.0) -> dict[i
 
 def _others_may_write(save: AsyncSave) -> bool:
     """Whether a process other than the primary has not reported that its part is written."""
-    written = {0}.union(*(group.peek(save.topic, turn) for turn in _REPORT.values()))
-    return len(written) < group.count()
+    return len({0}.union(*(group.peek(save.topic, turn) for turn in _REPORT.values()))) < group.count()

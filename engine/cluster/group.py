@@ -270,7 +270,7 @@ class StepAgreement:
         self._poll_s = kv_store.poll_period(timeouts.REQUEST_POLL_S, timeouts.LONGEST_REQUEST_POLL_S)
         self._wake = threading.Event()  # set by a request of this process and by the exit of the context
         self._lock = threading.Lock()  # held while a step passes and while processes agree
-        self._thread = threading.Thread(target=self._follow, name="step-agreement", daemon=True)
+        self._thread = shutdown.RunThread(self._follow, "step-agreement")
         self.reason = ""
         """The reason of the request that all agreed on."""
 

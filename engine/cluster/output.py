@@ -129,11 +129,12 @@ def drain() -> bool:
 def finish() -> bool:
     """Flushes the two streams before the process ends, and drains them like `drain`; returns whether all is written."""
     threads = [threading.Thread(target=_flush, args=(s,), daemon=True) for s in (sys.stdout, sys.stderr)]
-    for thread in threads:  # since a stream may be locked by a thread that waits for its reader
-        thread.start()
     end = time.monotonic() + timeouts.UNREAD_S
-    for thread in threads:
-        thread.join(max(0.0, end - time.monotonic()))
+    with suppress(RuntimeError, MemoryError):  # no further thread can be started
+        for thread in threads:  # since a stream may be locked by a thread that waits for its reader
+            thread.start()
+        for thread in threads:
+            thread.join(max(0.0, end - time.monotonic()))
     return drain() and not any(thread.is_alive() for thread in threads)
 
 

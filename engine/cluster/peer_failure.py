@@ -85,7 +85,7 @@ def watch() -> None:
     shutdown.add_exit_callback(report_to_peers)
     _stopping.clear()
     for target in (_watch_verdict, _watch_heartbeats, *(() if is_primary() else (_watch_coordinator,))):
-        _threads.append(threading.Thread(target=target, name=target.__name__.strip("_"), daemon=True))
+        _threads.append(shutdown.RunThread(target, target.__name__.strip("_")))
         _threads[-1].start()
     if (thread := stop_signal.watch(_end_after_stop, _stopping)) is not None:
         _threads.append(thread)

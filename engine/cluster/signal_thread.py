@@ -7,8 +7,9 @@ Python also writes the numbers of arrived signals to a socket at once (`signal.s
 import contextlib
 import signal
 import socket
-import threading
 from collections.abc import Callable, Collection, Iterator
+
+from engine.cluster.shutdown import RunThread
 
 _watches: list[tuple[frozenset[int], Callable[[int], None]]] = []
 _resources = contextlib.ExitStack()
@@ -42,7 +43,7 @@ def _start() -> None:
     reader, writer = socket.socketpair()
     writer.setblocking(False)
     former = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    thread = threading.Thread(target=_read, args=(reader,), daemon=True, name="signals")
+    thread = RunThread(_read, "signals", (reader,))
     thread.start()
     # Run in reverse order: stop sending signals to the socket, close it for the thread, join the thread.
     _resources.callback(reader.close)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 from engine.cluster import signal_thread
+from engine.cluster.shutdown import RunThread
 
 _TICK_S = 0.1  # accuracy of the measured time
 _RECENT_S = 2.0  # the thread may tick before SIGCONT is read
@@ -38,7 +39,7 @@ def watch(on_continue: Callable[[float], None], stopping: threading.Event) -> th
 
     signal.signal(signal.SIGCONT, lambda number, frame: None)  # without a handler, Python does not report the signal
     signal_thread.watch((signal.SIGCONT,), on_signal)
-    thread = threading.Thread(target=tick, name="watch_stop_signal", daemon=True)
+    thread = RunThread(tick, "watch_stop_signal")
     thread.start()
     return thread
 

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from engine.base.errors import ConvoyError, DataError
 from engine.base.host import free_share, idle_seconds, usable_cores
+from engine.cluster.shutdown import RunThread
 from engine.data.stages import NO_TIMES, Times
 
 WINDOW_S, WINDOW_BLOCKS = 3.0, 10  # a decision needs so much time and so many blocks with one number of workers
@@ -171,7 +172,7 @@ class Changeable[T]:
 
     def _close(self, blocks: BlockIterator[T]) -> None:
         """Stops readers in a thread: it takes up to seconds, and the loop must not wait."""
-        thread = threading.Thread(target=blocks.close, name="close-workers")
+        thread = RunThread(blocks.close, "close-workers", daemon=False, otherwise="The former readers may still run.")
         thread.start()
         self._closing.append(thread)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 
 from engine.base.errors import ConvoyError, DataError
+from engine.cluster.shutdown import RunThread
 from engine.data.source import BaseSource, inner_sources
 from engine.storage.mounts import shown
 
@@ -111,7 +112,7 @@ class FileWatch:
         self._say = say
         self._changes: deque[tuple[str, bool]] = deque()  # text, and whether it is tolerated
         self._stop, self._compared = threading.Event(), threading.Event()
-        self._thread = threading.Thread(target=self._run, name="file watch", daemon=True)
+        self._thread = RunThread(self._run, "file watch")
 
     def __enter__(self) -> "FileWatch":
         self._thread.start()

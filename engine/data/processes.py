@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 from engine.base.errors import DataError
 from engine.base.user_errors import describe
 from engine.cluster import output, parent
+from engine.cluster.shutdown import RunThread
 from engine.data.shared_arrays import Receiver, Sender, create, receive_memory
 
 HEARTBEAT_S = 0.05
@@ -90,9 +91,7 @@ class Processes:
         self._processes: list[BaseProcess] = []
         self._failure: BaseException | None = None  # why a process could not be started
         self._started, self._closing, self._closed = (threading.Event() for _ in range(3))
-        self._thread = threading.Thread(
-            target=self._start, args=([pipe for _, pipe in pipes], name), name="processes", daemon=True
-        )
+        self._thread = RunThread(self._start, "processes", ([pipe for _, pipe in pipes], name))
         self._thread.start()
         # Python would wait for the processes at its end, before it closes the pipes.
         self._at_exit = util.Finalize(None, self.close, exitpriority=1)
@@ -221,7 +220,7 @@ def _serve(index: int, pipe: connection.Connection, main: int, name: str | None)
     with contextlib.suppress(EOFError, ConnectionError):
         pickled = receive_memory(pipe)
         heartbeats = memoryview(receive_memory(pipe)).cast("q")
-        threading.Thread(target=_send_heartbeats, args=(heartbeats, index), name="heartbeat", daemon=True).start()
+        RunThread(_send_heartbeats, "heartbeat", (heartbeats, index)).start()
         sender, function = Sender(pipe), _loaded(pickled)
         del pickled
         while True:

@@ -24,6 +24,7 @@ from engine.base.host import oom_kills
 from engine.cluster import output, parent, verdict
 from engine.cluster.cluster_detection import VARIABLES
 from engine.cluster.exit_status import ExitStatus
+from engine.cluster.shutdown import RunThread
 from engine.launch import postmortem, timeouts
 from engine.launch.forwarding import Forwarder, terminal_variables
 from engine.launch.signals import Signals
@@ -250,7 +251,7 @@ class _Job:
 
 
 def _start_thread(target: Callable[..., None], *arguments: object) -> threading.Thread:
-    thread = threading.Thread(target=target, args=arguments, daemon=True)
+    thread = RunThread(target, target.__name__.strip("_"), arguments)
     thread.start()
     return thread
 

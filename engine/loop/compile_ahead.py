@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 
 from engine.cluster import identity
+from engine.cluster.shutdown import RunThread
 from engine.compile.compiler import ProgramCompiler
 from engine.loop.evaluation import Evaluator
 from engine.loop.phases import COMPILING, Phases
@@ -30,7 +31,7 @@ class CompileAhead:
         self._ended = {evaluation.name: threading.Event() for evaluation in evaluations}
         self._stop = False
         # No daemon: the exit of Python would stop such a thread inside JAX, which crashes the process.
-        self._thread = threading.Thread(target=self._run, name="compile-evaluations")
+        self._thread = RunThread(self._run, "compile-evaluations", daemon=False)
 
     def __enter__(self) -> "CompileAhead":
         if self._evaluations:

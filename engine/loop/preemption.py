@@ -168,9 +168,7 @@ class Preemption:
 
     def _start_timer(self) -> None:
         if self._timer is None:
-            self._timer = threading.Timer(timeouts.START_GRACE_S, self._end_unanswered)
-            self._timer.daemon = True
-            self._timer.start()
+            self._timer = shutdown.start_timer(timeouts.START_GRACE_S, self._end_unanswered)
 
     def _end_unanswered(self) -> None:
         if not (self._answered or self.has_steps_to_save):

@@ -91,7 +91,7 @@ class Watchdog:
         # While this process is overdue: the latest answer of process 0, and when it was first seen.
         self._asked: tuple[str | None, float] | None = None
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread = shutdown.RunThread(self._watch, "watchdog")
 
     def __enter__(self) -> "Watchdog":
         self._thread.start()

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from engine.base.host import usable_cores
 from engine.base.user_errors import describe
+from engine.cluster.shutdown import RunThread
 from engine.data.stages import NO_TIMES, STAGES, Times
 
 
@@ -125,7 +126,7 @@ class FlopsCount:
         self._error: Exception | SystemExit | None = None  # an error of the author's code, until it is reported
         self._ended = threading.Event()  # set when the count has ended or is abandoned
         # No daemon: the exit of Python would stop such a thread inside JAX, which crashes the process.
-        self._thread = threading.Thread(target=self._run, name="flops-count")
+        self._thread = RunThread(self._run, "flops-count", daemon=False)
 
     def start(self) -> None:
         """Starts the thread."""

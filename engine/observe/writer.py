@@ -18,6 +18,7 @@ from engine.base import json_text
 from engine.base.errors import RunError
 from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus
+from engine.cluster.shutdown import RunThread
 from engine.data.stages import STAGES
 from engine.metrics.results import json_values
 from engine.observe.tensorboard import ROW_KEYS, EventFiles
@@ -80,7 +81,7 @@ class MetricWriter:
         self._events = None if tensorboard_dir is None else EventFiles(Path(tensorboard_dir))
         self._queue: queue.SimpleQueue[Block | threading.Event | None] = queue.SimpleQueue()
         self._hurry = threading.Event()  # set while a caller waits for the files
-        self._thread = threading.Thread(target=self._run, name="convoy-writer", daemon=True)
+        self._thread = RunThread(self._run, "convoy-writer")
         self._thread.start()
 
     def push(self, block: Block) -> None:

@@ -20,6 +20,7 @@ from engine.base.files import read_text
 from engine.base.formatting import seconds_text, size_text
 from engine.base.json_text import now
 from engine.base.user_errors import describe
+from engine.cluster.shutdown import RunThread
 from engine.run.directory import RunDirectory
 from engine.run.log import logger
 
@@ -173,7 +174,7 @@ class PlanRecord:
         self._predicted: Predicted | None = None
         self._abandoned = False
         # No daemon: the exit of Python would stop such a thread inside JAX, which crashes the process.
-        self._thread = threading.Thread(target=self._run, name="plan")
+        self._thread = RunThread(self._run, "plan", daemon=False, otherwise="plan.json has no prediction.")
 
     def rows(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Adds rows of training metrics, and starts the prediction. Called in the thread of the writer."""

@@ -22,6 +22,7 @@ from engine.base.errors import ConvoyError, RunError
 from engine.base.files import read_text
 from engine.cluster import output
 from engine.cluster.exit_status import ExitStatus
+from engine.cluster.shutdown import RunThread
 from engine.run import lease_copy
 from engine.run.atomic import cannot_write, write_text
 from engine.run.owner import Owner, is_alive
@@ -125,7 +126,7 @@ class OwnedLease(Lease):
         self._changed = threading.Condition()
         self._started = self._finished = 0  # number of the latest verification; `_started` is also the heartbeat
         self._verified_at = self._checked_at = _boottime()  # start of the last successful one, and the last check
-        self._thread = threading.Thread(target=self._renew, daemon=True, name="lease")
+        self._thread = RunThread(self._renew, "lease")
         self._thread.start()
 
     def check(self) -> None:

@@ -46,7 +46,8 @@ class Background[T]:
             self._values.append(self._function())
         except BaseException as error:  # `result` raises it
             self._error = error
-        self._done.set()
+        finally:
+            self._done.set()
 
     @property
     def done(self) -> bool:

@@ -17,6 +17,7 @@ from typing import Final, Self
 from engine.base.types import Device
 from engine.cluster import group
 from engine.cluster.kv_store import CoordinationError
+from engine.cluster.shutdown import RunThread
 from engine.loop.stragglers.base import FeedTimes, Stragglers
 from engine.loop.stragglers.device_probe import DeviceProbe, Probed
 from engine.loop.stragglers.host_load import HostLoad
@@ -71,7 +72,7 @@ class StragglerMonitor(Stragglers):
         self._written_s: dict[tuple[str, str], float] = {}  # lost seconds in the ledger
         self._write_at = 0.0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="stragglers", daemon=True)
+        self._thread = RunThread(self._run, "stragglers", otherwise="Slow processes are not named any more.")
 
     def __enter__(self) -> Self:
         self._thread.start()
