@@ -86,6 +86,8 @@ def train(
 
     Raises:
         ConvoyError: any failure; its `exit_code` is the exit code of the command line.
+        SystemExit, KeyboardInterrupt: SIGTERM or SIGINT stopped the run, whose state is saved; no `except Exception`
+            catches this. `Preempted` and `Interrupted` of `engine/loop/preemption.py`.
     """
     began = time.monotonic() if began is None else began
     if workdir == "":

@@ -8,10 +8,14 @@ import difflib
 from collections.abc import Iterable
 
 
-class ConvoyError(Exception):
-    """Base of every error that the engine raises on purpose; `exit_code` is the exit code of the process."""
+class EngineEnd(BaseException):
+    """Base of everything that the engine raises on purpose; it states how the process and the run end.
 
-    exit_code: int = 1
+    Errors are subclasses of ConvoyError. A request to stop is none, so that `except Exception` does not catch it
+    (`loop/preemption.py`).
+    """
+
+    exit_code: int = 1  # of the process
     state = "failed"  # `state` in `status.json` of a run that ends with this error
     everywhere = False  # whether every process of the run raises it at the same step
     from_outside = False  # whether the failure came from outside the process, so that it does not count as a crash loop
@@ -20,6 +24,10 @@ class ConvoyError(Exception):
     def kind(self) -> str:
         """Name of the error in front of its message."""
         return type(self).__name__
+
+
+class ConvoyError(EngineEnd, Exception):
+    """Base of every error that the engine raises on purpose."""
 
 
 class ConfigError(ConvoyError):

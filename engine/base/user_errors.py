@@ -11,7 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from engine.base.errors import ConvoyError
+from engine.base.errors import EngineEnd
 from engine.base.host import ADVICE
 
 _ENGINE = {file.parents[1] for file in (Path(__file__), Path(__file__).resolve())}  # Bazel runs links to the files
@@ -32,7 +32,7 @@ def describe(error: BaseException) -> str:
 
     `KeyError: 'imagee' (perception.py:12 in loss). The batch has image, label.` A ConvoyError is its own description.
     """
-    if isinstance(error, ConvoyError):
+    if isinstance(error, EngineEnd):
         return f"{error.kind}: {error}"
     text = f"{type(error).__name__}: {_text(error)}".removesuffix(": ")
     if where := location(error):
@@ -128,6 +128,6 @@ def short_path(file: str) -> str:
 def has_traceback(error: BaseException) -> bool:
     """Whether an error, or one that it follows from, was raised outside of the engine: its traceback is useful."""
     return any(
-        link.__traceback__ is not None and not isinstance(link, ConvoyError | KeyboardInterrupt)
+        link.__traceback__ is not None and not isinstance(link, EngineEnd | KeyboardInterrupt)
         for link in error_chain(error)
     )

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Sequence
 from typing import NoReturn
 
-from engine.base.errors import ConfigError, ConvoyError
+from engine.base.errors import ConfigError, EngineEnd
 from engine.cli.arguments import make_parser, parse, split_overrides
 from engine.cli.verbs import VERBS
 from engine.cluster import group, output, processes, shutdown, signal_thread, verdict
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(list(sys.argv[1:] if argv is None else argv))
         processes.leave()
     except BaseException as error:  # also SystemExit of the user's code
-        if isinstance(error, ConvoyError) and error.everywhere:
+        if isinstance(error, EngineEnd) and error.everywhere:
             verdict.report(error)
             _leave_after_failure()
         elif group.count() > 1:

@@ -14,7 +14,7 @@ verdict of a process is USER_ERROR or STOP, which is then the job's code.
 
 from enum import IntEnum
 
-from engine.base.errors import ConvoyError
+from engine.base.errors import EngineEnd
 
 
 class ExitStatus(IntEnum):
@@ -57,6 +57,6 @@ def status_of(error: BaseException | None) -> int:
     """Returns the exit code of a process that an error ends; without an error, DONE."""
     if error is None:
         return ExitStatus.DONE
-    if isinstance(error, KeyboardInterrupt):
-        return ExitStatus.INTERRUPTED
-    return error.exit_code if isinstance(error, ConvoyError) else ExitStatus.USER_ERROR
+    if isinstance(error, EngineEnd):
+        return error.exit_code
+    return ExitStatus.INTERRUPTED if isinstance(error, KeyboardInterrupt) else ExitStatus.USER_ERROR

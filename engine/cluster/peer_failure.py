@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 
-from engine.base.errors import ConvoyError, first_line
+from engine.base.errors import ConvoyError, EngineEnd, first_line
 from engine.cluster import kv_store, shutdown, timeouts, verdict
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.identity import count, index, is_primary, process_list
@@ -193,7 +193,7 @@ def location_reported(step: Callable[[], int]) -> Iterator[None]:
     """Adds a note to errors of the user's code: the process, and the number of completed steps."""
     try:
         yield
-    except ConvoyError:
+    except EngineEnd:
         raise
     except (Exception, SystemExit) as error:
         where = f"in process {index()} of {count()}, " if count() > 1 else ""

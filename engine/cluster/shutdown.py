@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from engine.base.errors import ConvoyError
+from engine.base.errors import ConvoyError, EngineEnd
 from engine.cluster import output, timeouts, tracebacks, verdict
 from engine.cluster.exit_status import ExitStatus, status_of
 
@@ -97,7 +97,7 @@ def failures_end_process(name: str, otherwise: str = "", passed: type[Exception]
     except BaseException as error:
         if otherwise:
             return logging.getLogger("convoy").warning("%s %s", _failure_text(name, error), otherwise)
-        if isinstance(error, ConvoyError):
+        if isinstance(error, EngineEnd):
             end(error)
         advice = "The run cannot go on without it. The same command resumes from the newest checkpoint."
         failure = ThreadFailed(f"{_failure_text(name, error)} {advice}")

@@ -10,7 +10,7 @@ import tempfile
 import traceback
 from pathlib import Path
 
-from engine.base.errors import ConvoyError
+from engine.base.errors import EngineEnd
 from engine.base.user_errors import describe, has_traceback
 from engine.storage.mounts import shown
 
@@ -30,7 +30,7 @@ def set_file(error: BaseException, file: Path) -> None:
 
 def is_unexpected(error: BaseException) -> bool:
     """Whether an error was raised by the user's code or a library and is none of the engine's own errors."""
-    return has_traceback(error) and not isinstance(error, ConvoyError | KeyboardInterrupt)
+    return has_traceback(error) and not isinstance(error, EngineEnd | KeyboardInterrupt)
 
 
 def keep(error: BaseException) -> None:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from engine.base.errors import ConvoyError
+from engine.base.errors import EngineEnd
 from engine.base.user_errors import error_chain, innermost_frame
 from engine.cluster import output, tracebacks
 from engine.cluster.exit_status import status_of
@@ -42,7 +42,8 @@ class Verdict:
     @staticmethod
     def of(error: BaseException, index: int) -> "Verdict":
         """Returns the verdict of a process that ends because of an error."""
-        text = "interrupted" if isinstance(error, KeyboardInterrupt) else tracebacks.report_text(error)
+        by_user = isinstance(error, KeyboardInterrupt) and not isinstance(error, EngineEnd)
+        text = "interrupted" if by_user else tracebacks.report_text(error)
         return Verdict(index, status_of(error), shown(text.rstrip()), time.monotonic(), failure_signature(error))
 
     @property
@@ -153,7 +154,7 @@ def failure_signature(error: BaseException) -> str:
     Errors caused from outside (a lost peer, a signal) have no signature: "". In a chain of errors, the first error with
     such a frame counts, since later errors only wrap it.
     """
-    if isinstance(error, ConvoyError) and error.from_outside:
+    if isinstance(error, EngineEnd) and error.from_outside:
         return ""
     frames = [frame for link in reversed(error_chain(error)) if (frame := innermost_frame(link))]
     return f"{type(error).__name__} at {frames[0]}" if frames else type(error).__name__

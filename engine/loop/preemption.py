@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import NoReturn
 
-from engine.base.errors import ConvoyError
+from engine.base.errors import EngineEnd
 from engine.cluster import group, output, shutdown
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.signal_thread import watching
@@ -27,17 +27,24 @@ _NOTHING_LOST = "No step was made that is not saved. The same command starts aga
 _runs = itertools.count()  # runs of this process, one after the other: each has its own topic
 
 
-class Preempted(ConvoyError):
-    """A scheduler stopped the run; it can resume from its last checkpoint."""
+class Preempted(EngineEnd, SystemExit):
+    """A scheduler stopped the run; it can resume from its last checkpoint.
+
+    A SystemExit: a program that does not catch it ends with 42, and `except Exception` does not catch it.
+    """
 
     exit_code = ExitStatus.RETRY
     state = "preempted"
     everywhere = True
     from_outside = True
 
+    def __init__(self, text: str):
+        super().__init__(text)
+        self.code = int(self.exit_code)  # that of the process; otherwise Python prints the text and exits with 1
 
-class Interrupted(ConvoyError):
-    """A person stopped the run."""
+
+class Interrupted(EngineEnd, KeyboardInterrupt):
+    """A person stopped the run. A KeyboardInterrupt: `except Exception` does not catch it."""
 
     exit_code = ExitStatus.INTERRUPTED
     state = "interrupted"

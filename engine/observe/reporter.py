@@ -9,7 +9,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-from engine.base.errors import ConvoyError, RunError
+from engine.base.errors import EngineEnd, RunError
 from engine.base.user_errors import describe, has_traceback
 from engine.cluster import group, output, shutdown, tracebacks, verdict
 from engine.cluster.exit_status import ExitStatus, status_of
@@ -105,7 +105,7 @@ class Reporter:
         shutdown.remove_exit_callback(self._report_forced_exit)
         code = status_of(error)
         state = "interrupted" if code == ExitStatus.INTERRUPTED else "failed" if error else "done"
-        state = error.state if isinstance(error, ConvoyError) else state
+        state = error.state if isinstance(error, EngineEnd) else state
         if error is not None:
             self._keep_traceback(error)
         last = self._summarise()
@@ -139,7 +139,7 @@ class Reporter:
         """Writes the final status when a thread ends this process because the main thread is stuck."""
         code = status_of(error)
         state = "interrupted" if code == ExitStatus.INTERRUPTED else "failed"
-        state = error.state if isinstance(error, ConvoyError) else state
+        state = error.state if isinstance(error, EngineEnd) else state
         self._update_status(state=state, reason=_reason(error), exit_code=code)
         self._forced = True
 
@@ -165,4 +165,4 @@ class Reporter:
 
 def _reason(error: BaseException) -> str:
     """Returns why an attempt ended, for its status: the text of an error of the engine, else a description."""
-    return shown(str(error) if isinstance(error, ConvoyError) else describe(error))
+    return shown(str(error) if isinstance(error, EngineEnd) else describe(error))

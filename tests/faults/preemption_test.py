@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -160,3 +162,41 @@ def test_sigint_saves_and_prints_a_summary_without_stacks(tmp_path, two, add_row
     row = resumed(config, run, two)
     assert row["lost"] == 0
     add_row("SIGINT", detected_s=seconds, code=code, **row)
+
+
+SWEEP = """
+import sys
+import engine
+
+for name in ("first", "second"):
+    try:
+        engine.train(sys.argv[1], workdir=f"{sys.argv[2]}/{name}")
+    except Exception as error:
+        print("next after", error)
+"""
+
+
+@pytest.mark.case("SIGTERM")
+def test_sigterm_ends_a_loop_of_runs_that_catches_every_exception(tmp_path, add_row):
+    config = harness.config(tmp_path / "config", pause=0.05).removeprefix("--config=")
+    process = subprocess.Popen(
+        [sys.executable, "-c", SWEEP, config, tmp_path],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=runs.environment(**runs.COMPILING),
+    )
+    try:
+        deadline = time.monotonic() + runs.limit(60)
+        while 3 not in harness.losses(tmp_path / "first") and time.monotonic() < deadline:
+            time.sleep(0.02)
+        begin = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(runs.limit(30)) == ExitStatus.RETRY
+        seconds = time.monotonic() - begin
+    finally:
+        process.kill()
+        output, _ = process.communicate()
+    assert b"next after" not in output and not (tmp_path / "second").exists()
+    status = runs.status(tmp_path / "first")
+    assert (status["state"], status["exit_code"]) == ("preempted", 42)
+    add_row("SIGTERM to a loop of runs in Python", detected_s=seconds, code=42)

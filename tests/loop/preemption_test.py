@@ -1,6 +1,7 @@
 """Real signals to real processes: what the loop polls, and the exit code of the process."""
 
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -369,3 +370,13 @@ def test_stop_request_after_a_peer_has_finished_is_ignored():
     children[1].send_signal(signal.SIGTERM)
     ends = [end(child) for child in children]
     assert [(returned, output) for returned, output, _ in ends] == [(0, ""), (0, "last False\n")], ends
+
+
+def test_stop_is_no_error_that_a_loop_of_runs_could_swallow():
+    for stop, kind in ((Preempted("asked to stop."), SystemExit), (Interrupted("asked to stop."), KeyboardInterrupt)):
+        assert isinstance(stop, kind) and not isinstance(stop, Exception) and str(stop) == "asked to stop."
+        again = pickle.loads(pickle.dumps(stop))
+        assert (type(again), str(again)) == (type(stop), "asked to stop.")
+    program = "from engine.loop.preemption import Preempted\nraise Preempted('asked to stop.')"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (42, "")
