@@ -22,8 +22,8 @@ class Phase:
     """Name in messages of the watchdog, and on the progress line if `shown`."""
     kind: str = ""
     """Kind of time in the goodput ledger (`run/goodput.py`); "" keeps the kind of the enclosing phase."""
-    timeout: Literal["step", "storage", "long"] = "step"
-    """Timeout of the watchdog: that of a step, that of storage, or ten times `resilience.hang`."""
+    timeout: Literal["step", "storage", "long", "none"] = "step"
+    """Timeout of the watchdog: that of a step, that of storage, ten times `resilience.hang`, or no limit."""
     outside_rates: bool = False
     """Whether its time is excluded from the training rates. The results of earlier steps are read first."""
     shown: bool = False
@@ -39,6 +39,7 @@ EVALUATING = Phase("evaluating", "evaluation", "long", outside_rates=True, shown
 CALLING_HOOK = Phase("calling a hook", "evaluation", "long", outside_rates=True)
 WAITING_FOR_HOOKS = Phase("waiting for the hooks of other processes", "evaluation", "long", outside_rates=True)
 PROFILING = Phase("profiling", timeout="long")
+IDLE = Phase("waiting for the caller of the loop", "evaluation", "none")
 
 
 class Phases:
@@ -83,4 +84,6 @@ class Phases:
     def _timed_out(self, phase: Phase) -> AbstractContextManager[None]:
         if phase.timeout == "storage":
             return self._watchdog.storing(phase.name)
+        if phase.timeout == "none":
+            return self._watchdog.unlimited(phase.name)
         return self._watchdog.patient(phase.name) if phase.timeout == "long" else nullcontext()

@@ -34,7 +34,7 @@ from engine.loop.events.save import PrepareSaves, Save
 from engine.loop.hooks import Hook
 from engine.loop.inputs import TrainInputs
 from engine.loop.observers import LateObserver
-from engine.loop.phases import COMPILING, SAVING, TRAINING, Phases
+from engine.loop.phases import COMPILING, IDLE, SAVING, TRAINING, Phases
 from engine.loop.preemption import Preemption
 from engine.loop.recording import check_metric_names, open_recorder
 from engine.loop.start import Start, compile_steps, restore, say_notes
@@ -159,7 +159,8 @@ class Trainer:
     def train(self) -> Generator[Boundary]:
         """Trains to the last step; yields each boundary after its events have run. Raises the errors of `run`.
 
-        Closing the generator ends the run at the boundary that was yielded last. No new save is started.
+        The caller may take any time between two boundaries; it counts as time of hooks. Closing the generator ends the
+        run at the boundary that was yielded last. No new save is started.
         """
         with contextlib.ExitStack() as stack:
             for context in (self._preemption, self._watchdog, self.checkpoints, self._inputs):
@@ -192,7 +193,8 @@ class Trainer:
                 for event in schedule.due(boundary):
                     with self._phase(event.phase):
                         event.run(boundary)
-                yield boundary
+                with self._phase(IDLE):  # the caller may leave the generator for as long as it likes
+                    yield boundary
             with self._phase(SAVING):
                 self.checkpoints.finish()
                 if self._measurements is not None and self._stop_reason and dispatcher.programs:

@@ -124,6 +124,12 @@ class Watchdog:
             yield
 
     @contextmanager
+    def unlimited(self, what: str) -> Iterator[None]:
+        """Applies no timeout: only code outside the engine knows how long this takes."""
+        with self._during(Activity(what)):
+            yield
+
+    @contextmanager
     def _during(self, activity: Activity) -> Iterator[None]:
         former = self._activity
         self._enter(activity)

@@ -5,13 +5,19 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import jax
 import pytest
 
+import engine
 from engine.cluster.exit_status import ExitStatus, is_retried
+from engine.config.schema import MeshSpec
+from engine.parallel.mesh import make_mesh
+from engine.run.directory import RunDirectory
 from tests import runs, zoo
 from tests.faults import harness
 
@@ -208,6 +214,39 @@ def test_hang_is_detected_and_reported_with_all_stacks(tmp_path, two, add_row):
     assert "Process 1 is behind" in status["reason"]
     row = resumed(config, run, two)
     add_row("a data source that hangs in one process", detected_s=detected, code=code, **row)
+
+
+def leave_the_loop(folder: str) -> None:
+    """Trains with a loop of its own, which it leaves at step 5 for much longer than a step may take."""
+    config = runs.config(
+        resilience__hang="1 second", evaluations={}, hooks={}, train__total="8 steps", log__every="1 step"
+    )
+    trainer = engine.Trainer(
+        zoo.Classify(),
+        make_mesh(MeshSpec(), jax.devices()[:1]),
+        zoo.source(),
+        config,
+        RunDirectory.open(Path(folder)),
+        evaluation_sources={},
+        hooks={},
+        on_row=lambda row: None,
+        on_message=lambda text: None,
+    )
+    for boundary in trainer.train():
+        print("step", boundary.step, flush=True)
+        if boundary.step == 5:
+            time.sleep(2.5)
+    trainer.directory.close()
+
+
+@pytest.mark.case("a loop that its caller leaves")
+def test_loop_that_its_caller_leaves_idle_is_no_hang(tmp_path, add_row):
+    program = "import sys; from tests.faults.process_test import leave_the_loop as leave; leave(sys.argv[1])"
+    words = [sys.executable, "-c", program, str(tmp_path / "run")]
+    done = subprocess.run(words, env=runs.environment(**runs.COMPILING), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "step 8"
+    add_row("a pause of 2.5 s at a boundary, with `resilience.hang` of 1 s", code=0)
 
 
 LIMIT = 4 << 30  # bytes, for two training processes and their launcher

@@ -28,6 +28,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "the log, in `status.json` and in `convoy goodput`.",
         "a data source hangs": "The watchdog (`resilience.hang`) prints the stacks of all threads, names the process "
         "and ends the run.",
+        "a loop that its caller leaves": "A program that iterates over `Trainer.train` may take any time between two "
+        "boundaries: this is no hang. Steps have their timeout again when it goes on.",
         "an exception in one process": "All processes end. The error is printed once.",
         "exits of the user's code": "`sys.exit` in a loss, a dataset or a hook is an error with the line of the code. "
         "Exit code 0 is given only after `status.json` states `done`. A launcher believes no other 0.",

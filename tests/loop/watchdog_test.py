@@ -96,6 +96,16 @@ def test_evaluation_has_its_own_timeout_between_heartbeats(dog, now):
         assert dog.progress.since == now[0]
 
 
+def test_time_that_only_code_outside_the_engine_knows_has_no_timeout_and_is_no_step(dog, now):
+    with dog.training(0):
+        steps(dog, now, [20.0, 20.0])
+        with dog.unlimited("waiting for the caller of the loop"):
+            now[0] += 1e6
+            assert dog.poll()[1:] == (None, "")
+        steps(dog, now, [20.0])
+        assert dog.poll()[1] == 100.0
+
+
 def test_save_timeout_exceeds_checkpoint_timeout(dog):
     with dog.storing("saving"):
         assert dog.poll()[1:] == (1260.0, "2 times checkpoint.timeout and 60 s")
