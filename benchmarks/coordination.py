@@ -39,8 +39,8 @@ def exponent(values: Mapping[int, float]) -> float:
     return over / sum((a - mean_x) ** 2 for a in x)
 
 
-def rows(results: Mapping[int, Result]) -> Iterator[Row]:
-    """Yields the rows of simulations, by their number of processes."""
+def rows(results: Mapping[int, Result], idle_s: float = IDLE_S) -> Iterator[Row]:
+    """Yields the rows of simulations, by their number of processes, each of which was idle for `idle_s` seconds."""
     for count, result in results.items():
         for phase, what in WHAT.items():
             everyone, cpu_s = result.all(phase), result.cpu_s[phase]
@@ -49,9 +49,9 @@ def rows(results: Mapping[int, Result]) -> Iterator[Row]:
             note += f"{cpu_s[0]:.2f} s of processor time; all processes use {sum(cpu_s):.1f} s"
             yield Row(f"{count} processes, {what}", (result.seconds[phase],), "s", note=note)
         polls, size = result.all("idle").total(polls=True)
-        cpu = result.cpu_s["idle"][0] / IDLE_S
-        note = f"{size / IDLE_S / 1024:,.0f} KiB/s, {cpu:.0%} of a core; a process has {result.memory_mib:.0f} MiB"
-        yield Row(f"{count} processes, polls at process 0", (polls / IDLE_S,), "requests/s", digits=0, note=note)
+        cpu = result.cpu_s["idle"][0] / idle_s
+        note = f"{size / idle_s / 1024:,.0f} KiB/s, {cpu:.0%} of a core; a process has {result.memory_mib:.0f} MiB"
+        yield Row(f"{count} processes, polls at process 0", (polls / idle_s,), "requests/s", digits=0, note=note)
     if len(results) > 1:
         yield from _growth(results)
 
@@ -78,6 +78,7 @@ def _per_request(result: Result, phase: str) -> float:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this benchmark."""
     parser.add_argument("--processes", type=_counts, default=[50, 100, 200, 400], metavar="N,N", help="simulations")
+    parser.add_argument("--idle", type=float, default=IDLE_S, help="seconds in which the processes only poll")
 
 
 def _counts(text: str) -> Sequence[int]:
@@ -91,9 +92,9 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
     for count in args.processes:
         report.progress(f"coordination: {count} processes")
         with tempfile.TemporaryDirectory(prefix="coordination_", dir=memory if memory.is_dir() else None) as folder:
-            results[count] = simulate(count, Path(folder))
-    yield from rows(results)
+            results[count] = simulate(count, Path(folder), args.idle)
+    yield from rows(results, args.idle)
 
 
 if __name__ == "__main__":
-    report.main(__doc__, add_arguments, run)
+    report.main(__doc__, add_arguments, run, tiny=("--processes=2,4", "--idle=0.5"))

@@ -91,4 +91,4 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    report.main(__doc__, add_arguments, run)
+    report.main(__doc__, add_arguments, run, tiny=("--only=digits", "--turns=1", "--steps=64"))

@@ -121,4 +121,4 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    report.main(__doc__, add_arguments, run)
+    report.main(__doc__, add_arguments, run, tiny=("--small", "--turns=1", "--steps=3"))

@@ -151,4 +151,4 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    report.main(__doc__, add_arguments, run)
+    report.main(__doc__, add_arguments, run, tiny=("--only=16-8-10", "--turns=1", "--blocks=1"))

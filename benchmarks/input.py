@@ -119,7 +119,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=0.7, help="length of a turn")
     parser.add_argument("--only", choices=input_files.SOURCES)
-    parser.add_argument("--tiny", action="store_true", help="few small files and only threads, to try the program")
+    parser.add_argument("--small", action="store_true", help="few small files and only threads, to try the program")
 
 
 def run(args: argparse.Namespace) -> Iterator[Row]:
@@ -129,11 +129,11 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
             print(f"{TITLES[name]}: left out. It needs simplejpeg: pip install simplejpeg", file=sys.stderr)
             continue
         with tempfile.TemporaryDirectory(prefix="convoy-benchmark-") as folder:
-            input_files.write(name, folder, args.tiny)
+            input_files.write(name, folder, args.small)
             check_resume(name, Path(folder))
-            modes = MODES[:1] if args.tiny else MODES
+            modes = MODES[:1] if args.small else MODES
             yield row(name, measure(name, Path(folder), args.turns, args.seconds, args.torch, modes))
 
 
 if __name__ == "__main__":
-    report.main(__doc__, add_arguments, run)
+    report.main(__doc__, add_arguments, run, tiny=("--small", "--turns=1", "--seconds=0.02", "--only=scenes"))

@@ -140,4 +140,4 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    report.main(__doc__, add_arguments, run)
+    report.main(__doc__, add_arguments, run, tiny=("--turns=1", "--steps=10", "--count=60", "--only=packed"))

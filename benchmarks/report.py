@@ -1,7 +1,8 @@
 """Rows of measured values: how a benchmark returns, prints and stores what it measured.
 
 A benchmark is a module with `add_arguments(parser)` and `run(args)`, a generator of rows; `main` makes a program of it.
-`--rows=FILE` also writes the rows as JSON lines, which `all.py` reads.
+`--rows=FILE` also writes the rows as JSON lines, which `all.py` reads. `--tiny` measures as little as possible: the
+tests run each benchmark so.
 """
 
 import argparse
@@ -124,6 +125,7 @@ def main(
     add_arguments: Callable[[argparse.ArgumentParser], None],
     run: Callable[[argparse.Namespace], Iterable[Row]],
     argv: Sequence[str] | None = None,
+    tiny: Sequence[str] = (),
 ) -> None:
     """Parses the command line, runs a benchmark, and prints each row as soon as it is measured.
 
@@ -132,11 +134,16 @@ def main(
         add_arguments: adds the arguments of the benchmark.
         run: measures and yields rows.
         argv: the command line; that of the process by default.
+        tiny: the arguments that `--tiny` stands for.
     """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--rows", type=Path, metavar="FILE", help="also write the rows here, as JSON lines")
-    args = parser.parse_args(argv)
+    parser.add_argument("--tiny", action="store_true", help=f"try the program: {' '.join(tiny)}")
+    words = sys.argv[1:] if argv is None else argv
+    args = parser.parse_args(words)
+    if args.tiny:
+        args = parser.parse_args([*tiny, *words])
     print(f"{machine()}; load {os.getloadavg()[0]:.1f}", flush=True)
     with RowFile(args.rows) as file:
         for row in run(args):
@@ -176,7 +183,10 @@ def read_rows(path: Path) -> tuple[list[Row], str]:
     """Returns the rows of a file that a benchmark wrote, and the error that ended it, or an empty text."""
     rows, error = [], ""
     for line in path.read_text().splitlines() if path.exists() else ():
-        content = json.loads(line)
+        try:
+            content = json.loads(line)
+        except ValueError:
+            return rows, "killed while it wrote a row"
         if "row" in content:
             rows.append(Row(**content["row"] | {"values": tuple(content["row"]["values"])}))
         else:

@@ -147,4 +147,4 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    report.main(__doc__, add_arguments, run)
+    report.main(__doc__, add_arguments, run, tiny=("--mib=2", "--rounds=2"))

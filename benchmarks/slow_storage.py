@@ -88,4 +88,4 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    report.main(__doc__, add_arguments, run)
+    report.main(__doc__, add_arguments, run, tiny=("--steps=1500", "--delay=0.05"))

@@ -1,10 +1,32 @@
-"""The command that runs the short benchmarks: what becomes of rows, of failures, and of the page."""
+"""The command that runs the short benchmarks: what becomes of rows, of failures, and of the page.
+
+Each benchmark runs here in its tiny form, by its own command. Those of `ELSEWHERE` have tests of their own.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
 from benchmarks import all as run_all
 from benchmarks.all import BEGIN, END, Result
+from benchmarks.disk import has_compiler
 from benchmarks.report import Row
+from tests import runs
+
+WITH_ROWS = (*run_all.BENCHMARKS, "coordination", "slow_storage")
+ELSEWHERE = {
+    "accelerator": "accelerator_test.py",
+    "aot": "tests/aot",
+    "forecasting": "tests/models/pedestrians/forecasting_table_test.py",
+    "kill_storm": "tests/faults/supervisor_test.py",
+    "references": "references_test.py",
+}
+"""Other benchmarks -> what tests them."""
+NO_BENCHMARKS = {"all", "bare_start", "simulated_processes"} | {
+    f"{name}_{loop}" for name in ("decoder", "input") for loop in ("engine", "plain", "grain", "torch")
+}
 
 PAGE = f"# Numbers\n\n{BEGIN}\nold\n{END}\n\nAfter.\n"
 
@@ -82,3 +104,55 @@ def test_unknown_benchmark_is_refused(capsys):
     with pytest.raises(SystemExit):
         run_all.parse(["--only=loops"], run_all.BENCHMARKS)
     assert "loops is unknown. Allowed: loop, dispatch" in capsys.readouterr().err
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WITH_ROWS)
+def test_benchmark_runs_in_its_tiny_form(name, one_device):
+    if name == "slow_storage" and not has_compiler():
+        pytest.skip("needs a C compiler")
+    result = run_all.run_benchmark(name, ["--tiny"], timeout_s=runs.limit(120))
+    assert result.error == ""
+    assert all(row.values and row.result for row in result.rows)
+    rows = {row.what: row for row in result.rows}
+    if name == "decoder":
+        row = rows["decoder step, engine / plain JAX"]
+        assert float(row.note.rpartition("differ by at most ")[2]) <= 1e-5
+    if name == "ragged":
+        assert rows["elements / elements without padding: packed"].median < 1.15
+        balance = rows["imbalance of 8 ranks of 32 examples, 95th percentile"]
+        assert balance.median < 3 and "without Balanced" in balance.note
+
+
+@pytest.mark.multiprocess
+@pytest.mark.slow
+def test_planning_runs_in_its_tiny_form():
+    words = [sys.executable, "-m", "benchmarks.planning", "--tiny"]
+    done = subprocess.run(words, env=runs.environment(), capture_output=True, text=True, timeout=runs.limit(120))
+    assert done.returncode == 0, done.stderr
+    assert "compiled: Spearman " in done.stdout
+
+
+def test_every_benchmark_is_run_by_a_test():
+    folder = Path(run_all.__file__).parent
+    files = [*folder.glob("*.py"), *folder.glob("*/__main__.py")]
+    commands = {
+        file.relative_to(folder).parts[0].removesuffix(".py") for file in files if "__main__" in file.read_text()
+    }
+    assert commands - NO_BENCHMARKS == {*WITH_ROWS, *ELSEWHERE, "planning"}
+
+
+def test_interrupted_run_prints_its_rows_and_leaves_the_page(page, capsys, monkeypatch):
+    def interrupted(name, arguments):
+        return Result(f"python -m benchmarks.{name}", [Row("step", (1.0,))], "interrupted", interrupted=True)
+
+    monkeypatch.setattr(run_all, "run_benchmark", interrupted)
+    assert run_all.main([f"--output={page}"], {"loop": (), "dispatch": ()}) == 130
+    assert page.read_text() == PAGE
+    printed = capsys.readouterr().out
+    assert "| step | 1.00 (1.00-1.00) |" in printed and "dispatch" not in printed
+
+
+def test_estimate_covers_each_benchmark():
+    assert run_all.MINUTES.keys() == run_all.BENCHMARKS.keys()

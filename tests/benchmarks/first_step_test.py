@@ -1,7 +1,9 @@
-"""Starts are timed until the first step: cold ones with an empty compile cache, warm ones with the filled cache."""
+"""Starts are timed until the first step: cold ones with an empty compile cache, warm ones with the filled cache.
+
+`all_test.py` starts the real commands.
+"""
 
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -42,15 +44,6 @@ def test_rows_compare_engine_and_bare_script():
     assert cold.values == (3.0,) and "bare script 2.00 s" in cold.note and cold.target == ""
     assert warm.values == (1.5, 3.0) and warm.target == "at most 4 s: met"
     assert ratio.values == (1.5, 3.0) and ratio.target == "at most 1.4: not met"
-
-
-@pytest.mark.multiprocess
-@pytest.mark.parametrize("name", first_step.COMMANDS)
-def test_real_start_reports_its_first_step(name, tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
-    cache = tmp_path / "cache"
-    assert first_step.seconds(first_step.COMMANDS[name](tmp_path / "run"), cache, tmp_path / "first-step") > 0
-    assert any(Path(cache).iterdir())
 
 
 def test_start_that_fails_is_an_error(tmp_path):

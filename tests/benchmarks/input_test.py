@@ -66,15 +66,8 @@ def test_grain_reads_small_arrays_a_batch_at_a_time(tmp_path):
     assert not np.array_equal(first["image"], second["image"])
 
 
-@pytest.mark.multiprocess
-def test_readers_take_turns_and_give_a_row():
-    arguments = argparse.Namespace(torch=None, turns=1, seconds=0.02, only="scenes", tiny=True)
-    (row,) = input.run(arguments)
-    assert row.values[0] > 0 and "Grain " in row.note
-
-
 def test_cameras_are_left_out_without_their_decoder(monkeypatch, capsys):
     monkeypatch.setattr(input.importlib.util, "find_spec", lambda name: None)
-    arguments = argparse.Namespace(torch=None, turns=1, seconds=0.02, only="cameras", tiny=True)
+    arguments = argparse.Namespace(torch=None, turns=1, seconds=0.02, only="cameras", small=True)
     assert list(input.run(arguments)) == []
     assert "It needs simplejpeg: pip install simplejpeg" in capsys.readouterr().err

@@ -55,6 +55,25 @@ def test_error_follows_the_rows_that_were_measured_before(tmp_path):
     assert report.read_rows(file) == ([Row("first", (1.0, 2.0), note="a | b")], "ValueError: the disk is full")
 
 
+def test_row_that_is_cut_ends_the_rows(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"row": {"what": "step", "values": [1.0]}}\n{"row": {"wh')
+    assert report.read_rows(file) == ([Row("step", (1.0,))], "killed while it wrote a row")
+
+
+def test_tiny_stands_for_arguments_that_others_override(capsys):
+    def add_arguments(parser):
+        parser.add_argument("--turns", type=int, default=9)
+        parser.add_argument("--steps", type=int, default=9)
+
+    def run(args):
+        yield Row("turns", (args.turns,))
+        yield Row("steps", (args.steps,))
+
+    report.main("", add_arguments, run, ["--tiny", "--steps=3"], tiny=("--turns=1", "--steps=2"))
+    assert "turns: 1.00" in (printed := capsys.readouterr().out) and "steps: 3.00" in printed
+
+
 def test_benchmark_without_a_file_has_no_rows(tmp_path):
     assert report.read_rows(tmp_path / "nothing") == ([], "")
 
