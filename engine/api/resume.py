@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from engine.base.duration import Duration
 from engine.base.errors import ConfigError, DataError, RunError
 from engine.base.files import read_text
+from engine.base.json_text import reason
 from engine.checkpoint.store import CheckpointStore
 from engine.cluster import group
 from engine.cluster.consistency_check import check_consistency
@@ -185,13 +186,13 @@ def stored_matrices(directory: RunDirectory) -> str | None:
             return ""
         from engine.training.muon import MuonChoice
 
-        text = read_text(directory.optimizer)
         try:
+            text = read_text(directory.optimizer)
             MuonChoice.from_text(text)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise RunError(
-                f"{directory.optimizer} is damaged ({error}). It says which parameters Muon orthogonalises. Restore it "
-                "from a backup, or start a new run with --fresh (the old run is moved aside)."
+                f"{directory.optimizer} is damaged ({reason(error)}). It says which parameters Muon orthogonalises. "
+                "Restore it from a backup, or start a new run with --fresh (the old run is moved aside)."
             ) from error
         return text
 

@@ -5,7 +5,6 @@ the settings of the evaluation, and the time.
 """
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +13,7 @@ from typing import Any
 from engine.api.saved_program import open_program
 from engine.api.saved_run import SavedRun
 from engine.base.errors import ConfigError, RunError
-from engine.base.files import read_text
-from engine.base.json_text import dumps, now
+from engine.base.json_text import dumps, now, read_lines
 from engine.cluster import group, peer_failure
 from engine.compile.build import build_task
 from engine.compile.out_of_memory import out_of_memory_reported
@@ -166,31 +164,31 @@ class SavedEvaluations:
                 self.say(f"{path}: cannot be written ({error.strerror or error}), so the {what} are not stored.")
 
 
-def read_results(path: Path) -> list[StoredResults]:
-    """Returns the results in a file; lines that are not results are left out. Raises RunError if it cannot be read."""
+_SHAPE = {
+    "step": int, "evaluation": str, "metrics": {str: object}, "settings": {str: str}, "section?": {str: str},
+    "time": str,
+}  # fmt: skip
+
+
+def read_results(path: Path, say: Callable[[str], None] = lambda text: None) -> list[StoredResults]:
+    """Returns the results in a file.
+
+    Args:
+        path: the file.
+        say: called with a sentence about damaged lines, which are skipped.
+
+    Raises:
+        RunError: the file cannot be read.
+    """
     try:
-        lines = read_text(path).splitlines()
+        found = read_lines(path, _SHAPE)
     except FileNotFoundError:
         return []
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror or error}). Move the file away.") from error
-    found = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            found.append(
-                StoredResults(
-                    int(entry["step"]),
-                    entry["evaluation"],
-                    entry["metrics"],
-                    dict(entry["settings"]),
-                    dict(entry.get("section", {})),
-                    entry["time"],
-                )
-            )
-        except (ValueError, TypeError, KeyError, RecursionError):
-            continue
-    return found
+    if note := found.note(shown(path)):
+        say(f"warning: {note}")
+    return [StoredResults(**fields) for fields in found.values]
 
 
 def _settings(

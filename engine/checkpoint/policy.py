@@ -4,7 +4,6 @@ Retention keeps the newest and the best steps. Evaluation results are stored in 
 checkpoints: {"500": {"heldout/accuracy": 0.97}}. Of equal values, the earlier step ranks first.
 """
 
-import json
 import math
 import os
 import time
@@ -14,7 +13,6 @@ from pathlib import Path
 from engine.base import json_text
 from engine.base.duration import Duration, Period
 from engine.base.errors import CheckpointError
-from engine.base.files import read_text
 from engine.checkpoint import timeouts
 from engine.cluster import group
 from engine.run.atomic import cannot_write
@@ -227,12 +225,12 @@ def read_results(directory: Path) -> dict[int, dict[str, float]]:
     """
     path = directory / RESULTS
     try:
-        stored = json.loads(read_text(path))
-        return {int(step): {name: float(value) for name, value in values.items()} for step, values in stored.items()}
+        stored = json_text.read(path, {str: {str: float}}, constants=True)
+        return {int(step): values for step, values in stored.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({error}). Move it away to continue; the best checkpoint is then chosen from new "
-            "results only."
+            f"{path}: cannot be read ({json_text.reason(error)}). Move it away to continue; the best checkpoint is "
+            "then chosen from new results only."
         ) from error

@@ -19,8 +19,9 @@ import jax
 from jax.experimental import serialize_executable
 from jax.sharding import Mesh
 
+from engine.base import json_text
 from engine.base.errors import ConfigError, first_line
-from engine.base.files import read_text, replacing, set_aside
+from engine.base.files import replacing, set_aside
 from engine.cluster import group
 from engine.compile import cache
 from engine.compile.compiler import ProgramCompiler
@@ -177,10 +178,13 @@ def first_problem(problems: Mapping[int, str], missing: Sequence[int]) -> str:
 def read_entry(path: Path) -> dict[str, Any] | None:
     """Returns the description of a stored program; None if there is none that this version can read."""
     try:
-        entry = json.loads(read_text(path))
+        entry = json_text.read(path, _SHAPE)
     except (OSError, ValueError):
         return None
-    return entry if isinstance(entry, dict) and entry.get("format") == FORMAT else None
+    return entry if entry["format"] == FORMAT else None
+
+
+_SHAPE = {"format": int, "name": str, "facts": {str: str}, "sha256": str, "config": str, str: object}
 
 
 def _path(folder: Path, name: str, facts: Mapping[str, str]) -> Path:

@@ -8,9 +8,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from engine.base import json_text
 from engine.base.duration import UNKNOWN_LENGTH
 from engine.base.errors import DataError
-from engine.base.files import read_text
 from engine.data.source import SEPARATOR, BaseSource, example_spec, leaves_with_path
 
 MAX_SHOWN = 8  # differing parts of a fingerprint that are listed
@@ -59,11 +59,11 @@ def read(path: Path) -> dict[str, Summary]:
         DataError: the file cannot be read.
     """
     try:
-        stored = json.loads(read_text(path))
-        return {where: {str(name): str(text) for name, text in summary.items()} for where, summary in stored.items()}
+        return json_text.read(path, {str: {str: str}})
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"{path}: cannot be read ({error}). Move the file away to continue without a comparison of the datasets."
+            f"{path}: cannot be read ({json_text.reason(error)}). Move the file away to continue without a "
+            "comparison of the datasets."
         ) from error

@@ -4,14 +4,12 @@ The conditions are a pure function of the stored results of evaluations and hook
 of a run, decides as an uninterrupted run does.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from engine.base import formatting, json_text
 from engine.base.errors import RunError
-from engine.base.files import read_text
 from engine.cluster import group
 from engine.config.schema import Stop as StopConfig
 from engine.run.directory import RunDirectory
@@ -101,13 +99,12 @@ def ended(directory: RunDirectory, step: int, total_steps: int, settings: Mappin
 
 def _read(directory: RunDirectory) -> list | None:
     try:
-        stored = json.loads(read_text(directory.stopped))
-        record = StopRecord(int(stored["step"]), str(stored["reason"]), dict(stored["settings"]))
+        record = StopRecord(**json_text.read(directory.stopped, {"step": int, "reason": str, "settings": {str: str}}))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(
-            f"{directory.stopped}: is not the record of a stopped run ({error}). Remove this file: the run then "
-            "continues from its newest checkpoint."
+            f"{directory.stopped}: is not the record of a stopped run ({json_text.reason(error)}). Remove this "
+            "file: the run then continues from its newest checkpoint."
         ) from error
     return list(vars(record).values())

@@ -10,7 +10,7 @@ from engine.base.errors import RunError
 from engine.base.formatting import aligned
 from engine.observe.throughput import Reading
 from engine.run.directory import RunDirectory
-from engine.run.goodput import KINDS, SLOW, Entry, Time, read, sums
+from engine.run.goodput import KINDS, SLOW, Entry, Time, read_all, sums
 
 ATTEMPTS = 20  # number of last attempts that have a row of their own
 
@@ -21,11 +21,12 @@ def goodput_text(run: RunDirectory) -> str:
     Raises:
         RunError: the run has no goodput ledger.
     """
-    entries = read(run.goodput)
+    found = read_all(run.goodput)
+    entries = [entry for entry in found.values if entry["kind"] != SLOW]
     if not entries:
         raise RunError(
-            f"{run.goodput}: missing or empty, so the time of this run is unknown. Pass the --workdir of a "
-            "`convoy train` that has started."
+            f"{run.goodput}: {'damaged' if found.damaged else 'missing or empty'}, so the time of this run is unknown. "
+            "Pass the --workdir of a `convoy train` that has started."
         )
     attempts = sums(entries)
     total = {kind: Time() for kind in KINDS}
@@ -46,7 +47,9 @@ def goodput_text(run: RunDirectory) -> str:
         *(f"  {line}" for line in aligned(rows, right=True)),
     ]
     lines += _reading(entries, total)
-    lines += _slow_processes(read(run.goodput, (SLOW,)))
+    lines += _slow_processes([entry for entry in found.values if entry["kind"] == SLOW])
+    if note := found.note(run.goodput):
+        lines.append(f"warning: {note} The times above leave them out.")
     if any(entry.get("wall") for entry in entries):
         lines.append("Down times across machines or reboots are by the wall clock, which may have been adjusted.")
     return "\n".join(lines)

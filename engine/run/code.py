@@ -5,7 +5,6 @@ Reading a run later uses it to import the Task from any folder, and to say what 
 
 import dataclasses
 import importlib.metadata
-import json
 import os
 import platform
 import subprocess
@@ -14,10 +13,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from engine import __version__
-from engine.base.files import read_text
+from engine.base import json_text
 from engine.base.json_text import dumps, now
 from engine.base.user_errors import is_user_code
 from engine.cluster.consistency_check import LIBRARIES
+from engine.storage.mounts import shown
 
 GIT_S = 5.0  # timeout of a git command, which may read a slow disk
 
@@ -33,6 +33,7 @@ class Code:
         packages: package -> version.
         attempt: the attempt that found this.
         time: when it started.
+        problem: why nothing is known, if the file is damaged.
     """
 
     folders: tuple[str, ...] = ()
@@ -41,9 +42,12 @@ class Code:
     packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
     attempt: int = 0
     time: str = ""
+    problem: str = ""
 
     def __str__(self) -> str:
-        """The folders, the commit and the versions, as part of a sentence; "" if nothing is known."""
+        """The folders, the commit and the versions, as part of a sentence; "" for a run that has stored nothing."""
+        if self.problem:
+            return f"unknown folders ({self.problem})"
         if not self.time:
             return ""  # an older run
         where = ", ".join(self.folders) or "installed packages"
@@ -111,20 +115,25 @@ def _run_git(folder: str, *words: str) -> str | None:
 
 def to_text(code: Code) -> str:
     """Returns the text of `code.json`."""
-    return dumps(dataclasses.asdict(code), indent=1) + "\n"
+    return dumps({name: vars(code)[name] for name in _SHAPE}, indent=1) + "\n"
+
+
+_SHAPE = {
+    "folders": [str],
+    "commit": str,
+    "dirty": bool | None,
+    "packages": {str: str},
+    "attempt": int,
+    "time": str,
+}
 
 
 def read(path: Path) -> Code:
-    """Returns the code of a run; an empty one if the file is missing or cannot be read, as in older runs."""
+    """Returns the code of a run: an empty one if there is no file, as in older runs; a problem if it is damaged."""
     try:
-        found = json.loads(read_text(path))
-        return Code(
-            folders=tuple(str(folder) for folder in found.get("folders", ())),
-            commit=str(found.get("commit", "")),
-            dirty=None if found.get("dirty", False) is None else found.get("dirty") is True,
-            packages={str(name): str(version) for name, version in dict(found.get("packages", {})).items()},
-            attempt=int(found.get("attempt", 0)),
-            time=str(found.get("time", "")),
-        )
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        found = json_text.read(path, _SHAPE)
+    except FileNotFoundError:
         return Code()
+    except (OSError, ValueError) as error:
+        return Code(problem=f"{shown(path)} is damaged: {json_text.reason(error)}")
+    return Code(**{**found, "folders": tuple(found["folders"])})

@@ -14,10 +14,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NotRequired, TypedDict, TypeGuard
+from typing import Any, NotRequired, TypedDict
 
+from engine.base import json_text
 from engine.base.errors import RunError
-from engine.base.files import read_text
 from engine.base.host import usable_cores
 from engine.run.atomic import cannot_write
 from engine.run.log import logger
@@ -252,45 +252,39 @@ def append(path: Path, entries: Sequence[Entry]) -> None:
 
 
 def read(path: Path, kinds: Sequence[str] = KINDS) -> list[Entry]:
-    """Returns the entries of these kinds, the oldest first; an empty list if the file is missing.
+    """Returns the entries of these kinds, the oldest first, as `read_all`."""
+    return [entry for entry in read_all(path).values if entry["kind"] in kinds]
 
-    Incomplete lines are skipped.
+
+def read_all(path: Path) -> json_text.Lines:
+    """Returns all entries, the oldest first, and which lines are damaged; nothing if the file is missing.
+
+    Raises:
+        RunError: the file cannot be read.
     """
     try:
-        text = read_text(path, errors="replace")
+        return json_text.read_lines(path, _SHAPE, _problem)
     except FileNotFoundError:
-        return []
+        return json_text.Lines([], {})
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror or error}). Move the file away.") from error
-    entries = []
-    for line in text.splitlines():
-        with suppress(ValueError, RecursionError):
-            entry = json.loads(line)
-            if _is_valid(entry) and entry["kind"] in kinds:
-                entries.append(entry)
-    return entries
 
 
-def _is_valid(entry: object) -> TypeGuard[Entry]:
-    """Returns whether a line of the file is an entry; the fields after `step` are missing in old files."""
-    if not isinstance(entry, dict) or entry.get("kind") not in (*KINDS, SLOW):
-        return False
-    counts = [entry.get(name) for name in ("steps", "attempt")] + [entry.get("step", 0), entry.get("pid", 0)]
-    times = [entry.get("seconds"), entry.get("time", 0), entry.get("clock", 0)]
-    are_counts = all(type(count) is int and abs(count) < _LARGEST for count in counts)
-    are_times = all(type(time) in (int, float) and abs(time) < _LARGEST for time in times)  # false for NaN
-    texts = [entry.get(name, "") for name in ("boot", "process", "cause")]
-    return are_counts and are_times and all(isinstance(text, str) for text in texts) and _is_reading(entry)
+# The fields after `step` are missing in old files.
+_SHAPE = {
+    "kind": frozenset((*KINDS, SLOW)), "seconds": float, "steps": int, "attempt": int, "step?": int, "time?": float,
+    "clock?": float, "boot?": str, "pid?": int, "wall?": bool, "process?": str, "cause?": str,
+    "reading?": {str: float}, "readers?": int, "cores?": int, "closed?": bool,
+}  # fmt: skip
 
 
-def _is_reading(entry: Mapping[str, Any]) -> bool:
-    """Returns whether the times of reading are numbers; older files have none."""
-    reading = entry.get("reading", {})
-    counts = [entry.get(name, 1) for name in ("readers", "cores")]
-    if not isinstance(reading, dict):
-        return False
-    are_times = all(type(seconds) in (int, float) and abs(seconds) < _LARGEST for seconds in reading.values())
-    return are_times and all(type(count) is int and 0 < count < _LARGEST for count in counts)
+def _problem(entry: Mapping[str, Any]) -> str:
+    """Returns what is wrong with the numbers of an entry; "" for one that this file has written."""
+    for name, value in {**entry, **entry.get("reading", {})}.items():
+        if isinstance(value, int | float) and not abs(value) < _LARGEST:  # also NaN
+            return f"{name}: found {value}, expected less than {_LARGEST:g}"
+    smallest = min(entry.get("readers", 1), entry.get("cores", 1))
+    return "" if smallest > 0 else f"readers or cores: found {smallest}, expected more than 0"
 
 
 @dataclass

@@ -14,12 +14,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import NoReturn
 
 from engine.base.errors import ConvoyError, RunError
 from engine.base.files import read_text
+from engine.base.json_text import parse
 from engine.cluster import output
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.shutdown import RunThread
@@ -56,6 +57,11 @@ class _Record:
     released: bool
 
 
+_SHAPE = {f"{each.name}?": int if each.name == "pid" else str for each in fields(Owner)} | {
+    "id": str, "host": str, "pid": int, "beat": str,
+}  # fmt: skip
+
+
 def _text(owner: Owner, heartbeat: int | str) -> str:
     """Returns the text of a lease file. Its length is constant, so that it can be overwritten in place."""
     return json.dumps({**asdict(owner), "beat": f"{heartbeat:>12}"}, indent=1) + "\n"
@@ -63,14 +69,11 @@ def _text(owner: Owner, heartbeat: int | str) -> str:
 
 def _parse(text: str) -> _Record:
     try:
-        fields = json.loads(text)
-        heartbeat = fields.pop("beat")
-        owner = Owner(**fields)
-        if type(owner.pid) is not int or not all(isinstance(v, str) for name, v in fields.items() if name != "pid"):
-            return _Record(None, False)
-        return _Record(owner, heartbeat.strip() == _RELEASED)
-    except (ValueError, TypeError, AttributeError, KeyError, RecursionError):
+        found = parse(text, _SHAPE)
+    except ValueError:
         return _Record(None, False)
+    heartbeat = found.pop("beat")
+    return _Record(Owner(**found), heartbeat.strip() == _RELEASED)
 
 
 class Lease:

@@ -6,14 +6,14 @@ classes or the sources of a mixture, a line has the number of rows with each tag
 the last attempt counts.
 """
 
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from engine.base.json_text import read_lines
 from engine.run.jsonl import JsonLinesWriter
+from engine.run.log import logger
 
 
 class Ledger:
@@ -47,7 +47,7 @@ class Ledger:
 def read(folder: Path) -> dict[int, list[int]]:
     """Returns step -> the examples of its global batch in row order, as of the step's last attempt.
 
-    Rows that several processes fed identically count once. Incomplete lines are skipped.
+    Rows that several processes fed identically count once. A warning says how many damaged lines are skipped.
     """
     steps: dict[int, tuple[int, dict[int, int]]] = {}
     for path in filter(Path.is_file, folder.glob("*.jsonl")):
@@ -80,19 +80,11 @@ def shares(folder: Path, first: int, last: int) -> dict[str, float]:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for text in path.read_text(errors="replace").splitlines():
-        with suppress(ValueError, RecursionError):
-            line = json.loads(text)
-            if _is_line(line):
-                lines.append(line)
-    return lines
+    def problem(line: dict[str, Any]) -> str:
+        return "" if len(line["rows"]) == len(line["examples"]) else "rows and examples have different lengths"
 
-
-def _is_line(line: object) -> bool:
-    if not isinstance(line, dict) or not all(type(line.get(name)) is int for name in ("step", "attempt")):
-        return False
-    rows, examples = line.get("rows"), line.get("examples")
-    if not isinstance(rows, list) or not isinstance(examples, list) or len(rows) != len(examples):
-        return False
-    return all(type(number) is int for number in (*rows, *examples))
+    shape = {"step": int, "attempt": int, "rows": [int], "examples": [int], "tags?": {str: int}}
+    found = read_lines(path, shape, problem)
+    if note := found.note(path):
+        logger.warning("%s", note)
+    return found.values

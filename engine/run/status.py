@@ -6,7 +6,6 @@ restart), preempted (restart it), interrupted (the user stopped it). A killed pr
 """
 
 import dataclasses
-import json
 import os
 import socket
 from collections.abc import Mapping
@@ -15,7 +14,6 @@ from pathlib import Path
 
 from engine.base import json_text
 from engine.base.errors import RunError
-from engine.base.files import read_text
 from engine.base.json_text import now
 from engine.run.lease import ALWAYS_GRANTED, Lease, current_owner
 from engine.run.owner import is_alive
@@ -29,8 +27,7 @@ class Status:
     """The status of a run at one moment. Immutable: use `dataclasses.replace` for the next status.
 
     Raises:
-        RunError: `state` is not in RUNNING or ENDED, or a field has a value of the wrong type.
-        ValueError, TypeError, AttributeError: the metrics are not numbers by name.
+        RunError: `state` is not in RUNNING or ENDED.
     """
 
     state: str  # one of RUNNING or ENDED
@@ -49,21 +46,14 @@ class Status:
     def __post_init__(self):
         if self.state not in RUNNING + ENDED:
             raise RunError(f"state {self.state!r} is unknown. Allowed: {', '.join(RUNNING + ENDED)}.")
-        counts = {"step": self.step, "attempt": self.attempt, "pid": self.pid}
-        optional = {"total_steps": self.total_steps, "exit_code": self.exit_code}
-        counts |= {name: value for name, value in optional.items() if value is not None}
-        texts = {"reason": self.reason, "host": self.host, "started": self.started, "updated": self.updated}
-        wrong = [name for name, value in counts.items() if not _is_count(value)]
-        wrong += [name for name, value in texts.items() if not isinstance(value, str)]
-        if wrong:
-            raise RunError(f"{wrong[0]} has a value of the wrong type")
-        # JSON has no NaN and no infinity: json_text.py writes them as text.
-        metrics = {str(name): float(value) for name, value in self.metrics.items()}
-        object.__setattr__(self, "metrics", metrics)
+        object.__setattr__(self, "metrics", {str(name): float(value) for name, value in self.metrics.items()})
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63
+_SHAPE = {
+    "state": frozenset(RUNNING + ENDED), "step": int, "total_steps?": int | None, "exit_code?": int | None,
+    "reason?": str, "slowest?": str, "metrics?": {str: float}, "attempt": int, "host": str, "pid": int,
+    "started": str, "updated?": str,
+}  # fmt: skip
 
 
 def write(path: Path, status: Status, lease: Lease = ALWAYS_GRANTED) -> Status:
@@ -107,14 +97,12 @@ def read(path: Path) -> Status:
         RunError: the file is missing or not a valid status.
     """
     try:
-        fields = json.loads(read_text(path))
-        known = {f.name for f in dataclasses.fields(Status)}
-        return Status(**{name: value for name, value in fields.items() if name in known})
+        return Status(**json_text.read(path, _SHAPE))
     except FileNotFoundError as error:
         raise RunError(f"{path}: file not found, so no run was started here. Check the directory.") from error
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror}).") from error
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError, RunError) as error:
+    except ValueError as error:
         raise RunError(
             f"{path}: is not the status of a run ({error}). "
             "Remove this file to resume the run; attempts are then counted from 1 again."

@@ -11,11 +11,12 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
+from typing import Self
 
 import jax
 from optax.contrib import MuonDimensionNumbers
 
+from engine.base.json_text import parse
 from engine.parallel.rules import STACKED
 
 SHOWN = 6  # parameters that a message names
@@ -54,12 +55,8 @@ class MuonChoice:
     @classmethod
     def from_text(cls, text: str) -> Self:
         """Returns the choice of `to_text`. Raises ValueError for another text."""
-        try:
-            stored: Any = json.loads(text)
-            matrices = {path: (tuple(each[0]), tuple(each[1])) for path, each in stored["muon"].items()}
-            return cls(matrices, dict(stored["adam"]))
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
-            raise ValueError(f"{type(error).__name__}: {error}") from error
+        stored = parse(text, {"muon": {str: ([int], [int])}, "adam": {str: str}})
+        return cls({path: (tuple(a), tuple(b)) for path, (a, b) in stored["muon"].items()}, stored["adam"])
 
     def message(self, paths: Sequence[str], others: str) -> str:
         """Returns a sentence about some parameters; `others` names what updates those that are no matrices."""

@@ -80,6 +80,19 @@ def _run(path, *entries) -> RunDirectory:
     return RunDirectory(path)
 
 
+def test_damaged_lines_are_counted(tmp_path):
+    run = RunDirectory(tmp_path)
+    run.goodput.write_text('{"kind": "step", "seconds": 1e999}\n\0\n')
+    append(run.goodput, [entry(1, "step", 6.0, 60)])
+    with open(run.goodput, "a") as file:
+        file.write('{"kind": "step", "sec')
+    *_, note = goodput_text(run).splitlines()
+    assert note.startswith(f"warning: {run.goodput}: skipped 3 damaged lines, the first is line 1: 1e999 is no number")
+    run.goodput.write_text("{")
+    with pytest.raises(RunError, match="damaged, so the time of this run is unknown"):
+        goodput_text(run)
+
+
 def test_missing_ledger_is_a_run_error(tmp_path):
     with pytest.raises(RunError, match=r"goodput\.jsonl: missing or empty, .* Pass the --workdir"):
         goodput_text(RunDirectory(tmp_path))

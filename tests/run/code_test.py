@@ -79,11 +79,12 @@ def test_folder_without_a_repository_or_git_has_no_commit(tmp_path, monkeypatch)
     assert str(found).startswith("installed packages (convoy ")
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", "{", '{"packages": 3}', '{"attempt": "x"}', "[" * 100_000])
-def test_missing_or_damaged_file_says_nothing(text, tmp_path):
-    if text is not None:
-        (tmp_path / "code.json").write_text(text)
-    assert str(code.read(tmp_path / "code.json")) == ""
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"packages": 3}', '{"attempt": "x"}', "[" * 100_000])
+def test_damaged_file_is_named(text, tmp_path):
+    path = tmp_path / "code.json"
+    assert str(code.read(path)) == ""  # a run of an older version
+    path.write_text(text)
+    assert str(code.read(path)).startswith(f"unknown folders ({path} is damaged: ")
 
 
 def test_folder_of_a_package_is_the_one_that_holds_it(tmp_path, monkeypatch):
