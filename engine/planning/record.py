@@ -7,16 +7,14 @@ wait for it, and runs that are preempted or killed would have no record. A resum
 """
 
 import dataclasses
-import json
 import statistics
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from engine.base import json_text
-from engine.base.errors import ConvoyError
-from engine.base.files import read_text
+from engine.base.errors import ConvoyError, RunError
 from engine.base.formatting import seconds_text, size_text
 from engine.base.json_text import now
 from engine.base.user_errors import describe
@@ -29,21 +27,8 @@ WAIT_S = 60.0
 GIB = 2**30
 
 
-@dataclasses.dataclass(frozen=True)
-class _Stored:
-    """Base of the two parts of the file."""
-
-    __slots__ = ()
-
-    @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> Self:
-        """Returns the object for its fields in the file. Ignores unknown ones, so that a newer file can be read."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in fields.items() if name in known})
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Predicted(_Stored):
+class Predicted:
     """What the cost model of a plan says of a run.
 
     Attributes:
@@ -86,7 +71,7 @@ class Predicted(_Stored):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Measured(_Stored):
+class Measured:
     """What an attempt measured.
 
     Attributes:
@@ -126,6 +111,14 @@ class PlanFile:
         if self.predicted.problem or not self.measured.bytes:
             return None
         return self.predicted.bytes / self.measured.bytes - 1
+
+    def numbers(self) -> dict[str, float]:
+        """Returns the numbers that are shown, by name in the file."""
+        predicted, measured = self.predicted, self.measured
+        found = {f"predicted.seconds.{name}": value for name, value in predicted.seconds.items()}
+        found |= {f"predicted.memory.{name}": value for name, value in predicted.memory.items()}
+        found |= {"predicted.machine.margin": predicted.margin, "measured.step_s": measured.step_s}
+        return found | {f"measured.{x}": y for x in ("bytes", "peak_bytes") if (y := getattr(measured, x)) is not None}
 
     def __str__(self) -> str:
         predicted, measured = self.predicted, self.measured
@@ -204,12 +197,20 @@ class PlanRecord:
 
     def _run(self) -> None:
         try:
-            found = read(self._directory.plan)
+            found = self._earlier()
             self._predicted = self._predict(None if found is None else found.predicted)
         except (Exception, SystemExit) as error:  # the author's code may raise anything; the run then has no prediction
             self._predicted = Predicted(problem=describe(error))
         if not self._abandoned:
             self._write()  # now: the run may be killed
+
+    def _earlier(self) -> PlanFile | None:
+        """Returns what an earlier attempt has stored; None also for a damaged file, which this attempt replaces."""
+        try:
+            return read(self._directory.plan)
+        except RunError as error:
+            logger.warning("%s", error)
+            return None
 
     def _write(self) -> PlanFile | None:
         """Writes what is known so far; returns it, or None if it cannot be written."""
@@ -248,19 +249,33 @@ def to_text(plan: PlanFile) -> str:
 
 
 def read(path: Path) -> PlanFile | None:
-    """Returns the content of a file; None if it is missing or cannot be read."""
+    """Returns the content of a file; None if it is missing.
+
+    Raises:
+        RunError: it is damaged.
+    """
     try:
-        parts = json.loads(read_text(path))
-        plan = PlanFile(Predicted.of(parts["predicted"]), Measured.of(parts["measured"]))
-        # These raise an error for fields of the wrong type.
-        _ = (
-            str(plan),
-            f"{plan.predicted.margin:.0%}",
-            size_text(plan.predicted.bytes),
-            size_text(0 if plan.measured.bytes is None else plan.measured.bytes),
-            seconds_text(plan.measured.step_s),
-            f"{plan.time_error or 0:.0%}, {plan.memory_error or 0:.0%}",
-        )
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, RecursionError):
+        parts = json_text.read(path, {"predicted": _PREDICTED, "measured": _MEASURED})
+        plan = PlanFile(Predicted(**parts["predicted"]), Measured(**parts["measured"]))
+        for name, value in plan.numbers().items():
+            if not 0 <= value < _LARGEST or (name == "measured.step_s" and not value):  # also NaN
+                raise json_text.Damaged(f"{name}: found {value:g}, expected a positive number below {_LARGEST:g}")
+    except FileNotFoundError:
         return None
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{path}: is damaged ({json_text.reason(error)}), so what was predicted and measured is unknown. Remove "
+            "this file: the next attempt that trains for a minute writes it again."
+        ) from error
     return plan
+
+
+_LARGEST = 1e18
+_PREDICTED = {
+    "candidate?": str, "settings?": {str: object}, "rows?": int, "seconds?": {str: float}, "memory?": {str: float},
+    "machine?": {"margin?": float, "text?": str, "source?": str, str: object}, "problem?": str,
+}  # fmt: skip
+_MEASURED = {
+    "step_s": float, "data_wait": float, "seconds": float, "bytes": int | None, "peak_bytes": int | None,
+    "attempt": int, "time": str,
+}  # fmt: skip

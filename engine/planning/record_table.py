@@ -4,6 +4,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from engine.base.errors import RunError
 from engine.base.formatting import aligned, seconds_text, size_text
 from engine.checkpoint.bucket_copy import readable
 from engine.loop.observers import LEAST_S
@@ -31,7 +32,11 @@ def plan_table(runs: Sequence[RunDirectory]) -> str:
     notes: list[str] = []
     plans: dict[str, PlanFile] = {}
     for run in runs:
-        plan = read(run.plan)
+        try:
+            plan = read(run.plan)
+        except RunError as error:
+            notes.append(str(error))
+            continue
         if plan is None:
             run.read_config_text()  # raises RunError if this is not a run
             notes.append(f"{run}: nothing is recorded. No attempt has trained for {LEAST_S:.0f} s.")

@@ -1,5 +1,7 @@
 """The table of `convoy plan --runs`: a row for each run, and the errors over all."""
 
+import json
+
 import pytest
 
 from engine.base.errors import RunError
@@ -48,6 +50,34 @@ def test_table_has_a_row_for_each_run_and_the_errors_over_all(tmp_path, monkeypa
         f"{tmp_path}/d: no prediction: the loss has 16 rows",
         "e: nothing is recorded. No attempt has trained for 60 s.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ('{"predicted": {', "Expecting property name"),
+        ("", "Expecting value"),
+        ('{"predicted": {}, "measured": {"step_s": 0', "Expecting ',' delimiter"),
+        ("[1e999]", "1e999 is no number"),
+        ('{"predicted": 3}', "predicted: found 3, expected an object"),
+    ],
+)
+def test_damaged_file_is_not_taken_for_a_missing_one(text, why, tmp_path):
+    damaged = run(tmp_path / "a", 0.01)
+    damaged.plan.write_text(text)
+    good = run(tmp_path / "b", 0.01)
+    *_, note = plan_table([damaged, good]).splitlines()
+    assert note.startswith(f"{damaged.plan}: is damaged ({why}") and "No attempt has trained" not in note
+    assert plan_table([good]).splitlines() == plan_table([damaged, good]).splitlines()[:-1]
+
+
+@pytest.mark.parametrize(("name", "value"), [("step_s", 0), ("step_s", "NaN"), ("bytes", -1), ("step_s", 1e300)])
+def test_numbers_that_no_run_measures_are_damage(name, value, tmp_path):
+    changed = run(tmp_path / "a", 0.01)
+    stored = json.loads(changed.plan.read_text())
+    stored["measured"][name] = value
+    changed.plan.write_text(json.dumps(stored))
+    assert f"measured.{name}: found " in plan_table([changed])
 
 
 def test_directory_without_a_run_is_an_error(tmp_path):
