@@ -10,6 +10,8 @@ from engine.api.saved_run import SavedRun
 from engine.base import formatting
 from engine.base.duration import CLOCK_UNITS, Duration
 from engine.base.errors import CheckpointError, ConvoyError, FieldError, RunError
+from engine.checkpoint.integrity import DamagedCheckpoints
+from engine.checkpoint.manifest import DamagedCheckpoint, shorten
 from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus, is_retried
 from engine.config.schema import Config
@@ -51,6 +53,7 @@ def follow(
 
     Raises:
         RunError: the run has failed, and its exit code is that of the run; or the run has not changed for too long.
+        DamagedCheckpoints: the run is done, and some of its checkpoints could not be evaluated.
         ConfigError: `timeout` is not a time.
     """
     run = local_path(run)  # a bucket is mounted: a copy would not show later checkpoints
@@ -75,6 +78,9 @@ def follow(
             pause = POLL_S
             try:
                 on_results(follower.evaluations.run(step, names))
+            except DamagedCheckpoint as error:  # in every process; the run goes on, and so do its later steps
+                follower.damaged.append(step)
+                on_message(f"step {step} is left out, since it is damaged: {shorten(error.problems)}")
             except CheckpointError:
                 if group.run_on_primary(follower.saved.steps, "the checkpoints").count(step):
                     raise
@@ -113,8 +119,9 @@ class Follower:
 
     def __init__(self, evaluations: SavedEvaluations, wait: "Wait"):
         self.evaluations, self.saved, self._wait = evaluations, evaluations.saved, wait
+        self.damaged: list[int] = []  # steps that could not be evaluated
         self._taken: set[int] = set()  # by this process: a result may not be stored, or the step deleted
-        self._reported = ""
+        self._reported: set[str] = set()  # sentences that were said
         self._unreadable = 0  # polls in a row in which the results could not be read
 
     def next(self) -> tuple[str, int, list[str], str]:
@@ -122,6 +129,7 @@ class Follower:
 
         Raises:
             RunError: the run has failed, its results still cannot be read, or the wait takes too long.
+            DamagedCheckpoints: the run is done, and some of its steps could not be evaluated.
         """
         state = _read_status(self.saved.directory)  # before the steps: a run that is done writes no more
         if self._stored_config() != self.saved.config:
@@ -144,11 +152,19 @@ class Follower:
             self._report_end(state)
             self._wait.poll(state)
             return WAIT, 0, [], ""
+        evaluated = "all of its checkpoints are evaluated"
+        if left_out := [step for step in self.damaged if step in steps]:
+            evaluated = f"its checkpoints are evaluated except for damaged ones: step {', '.join(map(str, left_out))}"
+        if state.state == "done" and left_out:
+            raise DamagedCheckpoints(
+                f"{self.saved.directory}: the run is done at step {state.step}, and {evaluated}. Copy their files from "
+                "a backup; the same command then evaluates them."
+            )
         if state.state == "done":
-            return DONE, 0, [], f"the run is done at step {state.step}, and all of its checkpoints are evaluated"
+            return DONE, 0, [], f"the run is done at step {state.step}, and {evaluated}"
         error = RunError(
-            f"{self.saved.directory}: all checkpoints are evaluated, but the run has ended at step {state.step} with "
-            f"exit code {state.exit_code}: {state.reason} After it is resumed, the same command continues."
+            f"{self.saved.directory}: {evaluated}, but the run has ended at step {state.step} with exit code "
+            f"{state.exit_code}: {state.reason} After it is resumed, the same command continues."
         )
         error.exit_code = state.exit_code or ExitStatus.USER_ERROR
         raise error
@@ -156,7 +172,7 @@ class Follower:
     def _results(self) -> list[StoredResults] | None:
         """Returns the stored results, or None if they cannot be read now. Raises RunError if that does not end."""
         try:
-            found = read_results(self.saved.directory.evaluations)
+            found = read_results(self.saved.directory.evaluations, self._say_once)
         except RunError:  # the storage fails for a moment, or reading is not permitted
             self._unreadable += 1
             if self._unreadable > UNREADABLE_POLLS:
@@ -173,9 +189,13 @@ class Follower:
         if state is not None and state.state not in status.RUNNING:
             ended = f"attempt {state.attempt} has ended at step {state.step} with exit code {state.exit_code}"
             text = f"{ended}. The same command resumes it. {state.reason}".strip()
-        if text and text != self._reported:
-            self._reported = text
-            self.evaluations.say(f"waiting: {text}")
+        if text:
+            self._say_once(f"waiting: {text}")
+
+    def _say_once(self, text: str) -> None:
+        if text not in self._reported:
+            self._reported.add(text)
+            self.evaluations.say(text)
 
     def _stored_config(self) -> Config:
         """Returns the config of the run, which may be resumed with another one."""

@@ -12,6 +12,7 @@ from engine.api.follow import DONE, EVALUATE, POLL_S, RELOAD, UNREADABLE_POLLS, 
 from engine.api.saved_evaluations import SavedEvaluations
 from engine.api.saved_run import SavedRun
 from engine.base.errors import ConfigError, RunError
+from engine.checkpoint.integrity import DamagedCheckpoints
 from engine.cli.main import main
 from engine.run import status
 from engine.run.directory import RunDirectory
@@ -242,6 +243,29 @@ def test_checkpoint_that_is_deleted_before_its_evaluation_is_reported(run, monke
     follow(run, on_results=found.append, on_message=messages.append)
     assert [results["step"] for results in found] == [4, 6]
     assert messages[0] == "step 2 was deleted before its evaluation. A larger checkpoint.keep_latest keeps it."
+
+
+def test_damaged_step_is_named_and_left_out(run):
+    """Also the damaged lines among the results: their evaluations are run again."""
+    shard = max((run / "checkpoints/2/state").rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+    content = shard.read_bytes()
+    shard.write_bytes(b"x" * len(content))
+    (run / "evaluations.jsonl").write_text('{"step": 1e999}\n{"step": 6, "eval')
+    messages, found = [], []
+    with pytest.raises(DamagedCheckpoints, match=r"evaluated except for damaged ones: step 2\. Copy") as error:
+        follow(run, on_results=found.append, on_message=messages.append)
+    assert error.value.exit_code == 43 and [results["step"] for results in found] == [4, 6]
+    lines, damaged, fewer_lines = messages  # the next result has replaced the incomplete line
+    assert lines.startswith(f"warning: {run}/evaluations.jsonl: skipped 2 damaged lines, the first is line 1: 1e999")
+    assert "skipped 1 damaged line" in fewer_lines
+    assert damaged.startswith("step 2 is left out, since it is damaged: state/") and "expected" in damaged
+    set_status(run, state="training", exit_code=None)
+    with pytest.raises(RunError, match="has not been updated"):  # it waits for the next step
+        follow(run, timeout="0.1 seconds")
+    shard.write_bytes(content)
+    set_status(run, state="done", exit_code=0)
+    follow(run, on_results=found.append)
+    assert [results["step"] for results in found] == [4, 6, 2]
 
 
 CONFIG = """
