@@ -53,7 +53,7 @@ def seconds(command: list[str], cache: Path, report_file: Path) -> float:
     env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(cache), REPORT_FILE: str(report_file)}
     env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
     report_file.unlink(missing_ok=True)
-    begin = time.time()
+    begin = time.monotonic()  # the processes of a machine share it
     done = subprocess.run(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode or not report_file.exists():
         last = (done.stderr.strip().splitlines() or ["no output"])[-1]

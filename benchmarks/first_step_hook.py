@@ -19,5 +19,5 @@ class FirstStep:
 
 def report_first_step() -> None:
     """Writes the time and ends the process."""
-    Path(os.environ[REPORT_FILE]).write_text(repr(time.time()))
+    Path(os.environ[REPORT_FILE]).write_text(repr(time.monotonic()))
     os._exit(0)

@@ -372,7 +372,7 @@ class Trainer:
             metrics={**self._row, **self._results},
             best={} if best is None else {str(self.config.checkpoint.best): best},
             checkpoints=self.checkpoints.store.steps(),
-            wall_s=time.monotonic() - self._started,
+            wall_s=max(0.0, time.monotonic() - self._started),
             compile_s=self.program.compile_s,
             rates=rates,
             data=Reading.of(rates, readers).sentence() if rates else "",

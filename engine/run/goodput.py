@@ -120,7 +120,7 @@ class Stopwatch:
         self._seconds["data wait"] += waited
         self._seconds["step"] -= waited
         self._step = step
-        if time.monotonic() - self._flushed > EVERY_S:
+        if not 0 <= time.monotonic() - self._flushed <= EVERY_S:
             self.flush()
 
     def waited_for(self, process: str, cause: str, seconds: float) -> None:
@@ -155,7 +155,8 @@ class Stopwatch:
     def _switch(self, kind: str) -> str:
         """Counts time for this kind from now on; returns the previous kind."""
         now, previous = time.monotonic(), self._kind
-        self._seconds[previous] += now - self._since
+        # libfaketime, and some hypervisors after a migration, set even this clock back.
+        self._seconds[previous] += max(0.0, now - self._since)
         self._since, self._kind = now, kind
         return previous
 
@@ -239,7 +240,7 @@ def record_death(path: Path, pids: Iterable[int], step: int | None) -> None:
     # The last entry may be of an earlier attempt, whose steps were moved to "lost".
     steps, attempt = max(0, (step or 0) - last["step"]), max(entry["attempt"] for entry in entries)
     with suppress(OSError):  # the run continues without this entry
-        append(path, [_entry("lost", now - last["clock"], steps, attempt, last["step"], now)])
+        append(path, [_entry("lost", max(0.0, now - last["clock"]), steps, attempt, last["step"], now)])
 
 
 def append(path: Path, entries: Sequence[Entry]) -> None:

@@ -1,4 +1,5 @@
-/* The wall clock as Python sees it, moved by as many seconds as a file says, which may change at any moment.
+/* The wall clock as Python sees it, moved by as many seconds as a file says, which may change at any moment. With
+   CONVOY_TEST_CLOCK_ALL also the monotonic clock, as libfaketime moves it.
 
    Preloaded into a process (LD_PRELOAD). Only calls that come from the interpreter are answered so: compiled libraries
    add a timeout to the wall clock and wait in the kernel for that moment, and the kernel's own clock does not jump here,
@@ -15,11 +16,13 @@
 #include <unistd.h>
 
 static const volatile int64_t *offset;
+static int moves_all;
 static int (*real_clock)(clockid_t, struct timespec *);
 
 __attribute__((constructor)) static void begin(void) {
   real_clock = dlsym(RTLD_NEXT, "clock_gettime");
   const char *path = getenv("CONVOY_TEST_CLOCK");
+  moves_all = getenv("CONVOY_TEST_CLOCK_ALL") != NULL;
   int file = path ? open(path, O_RDONLY | O_CLOEXEC) : -1;
   if (file < 0) return;
   void *map = mmap(NULL, sizeof *offset, PROT_READ, MAP_SHARED, file, 0);
@@ -37,7 +40,7 @@ static int64_t moved(void *caller) {
 
 int clock_gettime(clockid_t clock, struct timespec *now) {
   int code = real_clock(clock, now);
-  if (!code && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE))
+  if (!code && (clock == CLOCK_REALTIME || clock == CLOCK_REALTIME_COARSE || (moves_all && clock == CLOCK_MONOTONIC)))
     now->tv_sec += moved(__builtin_return_address(0));
   return code;
 }

@@ -214,6 +214,24 @@ def test_wall_clock_jumps_do_not_change_the_times(path, clock, monkeypatch):
     assert seconds(path)[2]["down"] == 7
 
 
+def test_monotonic_clock_that_is_set_back_adds_no_seconds(path, clock, monkeypatch):
+    """libfaketime sets it back with the wall clock. A supervisor reads it too, after a kill."""
+    stopwatch = train(path, clock, 1, 0, 4)
+    clock[0] -= 3600
+    for step in range(4, 8):
+        stopwatch.reached(step + 1, 1.0)
+        clock[0] += 1
+    stopwatch.flush()
+    monkeypatch.setattr(time, "time", lambda: read(path)[-1]["time"] - 3600)
+    clock[0] -= 3600
+    record_death(path, [os.getpid()], 8)
+    train(path, clock, 2, 8, 9).close()
+    assert all(entry["seconds"] >= 0 for entry in read(path))
+    assert steps(path) == {1: 8, 2: 1}
+    assert seconds(path)[1]["step"] == 3 + 4
+    assert len([entry for entry in read(path) if entry["attempt"] == 1 and entry["kind"] == "step"]) > 5  # each second
+
+
 @pytest.mark.parametrize("later", [7.0, 1e6])
 @pytest.mark.parametrize(("gap", "down"), [(50.0, 43.0), (-3600.0, 0.0)])
 def test_after_a_reboot_down_time_comes_from_the_wall_clock_and_is_marked(path, clock, monkeypatch, gap, down, later):
