@@ -76,15 +76,7 @@ def follow(
             follower = Follower(SavedEvaluations(run, **given), wait)
         elif action == EVALUATE:
             pause = POLL_S
-            try:
-                on_results(follower.evaluations.run(step, names))
-            except DamagedCheckpoint as error:  # in every process; the run goes on, and so do its later steps
-                follower.damaged.append(step)
-                on_message(f"step {step} is left out, since it is damaged: {shorten(error.problems)}")
-            except CheckpointError:
-                if group.run_on_primary(follower.saved.steps, "the checkpoints").count(step):
-                    raise
-                on_message(f"step {step} was deleted before its evaluation. A larger checkpoint.keep_latest keeps it.")
+            follower.evaluate(step, names, on_results)
         else:
             time.sleep(pause)
             pause = min(1.2 * pause, SLOW_POLL_S)
@@ -110,7 +102,7 @@ EVALUATE, RELOAD, WAIT, DONE = "evaluate", "reload", "wait", "done"
 
 
 class Follower:
-    """Decides what to evaluate next, in the primary.
+    """Decides what to evaluate next, in the primary, and evaluates it.
 
     Args:
         evaluations: the evaluations of the run.
@@ -168,6 +160,19 @@ class Follower:
         )
         error.exit_code = state.exit_code or ExitStatus.USER_ERROR
         raise error
+
+    def evaluate(self, step: int, names: Sequence[str], on_results: Callable[[dict[str, Result]], None]) -> None:
+        """Evaluates a step, in every process; says why, if it is deleted or damaged. The run continues then too."""
+        say = self.evaluations.say
+        try:
+            on_results(self.evaluations.run(step, names))
+        except DamagedCheckpoint as error:  # in every process
+            self.damaged.append(step)
+            say(f"step {step} is left out, since it is damaged: {shorten(error.problems)}")
+        except CheckpointError:
+            if group.run_on_primary(self.saved.steps, "the checkpoints").count(step):
+                raise
+            say(f"step {step} was deleted before its evaluation. A larger checkpoint.keep_latest keeps it.")
 
     def _results(self) -> list[StoredResults] | None:
         """Returns the stored results, or None if they cannot be read now. Raises RunError if that does not end."""
