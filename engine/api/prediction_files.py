@@ -20,11 +20,11 @@ import numpy as np
 
 from engine.api.predictions import Columns
 from engine.base.errors import ConfigError, DataError
+from engine.base.files import temporary_path
 from engine.data.text import is_text
 
 ROW_GROUP_BYTES = 32 << 20  # bytes of a row group in a parquet file; a reader reads whole groups
 BLOCK = 1 << 16  # rows of text that are converted at once
-UNFINISHED = ".unfinished"  # suffix until the file is complete
 
 
 class PredictionFile(abc.ABC):
@@ -100,8 +100,7 @@ class _Npz(PredictionFile):
 
     def __init__(self, path: Path):
         super().__init__(path)
-        self._folder = path.with_name(f".{path.name}{UNFINISHED}")
-        shutil.rmtree(self._folder, ignore_errors=True)  # a killed process may have left it
+        self._folder = temporary_path(path)
         self._folder.mkdir()
         self._stack.callback(shutil.rmtree, self._folder, ignore_errors=True)
         self._columns: dict[str, _Column] = {}
@@ -205,11 +204,10 @@ class _Parquet(PredictionFile):
 
     def __init__(self, path: Path):
         super().__init__(path)
-        self._unfinished = path.with_name(f".{path.name}{UNFINISHED}")
+        self._unfinished = temporary_path(path)
         self._pa = _pyarrow()
         self._writer: Any = None
         self._waiting: list[Any] = []
-        self._unfinished.unlink(missing_ok=True)
         self._stack.callback(self._unfinished.unlink, missing_ok=True)
         self._file = self._stack.enter_context(open(self._unfinished, "wb"))  # noqa: SIM115
 

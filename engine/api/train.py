@@ -5,7 +5,6 @@ These functions do not parse flags or end the process, and set signal handlers o
 
 import dataclasses
 import math
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from engine.api.resume import (
     summarize_datasets,
 )
 from engine.base.errors import CheckpointError, ConfigError
+from engine.base.files import temporary_folder
 from engine.cluster import group, peer_failure
 from engine.cluster.consistency_check import check_consistency, software
 from engine.compile.out_of_memory import out_of_memory_reported
@@ -214,7 +214,7 @@ def _fast_dev_run(
                 "--fast-dev-run with several processes: no run directory. Set --workdir=DIR to a shared folder."
             )
         # Ignores errors of the removal, which a hanging write can cause: they would hide the error of the run.
-        with tempfile.TemporaryDirectory(prefix="convoy-fast-dev-run-", ignore_cleanup_errors=True) as temporary:
+        with temporary_folder("fast-dev-run") as temporary:
             return _fast_dev_run(config, objects, temporary, began, kept=False)
     from engine.api.saved_run import SavedRun
 

@@ -1,5 +1,7 @@
 """Reads text files of others, replaces files atomically, keeps entries of caches with a checksum, and locks open files.
 
+Temporary files say in their names which process writes them, so that what a killed one has left can be removed.
+
 After a replacement a reader sees the old content or the new content, even after a crash of the machine. The kernel
 releases a lock when its file is closed or its process ends. Network disks support locks from NFS version 4 on; Lustre
 and GPFS where that is enabled.
@@ -11,12 +13,17 @@ import fcntl
 import io
 import itertools
 import os
+import re
 import secrets
+import shutil
 import stat
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, BinaryIO
+
+from engine.base import host
 
 LARGEST = 256 << 20  # bytes: more than the largest file that a run writes as a whole, a manifest of 10,000 processes
 _MAGIC = b"convoy1\n"
@@ -70,7 +77,7 @@ def write_checked(path: str | os.PathLike[str], content: bytes | memoryview) -> 
 
     The content is not synced: after a crash of the machine, the checksum tells that it is not complete.
     """
-    temporary = f"{os.fspath(path)}.{secrets.token_hex(4)}.tmp"
+    temporary = temporary_path(Path(path))
     try:
         with open(temporary, "xb") as file:
             file.write(header_of(path, content))
@@ -122,21 +129,24 @@ def set_aside(
 
 @contextlib.contextmanager
 def replacing(
-    path: Path, temporary: Path, before_rename: Callable[[], None] = lambda: None, mode: int = 0o666
+    path: Path, temporary: Path | None = None, before_rename: Callable[[], None] = lambda: None, mode: int = 0o666
 ) -> Iterator[BinaryIO]:
     """Opens a temporary file for the new content of `path`. At the end, it is synced to the disk and renamed.
 
-    If anything fails, the old file stays and the temporary file is removed. A process that is killed leaves it.
+    If anything fails, the old file stays and the temporary file is removed. A process that is killed leaves it to the
+    next one that writes the file.
 
     Args:
         path: the file.
-        temporary: another path in the same folder.
+        temporary: another path in the same folder, for a caller that lets no other process write; None:
+            `temporary_path`.
         before_rename: called once the content is on disk, which may take long.
         mode: access to a new file, which the umask of the process reduces.
 
     Raises:
         OSError: the file cannot be written.
     """
+    temporary = temporary_path(path) if temporary is None else temporary
     try:
         with open(temporary, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
@@ -169,3 +179,60 @@ def lock_if_supported(file: IO | io.RawIOBase, *, shared: bool = False, wait: bo
         return lock(file, shared=shared, wait=wait)
     except OSError:
         return True
+
+
+_TEMPORARY = re.compile(r"\.(.+)\.([\da-f]{8}-[\da-f]{8}-\d+-\d*)-\d+\.tmp", re.DOTALL)
+_FOLDER = re.compile(r"(convoy-[\w-]+?)-([\da-f]{8}-[\da-f]{8}-\d+-\d*)-\w+")
+_LONGEST_NAME = 150  # bytes of it in the name of a temporary file, which may have 255
+_numbers = itertools.count()
+_left: dict[Path, list[tuple[str, Path]]] = {}  # folder -> name and path of each leftover; read once
+
+
+def temporary_path(path: Path) -> Path:
+    """Returns an unused path beside `path`, whose name says which process uses it.
+
+    Removes what processes that have ended left of the same file or folder. What may belong to a living process stays:
+    also that of another host or container, of which nothing is known here.
+    """
+    name, mark = _short(path.name), host.process_mark()
+    if path.parent not in _left:
+        _left[path.parent] = leftovers(path.parent)
+    for other, leftover in _left[path.parent]:
+        if other == name:
+            remove(leftover)
+    return path.with_name(f".{name}.{mark}-{next(_numbers)}.tmp")
+
+
+def leftovers(folder: Path) -> list[tuple[str, Path]]:
+    """Returns the name that each temporary file or folder of an ended process was to get, and its path."""
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        found = [(match, entry.path) for entry in entries if (match := _TEMPORARY.fullmatch(entry.name))]
+        return [(match[1], Path(path)) for match, path in found if host.has_ended(match[2])]
+    return []
+
+
+def _short(name: str) -> str:
+    return os.fsdecode(os.fsencode(name)[:_LONGEST_NAME])
+
+
+@contextlib.contextmanager
+def temporary_folder(name: str) -> Iterator[Path]:
+    """Makes a folder `convoy-<name>-...` in TMPDIR for the block, and removes those that ended processes have left."""
+    prefix = f"convoy-{name}"
+    with contextlib.suppress(OSError), os.scandir(tempfile.gettempdir()) as entries:
+        for match, path in [(_FOLDER.fullmatch(entry.name), entry.path) for entry in entries]:
+            if match and match[1] == prefix and host.has_ended(match[2]):
+                remove(Path(path))
+    folder = Path(tempfile.mkdtemp(prefix=f"{prefix}-{host.process_mark()}-"))
+    try:
+        yield folder
+    finally:
+        remove(folder)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, as far as that is possible."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        path.unlink()

@@ -1,13 +1,15 @@
-"""Cores and memory of this host that a process may use, and processes killed for lack of memory.
+"""Cores and memory of this host that a process may use, processes killed for lack of memory, and marks of processes.
 
 The limit of the memory is that of the machine or of a control group (cgroup, version 1 or 2), such as that of a
 container or a Slurm job. It includes swap space. Only Linux states these numbers.
 """
 
 import os
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from zlib import crc32
 
 _STATISTICS = Path("/proc/stat")
 
@@ -135,3 +137,71 @@ def _read_table(file: Path) -> dict[str, int]:
         return {words[0]: int(words[1]) for words in lines if len(words) > 1}
     except (OSError, ValueError):
         return {}
+
+
+HOST_NAMESPACE = "pid:[4026531836]"  # outside of containers; the number is a constant of Linux (PROC_PID_INIT_INO)
+
+
+def process_mark() -> str:
+    """Returns a word for file names that identifies this process on all hosts: machine, boot, pid and start."""
+    pid = os.getpid()
+    machine = f"{socket.gethostname()} {machine_id()} {pid_namespace()}"
+    return f"{crc32(machine.encode()):08x}-{crc32(boot_id().encode()):08x}-{pid}-{start_ticks(pid) or ''}"
+
+
+def has_ended(mark: str) -> bool:
+    """Whether a process has certainly ended; False for one on another machine or in another container."""
+    (machine, boot, pid, ticks), here = mark.split("-"), process_mark().split("-")
+    if machine != here[0]:
+        return False
+    if boot != here[1]:  # outside of containers, another boot id means that this machine has rebooted
+        return bool(machine_id()) and pid_namespace() == HOST_NAMESPACE
+    if not pid_exists(int(pid)):
+        return True
+    started = start_ticks(int(pid))
+    return started is not None and bool(ticks) and started != ticks
+
+
+def pid_exists(pid: int) -> bool:
+    """Whether a process has this pid, be it a zombie."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # the process of another user
+        pass
+    return True
+
+
+def boot_id() -> str:
+    """Returns Linux's id of this boot; "" on other systems."""
+    return _text("/proc/sys/kernel/random/boot_id")
+
+
+def start_ticks(pid: int) -> str | None:
+    """Returns the ticks from the boot to the start of a process; "" for a zombie, None if it is not known."""
+    stat = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()  # a name may contain spaces and brackets
+    if len(stat) < 20:
+        return None
+    state, started = stat[0], stat[19]
+    return "" if state in "ZX" else started
+
+
+def machine_id() -> str:
+    """Returns the id of this installation of an operating system; "" if it has none."""
+    return _text("/etc/machine-id")
+
+
+def pid_namespace() -> str:
+    """Returns the name of the namespace that pids count in, such as that of a container; "" if unknown."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""

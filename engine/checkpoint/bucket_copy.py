@@ -8,13 +8,13 @@ import atexit
 import contextlib
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from engine.base.errors import CheckpointError
+from engine.base.files import temporary_folder
 from engine.checkpoint.manifest import MANIFEST
 from engine.storage.mounts import address_of_copy, local_path, register_copy, split_address
 from engine.storage.object_store import Bucket, is_selected
@@ -45,8 +45,9 @@ def readable(path: str | os.PathLike[str]) -> Path:
     bucket, key = Bucket(scheme, name, CheckpointError), key.rstrip("/")
     parent, _, last = key.rpartition("/")
     with _disk_errors(f"{bucket.name}/{key}"):
-        root = Path(tempfile.mkdtemp(prefix="convoy-copy-")).resolve()
-        atexit.register(shutil.rmtree, root, ignore_errors=True)
+        stack = contextlib.ExitStack()
+        atexit.register(stack.close)
+        root = stack.enter_context(temporary_folder("copy")).resolve()
         register_copy(root, f"{bucket.name}/{parent}".rstrip("/"))
         _copy(bucket, key, root / last)
     return root / last

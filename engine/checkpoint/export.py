@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.base.errors import CheckpointError
+from engine.base.files import temporary_path
 from engine.base.types import PyTree
 from engine.cluster import group
 
@@ -37,7 +37,7 @@ def export_safetensors(state: Mapping[str, PyTree], path: str | os.PathLike[str]
     whole = {name: _whole(array) for name, array in sorted(arrays.items())}
     if group.is_primary():
         path = Path(path)
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # hosts may share the folder
+        temporary = temporary_path(path)
         try:
             save_file(whole, temporary)
             os.replace(temporary, path)

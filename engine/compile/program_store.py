@@ -112,7 +112,7 @@ class StoredPrograms(ProgramCompiler):
             if target.is_dir():
                 set_aside(target, "program, which is written again", OSError(errno.EISDIR, "it is a folder"))
             # The mode is set at the creation: no other user can open the file before, and some mounts refuse chmod.
-            with replacing(target, target.with_name(f".{target.name}.{os.getpid()}.tmp"), mode=0o600) as file:
+            with replacing(target, mode=0o600) as file:
                 file.write(content)
 
     def _load(

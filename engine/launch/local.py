@@ -12,7 +12,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.base.errors import ConfigError
+from engine.base.files import temporary_folder
 from engine.base.host import oom_kills
 from engine.cluster import output, parent, verdict
 from engine.cluster.cluster_detection import VARIABLES
@@ -96,15 +96,15 @@ def run(
     for name, value in (("--processes", processes), ("--devices-per-process", devices)):
         if value is not None and value < 1:
             raise ConfigError(f"{name} = {value}: allowed is a whole number from 1.")
-    with tempfile.TemporaryDirectory(prefix="convoy-launch-") as folder:
+    with temporary_folder("launch") as folder:
         oom_kills_before = oom_kills()
         with _Job() as job:
-            environments = [_environment(i, processes, devices, Path(folder), job.port) for i in range(processes or 1)]
+            environments = [_environment(i, processes, devices, folder, job.port) for i in range(processes or 1)]
             job.start(command, environments, alone=processes is None)
             with signals.forwarded_to(job.send):
                 codes = job.wait(grace_s, signals)
-        recorded = {found.index: found for found in verdict.read(Path(folder))}
-        steps = verdict.read_steps(Path(folder))
+        recorded = {found.index: found for found in verdict.read(folder)}
+        steps = verdict.read_steps(folder)
         exits = []
         for i, (code, when) in codes.items():
             ended = ProcessExit(i, code, when, job.pids[i], step=steps.get(i))
@@ -112,7 +112,7 @@ def run(
                 ended = dataclasses.replace(ended, code=128 + signals.received[0], text=_UNREAD, explanation=_UNREAD)
             if last := recorded.get(i):
                 ended = dataclasses.replace(ended, time=last.time, text=last.text, signature=last.signature)
-            if code == ExitStatus.DONE and (text := postmortem.unfinished(Path(folder), i, job.pids)):
+            if code == ExitStatus.DONE and (text := postmortem.unfinished(folder, i, job.pids)):
                 failed = last.code if last and last.code else ExitStatus.USER_ERROR
                 ended = dataclasses.replace(ended, code=failed, text=ended.text or text, explanation=text)
             exits.append(ended)
@@ -122,8 +122,8 @@ def run(
         first = dataclasses.replace(first, explanation=explanation, out_of_memory=out_of_memory)
         if first.code != ExitStatus.DONE:
             reason = reason or f"process {first.index} ended first, with {first.code} ({explanation})"
-            postmortem.correct_status(Path(folder), job.pids, first.code, reason)
-        postmortem.note_output(Path(folder))
+            postmortem.correct_status(folder, job.pids, first.code, reason)
+        postmortem.note_output(folder)
     return [first, *others]
 
 

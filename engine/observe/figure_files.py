@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from engine.base.files import replacing
+from engine.base.files import leftovers, remove, replacing
 from engine.metrics.results import Image
 from engine.observe.drawing import png
 
@@ -34,7 +34,7 @@ def write_figures(folder: Path, results: Mapping[str, Any], step: int | None = N
         if isinstance(value, Image) and value.file:
             path = folder / value.file
             path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path, path.with_name(f".{path.name}.tmp")) as file:
+            with replacing(path) as file:
                 file.write(png_bytes(value))
             if FIGURE.fullmatch(path.name):
                 written.setdefault(path.parent, set()).add(path.name)
@@ -45,6 +45,8 @@ def write_figures(folder: Path, results: Mapping[str, Any], step: int | None = N
 def remove_figures(folder: Path, pattern: re.Pattern[str], kept: Collection[str]) -> None:
     """Removes the figures of a folder, if it exists, whose names match a pattern, except some. May raise OSError."""
     for path in list(folder.iterdir()) if folder.is_dir() else ():
-        name = path.name.removeprefix(".").removesuffix(".tmp")  # what a process that was killed has left
-        if pattern.fullmatch(name) and path.name not in kept:
+        if pattern.fullmatch(path.name) and path.name not in kept:
             path.unlink(missing_ok=True)
+    for name, path in leftovers(folder):
+        if pattern.fullmatch(name):
+            remove(path)

@@ -7,7 +7,6 @@ there.
 
 import dataclasses
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,7 +57,7 @@ def calibrate(
     try:
         target = path(devices)
         target.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(target, target.with_suffix(f".{os.getpid()}.new")) as file:
+        with replacing(target) as file:
             file.write(json.dumps(rates, indent=1).encode())
     except (OSError, RuntimeError) as error:
         on_progress(f"warning: the rates are not stored: {error}")

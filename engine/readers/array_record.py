@@ -17,6 +17,7 @@ import numpy as np
 from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from engine.base.errors import DataError
+from engine.base.files import temporary_path
 from engine.data.examples import FINGERPRINT_EXAMPLES, Example, Examples, evenly_spaced
 from engine.data.file_states import FileStates
 from engine.data.source import SEPARATOR, BaseSource, Source, source_name
@@ -209,7 +210,7 @@ def write_array_record(source: Source, path: str, progress: Callable[[int, int],
     for sidecar in (manifest_path(Path(path)), lengths_path(Path(path))):  # they describe the file that is replaced
         with contextlib.suppress(OSError):
             sidecar.unlink()
-    return write_records(records(), path, f"{path}.unfinished")
+    return write_records(records(), path, str(temporary_path(Path(path))))
 
 
 def write_records(records: Iterable[bytes], path: str, unfinished: str) -> int:

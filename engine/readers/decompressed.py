@@ -5,12 +5,12 @@ The copy of `data/a.gz` is `data/.convoy_index/a.gz.FORM.plain`, or lies in the 
 
 import contextlib
 import os
-import secrets
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from engine.base.errors import DataError
+from engine.base.files import temporary_path
 from engine.cluster import output
 from engine.cluster.identity import is_primary
 from engine.readers.bucket_cache import COPY
@@ -62,7 +62,7 @@ def write_copy(path: str, form: str, kind: str) -> tuple[str, bool] | None:
     """
     problem = ""
     for copy in _copies(path, form):
-        unfinished = copy.with_name(f"{secrets.token_hex(8)}.unfinished")
+        unfinished = temporary_path(copy)
         try:
             copy.parent.mkdir(parents=True, exist_ok=True)
             if is_primary():

@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import re
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -184,8 +183,7 @@ def content_checksum(content: bytes) -> str:
 
 def save_lengths(path: Path, lengths: Mapping[str, np.ndarray]) -> None:
     """Writes a length index. The same lengths give the same bytes."""
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")  # hosts may share the directory
-    with replacing(path, temporary) as file:
+    with replacing(path) as file:
         arrays: dict[str, PyTree] = {f"{_FIELD}{name}": lengths[name] for name in sorted(lengths)}
         np.savez_compressed(file, **arrays)
 

@@ -4,8 +4,6 @@ A reader sees the old text or the new text, never a part of either, even if the 
 """
 
 import errno
-import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +19,7 @@ def write_text(path: Path, text: str, before_rename: Callable[[], None] = lambda
     """Replaces the file `path`: writes a temporary file in the same folder, syncs it, and renames it.
 
     Several threads may write the same path; the last rename wins. A writer that is killed leaves the old file and at
-    worst a `.tmp` file.
+    worst a `.tmp` file, which the next one removes.
 
     Args:
         path: the file.
@@ -31,9 +29,8 @@ def write_text(path: Path, text: str, before_rename: Callable[[], None] = lambda
     Raises:
         RunError: the file cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_native_id()}.tmp")
     try:
-        with replacing(path, temporary, before_rename) as file:
+        with replacing(path, before_rename=before_rename) as file:
             file.write(text.encode(errors="backslashreplace"))  # paths may not be UTF-8
     except OSError as error:
         raise cannot_write(path, error) from error

@@ -18,10 +18,9 @@ from typing import Any, NotRequired, TypedDict
 
 from engine.base import json_text
 from engine.base.errors import RunError
-from engine.base.host import usable_cores
+from engine.base.host import boot_id, start_ticks, usable_cores
 from engine.run.atomic import cannot_write
 from engine.run.log import logger
-from engine.run.owner import boot_id, start_ticks
 
 SLOW = "slow process"  # kind of entries that estimate how long the run has waited for its slowest process
 KINDS = ("init", "restore", "compile", "step", "data wait", "save stall", "evaluation", "lost", "down")

@@ -9,14 +9,12 @@ import os
 import socket
 import uuid
 from dataclasses import dataclass, field
-from pathlib import Path
 
+from engine.base.host import HOST_NAMESPACE, boot_id, machine_id, pid_exists, pid_namespace, start_ticks
 from engine.base.json_text import now
 
 TOKEN = "CONVOY_RUN_TOKEN"
 """Name of the environment variable with the token of a job, the same for all its processes and restarts."""
-
-_HOST_NAMESPACE = "pid:[4026531836]"  # outside of containers; the number is a constant of Linux (PROC_PID_INIT_INO)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,9 +27,9 @@ class Owner:
     pid: int = field(default_factory=os.getpid)
     since: str = field(default_factory=now)  # wall clock of its host, for messages; never compared
     started: str = field(default_factory=lambda: start_ticks(os.getpid()) or "")  # ticks from the boot to its start
-    boot: str = field(default_factory=lambda: boot_id())
-    namespace: str = field(default_factory=lambda: _link("/proc/self/ns/pid"))
-    machine: str = field(default_factory=lambda: _text("/etc/machine-id"))
+    boot: str = field(default_factory=boot_id)
+    namespace: str = field(default_factory=pid_namespace)
+    machine: str = field(default_factory=machine_id)
     folder: str = ""  # absolute path of the folder with its lease
     identity: str = ""  # identity of that folder (`lease_copy.py`)
 
@@ -45,54 +43,16 @@ def is_alive(owner: Owner) -> bool | None:
     if here.boot and here.namespace and (here.boot, here.namespace) == (owner.boot, owner.namespace):
         return _runs_here(owner)
     without_boot_ids = not here.boot and not owner.boot  # both hosts run another system than Linux
-    if without_boot_ids and here.host == owner.host and not _exists(owner.pid):
+    if without_boot_ids and here.host == owner.host and not pid_exists(owner.pid):
         return False  # the pid is unused, so the owner has ended; a used pid may be another process by now
     same_machine = here.machine and (here.host, here.machine) == (owner.host, owner.machine)
-    if same_machine and here.namespace == owner.namespace == _HOST_NAMESPACE:
+    if same_machine and here.namespace == owner.namespace == HOST_NAMESPACE:
         return False  # outside of containers, another boot id means that this machine has rebooted
     return None
 
 
 def _runs_here(owner: Owner) -> bool | None:
-    if not _exists(owner.pid):
+    if not pid_exists(owner.pid):
         return False
     started = start_ticks(owner.pid)
     return None if started is None else started == owner.started
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # the process of another user
-        pass
-    return True
-
-
-def boot_id() -> str:
-    """Returns Linux's id of this boot; "" on other systems."""
-    return _text("/proc/sys/kernel/random/boot_id")
-
-
-def start_ticks(pid: int) -> str | None:
-    """Returns the ticks from the boot to the start of a process; "" for a zombie, None if it is not known."""
-    stat = _text(f"/proc/{pid}/stat").rpartition(")")[2].split()  # a name may contain spaces and brackets
-    if len(stat) < 20:
-        return None
-    state, started = stat[0], stat[19]
-    return "" if state in "ZX" else started
-
-
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text().strip()
-    except OSError:
-        return ""
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""

@@ -2,10 +2,14 @@
 
 import io
 import os
+import subprocess
+import sys
+import tempfile
 import tracemalloc
 
 import pytest
 
+from engine.base import host
 from engine.base.files import (
     lock,
     lock_if_supported,
@@ -13,6 +17,7 @@ from engine.base.files import (
     read_text,
     replacing,
     set_aside,
+    temporary_folder,
     write_checked,
 )
 from tests import damages
@@ -136,3 +141,62 @@ def test_entry_belongs_to_the_name_of_its_file(tmp_path):
     (tmp_path / "a").rename(tmp_path / "b")
     with pytest.raises(OSError, match="its checksum is not that of its content"):
         read_checked(tmp_path / "b")
+
+
+def marks() -> dict[str, str]:
+    """Returns the marks of processes by name."""
+    machine, boot, pid, ticks = host.process_mark().split("-")
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    other = "0" * 8  # with a probability of 1 in 2**32 not another one
+    return {
+        "living": host.process_mark(),
+        "ended": f"{machine}-{boot}-{ended.pid}-{ticks}",
+        "its pid is used again": f"{machine}-{boot}-{pid}-1{ticks}",
+        "of another host or container": f"{other}-{boot}-{ended.pid}-{ticks}",
+        "before a reboot": f"{machine}-{other}-{ended.pid}-{ticks}",
+    }
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems do not tell the start of a process")
+@pytest.mark.parametrize("namespace", [host.HOST_NAMESPACE, "pid:[1]"])
+def test_only_what_ended_processes_have_left_of_the_same_file_is_removed(namespace, tmp_path, monkeypatch):
+    monkeypatch.setattr(host, "pid_namespace", lambda: namespace)
+    monkeypatch.setattr(host, "machine_id", lambda: "m")
+    for who, mark in marks().items():
+        (tmp_path / f".a.{mark}-0.tmp").write_text(who)
+        (tmp_path / f".a.{mark}-1.tmp").mkdir()
+        (tmp_path / f".a.{mark}-1.tmp" / "spool").write_text(who)
+        (tmp_path / f".b.{mark}-0.tmp").write_text("of another file")
+    (tmp_path / ".a.tmp").write_text("of the user")
+    with replacing(tmp_path / "a") as file:
+        file.write(b"new")
+    left = {path.read_text() for path in tmp_path.glob(".a.*-0.tmp")}
+    rebooted = set() if namespace == host.HOST_NAMESPACE else {"before a reboot"}
+    assert left == {"living", "of another host or container"} | rebooted
+    assert {path.read_text() for path in tmp_path.glob(".a.*/spool")} == left
+    assert len(list(tmp_path.glob(".b.*"))) == 5 and (tmp_path / ".a.tmp").exists()
+
+
+def test_name_of_a_temporary_file_is_short_enough(tmp_path):
+    with replacing(tmp_path / ("ä" * 127)) as file:  # 254 of 255 bytes
+        file.write(b"new")
+    assert os.listdir(tmp_path) == ["ä" * 127]
+
+
+def test_temporary_folder_is_removed_by_the_next_process_after_a_kill(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    program = """
+import os, signal
+from engine.base.files import temporary_folder
+with temporary_folder("test") as folder:
+    (folder / "file").write_text("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    subprocess.run([sys.executable, "-c", program], env={**os.environ, "TMPDIR": str(tmp_path)}, check=False)
+    [left] = tmp_path.iterdir()
+    with temporary_folder("other") as other:
+        assert left.exists()
+        with temporary_folder("test") as folder:
+            assert set(tmp_path.iterdir()) == {folder, other}
+    assert not list(tmp_path.iterdir())

@@ -6,6 +6,7 @@ import os
 import numpy as np
 import pytest
 
+from engine.base import host
 from engine.metrics.results import Image
 from engine.observe.figure_files import write_figures
 from tests.observe.images import decode
@@ -26,7 +27,8 @@ def test_figures_replace_those_of_an_earlier_evaluation_of_the_step(tmp_path):
     one, two = np.zeros((2, 2)), np.ones((2, 2))
     write_figures(tmp_path, {str(i): Image(one, f"test/7/{i}-example-{10 + i}.png") for i in range(3)})
     write_figures(tmp_path, {"a": Image(one, "test/8/0-example-4.png"), "b": Image(one, "test/7/own.png")})
-    (tmp_path / "test" / "7" / ".2-example-5.png.tmp").write_bytes(b"half")  # of a process that was killed
+    killed = host.process_mark().rpartition("-")[0]  # without the time of its start, 0 stands for another one
+    (tmp_path / "test" / "7" / f".2-example-5.png.{killed}-0-1.tmp").write_bytes(b"half")
     write_figures(tmp_path, {"a": Image(two, "test/7/0-example-10.png"), "loss": 1.0})
     assert names() == ["test/7/0-example-10.png", "test/7/own.png", "test/8/0-example-4.png"]
     assert decode((tmp_path / "test/7/0-example-10.png").read_bytes()).max() == 255
