@@ -14,11 +14,11 @@ import selectors
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple, TypedDict, cast
 
 from engine.base.errors import ConvoyError
-from engine.cluster import host_address, timeouts
+from engine.cluster import host_address, origins, timeouts
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.identity import process_list
 
@@ -49,6 +49,13 @@ class CannotJoin(ConvoyError):
 
 class ConflictingSettings(CannotJoin):
     """The processes have conflicting settings: the same command would fail again."""
+
+    exit_code = ExitStatus.USER_ERROR
+    from_outside = False
+
+
+class EndedEarly(CannotJoin):
+    """A process has ended with exit code 0 without joining: its command does something else, again after a restart."""
 
     exit_code = ExitStatus.USER_ERROR
     from_outside = False
@@ -91,6 +98,7 @@ def wait_for_all(
 
     Raises:
         CannotJoin: process 0 cannot listen or be reached, or processes are missing after the timeout.
+        EndedEarly: a missing process has ended with exit code 0, according to the launcher.
         ConflictingSettings: two processes have the same index, or the processes have different counts or TLS settings.
         UnreachableHost: the CPU collectives of a host would use an address that other hosts cannot reach.
     """
@@ -197,9 +205,11 @@ class _Rendezvous:
         try:
             while error is None and len(self._present) < self._me["count"]:
                 if (left := end - time.monotonic()) <= 0:
-                    error = CannotJoin(self._missing())
+                    error = CannotJoin(self._missing_text())
                     break
-                for key, _ in self._selector.select(left):
+                if (error := _ended_early(self._missing(), self._me)) is not None:
+                    break
+                for key, _ in self._selector.select(min(left, origins.POLL_S)):
                     if key.fileobj is self._listener:
                         self._accept()
                     else:
@@ -284,12 +294,16 @@ class _Rendezvous:
             f"in /etc/hosts, in place of the existing line: {lines}{more}. Then start all of them again."
         )
 
-    def _missing(self) -> str:
-        missing = set(range(self._me["count"])) - set(self._present)
+    def _missing(self) -> list[int]:
+        return sorted(set(range(self._me["count"])) - set(self._present))
+
+    def _missing_text(self) -> str:
+        missing, count = self._missing(), self._me["count"]
         they = "they" if len(missing) > 1 else "it"
         return (
-            f"{process_list(missing)} of {self._me['count']} did not reach {self._address} within {self._timeout_s:g} "
-            f"s; all others did. Check why {they} did not start, and start all of them again."
+            f"{process_list(missing)} of {count} did not reach {self._address} within {self._timeout_s:g} s; all "
+            f"others did.{origins.described(missing, 0, count)} Check why {they} did not start, and start all of them "
+            "again."
         )
 
     def _answer_all(self, error: CannotJoin | None) -> None:
@@ -309,12 +323,24 @@ class _Rendezvous:
                     pass
 
 
+def _ended_early(missing: Iterable[int], me: _Caller) -> EndedEarly | None:
+    """Returns an error if missing processes have ended with exit code 0, so that the others would wait in vain."""
+    if not (ended := origins.ended(missing)):
+        return None
+    origins.record_missed(ended)
+    return EndedEarly(
+        f"{process_list(ended)} of {me['count']} ended with exit code 0 before joining the others."
+        f"{origins.described(ended, me['index'], me['count'])} Start the same command in each process, and check what "
+        "ends it early."
+    )
+
+
 def _call(me: _Caller, endpoint: Endpoint, end: float) -> None:
     """The rendezvous on the other processes: sends the description of this process and waits for the answer."""
     myself = f"process {me['index']} of {me['count']}"
     # Process 0 may start minutes later: many processes try more rarely, so that they do not flood its host.
     retry_s = timeouts.RENDEZVOUS_RETRY_S * max(1.0, me["count"] / timeouts.POLLING_PROCESSES)
-    with _connect(myself, endpoint, end, retry_s) as caller:
+    with _connect(me, endpoint, end, retry_s) as caller:
         caller.settimeout(max(0.0, end - time.monotonic()) + timeouts.RENDEZVOUS_ANSWER_S)
         me["route"] = caller.getsockname()[0]
         try:
@@ -336,21 +362,27 @@ def _call(me: _Caller, endpoint: Endpoint, end: float) -> None:
             "running, and start all processes again."
         )
     if found["error"]:
-        kinds = {kind.__name__: kind for kind in (ConflictingSettings, UnreachableHost)}
+        kinds = {kind.__name__: kind for kind in (ConflictingSettings, EndedEarly, UnreachableHost)}
         raise kinds.get(found["kind"], CannotJoin)(found["error"])
 
 
-def _connect(myself: str, endpoint: Endpoint, end: float, retry_s: float) -> socket.socket:
+def _connect(me: _Caller, endpoint: Endpoint, end: float, retry_s: float) -> socket.socket:
+    poll_at = 0.0
     while True:
         try:
             return socket.create_connection((endpoint.host, endpoint.port), timeout=max(0.1, end - time.monotonic()))
         except OSError as error:
-            if time.monotonic() >= end:
+            if (now := time.monotonic()) >= end:
                 raise CannotJoin(
-                    f"{myself}: the coordinator {endpoint.address} does not answer ({error.strerror or error}). "
-                    "Process 0 listens there: check that it runs, that the address is right and that the network "
-                    "allows the connection, then start all processes again."
+                    f"process {me['index']} of {me['count']}: the coordinator {endpoint.address} does not answer "
+                    f"({error.strerror or error}). Process 0 listens there: check that it runs, that the address is "
+                    "right and that the network allows the connection, then start all processes again."
+                    f"{origins.described([0], me['index'], me['count'])}"
                 ) from error
+        if now >= poll_at:
+            poll_at = now + origins.POLL_S
+            if (early := _ended_early([0], me)) is not None:
+                raise early
         time.sleep(retry_s)
 
 

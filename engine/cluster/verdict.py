@@ -57,6 +57,11 @@ def is_launched() -> bool:
     return _file is not None or bool(os.environ.get(VARIABLE))
 
 
+def folder() -> Path | None:
+    """Returns the folder that all processes of a job share with their launcher; None without a launcher."""
+    return _path().parent if is_launched() else None
+
+
 def _path() -> Path:
     """Returns the file of this process's verdict."""
     return _file or Path(os.environ[VARIABLE])
@@ -68,7 +73,7 @@ def begin() -> None:
     if name := os.environ.pop(VARIABLE, ""):
         _file = Path(name)
         with suppress(OSError):  # without this file the launcher believes every exit code
-            _file.with_suffix(_BEGAN).touch()
+            _file.with_suffix(_BEGAN).write_text(str(os.getpid()))
 
 
 def done() -> None:
@@ -79,7 +84,14 @@ def done() -> None:
 
 def is_unfinished(folder: Path, index: int) -> bool:
     """Whether a process has begun and has not stated that it is done."""
-    return (folder / f"{index}.json").with_suffix(_BEGAN).exists()
+    return (folder / f"{index}{_BEGAN}").exists()
+
+
+def running_pid(folder: Path, index: int) -> int | None:
+    """Returns the pid of a process that has begun and is not done; its launcher may have started it through a shell."""
+    with suppress(OSError, ValueError):
+        return int((folder / f"{index}{_BEGAN}").read_text())
+    return None
 
 
 def report(error: BaseException) -> None:

@@ -14,20 +14,21 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.base.errors import ConfigError
 from engine.base.files import temporary_folder
 from engine.base.host import oom_kills
-from engine.cluster import output, parent, verdict
+from engine.cluster import origins, output, parent, verdict
 from engine.cluster.cluster_detection import VARIABLES
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.shutdown import RunThread
 from engine.launch import postmortem, timeouts
 from engine.launch.forwarding import Forwarder, terminal_variables
 from engine.launch.signals import Signals
+from engine.launch.stopped import StoppedProcesses
 from engine.run.owner import TOKEN
 
 _UNREAD = "stopped before its result was read: nothing reads standard output"
@@ -98,7 +99,7 @@ def run(
             raise ConfigError(f"{name} = {value}: allowed is a whole number from 1.")
     with temporary_folder("launch") as folder:
         oom_kills_before = oom_kills()
-        with _Job() as job:
+        with _Job(folder) as job:
             environments = [_environment(i, processes, devices, folder, job.port) for i in range(processes or 1)]
             job.start(command, environments, alone=processes is None)
             with signals.forwarded_to(job.send):
@@ -112,6 +113,8 @@ def run(
                 ended = dataclasses.replace(ended, code=128 + signals.received[0], text=_UNREAD, explanation=_UNREAD)
             if last := recorded.get(i):
                 ended = dataclasses.replace(ended, time=last.time, text=last.text, signature=last.signature)
+            elif text := job.ended_because.get(i):
+                ended = dataclasses.replace(ended, code=ExitStatus.RETRY, text=text)
             if code == ExitStatus.DONE and (text := postmortem.unfinished(folder, i, job.pids)):
                 failed = last.code if last and last.code else ExitStatus.USER_ERROR
                 ended = dataclasses.replace(ended, code=failed, text=ended.text or text, explanation=text)
@@ -154,9 +157,11 @@ def report(exits: Sequence[ProcessExit], prefixed: bool = True) -> None:
     first, *others = failures
     if prefixed:
         later = ", ".join(f"{ended.index}: {ended.code}" for ended in others)
+        done = ", ".join(str(ended.index) for ended in exits if ended.code == ExitStatus.DONE)
         output.show(
             f"convoy launch: process {first.index} ended first, with {first.code} ({first.explanation})"
             + (f"; then {later}" if later else "")
+            + (f"; with 0: {done}" if done else "")
         )
     for line in first.text.splitlines():
         output.show(f"[{first.index}] {line}" if prefixed else line)
@@ -165,11 +170,14 @@ def report(exits: Sequence[ProcessExit], prefixed: bool = True) -> None:
 class _Job:
     """The processes of one launch. A context manager that kills all of them on exit."""
 
-    def __init__(self):
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._forwarders: list[Forwarder] = []
+    def __init__(self, folder: Path):
+        self._folder = folder  # of the verdicts
+        self.ended_because: dict[int, str] = {}
+        """Processes that the launcher has ended, with the reason."""
         self.output_is_complete = True
         """Whether nothing waits for a reader once `wait` has returned: a signal ends the wait of a result."""
+        self._processes: list[subprocess.Popen[bytes]] = []
+        self._forwarders: list[Forwarder] = []
         self._exits: queue.SimpleQueue[tuple[int, int, float]] = queue.SimpleQueue()  # index, code, time
         self._reserved = socket.socket()
         if sys.platform.startswith("linux"):  # which lets process 0 listen at the port of a socket that does not
@@ -198,6 +206,8 @@ class _Job:
                 preexec_fn=kill_with_parent,
             )
             self._processes.append(process)
+        for i, process in enumerate(self._processes):
+            origins.record_start(self._folder, i, process.pid)
         for i, process in enumerate(self._processes):  # threads start after the last fork
             self._forwarders.append(Forwarder(process, None if alone else f"[{i}] "))
             _start_thread(self._wait_for, i, process)
@@ -206,21 +216,45 @@ class _Job:
         """Returns the exit code and time of each process; kills the rest `grace_s` after the first failure."""
         codes: dict[int, tuple[int, float]] = {}
         kill_at: float | None = None
+        stopped = StoppedProcesses(several=len(self._processes) > 1)
         while len(codes) < len(self._processes):
+            left = timeouts.STOPPED_POLL_S if kill_at is None else max(0.0, kill_at - time.monotonic())
             try:
-                i, code, when = self._exits.get(
-                    timeout=None if kill_at is None else max(0.0, kill_at - time.monotonic())
-                )
+                i, code, when = self._exits.get(timeout=left)
             except queue.Empty:
-                self._kill()
-                kill_at = None
+                if kill_at is not None:
+                    self._kill()
+                    kill_at = None
+                else:
+                    self._end_stopped(stopped, codes)
                 continue
             codes[i] = (code, when)
-            if code and kill_at is None:
+            # The others wait in vain for a process that ended with 0 in the middle of its work, too.
+            if (code or verdict.is_unfinished(self._folder, i)) and kill_at is None:
                 kill_at = time.monotonic() + grace_s
         complete = [forwarder.join(lambda: signals.received) for forwarder in self._forwarders]
         self.output_is_complete = all(complete)
         return codes
+
+    def _end_stopped(self, stopped: StoppedProcesses, codes: Collection[int]) -> None:
+        """Names processes that are stopped, and ends those for which the others have waited too long."""
+        running = {i: self._pids(i) for i in range(len(self._processes)) if i not in codes}
+        to_end = stopped.poll(running, ended=len(codes))
+        for text in stopped.messages:
+            output.show(f"convoy launch: {text}")
+        for i, text in to_end.items():
+            self.ended_because.setdefault(i, text)
+            for pid in running[i]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def _pids(self, i: int) -> set[int]:
+        """Returns the pid of a process, and that of the verb, if the process is a shell that has started it."""
+        leader, verb = self._processes[i].pid, verdict.running_pid(self._folder, i)
+        with contextlib.suppress(ProcessLookupError):
+            if verb is not None and os.getpgid(verb) == leader:  # else the system has given the pid to another program
+                return {leader, verb}
+        return {leader}
 
     def __enter__(self) -> "_Job":
         return self
@@ -241,6 +275,7 @@ class _Job:
     def _wait_for(self, i: int, process: subprocess.Popen[bytes]) -> None:
         code = process.wait()
         when = time.monotonic()
+        origins.record_exit(self._folder, i, code)
         _kill_group(process.pid)  # its workers keep its output open
         self._exits.put((i, code if code >= 0 else 128 - code, when))
 

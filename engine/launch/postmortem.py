@@ -9,7 +9,7 @@ from pathlib import Path
 
 from engine.base.errors import RunError
 from engine.base.host import ADVICE
-from engine.cluster import output, verdict
+from engine.cluster import origins, output, verdict
 from engine.cluster.exit_status import KILLED, ExitStatus, describe
 from engine.run import status
 from engine.run.directory import RunDirectory
@@ -45,6 +45,11 @@ def unfinished(folder: Path, index: int, pids: Sequence[int]) -> str:
         return (
             f"process {index} ended with exit code 0 before it was done: its code or a library called os._exit, or "
             "exit of C. Find the call; the same command resumes from the newest checkpoint."
+        )
+    if origins.was_missed(folder, index):
+        return (
+            f"process {index} ended with exit code 0 before joining the others, which waited for it. Start the same "
+            "command in each process, and check what ends it early."
         )
     with contextlib.suppress(RunError):
         path = _status_path(folder)

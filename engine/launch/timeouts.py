@@ -4,6 +4,9 @@ from typing import Final
 
 FAILURE_GRACE_S: Final = 5.0  # after the first failure, for the primary to write it to the status of the run
 OUTPUT_S: Final = 5.0  # for the last output lines of a process that has ended
+STOPPED_POLL_S: Final = 0.5  # between two checks for stopped processes
+STOPPED_NAMED_S: Final = 6.0  # until a stopped process is named; pauses of 5 s are tolerated
+STOPPED_S: Final = 30.0  # until it is ended; the others of a training end earlier, since its heartbeats are missing
 TIDY_S: Final = 2.0  # for workers to end after their process
 STOP_GRACE_S: Final = 120  # from SIGTERM to SIGKILL in a pod or service, for the step in flight and a checkpoint
 RESTART_S: Final = 15  # wait of the service on a TPU VM: all hosts must have ended before one restarts

@@ -169,6 +169,13 @@ def without_launcher(*words: str) -> Iterator[list[subprocess.Popen[str]]]:
 def test_stopped_process_is_detected_and_a_five_second_pause_is_tolerated(tmp_path, two, add_row):
     run, config = tmp_path / "run", harness.config(tmp_path / "config", pause=0.05, **PAIR)
     with harness.Job("train", config, f"--workdir={run}", processes=2) as job:
+        job.until(lambda: job.pid_of(1) != job.process.pid)
+        begin = job.signal(1, signal.SIGSTOP)  # before the processes have joined
+        pid = job.pid_of(1)
+        job.until(lambda: f"convoy launch: process 1 (pid {pid}) has been stopped by a signal" in job.output)
+        named = time.monotonic() - begin
+        assert named <= runs.limit(15)
+        job.signal(1, signal.SIGCONT)
         job.until_step(run, 7)
         job.signal(1, signal.SIGSTOP)
         time.sleep(5)
@@ -176,13 +183,16 @@ def test_stopped_process_is_detected_and_a_five_second_pause_is_tolerated(tmp_pa
         job.until_step(run, 17)
         job.until(lambda: max(harness.saved(run), default=0) >= 15)
         assert set(harness.attempts(run).values()) == {1}
+        assert job.output.count("has been stopped by a signal") == 1
         begin = job.signal(1, signal.SIGSTOP)
         code, detected = job.end(), time.monotonic() - begin
         assert code == ExitStatus.RETRY, job.output
         assert "LostPeer: process 1 is gone: no heartbeat for 12 s" in job.output.splitlines()[-1]
+        assert job.output.count("has been stopped by a signal") == 2
         assert detected <= runs.limit(40)
     assert (runs.status(run)["state"], runs.status(run)["exit_code"]) == ("failed", 42)
     row = resumed(config, run, two)
+    add_row("SIGSTOP before the processes have joined: named, and the run continues with it", detected_s=named)
     add_row("SIGSTOP for good; 5 s of it are tolerated", detected_s=detected, code=code, **row)
 
 

@@ -65,6 +65,25 @@ def test_missing_processes_are_reported_to_those_that_started(address, tmp_path,
     add_row("two of four processes do not start", detected_s=max(s for *_, s in ends), code=ExitStatus.RETRY)
 
 
+@pytest.mark.case("processes that do not start")
+def test_process_that_ends_with_0_before_the_others_have_joined_ends_the_job(tmp_path, add_row):
+    """The same config ends one process: `os._exit(0)` leaves no error behind."""
+    (tmp_path / "leaving.py").write_text(
+        "import os\nfrom tests import runs\n\n\ndef get_config():\n"
+        "    if os.environ['CONVOY_PROCESS_ID'] == '1':\n        os._exit(0)\n    return runs.config()\n"
+    )
+    words = ("train", f"--config={tmp_path / 'leaving.py'}", f"--workdir={tmp_path / 'run'}")
+    with harness.Job(*words, processes=3) as job:
+        code, seconds = job.end(), time.monotonic() - job.started
+        *_, summary, last = job.output.splitlines()
+    assert code == ExitStatus.USER_ERROR
+    assert seconds < runs.limit(15)
+    assert last.startswith("[1] process 1 ended with exit code 0 before it was done: its code or a library called os._")
+    assert summary.startswith("convoy launch: process 1 ended first, with 1 (the user's error); then ")
+    assert "0: " in summary.partition("; then ")[2] and "2: " in summary.partition("; then ")[2]
+    add_row("one of three processes ends with 0 before it has joined", detected_s=seconds, code=code)
+
+
 @pytest.mark.case("two processes with one index")
 def test_two_processes_with_one_index_are_refused(address, tmp_path, add_row):
     ends = start(address, 3, 0, 1, 1, words=train(tmp_path))

@@ -21,7 +21,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "the primary is killed": "As for any other process. `status.json` is completed by the launcher.",
         "all processes are killed": "A restart resumes from the newest complete checkpoint.",
         "a process is stopped": "A pause of a few seconds is tolerated. A longer one ends all processes, with a "
-        "sentence that names the process.",
+        "sentence that names the process. A launcher on the same machine names a stopped process after 6 seconds and "
+        "ends it after 30, unless all processes of the job are stopped.",
         "the network is cut": "A cut that heals within the heartbeat timeout is tolerated. A longer one ends each "
         "process with a sentence and 42.",
         "a slow process": "A process that is persistently slower than the others is named, with what it waits for, in "
@@ -53,7 +54,9 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "SIGINT": "As for SIGTERM, with exit code 130, which is not restarted.",
     },
     "The start of a run": {
-        "processes that do not start": "The processes that did start end after the timeout and name the missing ones.",
+        "processes that do not start": "The processes that did start end after the timeout and name the missing ones, "
+        "with the pid, node or pod where that is known. With a launcher on the same machine, a process that ends with "
+        "0 before it has joined ends the job at once.",
         "two processes with one index": "Both end with a sentence that names the index and the hosts.",
         "the coordinator's port is taken": "The launcher says so at once.",
         "a typo in the config": "The error names the field, the file and the nearest valid name before devices start.",

@@ -4,12 +4,14 @@ import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
 from engine.base.errors import ConfigError
 from engine.launch.local import launch
 from engine.run import status
+from tests import runs
 from tests.launch.programs import alive, pids, wait_until_gone
 
 pytestmark = pytest.mark.multiprocess
@@ -21,10 +23,11 @@ me = int(os.environ["CONVOY_PROCESS_ID"])
 """
 
 
-def start(program: str, *, processes: int = 2, grace_s: float = 0.3) -> subprocess.Popen[str]:
-    """Starts a launcher process that runs a program in several processes."""
+def start(program: str, *, processes: int = 2, grace_s: float = 0.3, before: str = "") -> subprocess.Popen[str]:
+    """Starts a launcher process that runs a program in several processes, after a line of its own."""
     launcher = textwrap.dedent(f"""
         import sys
+        {before}
         from engine.launch.local import launch
         command = [sys.executable, "-c", {HEAD + textwrap.dedent(program)!r}]
         sys.exit(launch(command, processes={processes}, devices=3, grace_s={grace_s}))
@@ -179,6 +182,74 @@ def test_exit_code_0_of_a_process_that_was_not_done_is_not_believed(tmp_path):
     assert (code, found.state, found.step, found.exit_code) == (1, "failed", 7, 1)
     assert found.reason.startswith("process 1 ended with exit code 0 before it was done: ")
     assert errors[-1] == f"[1] {found.reason}"
+
+
+@pytest.mark.parametrize("early", [0, 1])
+def test_process_that_ends_with_0_before_the_rendezvous_ends_the_job_at_once(early):
+    """Nothing of the engine has begun in it, so only the launcher knows of its end, and only the others need it."""
+    begin = time.monotonic()
+    code, _, errors = run(
+        f"""
+        from engine.cluster import rendezvous
+        from engine.cluster.cluster_detection import address, detect
+        if me == {early}:
+            sys.exit(0)
+        verdict.begin()
+        process = detect().process
+        endpoint = rendezvous.Endpoint(process.coordinator, *address("", process.coordinator))
+        try:
+            rendezvous.wait_for_all(me, process.count, endpoint, 20.0)
+        except rendezvous.CannotJoin as error:
+            verdict.report(error)
+            sys.exit(error.exit_code)
+        """,
+        processes=3,
+        grace_s=60,
+    )
+    assert time.monotonic() - begin < runs.limit(15)
+    assert code == 1
+    text = f"process {early} ended with exit code 0 before joining the others, which waited for it."
+    assert errors[-1].startswith(f"[{early}] {text}")
+    assert errors[-2].startswith(f"convoy launch: process {early} ended first, with 1 (")
+    others = [f"{index}: 1" for index in range(3) if index != early]
+    assert sorted(errors[-2].rpartition("; then ")[2].split(", ")) == others
+
+
+def test_process_that_ends_with_0_in_the_middle_ends_the_job_and_each_process_is_listed():
+    code, _, errors = run(
+        """
+        if me == 2:
+            sys.exit(0)
+        verdict.begin()
+        if me == 1:
+            os._exit(0)
+        time.sleep(3600)  # longer than run() waits
+    """,
+        processes=3,
+    )
+    assert code == 1
+    assert errors[-2].startswith("convoy launch: process 1 ended first, with 1 (")
+    assert errors[-2].endswith("; then 0: 137; with 0: 2")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells which processes are stopped")
+def test_stopped_process_is_named_and_then_ended_also_behind_a_shell():
+    """tests/launch/stopped_test.py has the other cases."""
+    code, output, errors = run(
+        """
+        if me == 1 and not os.environ.get("INNER"):
+            inner = "import os, signal; from engine.cluster import verdict; verdict.begin(); "
+            inner += "print('pid', os.getpid(), flush=True); os.kill(os.getpid(), signal.SIGSTOP)"
+            sys.exit(subprocess.run([sys.executable, "-c", inner], env=os.environ | {"INNER": "1"}).returncode and 1)
+        time.sleep(3600)  # longer than run() waits
+        """,
+        before="from engine.launch import timeouts; timeouts.STOPPED_NAMED_S, timeouts.STOPPED_S = 0.5, 1.5",
+    )
+    (pid,) = [int(line.split()[2]) for line in output if line.startswith("[1] pid ")]
+    assert code == 42
+    assert errors[0].startswith(f"convoy launch: process 1 (pid {pid}) has been stopped by a signal, such as SIGSTOP,")
+    assert errors[-2] == "convoy launch: process 1 ended first, with 42 (start it again); then 0: 137"
+    assert errors[-1].startswith(f"[1] process 1 (pid {pid}) was stopped by a signal for ")
 
 
 @pytest.mark.parametrize(("state", "code"), [("training", 1), ("done", 0)])
