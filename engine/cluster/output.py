@@ -25,9 +25,6 @@ from engine.cluster.output_queue import OutputQueue
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
-TERMINALS = "CONVOY_TERMINALS"
-"""Environment variable: descriptors, such as `1,2`, whose pipe is forwarded to a terminal by the parent process."""
-
 _STREAMS = {"stdout": (1, "standard output"), "stderr": (2, "standard error")}
 _PIECE_BYTES = 1 << 16  # of one write: the capacity of a pipe, so that a slow reader shows as progress
 _OUTLET = "_convoy_outlet"  # attribute of a stream of Python: its `_TextOutlet`
@@ -60,11 +57,10 @@ def guard() -> None:
     closed = [fd for fd in (0, 1, 2) if _fill(fd)]
     if sys.stdin is None:
         sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115, open as long as the process
-    terminals = os.environ.pop(TERMINALS, "").split(",")
     for attribute, (fd, name) in _STREAMS.items():
         if fd in closed:
             _silence(name, errno.EBADF, f"{name} is closed: it was closed when this process started.")
-        file = _GuardedFile(fd, name, waits=fd == 1, is_terminal=str(fd) in terminals)
+        file = _GuardedFile(fd, name, waits=fd == 1)
         setattr(sys, attribute, _stream(file, getattr(sys, attribute)))
         _guarded[attribute] = file
     atexit.register(_finish)
@@ -109,7 +105,7 @@ def nonblocking(stream: TextIO) -> TextIO:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a stream leads to a terminal, directly or through a parent that forwards it."""
+    """Whether a stream leads to a terminal."""
     with suppress(ValueError, AttributeError):  # a closed stream, none
         return cast(TextIO, stream).isatty()
     return False
@@ -218,16 +214,12 @@ class _GuardedFile(io.FileIO):
         fd: the descriptor.
         name: of the stream.
         waits: whether a write waits for the reader.
-        is_terminal: whether the parent process forwards this descriptor to a terminal.
     """
 
-    def __init__(self, fd: int, name: str, waits: bool, is_terminal: bool):
+    def __init__(self, fd: int, name: str, waits: bool):
         super().__init__(fd, "w", closefd=False)
-        self._stream_name, self.waits, self._is_terminal = name, waits, is_terminal
+        self._stream_name, self.waits = name, waits
         self.queue = OutputQueue[bytes](name, self._write_all, str.encode, _sentences.append)
-
-    def isatty(self) -> bool:
-        return self._is_terminal or super().isatty()
 
     def write(self, data: "ReadableBuffer", /) -> int:
         view = memoryview(data).cast("B")

@@ -24,9 +24,9 @@ from engine.base.host import oom_kills
 from engine.cluster import origins, output, parent, verdict
 from engine.cluster.cluster_detection import VARIABLES
 from engine.cluster.exit_status import ExitStatus
+from engine.cluster.forwarding import Forwarder
 from engine.cluster.shutdown import RunThread
 from engine.launch import postmortem, timeouts
-from engine.launch.forwarding import Forwarder, terminal_variables
 from engine.launch.signals import Signals
 from engine.launch.stopped import StoppedProcesses
 from engine.run.owner import TOKEN
@@ -138,7 +138,8 @@ def _environment(index: int, count: int | None, devices: int | None, folder: Pat
         "PYTHONUNBUFFERED": "1",
         TOKEN: os.environ.get(TOKEN) or folder.name,  # all processes of a job share one lease
     }
-    environment |= terminal_variables() if count is None else {VARIABLES[n]: value for n, value in settings.items()}
+    if count is not None:
+        environment |= {VARIABLES[name]: value for name, value in settings.items()}
     if devices is not None:
         environment |= {"JAX_NUM_CPU_DEVICES": str(devices), "JAX_PLATFORMS": "cpu"}
     return environment
@@ -195,13 +196,14 @@ class _Job:
     def start(self, command: Sequence[str], environments: Sequence[dict[str, str]], alone: bool) -> None:
         """Starts one process per environment and forwards its output, with `alone` unchanged."""
         kill_with_parent = parent.kill_with(os.getpid())
-        for environment in environments:
+        self._forwarders = [Forwarder(None if alone else f"[{i}] ") for i in range(len(environments))]
+        for environment, forwarder in zip(environments, self._forwarders, strict=True):
             process = subprocess.Popen(
                 command,
                 env=environment,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,  # also of a single process, which must not wait for the reader of the launcher
-                stderr=subprocess.PIPE,
+                stdout=forwarder.stdout,  # also of a single process, which must not wait for the launcher's reader
+                stderr=forwarder.stderr,
                 process_group=0,  # Ctrl-C on a terminal reaches only the launcher, which forwards it once
                 preexec_fn=kill_with_parent,
             )
@@ -209,7 +211,7 @@ class _Job:
         for i, process in enumerate(self._processes):
             origins.record_start(self._folder, i, process.pid)
         for i, process in enumerate(self._processes):  # threads start after the last fork
-            self._forwarders.append(Forwarder(process, None if alone else f"[{i}] "))
+            self._forwarders[i].start()
             _start_thread(self._wait_for, i, process)
 
     def wait(self, grace_s: float, signals: Signals) -> dict[int, tuple[int, float]]:

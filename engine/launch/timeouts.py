@@ -3,7 +3,6 @@
 from typing import Final
 
 FAILURE_GRACE_S: Final = 5.0  # after the first failure, for the primary to write it to the status of the run
-OUTPUT_S: Final = 5.0  # for the last output lines of a process that has ended
 STOPPED_POLL_S: Final = 0.5  # between two checks for stopped processes
 STOPPED_NAMED_S: Final = 6.0  # until a stopped process is named; pauses of 5 s are tolerated
 STOPPED_S: Final = 30.0  # until it is ended; the others of a training end earlier, since its heartbeats are missing

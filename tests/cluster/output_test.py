@@ -151,10 +151,3 @@ def test_show_writes_to_a_stream_that_is_not_guarded(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stderr", open(os.devnull, "w"))  # noqa: SIM115
     sys.stderr.close()
     output.show("discarded")
-
-
-def test_forwarded_terminal_is_a_terminal():
-    program = "os.write(3, repr([sys.stdout.isatty(), sys.stderr.isatty(), output.TERMINALS in os.environ]).encode())"
-    words = START.replace("output.guard()", "os.environ[output.TERMINALS] = '2'; output.guard()") + program
-    done = subprocess.run(["bash", "-c", 'exec 3>&1; "$@"', "bash", sys.executable, "-c", words], capture_output=True)
-    assert done.stdout == b"[False, True, False]", done.stderr

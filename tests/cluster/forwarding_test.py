@@ -1,12 +1,14 @@
 """Output of a process, forwarded by its parent."""
 
+import contextlib
 import os
 import pty
 import subprocess
 import sys
+import termios
 import textwrap
 
-from engine.launch.forwarding import Forwarder, terminal_variables
+from engine.cluster.forwarding import Forwarder
 
 WRITES = r"""
 import os
@@ -16,10 +18,11 @@ os.write(1, "ü".encode()[1:] + b"\xff a line without an end")
 """
 
 
-def forwarded(prefix: str | None) -> None:
+def forwarded(prefix: str | None, program: str = WRITES) -> None:
     """Runs a program and copies what it writes to the streams of this process."""
-    process = subprocess.Popen([sys.executable, "-c", WRITES], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    forwarder = Forwarder(process, prefix)
+    forwarder = Forwarder(prefix)
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=forwarder.stdout, stderr=forwarder.stderr)
+    forwarder.start()
     assert process.wait(60) == 0
     assert forwarder.join(lambda: False)
 
@@ -41,13 +44,14 @@ def test_lines_of_several_processes_get_their_prefix(capsys):
 UNREAD = """
 import os, subprocess, sys, time
 from engine.cluster import output
-from engine.launch.forwarding import Forwarder
+from engine.cluster.forwarding import Forwarder
 output.guard()
 if sys.argv[1] == "drop":
     output.drop_unread_results()
 words = [sys.executable, "-c", "print('x' * 3_000_000)"]
-process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-forwarder = Forwarder(process, None)
+forwarder = Forwarder()
+process = subprocess.Popen(words, stdout=forwarder.stdout, stderr=forwarder.stderr)
+forwarder.start()
 if sys.argv[1] == "drop":
     assert process.wait(60) == 0
 begin = time.monotonic()
@@ -72,14 +76,34 @@ def test_process_waits_for_the_reader_of_its_result_only():
     assert found("keep") == "False None"
 
 
-def test_terminal_of_the_parent_is_named_with_its_size(monkeypatch):
-    assert terminal_variables() == {}
+PARENT = """
+import subprocess, sys
+from engine.cluster import output
+from engine.cluster.forwarding import Forwarder
+output.guard()
+output.drop_unread_results()
+program = '''
+import os, sys
+print(sys.stdout.isatty(), sys.stderr.isatty(), *os.get_terminal_size(1), flush=True)
+for n in range(200):
+    print(n, file=(sys.stdout, sys.stderr)[n % 2], flush=True)
+'''
+forwarder = Forwarder()
+process = subprocess.Popen([sys.executable, "-c", program], stdout=forwarder.stdout, stderr=forwarder.stderr)
+forwarder.start()
+assert process.wait(60) == 0 and forwarder.join(lambda: False)
+"""
+
+
+def test_process_gets_a_terminal_of_the_same_size_and_keeps_the_order_of_its_lines():
     terminal, inside = pty.openpty()
-    with open(terminal, "rb"), open(inside, "w") as stream:
-        monkeypatch.setattr(sys, "stderr", stream)
-        monkeypatch.setenv("COLUMNS", "77")
-        monkeypatch.delenv("LINES", raising=False)
-        assert terminal_variables() == {"CONVOY_TERMINALS": "2", "COLUMNS": "77"}
-        monkeypatch.delenv("COLUMNS")
-        os.system(f"stty -F {os.ttyname(inside)} rows 30 cols 99")
-        assert terminal_variables() == {"CONVOY_TERMINALS": "2", "COLUMNS": "99", "LINES": "30"}
+    with open(terminal, "rb", buffering=0) as screen:
+        termios.tcsetwinsize(inside, (30, 99))
+        process = subprocess.Popen([sys.executable, "-c", PARENT], stdout=inside, stderr=inside)
+        os.close(inside)
+        text = b""
+        with contextlib.suppress(OSError):  # nobody has the terminal open any more
+            while data := screen.read(1000):
+                text += data
+        assert process.wait(60) == 0
+    assert text.decode().split("\r\n") == ["True True 99 30", *map(str, range(200)), ""]
