@@ -75,6 +75,12 @@ def command(*args: str) -> list[str]:
     return [sys.executable, "-m", "engine.cli.main", *args]
 
 
+def child(pid: int) -> int | None:
+    """Returns the first child of a process: a command of one process waits for the child that does its work."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return int(found[0]) if found else None
+
+
 def environment(**env: str) -> dict[str, str]:
     """Returns the environment of a process with one CPU device; a given PYTHONPATH is prepended to the current one."""
     if "PYTHONPATH" in env:

@@ -18,9 +18,10 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from engine.base.errors import ConfigError, EngineEnd
+from engine.base.host import oom_kills
 from engine.cli.arguments import make_parser, parse, split_overrides
 from engine.cli.verbs import VERBS
-from engine.cluster import group, output, processes, shutdown, signal_thread, verdict
+from engine.cluster import group, output, parent, processes, shutdown, signal_thread, verdict
 from engine.cluster.exit_status import ExitStatus, status_of
 from engine.cluster.kv_store import CoordinationError
 from engine.cluster.peer_failure import LostPeer
@@ -125,6 +126,26 @@ def _treat_hangup_as_sigterm() -> None:
         signal_thread.watch((signal.SIGHUP,), stop)  # in a thread: also while the main thread compiles
 
 
+def _continue_in_child(words: list[str]) -> None:
+    """Lets a parent wait for this process if it has no launcher and the verb runs the user's code.
+
+    That code may end the process with any exit code, or crash it; the parent tells that and corrects the status.
+    """
+    if words and words[0] in VERBS and VERBS[words[0]].runs_user_code and not verdict.is_launched():
+        verdict.share()
+        kills = oom_kills()
+        parent.continue_in_child(lambda pid, code: _report_end(pid, code, kills))
+
+
+def _report_end(pid: int, code: int, oom_kills_before: int) -> int:
+    """Tells how a child has ended, unless it has done so itself; returns the exit code of this process."""
+    if verdict.is_intended(code):
+        return code
+    from engine.launch.postmortem import report_unexplained
+
+    return report_unexplained(pid, code, code == ExitStatus.SIGKILL and oom_kills() > oom_kills_before)
+
+
 def run(argv: Sequence[str] | None = None) -> NoReturn:
     """The command `convoy`: may restart once with huge pages (`cli/huge_pages.py`), runs a verb and exits.
 
@@ -132,9 +153,11 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     """
     output.guard()
     restart_with_huge_pages()
+    words = list(sys.argv[1:] if argv is None else argv)
+    _continue_in_child(words)
     verdict.begin()
     _treat_hangup_as_sigterm()
-    code = main(argv)
+    code = main(words)
     hanging = background.hanging()  # an unmount would wait for the thread too
     unread = not output.finish()  # Python's cleanup would wait for the reader
     if not hanging:
@@ -144,6 +167,7 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     if hanging or unread:
         shutdown.exit_now(code)
     shutdown.exit_soon(code)
+    verdict.intend(code)
     sys.exit(code)
 
 

@@ -25,6 +25,7 @@ class Verb:
     help: str
     add_help: bool = True  # False: the module adds --help itself
     short_overrides: tuple[str, ...] = ()  # sections that can be overridden without `--config.`
+    runs_user_code: bool = True  # which may end the process: a parent waits for it (`cluster/parent.py`)
     prints_result: bool = True  # False: the result is on disk, so output that cannot be written is no error
 
     @property
@@ -47,14 +48,19 @@ _VERBS = (
     Verb("plan", "choose mesh, remat, microbatches and memory settings for hardware that may be absent"),
     Verb("compile", "compile the programs of a run (first state, step, evaluations) before it starts"),
     Verb("checkpoints", "list, verify or export the checkpoints of a run"),
-    Verb("goodput", "print how the time of a run was spent, per attempt"),
+    Verb("goodput", "print how the time of a run was spent, per attempt", runs_user_code=False),
     Verb(
         "data",
         "write a dataset as ArrayRecord files, or check every example of it",
         short_overrides=("--data.", "--evaluations."),
     ),
-    Verb("launch", "run a command in several processes, on this machine or on a cluster"),
-    Verb("supervise", "train, and restart after failures until the run is done", prints_result=False),
-    Verb("doctor", "print processes, versions and devices found here, and test a collective"),
+    Verb("launch", "run a command in several processes, on this machine or on a cluster", runs_user_code=False),
+    Verb(
+        "supervise",
+        "train, and restart after failures until the run is done",
+        runs_user_code=False,
+        prints_result=False,
+    ),
+    Verb("doctor", "print processes, versions and devices found here, and test a collective", runs_user_code=False),
 )
 VERBS = {verb.name: verb for verb in _VERBS}

@@ -12,6 +12,7 @@ A process that was killed from outside ends with 128 + the signal (`SIG...`). It
 verdict of a process is USER_ERROR or STOP, which is then the job's code.
 """
 
+import signal
 from enum import IntEnum
 
 from engine.base.errors import EngineEnd
@@ -45,6 +46,8 @@ KILLED = (ExitStatus.SIGABRT, ExitStatus.SIGKILL, ExitStatus.SIGSEGV, ExitStatus
 def describe(code: int) -> str:
     """Returns the meaning of an exit code."""
     meanings = {int(status): status.meaning for status in ExitStatus}
+    if code not in meanings and code - 128 in signal.valid_signals():
+        return f"killed by {signal.Signals(code - 128).name}"
     return meanings.get(code, f"exit code {code}, which is not the engine's")
 
 

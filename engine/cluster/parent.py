@@ -1,7 +1,7 @@
-"""Kills a process when its parent dies, so that no process of a run outlives it.
+"""Parents and children: a child dies with its parent, and a parent that only waits tells how its child has ended.
 
-On Linux the kernel kills the process (`prctl(2)`, PR_SET_PDEATHSIG), even if it is stuck or stopped. The parent is the
-*thread* that started the process, so that thread must live as long as the process.
+On Linux the kernel kills a process when its parent dies (`prctl(2)`, PR_SET_PDEATHSIG), even if it is stuck or stopped.
+The parent is the *thread* that started the process, so that thread must live as long as the process.
 """
 
 import ctypes
@@ -9,8 +9,15 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
+_SI_KERNEL = 0x80  # from asm-generic/siginfo.h
+# These stop or end a process at once: a signal for job control stops the parent too, and the others are faults.
+_NOT_FORWARDED = {
+    *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGPIPE),
+    *(signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP),
+}
 
 
 def kill_with(parent: int) -> Callable[[], None] | None:
@@ -25,3 +32,59 @@ def kill_with(parent: int) -> Callable[[], None] | None:
             os._exit(128 + signal.SIGKILL)
 
     return kill_with_parent
+
+
+def continue_in_child(on_end: Callable[[int, int], int]) -> bool:
+    """Forks: the rest of the program runs in the child, and this process waits for its end and exits with its code.
+
+    No code of the user can make this process exit with 0. It passes on each signal that it receives. What the terminal
+    sends, such as for Ctrl-C and Ctrl-Z, reaches both processes anyway, since they are in one process group.
+
+    Call it before any thread is started.
+
+    Args:
+        on_end: called in this process with the pid and the exit code of the child, 128 + the signal for a killed one;
+            returns the exit code of this process.
+
+    Returns:
+        True in the child; False, without a fork, on other systems than Linux.
+    """
+    kill_with_parent = kill_with(os.getpid())
+    if kill_with_parent is None:
+        return False
+    signals = {int(number) for number in signal.valid_signals() - _NOT_FORWARDED}
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # otherwise the kernel may discard how the child ends
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # so that none is lost before the wait below
+    child = os.fork()
+    if child == 0:
+        kill_with_parent()
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        return True
+    _wait(child, signals, on_end)
+
+
+def _wait(child: int, signals: set[int], on_end: Callable[[int, int], int]) -> NoReturn:
+    while True:
+        found = signal.sigwaitinfo(signals)
+        if found.si_signo == signal.SIGCHLD:
+            if (status := _reap(child)) is not None:
+                code = os.waitstatus_to_exitcode(status)
+                os._exit(on_end(child, code if code >= 0 else 128 - code))
+        # The kernel sends a signal of the terminal to both, and one about a limit for this process only. SIGHUP reaches
+        # only the process that leads the session.
+        elif found.si_code != _SI_KERNEL or found.si_signo == signal.SIGHUP:
+            os.kill(child, found.si_signo)
+
+
+def _reap(child: int) -> int | None:
+    """Takes in all children that have ended: as process 1 of a container, this process gets those of others too."""
+    ended = None
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return ended
+        if pid == 0:
+            return ended
+        if pid == child:
+            ended = status

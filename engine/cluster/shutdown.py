@@ -118,6 +118,7 @@ def _failure_text(name: str, error: BaseException) -> str:
 def exit_now(code: int) -> NoReturn:
     """Writes out stdout and stderr and exits at once, without Python's cleanup, which waits for threads and peers."""
     output.finish()
+    verdict.intend(code)
     os._exit(code)
 
 

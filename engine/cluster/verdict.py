@@ -1,7 +1,8 @@
 """Files that a process writes for its launcher: its verdict, its completed steps, and the path of the run's status.
 
 An environment variable names the file of the verdict. A process that has begun leaves a file until it is done. A killed
-process leaves no verdict, but its steps are known: they are in a memory-mapped file, which outlives it.
+process leaves no verdict, but its steps are known: they are in a memory-mapped file, which outlives it. A process
+without a launcher has a parent that waits (`parent.py`): memory that both share holds what the parent must know.
 """
 
 import json
@@ -26,6 +27,8 @@ STATUS = "status"
 """File in that folder that contains the path of the run's status."""
 _BEGAN = ".began"  # suffix of the file from `begin` to `done`
 
+_MEMORY = 8192  # bytes that a process shares with its parent: steps, exit code, path of the status
+_CODE = slice(8, 9)  # 1 + the exit code with which the process wants to end; 0 before that
 _file: Path | None = None  # file of this process, once `begin` has read the variable
 
 
@@ -74,6 +77,33 @@ def begin() -> None:
         _file = Path(name)
         with suppress(OSError):  # without this file the launcher believes every exit code
             _file.with_suffix(_BEGAN).write_text(str(os.getpid()))
+
+
+_memory: mmap.mmap | None = None  # shared with the parent that waits for this process
+
+
+def share() -> None:
+    """Creates the memory through which this process, once forked, tells its parent about its end."""
+    global _memory
+    _memory = mmap.mmap(-1, _MEMORY)
+
+
+def intend(code: int) -> None:
+    """States for the parent that this process is about to exit with a code that it has explained."""
+    if _memory is not None:
+        _memory[_CODE] = bytes([(code + 1) & 0xFF])
+
+
+def is_intended(code: int) -> bool:
+    """In the parent: whether its child has stated that it ends with this code."""
+    return _memory is not None and _memory[_CODE] == bytes([(code + 1) & 0xFF])
+
+
+def shared_status() -> tuple[str, int]:
+    """In the parent: the status file of the run of its child, "" before there is one, and the steps of the child."""
+    if _memory is None:
+        return "", 0
+    return os.fsdecode(_memory[16:].rstrip(b"\0")), struct.unpack("q", _memory[:8])[0]
 
 
 def done() -> None:
@@ -129,6 +159,9 @@ def record_status_path(path: Path) -> None:
     """Records the path of the run's status file for the launcher, which corrects the status after a kill."""
     if is_launched():
         _write(_path().parent / STATUS, shown(path.absolute()))
+    elif _memory is not None:
+        name = os.fsencode(shown(path.absolute()))[: _MEMORY - 16]
+        _memory[16:] = name.ljust(_MEMORY - 16, b"\0")
 
 
 _steps: memoryview | None = None  # read by the launcher, if there is one
@@ -138,7 +171,7 @@ def step_counter() -> memoryview:
     """Returns a buffer of one int64, in which this process counts its steps for the launcher."""
     global _steps
     if _steps is None:
-        _steps = memoryview(_shared() if is_launched() else bytearray(8)).cast("q")
+        _steps = memoryview(_shared() if is_launched() else _memory or bytearray(8))[:8].cast("q")
     return _steps
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,12 +14,24 @@ from engine.cluster import origins, output, verdict
 from engine.cluster.exit_status import KILLED, ExitStatus, describe
 from engine.run import status
 from engine.run.directory import RunDirectory
+from engine.run.goodput import record_death
 from engine.run.log import RunLog, logger
 from engine.storage.mounts import local_path
 
+_USUAL_CAUSES: dict[int, str] = {
+    signal.SIGILL: "a library or a compiled program was built for another kind of processor",
+    signal.SIGABRT: "a library found an error with which it cannot continue, often a lack of memory: see its output",
+    signal.SIGBUS: "a file that is mapped into memory was cut, or the disk or /dev/shm behind it is full",
+    signal.SIGFPE: "compiled code of a library or an extension divided an integer by zero",
+    signal.SIGSEGV: "compiled code of a library or an extension used memory that is not its own; "
+    "PYTHONFAULTHANDLER=1 prints the line that called it",
+}
+
 
 def explain_exit(code: int, text: str, out_of_memory: bool) -> str:
-    """Returns the meaning of an exit code in words. An unexplained SIGKILL is attributed to a lack of memory.
+    """Returns the meaning of an exit code in words, for a signal of a fault with its usual cause.
+
+    An unexplained SIGKILL is attributed to a lack of memory.
 
     Args:
         code: exit code of the process that ended first.
@@ -26,6 +39,8 @@ def explain_exit(code: int, text: str, out_of_memory: bool) -> str:
         out_of_memory: whether the kernel has killed a process for lack of memory since the job started.
     """
     meaning = describe(code)
+    if not text and (cause := _USUAL_CAUSES.get(code - 128)):
+        return f"{meaning}: usually {cause}"
     if code != 128 + signal.SIGKILL or text:
         return meaning
     if out_of_memory:
@@ -42,10 +57,7 @@ def unfinished(folder: Path, index: int, pids: Sequence[int]) -> str:
         pids: processes of the job; a status that another process wrote is not read.
     """
     if verdict.is_unfinished(folder, index):
-        return (
-            f"process {index} ended with exit code 0 before it was done: its code or a library called os._exit, or "
-            "exit of C. Find the call; the same command resumes from the newest checkpoint."
-        )
+        return _not_done(f"process {index}", ExitStatus.DONE)
     if origins.was_missed(folder, index):
         return (
             f"process {index} ended with exit code 0 before joining the others, which waited for it. Start the same "
@@ -56,6 +68,37 @@ def unfinished(folder: Path, index: int, pids: Sequence[int]) -> str:
         if path is not None and (found := status.read(path)).pid == pids[index] and found.state != "done":
             return f"process {index} ended with exit code 0, but the status of its run is {found.state}: {path}."
     return ""
+
+
+def _not_done(who: str, code: int) -> str:
+    return (
+        f"{who} ended with exit code {code} before it was done: its code or a library called os._exit, or exit of C. "
+        "Find the call; the same command resumes from the newest checkpoint."
+    )
+
+
+def report_unexplained(pid: int, code: int, out_of_memory: bool) -> int:
+    """Tells how a process without a launcher has ended that did not say so itself, and corrects its status.
+
+    Called in the parent that waits for it (`cluster/parent.py`).
+
+    Args:
+        pid: the process.
+        code: its exit code, 128 + the signal for a killed one.
+        out_of_memory: as for `explain_exit`.
+
+    Returns:
+        The exit code for the caller, which is not 0.
+    """
+    killed = describe(code).startswith("killed")
+    reason = f"the process was {explain_exit(code, '', out_of_memory)}." if killed else _not_done("the process", code)
+    print(reason, file=sys.stderr, flush=True)
+    name, step = verdict.shared_status()
+    failed = code or ExitStatus.USER_ERROR
+    if name and (path := local_path(name)).exists():
+        _correct(path, [pid], failed, reason)
+        record_death(RunDirectory(path.parent).goodput, [pid], step)
+    return failed
 
 
 def note_output(folder: Path) -> None:
@@ -83,10 +126,14 @@ def correct_status(folder: Path, pids: Sequence[int], code: int, reason: str) ->
         code: exit code of the job.
         reason: why the job ended, as a sentence.
     """
+    if (path := _status_path(folder)) is not None:
+        _correct(path, pids, code, reason)
+
+
+def _correct(path: Path, pids: Sequence[int], code: int, reason: str) -> None:
     with contextlib.suppress(RunError):
-        if (path := _status_path(folder)) is not None:
-            found = status.read(path)
-            later = code in (ExitStatus.USER_ERROR, *KILLED)  # the loss of the process that ended so
-            lost_peer = found.exit_code == ExitStatus.RETRY and found.state == "failed" and later
-            if (found.state in status.RUNNING or lost_peer) and found.pid in pids:
-                status.write(path, dataclasses.replace(found, state="failed", reason=reason, exit_code=code))
+        found = status.read(path)
+        later = code in (ExitStatus.USER_ERROR, *KILLED)  # the loss of the process that ended so
+        lost_peer = found.exit_code == ExitStatus.RETRY and found.state == "failed" and later
+        if (found.state in status.RUNNING or lost_peer) and found.pid in pids:
+            status.write(path, dataclasses.replace(found, state="failed", reason=reason, exit_code=code))

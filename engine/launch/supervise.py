@@ -73,7 +73,7 @@ def supervise(
             failure = _failure(exits, _latest_checkpoint(run), from_outside=kills.include(exits))
             decision = supervisor.after(failure)
             if isinstance(decision, Exit):
-                _report_stop(run, decision)
+                _report_stop(run, decision, exits[0])
                 return decision.code
             _report(run, _restart_text(decision, failure, exits[0], len(exits) > 1))
             signals.wait(decision.wait_s)
@@ -133,14 +133,15 @@ def _report(run: RunDirectory, text: str) -> None:
             logger.info("convoy supervise: %s", text)
 
 
-def _report_stop(run: RunDirectory, stop: Exit) -> None:
-    """Prints the reason of a stop, if it has one. After a crash loop, also sets the status of the run to failed."""
-    if not stop.reason:
-        return
-    _report(run, stop.reason)
+def _report_stop(run: RunDirectory, stop: Exit, last: ProcessExit) -> None:
+    """Prints the reason of a stop, unless the attempt has done so; after a crash loop, sets the status to failed."""
+    if stop.reason:
+        _report(run, stop.reason)
+    elif last.code and not last.text:
+        _report(run, f"ended with {last.code}: {last.explanation}.")
     if stop.code == ExitStatus.STOP and run.status.exists():
-        last = status.read(run.status)
-        status.write(run.status, dataclasses.replace(last, state="failed", reason=stop.reason, exit_code=stop.code))
+        found = status.read(run.status)
+        status.write(run.status, dataclasses.replace(found, state="failed", reason=stop.reason, exit_code=stop.code))
 
 
 class _AttemptCommands:

@@ -1,6 +1,7 @@
-"""A process is killed when its parent dies, even if it is stopped."""
+"""A process is killed when its parent dies, and a parent that waits for it passes on signals and its exit code."""
 
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -64,3 +65,107 @@ print(children[0].communicate(b"still here")[0].decode(), children[0].returncode
 def test_process_is_killed_with_its_starting_thread():
     done = subprocess.run([sys.executable, "-c", THREAD], capture_output=True, text=True, timeout=180)
     assert (done.stdout, done.stderr) == (" -9\n", "")
+
+
+CHILD = """
+import os, signal, sys, time
+from engine.cluster import parent
+
+def on_end(pid, code):
+    print("ended with", code, flush=True)
+    return code
+
+assert parent.continue_in_child(on_end)
+ends = []
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGSEGV, signal.SIGCONT):
+    signal.signal(number, lambda number, frame: print("got", signal.Signals(number).name, flush=True))
+signal.signal(signal.SIGUSR2, lambda number, frame: ends.append(True))
+print(os.getppid(), os.getpid(), flush=True)
+while not ends:
+    time.sleep(0.01)
+sys.exit(7)
+"""
+
+
+def start_child() -> tuple[subprocess.Popen[str], int]:
+    """Starts CHILD; returns its first process, which waits, and the pid of the other."""
+    process = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    waiting, child = map(int, process.stdout.readline().split())
+    assert waiting == process.pid
+    return process, child
+
+
+def until(condition) -> None:
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no parent that waits")
+def test_waiting_parent_passes_on_each_signal_once_and_exits_with_the_code_of_its_child():
+    process, child = start_child()
+    with process:
+        assert process.stdout is not None
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCONT):
+            process.send_signal(number)
+            assert process.stdout.readline() == f"got {number.name}\n"
+        process.send_signal(signal.SIGUSR2)
+        assert (process.stdout.read(), process.wait(60)) == ("ended with 7\n", 7)
+    assert not alive(child)
+
+
+@pytest.mark.multiprocess
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no parent that waits")
+def test_killed_child_is_told_and_killed_parent_takes_its_child_along():
+    process, child = start_child()
+    with process:
+        os.kill(child, signal.SIGKILL)
+        assert process.wait(60) == 128 + signal.SIGKILL
+        assert process.stdout is not None and process.stdout.read() == f"ended with {128 + signal.SIGKILL}\n"
+    process, child = start_child()
+    with process:
+        process.kill()
+        until(lambda: not alive(child))
+
+
+SHELL = """
+import os, signal, subprocess, sys
+os.login_tty(int(sys.argv[1]))
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+job = subprocess.Popen([sys.executable, "-c", sys.argv[2]], process_group=0)
+os.tcsetpgrp(0, job.pid)
+while os.WIFSTOPPED(status := os.waitpid(job.pid, os.WUNTRACED)[1]):
+    print("stopped", flush=True)
+    os.killpg(job.pid, signal.SIGCONT)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.multiprocess
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no parent that waits")
+def test_keys_of_a_terminal_reach_the_child_once_and_stop_both_processes():
+    terminal, inside = pty.openpty()
+    words = [sys.executable, "-c", SHELL, str(inside), CHILD]
+    with os.fdopen(terminal, "r+b", buffering=0) as output, subprocess.Popen(words, pass_fds=(inside,)) as process:
+        os.close(inside)
+
+        def read_until(text: str) -> str:
+            found = ""
+            while text not in found:
+                found += output.read(1000).decode()
+            return found
+
+        waiting = int(read_until("\n").split()[0])
+        output.write(b"\x03")  # Ctrl-C
+        text = read_until("SIGINT")
+        output.write(b"\x1a")  # Ctrl-Z; then the shell continues the job
+        text += read_until("stopped")
+        text += read_until("SIGCONT")
+        os.kill(waiting, signal.SIGTERM)
+        text += read_until("SIGTERM")
+        assert text.count("SIGINT") == 1
+        os.kill(waiting, signal.SIGUSR2)
+        assert process.wait(60) == 7

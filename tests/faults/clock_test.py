@@ -110,7 +110,7 @@ def test_lease_is_respected_between_jobs_with_different_clocks(tmp_path, one, ad
         first.until(lambda: harness.losses(run))
         with harness.Job("train", where, f"--workdir={run}", **behind.env) as second:
             assert second.end() == 1, second.output
-            assert f"another job trains here: process {first.process.pid} on host" in second.output
+            assert f"another job trains here: process {first.pid_of(0)} on host" in second.output
         first.signal(0, signal.SIGKILL)
         first.end()
     with harness.Job("train", fast, f"--workdir={run}", **behind.env) as third:

@@ -1,5 +1,6 @@
 """Ends that the engine did not decide: the output goes away, a terminal closes, the user's code ends the process."""
 
+import ctypes
 import dataclasses
 import os
 import pty
@@ -70,6 +71,8 @@ def leave(place: str, here: str) -> None:
     """Ends the process if the user's code is in this place."""
     if place == here:
         sys.exit(0 if place != "the hook" else 7)
+    if place == f"os._exit in {here}":
+        os._exit(0)
 
 
 @dataclasses.dataclass
@@ -100,6 +103,8 @@ class LeavingHook:
         leave(self._place, "the hook")
         if self._place == "os._exit" and step == 7:
             os._exit(0)
+        if self._place == "a fault" and step == 7:
+            ctypes.string_at(0)
 
 
 def config(folder: Path, place: str) -> str:
@@ -144,3 +149,37 @@ def test_os_exit_with_0_is_not_taken_for_the_end_of_the_run(tmp_path, add_row):
     assert (status["state"], status["exit_code"], status["reason"]) == ("failed", 1, last)
     assert last.startswith("process 0 ended with exit code 0 before it was done: ")
     add_row("os._exit(0) in a hook, under a supervisor", code=1)
+
+
+@pytest.mark.case("exits of the user's code")
+def test_os_exit_of_a_process_without_a_launcher_is_told_and_not_0(tmp_path, add_row):
+    file = tmp_path / "leaving.py"
+    file.write_text("import os\n\ndef get_config():\n    os._exit(0)\n")
+    commands = {"config": f"--config={file}"}
+    commands |= {place: config(tmp_path / place, f"os._exit in the {place}") for place in ("dataset", "loss")}
+    for place, where in commands.items():
+        run = tmp_path / place / "run"
+        with harness.Job("train", where, f"--workdir={run}") as job:
+            assert job.end() == 1, job.output
+            text = job.output.splitlines()[-1]
+        assert text.startswith(
+            "the process ended with exit code 0 before it was done: its code or a library called os."
+        )
+        if place != "config":  # before there is a run
+            status = runs.status(run)
+            assert (status["state"], status["exit_code"], status["reason"]) == ("failed", 1, text)
+    add_row("os._exit(0) in the config, dataset or loss, without a launcher", code=1)
+
+
+@pytest.mark.case("exits of the user's code")
+def test_fault_in_native_code_is_named_and_the_status_is_completed(tmp_path, add_row):
+    run = tmp_path / "run"
+    with harness.Job("train", config(tmp_path / "config", "a fault"), f"--workdir={run}") as job:
+        assert job.end() == 139, job.output
+        text = job.output.splitlines()[-1]
+    assert text.startswith("the process was killed by SIGSEGV: usually compiled code of a library or an extension used")
+    status = runs.status(run)
+    assert (status["state"], status["exit_code"], status["reason"]) == ("failed", 139, text)
+    lost = [line for line in runs.complete_lines(run / "goodput.jsonl") if line["kind"] == "lost"]
+    assert [line["attempt"] for line in lost] == [1]
+    add_row("a segmentation fault in a hook, without a launcher", code=139)

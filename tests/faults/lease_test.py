@@ -50,8 +50,8 @@ def test_second_job_is_refused_and_the_first_continues(tmp_path, one, add_row):
                 assert second.end() == 1, second.output
                 taken = time.monotonic() - second.started
                 owner = lease(run)
-                assert f"{HELD} {first.process.pid} on host {owner['host']}, since {owner['since']}" in second.output
-                assert f"stop it (kill {first.process.pid}), then start again" in second.output
+                assert f"{HELD} {first.pid_of(0)} on host {owner['host']}, since {owner['since']}" in second.output
+                assert f"stop it (kill {first.pid_of(0)}), then start again" in second.output
                 assert second.output.count(HELD) == 1 and "Traceback" not in second.output
         first.until(lambda: harness.saved(run))
         with harness.Job("checkpoints", str(run)) as reader:  # which needs no lease

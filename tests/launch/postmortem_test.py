@@ -1,6 +1,7 @@
 """Diagnosis of ended processes: a probable lack of memory, and a corrected status."""
 
 import os
+import signal
 
 import pytest
 
@@ -14,7 +15,34 @@ def test_unexplained_sigkill_is_attributed_to_lack_of_memory():
     assert explain(137, "", out_of_memory=True).startswith("killed by SIGKILL: the kernel reports that memory ran out")
     assert explain(137, "", out_of_memory=False).startswith("killed by SIGKILL; if nobody sent the signal, memory ran")
     assert explain(137, "text of its verdict", out_of_memory=True) == "killed by SIGKILL"
-    assert explain(139, "", out_of_memory=True) == "killed by SIGSEGV"
+
+
+def test_signals_of_faults_are_named_with_their_usual_cause():
+    for number in (signal.SIGILL, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGSEGV):
+        text = postmortem.explain_exit(128 + number, "", out_of_memory=False)
+        assert text.startswith(f"killed by {number.name}: usually "), text
+        assert postmortem.explain_exit(128 + number, "its verdict", out_of_memory=True) == f"killed by {number.name}"
+    assert postmortem.explain_exit(128 + signal.SIGUSR1, "", out_of_memory=False) == "killed by SIGUSR1"
+    assert postmortem.explain_exit(200, "", out_of_memory=False) == "exit code 200, which is not the engine's"
+
+
+def test_process_that_ended_without_a_word_is_told_and_its_status_corrected(tmp_path, monkeypatch, capsys):
+    monkeypatch.delenv(verdict.VARIABLE, raising=False)
+    monkeypatch.setattr(verdict, "_memory", None)
+    assert postmortem.report_unexplained(5, 0, out_of_memory=False) == 1  # before the run has named its status file
+    verdict.share()
+    path = tmp_path / "status.json"
+    verdict.record_status_path(path)
+    assert postmortem.report_unexplained(5, 137, out_of_memory=True) == 137  # before the file exists
+    status.write(path, status.Status(state="training", pid=5))
+    assert postmortem.report_unexplained(6, 137, out_of_memory=False) == 137  # that of another process
+    assert status.read(path).state == "training"
+    assert postmortem.report_unexplained(5, 0, out_of_memory=False) == 1
+    found, last = status.read(path), capsys.readouterr().err.splitlines()[-1]
+    assert (found.state, found.exit_code, found.reason) == ("failed", 1, last)
+    assert verdict.is_intended(0) is False
+    verdict.intend(0)
+    assert verdict.is_intended(0) and not verdict.is_intended(1)
 
 
 @pytest.mark.parametrize(

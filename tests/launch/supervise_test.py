@@ -105,6 +105,14 @@ def test_final_exit_code_is_not_restarted(tmp_path, code):
     assert (returned, errors, len(attempts(tmp_path))) == (code, ["ConfigError: no"], 1)
 
 
+def test_signal_that_is_not_restarted_is_named_with_its_usual_cause(tmp_path):
+    returned, errors = supervised(tmp_path, "os.kill(os.getpid(), signal.SIGBUS)")
+    assert (returned, len(attempts(tmp_path))) == (128 + signal.SIGBUS, 1)
+    assert errors[-1].startswith(
+        "convoy supervise: ended with 135: killed by SIGBUS: usually a file that is mapped into"
+    )
+
+
 def test_first_failure_of_several_processes_decides(tmp_path):
     program = """
         if os.environ["CONVOY_PROCESS_ID"] == "1":
