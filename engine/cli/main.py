@@ -131,7 +131,10 @@ def _continue_in_child(words: list[str]) -> None:
 
     That code may end the process with any exit code, or crash it; the parent tells that and corrects the status.
     """
-    if words and words[0] in VERBS and VERBS[words[0]].runs_user_code and not verdict.is_launched():
+    verb = VERBS.get(words[0]) if words else None
+    if verb is not None and verb.runs_user_code and not verdict.is_launched():
+        if not verb.prints_result:
+            output.drop_unread_results()
         verdict.share()
         kills = oom_kills()
         parent.continue_in_child(lambda pid, code: _report_end(pid, code, kills))
@@ -139,11 +142,16 @@ def _continue_in_child(words: list[str]) -> None:
 
 def _report_end(pid: int, code: int, oom_kills_before: int) -> int:
     """Tells how a child has ended, unless it has done so itself; returns the exit code of this process."""
-    if verdict.is_intended(code):
-        return code
-    from engine.launch.postmortem import report_unexplained
+    if not verdict.is_intended(code):
+        from engine.launch.postmortem import report_unexplained
 
-    return report_unexplained(pid, code, code == ExitStatus.SIGKILL and oom_kills() > oom_kills_before)
+        code = report_unexplained(pid, code, code == ExitStatus.SIGKILL and oom_kills() > oom_kills_before)
+    output.drain()  # what the reader then still has not read counts as missing
+    if texts := output.unreported():
+        from engine.launch.postmortem import note_shared_output
+
+        note_shared_output(texts)
+    return code
 
 
 def run(argv: Sequence[str] | None = None) -> NoReturn:

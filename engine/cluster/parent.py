@@ -9,10 +9,12 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+
+from engine.cluster import output
 
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _SI_KERNEL = 0x80  # from asm-generic/siginfo.h
+_STOP = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP}
 # These stop or end a process at once: a signal for job control stops the parent too, and the others are faults.
 _NOT_FORWARDED = {
     *(signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGPIPE),
@@ -38,13 +40,14 @@ def continue_in_child(on_end: Callable[[int, int], int]) -> bool:
     """Forks: the rest of the program runs in the child, and this process waits for its end and exits with its code.
 
     No code of the user can make this process exit with 0. It passes on each signal that it receives. What the terminal
-    sends, such as for Ctrl-C and Ctrl-Z, reaches both processes anyway, since they are in one process group.
+    sends, such as for Ctrl-C and Ctrl-Z, reaches both processes anyway, since they are in one process group. It also
+    forwards the output of the child, which therefore waits for no reader (`forwarding.py`).
 
     Call it before any thread is started.
 
     Args:
-        on_end: called in this process with the pid and the exit code of the child, 128 + the signal for a killed one;
-            returns the exit code of this process.
+        on_end: called in this process, after the last output of the child, with the pid and the exit code of the child,
+            128 + the signal for a killed one; returns the exit code of this process.
 
     Returns:
         True in the child; False, without a fork, on other systems than Linux.
@@ -52,6 +55,9 @@ def continue_in_child(on_end: Callable[[int, int], int]) -> bool:
     kill_with_parent = kill_with(os.getpid())
     if kill_with_parent is None:
         return False
+    from engine.cluster.forwarding import Forwarder  # only here: no process with a launcher needs it
+
+    forwarder = Forwarder()
     signals = {int(number) for number in signal.valid_signals() - _NOT_FORWARDED}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # otherwise the kernel may discard how the child ends
     former = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # so that none is lost before the wait below
@@ -59,20 +65,32 @@ def continue_in_child(on_end: Callable[[int, int], int]) -> bool:
     if child == 0:
         kill_with_parent()
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
+        forwarder.become()
         return True
-    _wait(child, signals, on_end)
+    forwarder.start()
+    received: set[int] = set()
+    code = _wait(child, signals, received)
+    if forwarder.join(lambda: _STOP & (received | signal.sigpending())):
+        code = on_end(child, code)
+    else:  # asked to stop before the reader of the result has read it
+        code = code or 128 + min(_STOP & (received | signal.sigpending()))
+    output.finish()
+    os._exit(code)
 
 
-def _wait(child: int, signals: set[int], on_end: Callable[[int, int], int]) -> NoReturn:
+def _wait(child: int, signals: set[int], received: set[int]) -> int:
+    """Passes on signals, and adds them to `received`, until the child has ended; returns its exit code."""
     while True:
         found = signal.sigwaitinfo(signals)
         if found.si_signo == signal.SIGCHLD:
             if (status := _reap(child)) is not None:
                 code = os.waitstatus_to_exitcode(status)
-                os._exit(on_end(child, code if code >= 0 else 128 - code))
+                return code if code >= 0 else 128 - code
+            continue
+        received.add(found.si_signo)
         # The kernel sends a signal of the terminal to both, and one about a limit for this process only. SIGHUP reaches
         # only the process that leads the session.
-        elif found.si_code != _SI_KERNEL or found.si_signo == signal.SIGHUP:
+        if found.si_code != _SI_KERNEL or found.si_signo == signal.SIGHUP:
             os.kill(child, found.si_signo)
 
 

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 import signal
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -92,19 +91,27 @@ def report_unexplained(pid: int, code: int, out_of_memory: bool) -> int:
     """
     killed = describe(code).startswith("killed")
     reason = f"the process was {explain_exit(code, '', out_of_memory)}." if killed else _not_done("the process", code)
-    print(reason, file=sys.stderr, flush=True)
-    name, step = verdict.shared_status()
+    output.show(reason)
     failed = code or ExitStatus.USER_ERROR
-    if name and (path := local_path(name)).exists():
+    if (path := _shared_status_path()) is not None:
         _correct(path, [pid], failed, reason)
-        record_death(RunDirectory(path.parent).goodput, [pid], step)
+        record_death(RunDirectory(path.parent).goodput, [pid], verdict.shared_status()[1])
     return failed
 
 
 def note_output(folder: Path) -> None:
-    """Writes to the log of the job's run which output streams of this launcher went silent."""
+    """Writes to the log of the job's run which output streams of this launcher went silent, or were not read."""
     output.drain()  # what the reader then still has not read counts as missing
-    if (path := _status_path(folder)) is not None and (texts := output.unreported()):
+    _note(_status_path(folder), output.unreported())
+
+
+def note_shared_output(texts: Sequence[str]) -> None:
+    """Writes sentences about the output of a process without a launcher to the log of its run. Called in its parent."""
+    _note(_shared_status_path(), texts)
+
+
+def _note(path: Path | None, texts: Sequence[str]) -> None:
+    if path is not None and texts:
         with contextlib.suppress(RunError), RunLog(RunDirectory(path.parent).log):
             for text in texts:
                 logger.warning("the launcher: %s", text)
@@ -113,8 +120,15 @@ def note_output(folder: Path) -> None:
 def _status_path(folder: Path) -> Path | None:
     """Returns the status file of the job's run; None if the job has none."""
     file = folder / verdict.STATUS
-    path = local_path(os.fsdecode(file.read_bytes())) if file.exists() else None
-    return path if path is not None and path.exists() else None
+    return _existing(os.fsdecode(file.read_bytes())) if file.exists() else None
+
+
+def _shared_status_path() -> Path | None:
+    return _existing(verdict.shared_status()[0])
+
+
+def _existing(name: str) -> Path | None:
+    return path if name and (path := local_path(name)).exists() else None
 
 
 def correct_status(folder: Path, pids: Sequence[int], code: int, reason: str) -> None:
