@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from engine.api.objects import Objects
 from engine.api.resume import newest_checkpoint, stored_matrices
+from engine.base.host import check_virtual_memory
 from engine.base.types import Device
 from engine.cluster import group
 from engine.compile import cache
@@ -171,6 +172,7 @@ def set_up_devices(config: Config, directory: RunDirectory | None = None) -> Con
 
     Must be called before JAX initializes its devices. A resumed run keeps the number that "auto" gave at its start.
     """
+    check_virtual_memory()
     if config.cache.compiled:
         cache.enable(config.cache.max_gib)
     setting = config.mesh.cpu_devices

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from engine.base.errors import ConfigError, RunError
 from engine.cluster import cluster_detection, group, processes
-from engine.storage.mounts import local_text
+from engine.storage.mounts import is_address, local_text
 
 if TYPE_CHECKING:
     from engine.config import Config
@@ -104,14 +104,15 @@ def say(text: str) -> None:
 
 
 def warn_of_missing_end(run: str) -> None:
-    """Prints a sentence if the last attempt of a run was killed, so that its status is out of date."""
+    """Prints a sentence if the last attempt of a run was killed, and writes that to its status."""
     from engine.checkpoint.bucket_copy import readable
     from engine.run import status
     from engine.run.directory import RunDirectory
 
     directory = RunDirectory(readable(run))
     with contextlib.suppress(RunError):  # the verb itself reports a run that cannot be read
-        if text := status.missing_end(directory.status):
+        text = (status.missing_end if is_address(run) else status.complete_missing_end)(directory.status)
+        if text:
             print(f"{directory}: {text}", file=sys.stderr, flush=True)
 
 

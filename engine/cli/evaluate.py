@@ -42,6 +42,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         from engine.api import follow, inference
         from engine.metrics.results import result_text
 
+    if group.is_primary() and not args.follow:  # which waits for the next attempt
+        common.warn_of_missing_end(args.run)
     printed = False
 
     def show(results: "dict[str, Result]") -> None:

@@ -36,6 +36,8 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         from engine.api import inference
     from engine.observe.progress import CountProgress
 
+    if group.is_primary():
+        common.warn_of_missing_end(args.run)
     with lost_peers_reported(), CountProgress("predicting", "examples", shown=group.is_primary()) as progress:
         inference.predict(
             args.run,

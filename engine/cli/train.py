@@ -2,6 +2,7 @@
 
 import argparse
 
+from engine.base.host import check_virtual_memory
 from engine.cli import common
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.peer_failure import lost_peers_reported
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """Runs `convoy train`."""
     config = common.load_config(args.config, overrides)
+    check_virtual_memory()  # before JAX is imported, whose libraries may not fit either
     common.join(args)
     with common.fast_import():
         from engine.api.train import train

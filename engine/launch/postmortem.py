@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from engine.base.errors import RunError
-from engine.base.host import ADVICE
+from engine.base.formatting import size_text
+from engine.base.host import ADVICE, virtual_memory_limit
 from engine.cluster import origins, output, verdict
 from engine.cluster.exit_status import KILLED, ExitStatus, describe
 from engine.run import status
@@ -38,6 +39,9 @@ def explain_exit(code: int, text: str, out_of_memory: bool) -> str:
         out_of_memory: whether the kernel has killed a process for lack of memory since the job started.
     """
     meaning = describe(code)
+    limit = virtual_memory_limit()
+    if not text and limit is not None and code - 128 in (signal.SIGABRT, signal.SIGBUS, signal.SIGSEGV):
+        return f"{meaning}: usually the limit of virtual memory, {size_text(limit)}, is too low; raise it (ulimit -v)"
     if not text and (cause := _USUAL_CAUSES.get(code - 128)):
         return f"{meaning}: usually {cause}"
     if code != 128 + signal.SIGKILL or text:

@@ -9,16 +9,19 @@ import dataclasses
 import os
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.base import json_text
 from engine.base.errors import RunError
 from engine.base.json_text import now
-from engine.run.lease import ALWAYS_GRANTED, Lease, current_owner
+from engine.cluster.exit_status import ExitStatus
+from engine.run.lease import ALWAYS_GRANTED, Lease, LeaseLost, acquire, current_owner
 from engine.run.owner import is_alive
 
 RUNNING = ("starting", "training", "evaluating")
+KILLED = int(ExitStatus.SIGKILL)  # exit code of an attempt whose end is not known: its run is started again
 ENDED = ("done", "failed", "preempted", "interrupted")
 
 
@@ -88,6 +91,25 @@ def missing_end(path: Path) -> str:
         f"{found.step}: it was killed, or its code ended the process. The same command resumes from the newest "
         "checkpoint."
     )
+
+
+def complete_missing_end(path: Path) -> str:
+    """Does what `missing_end` does, and writes the end to the status, as that of a killed process.
+
+    It holds the lease meanwhile, so that it does not change the status of an attempt that starts. Where the directory
+    cannot be written, the status stays.
+    """
+    text = missing_end(path)
+    if text:
+        with suppress(RunError, LeaseLost):
+            last = read(path)
+            lease = acquire(path.parent / "lease", grace_s=0.0)
+            try:
+                if read(path) == last:
+                    write(path, dataclasses.replace(last, state="failed", reason=text, exit_code=KILLED), lease)
+            finally:
+                lease.release()
+    return text
 
 
 def read(path: Path) -> Status:

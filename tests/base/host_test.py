@@ -7,6 +7,7 @@ import time
 import pytest
 
 from engine.base import host
+from engine.base.errors import ConfigError
 from engine.base.host import HostMemory
 
 GIB = 2**30
@@ -139,3 +140,15 @@ def test_idle_seconds_of_the_usable_cores_are_added_up(tmp_path, monkeypatch):
 def test_idle_seconds_are_unknown_without_statistics(tmp_path, monkeypatch):
     monkeypatch.setattr(host, "_STATISTICS", tmp_path / "missing")
     assert host.idle_seconds() is None
+
+
+def test_limit_of_virtual_memory_that_is_too_low_for_jax_is_refused(monkeypatch):
+    host.check_virtual_memory()  # without a limit, or with the one under which these tests run
+    monkeypatch.setattr(host, "usable_cores", lambda: 64)
+    monkeypatch.setattr(host, "virtual_memory_limit", lambda: 4 * GIB)
+    host.check_virtual_memory()
+    monkeypatch.setattr(host, "virtual_memory_limit", lambda: 3 * GIB)
+    with pytest.raises(
+        ConfigError, match=r"^ulimit -v: the limit .* is 3\.0 GiB, and JAX needs 3\.6 GiB with 64 cores"
+    ):
+        host.check_virtual_memory()

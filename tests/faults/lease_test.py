@@ -127,7 +127,7 @@ def test_lease_distinguishes_containers_whose_job_is_pid_1(tmp_path, one, add_ro
     token: dict[str, Any] = {"CONVOY_RUN_TOKEN": "the-same-job"}
     with harness.Job("train", where, f"--workdir={run}", prefix=CONTAINER, **token) as first:
         first.until_step(run, 2)
-        assert lease(run)["pid"] == 1
+        assert lease(run)["pid"] == 2  # the child of process 1 of the container, which waits for it
         with harness.Job("train", where, f"--workdir={run}", prefix=CONTAINER) as second:
             assert second.end() == 1, second.output
             assert f"{HELD} 1 on host" in second.output

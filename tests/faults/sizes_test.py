@@ -1,5 +1,6 @@
 """Sizes that the memory cannot hold, and stop requests while a run traces, compiles or reads its first batch."""
 
+import ctypes
 import signal
 import threading
 import time
@@ -78,3 +79,45 @@ def test_batch_beyond_the_memory_is_refused_with_the_numbers(tmp_path, add_row):
         assert "2,147,483,632 rows of 72 bytes" in job.output and "Traceback" not in job.output
     assert runs.status(run)["exit_code"] == 1 and not (run / "config.txt").exists()
     add_row("a batch of 2 billion rows", detected_s=took, code=1)
+
+
+@pytest.mark.case("out of memory")
+def test_limit_of_virtual_memory_that_is_too_low_is_one_sentence(tmp_path, add_row):
+    run, limited = tmp_path / "run", ("bash", "-c", 'ulimit -v 1000000; exec "$@"', "bash")
+    with harness.Job("train", harness.config(tmp_path / "config"), f"--workdir={run}", prefix=limited) as job:
+        assert job.end() == 1
+        lines = job.output.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("ConfigError: ulimit -v: the limit of virtual memory is 976.6 MiB, ")
+    assert not run.exists()
+    add_row("ulimit -v is too low for JAX", code=1)
+
+
+class Failing:
+    """A hook that raises MemoryError in a thread of the engine at a step."""
+
+    def __init__(self, name: str):
+        self._name = name
+
+    def run(self, trainer: Any, state: Any, step: int) -> None:
+        thread = next(thread for thread in threading.enumerate() if thread.name == self._name)
+        raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+        raise_in(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(MemoryError))
+
+
+@pytest.mark.case("a thread of the engine fails")
+def test_thread_of_the_lease_that_fails_ends_the_run_with_its_reason(tmp_path, add_row):
+    run = tmp_path / "run"
+    hook = {"target": "tests.faults.sizes_test.Failing", "name": "lease", "every": "5 steps"}
+    where = harness.config(tmp_path / "config", pause=0.1, train__total="1000 steps", hooks={"failing": hook})
+    with harness.Job("train", where, f"--workdir={run}") as job:
+        job.until_step(run, 5)
+        begin = time.monotonic()
+        assert job.end() == 42, job.output
+        seconds = time.monotonic() - begin
+        text = job.output.splitlines()[-1]
+    assert text.startswith("ThreadFailed: the thread lease has failed: MemoryError. Memory ran out, or its limit")
+    assert seconds <= runs.limit(20) and job.left() == []
+    status = runs.status(run)
+    assert (status["state"], status["exit_code"]) == ("failed", 42)
+    assert text == f"ThreadFailed: {status['reason']}"
+    add_row("a lack of memory in the thread that renews the lease", detected_s=seconds, code=42)

@@ -31,6 +31,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "and ends the run.",
         "a loop that its caller leaves": "A program that iterates over `Trainer.train` may take any time between two "
         "boundaries: this is no hang. Steps have their timeout again when it goes on.",
+        "a thread of the engine fails": "A thread that a run depends on, such as the one that renews the lease, ends "
+        "the run with its reason and 42.",
         "an exception in one process": "All processes end. The error is printed once.",
         "exits of the user's code": "`sys.exit` in a loss, a dataset or a hook is an error with the line of the code. "
         "Exit code 0 is given only after `status.json` states `done`. A launcher believes no other 0.",
@@ -43,7 +45,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "counted once.",
         "a crash at the same step": "The supervisor ends after the third failure with the same signature at the same "
         "step, and names the failure.",
-        "out of memory": "The error names the process that the kernel killed and how to need less memory.",
+        "out of memory": "The error names the process that the kernel killed and how to need less memory. A limit of "
+        "virtual memory (`ulimit -v`) that is too low for JAX is refused with the numbers.",
     },
     "A request to stop": {
         "SIGTERM": "The run saves a checkpoint at the next boundary and ends with 42, also while it waits for input "

@@ -8,7 +8,7 @@ from datetime import datetime
 import pytest
 
 from engine.base.errors import RunError
-from engine.run import status
+from engine.run import lease, status
 from engine.run.status import Status
 
 ENDLESS_WRITER = """
@@ -85,10 +85,13 @@ def test_attempt_without_an_end_is_stated_once_its_process_is_dead(tmp_path):
             assert status.missing_end(tmp_path / "status.json") == ""  # it is alive
         finally:
             owner.kill()
-    text = status.missing_end(tmp_path / "status.json")
+    text = status.complete_missing_end(tmp_path / "status.json")
+    found = status.read(tmp_path / "status.json")
+    assert (found.state, found.reason, found.exit_code, found.pid) == ("failed", text, 137, owner.pid)
     assert text.startswith(f"attempt 1 (process {owner.pid} on host ") and "without a verdict after step 7" in text
     status.write(tmp_path / "status.json", status.Status(state="done", pid=owner.pid))
     assert status.missing_end(tmp_path / "status.json") == ""
+    assert lease.current_owner(tmp_path / "lease") is None  # the lease was released
     (next((tmp_path / "lease").iterdir())).unlink()
     status.write(tmp_path / "status.json", status.Status(state="training", pid=owner.pid))
     assert status.missing_end(tmp_path / "status.json") == ""  # a copy without its lease
