@@ -137,7 +137,7 @@ def _continue_in_child(words: list[str]) -> None:
             output.drop_unread_results()
         verdict.share()
         kills = oom_kills()
-        parent.continue_in_child(lambda pid, code: _report_end(pid, code, kills))
+        parent.continue_in_child(lambda pid, code: _report_end(pid, code, kills), verdict.pass_on)
 
 
 def _report_end(pid: int, code: int, oom_kills_before: int) -> int:

@@ -21,6 +21,8 @@ _NOT_FORWARDED = {
     *(signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV, signal.SIGSYS, signal.SIGTRAP),
 }
 
+_command = 0  # the parent that waits for this process, if there is one
+
 
 def kill_with(parent: int) -> Callable[[], None] | None:
     """Returns a function that a new process calls, to be killed when `parent` dies; None except on Linux."""
@@ -36,7 +38,7 @@ def kill_with(parent: int) -> Callable[[], None] | None:
     return kill_with_parent
 
 
-def continue_in_child(on_end: Callable[[int, int], int]) -> bool:
+def continue_in_child(on_end: Callable[[int, int], int], on_signal: Callable[[int], None]) -> bool:
     """Forks: the rest of the program runs in the child, and this process waits for its end and exits with its code.
 
     No code of the user can make this process exit with 0. It passes on each signal that it receives. What the terminal
@@ -48,10 +50,12 @@ def continue_in_child(on_end: Callable[[int, int], int]) -> bool:
     Args:
         on_end: called in this process, after the last output of the child, with the pid and the exit code of the child,
             128 + the signal for a killed one; returns the exit code of this process.
+        on_signal: called in this process before it passes on a signal.
 
     Returns:
         True in the child; False, without a fork, on other systems than Linux.
     """
+    global _command
     kill_with_parent = kill_with(os.getpid())
     if kill_with_parent is None:
         return False
@@ -63,13 +67,14 @@ def continue_in_child(on_end: Callable[[int, int], int]) -> bool:
     former = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # so that none is lost before the wait below
     child = os.fork()
     if child == 0:
+        _command = os.getppid()
         kill_with_parent()
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
         forwarder.become()
         return True
     forwarder.start()
     received: set[int] = set()
-    code = _wait(child, signals, received)
+    code = _wait(child, signals, received, on_signal)
     if forwarder.join(lambda: _STOP & (received | signal.sigpending())):
         code = on_end(child, code)
     else:  # asked to stop before the reader of the result has read it
@@ -78,7 +83,12 @@ def continue_in_child(on_end: Callable[[int, int], int]) -> bool:
     os._exit(code)
 
 
-def _wait(child: int, signals: set[int], received: set[int]) -> int:
+def command_pid() -> int:
+    """Returns the pid of the process that was started: the parent that waits for this process, or this process."""
+    return _command or os.getpid()
+
+
+def _wait(child: int, signals: set[int], received: set[int], on_signal: Callable[[int], None]) -> int:
     """Passes on signals, and adds them to `received`, until the child has ended; returns its exit code."""
     while True:
         found = signal.sigwaitinfo(signals)
@@ -91,6 +101,7 @@ def _wait(child: int, signals: set[int], received: set[int]) -> int:
         # The kernel sends a signal of the terminal to both, and one about a limit for this process only. SIGHUP reaches
         # only the process that leads the session.
         if found.si_code != _SI_KERNEL or found.si_signo == signal.SIGHUP:
+            on_signal(found.si_signo)
             os.kill(child, found.si_signo)
 
 

@@ -8,6 +8,7 @@ without a launcher has a parent that waits (`parent.py`): memory that both share
 import json
 import mmap
 import os
+import signal
 import struct
 import threading
 import time
@@ -25,10 +26,13 @@ VARIABLE = "CONVOY_VERDICT"
 """Environment variable with the file `<folder>/<index>.json` of this process; all processes share the folder."""
 STATUS = "status"
 """File in that folder that contains the path of the run's status."""
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Signals that ask a run to stop."""
 _BEGAN = ".began"  # suffix of the file from `begin` to `done`
 
-_MEMORY = 8192  # bytes that a process shares with its parent: steps, exit code, path of the status
+_MEMORY = 8192  # bytes that a process shares with its parent: steps, exit code, signals, path of the status
 _CODE = slice(8, 9)  # 1 + the exit code with which the process wants to end; 0 before that
+_PASSED_ON = 9  # number of stop signals that the parent has passed on
 _file: Path | None = None  # file of this process, once `begin` has read the variable
 
 
@@ -97,6 +101,20 @@ def intend(code: int) -> None:
 def is_intended(code: int) -> bool:
     """In the parent: whether its child has stated that it ends with this code."""
     return _memory is not None and _memory[_CODE] == bytes([(code + 1) & 0xFF])
+
+
+def pass_on(number: int) -> None:
+    """In the parent: counts a signal that it is about to pass on to its child."""
+    if _memory is not None and number in STOP_SIGNALS:
+        _memory[_PASSED_ON] = (_memory[_PASSED_ON] + 1) & 0xFF
+
+
+def passed_on() -> int:
+    """Returns the number of stop signals that the parent has passed on to this process.
+
+    A signal to the group of both processes arrives twice, and counts once.
+    """
+    return 0 if _memory is None else _memory[_PASSED_ON]
 
 
 def shared_status() -> tuple[str, int]:

@@ -16,7 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 from engine.base.errors import EngineEnd
-from engine.cluster import group, output, shutdown
+from engine.cluster import group, output, shutdown, verdict
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.signal_thread import watching
 from engine.loop import timeouts
@@ -97,6 +97,7 @@ class Preemption:
         self._first_at: float | None = None  # monotonic time of the first signal
         self._timer: threading.Timer | None = None  # ends the process if the main thread does not answer
         self._received: set[int] = set()
+        self._count, self._passed_on = 0, verdict.passed_on()  # signals in this process; earlier ones of the parent
         self._waiting = False  # whether the main thread is in a wait that may be cancelled
         self._agreement = group.StepAgreement(f"stop/{next(_runs)}", self._wake)
         self._restore = contextlib.ExitStack()
@@ -162,10 +163,12 @@ class Preemption:
         """Starts the timer at the first signal, and ends the process at the second."""
         now = time.monotonic()
         self._received.add(number)
+        self._count += 1
+        by_parent = (verdict.passed_on() - self._passed_on) & 0xFF
         if self._first_at is None:
             self._first_at = now
             self._start_timer()
-        elif now - self._first_at > timeouts.SAME_SIGNAL_S:
+        elif now - self._first_at > timeouts.SAME_SIGNAL_S and max(by_parent, self._count - by_parent) > 1:
             output.show("\nSecond signal: ending now, without the save in progress.")
             self._end_process(
                 "a second signal ended this process at once, without the save in progress. Earlier checkpoints are "

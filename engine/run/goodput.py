@@ -19,6 +19,7 @@ from typing import Any, NotRequired, TypedDict
 from engine.base import json_text
 from engine.base.errors import RunError
 from engine.base.host import boot_id, start_ticks, usable_cores
+from engine.cluster.parent import command_pid
 from engine.run.atomic import cannot_write
 from engine.run.log import logger
 
@@ -306,8 +307,8 @@ def sums(entries: Iterable[Entry]) -> dict[int, dict[str, Time]]:
 
 
 def process_start() -> float:
-    """Returns the monotonic seconds at which this process was started; the current time if unknown."""
-    now, ticks = time.monotonic(), start_ticks(os.getpid())
+    """Returns the monotonic seconds at which this command was started; the current time if unknown."""
+    now, ticks = time.monotonic(), start_ticks(command_pid())
     try:
         uptime = float(Path("/proc/uptime").read_text().split()[0])
     except (OSError, ValueError, IndexError):

@@ -75,7 +75,8 @@ def on_end(pid, code):
     print("ended with", code, flush=True)
     return code
 
-assert parent.continue_in_child(on_end)
+assert parent.continue_in_child(on_end, lambda number: None)
+assert parent.command_pid() == os.getppid()
 ends = []
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGSEGV, signal.SIGCONT):
     signal.signal(number, lambda number, frame: print("got", signal.Signals(number).name, flush=True))

@@ -130,7 +130,7 @@ def test_lease_distinguishes_containers_whose_job_is_pid_1(tmp_path, one, add_ro
         assert lease(run)["pid"] == 2  # the child of process 1 of the container, which waits for it
         with harness.Job("train", where, f"--workdir={run}", prefix=CONTAINER) as second:
             assert second.end() == 1, second.output
-            assert f"{HELD} 1 on host" in second.output
+            assert f"{HELD} 2 on host" in second.output
         first.until_step(run, 7)
         for pid in first.pids():
             harness.kill(pid)

@@ -160,6 +160,25 @@ def test_second_signal_ends_the_process_during_a_long_xla_call(numbers, code):
     assert returned == code and "Second signal: ending now" in errors
 
 
+@pytest.mark.multiprocess
+def test_signal_that_the_parent_passes_on_too_counts_once():
+    process = start("""
+        from engine.cluster import verdict
+        verdict.share()
+        with Preemption():
+            os.kill(os.getpid(), signal.SIGTERM)  # to the group of both processes
+            time.sleep(0.3)
+            verdict.pass_on(signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)  # the same, by the parent
+            time.sleep(0.3)
+            print("goes on", flush=True)
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+    """)
+    returned, output, errors = end(process)
+    assert (returned, output) == (42, "goes on\n") and "Second signal: ending now" in errors
+
+
 ENDLESS = """
     import jax.numpy as jnp
     from jax import lax
