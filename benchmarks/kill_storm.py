@@ -2,10 +2,13 @@
 
 tools/bazel run //benchmarks:kill_storm [-- --kills 100 --seed 0 --processes 2]
 python -m benchmarks.kill_storm
+python -m benchmarks.kill_storm --variant streams --processes 4,2,3
 
-`convoy supervise` trains the digits. SIGKILL hits one process or both while they start, restore, train, save or exit.
-Each kill is announced first, as `docs/restarts.md` describes. The exit code is 0 if the run is done, has each step
-once, and equals the unbroken run bit for bit in losses, final state and examples.
+`convoy supervise` trains the digits, or a variant of `storm_workloads.py`. SIGKILL hits one process or all while they
+start, restore, train, save or exit. Each kill is announced first, as `docs/restarts.md` describes. With several numbers
+of processes, the run continues with each of them in turn, up to its share of the steps. The exit code is 0 if the run
+is done, has each step once, and equals an unbroken run with the same numbers of processes bit for bit in losses, final
+state and examples. Its examples then also equal those of one process, and its losses up to a tolerance.
 """
 
 import argparse
@@ -20,11 +23,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import report, workloads
+from benchmarks import report, storm_workloads
 from benchmarks.outcome import Outcome, outcome
 from engine.base.duration import Duration
 from engine.checkpoint.store import SAVING
@@ -42,6 +45,8 @@ PAUSE_S = 0.02
 SAVE_EVERY = 20
 PHASES = ("start-up", "restore", "step", "save")
 """What a run does when it is killed, as its files show. The last kills hit a run that exits."""
+TOLERANCE = 1e-4
+"""Largest relative difference of a loss on other numbers of devices, which add in another order."""
 _POLL_S = 0.004
 _TIMEOUT_S = 300.0
 """Longest wait for the next event."""
@@ -63,11 +68,11 @@ class Storm:
         run: directory of the run.
         processes: processes of the run.
         total: its steps.
-        seed: seed of the moments of kills and of the processes that they hit.
+        random: chooses the moments of kills and the processes that they hit.
     """
 
-    def __init__(self, config: str, run: Path, processes: int, total: int, seed: int):
-        self._config, self._run, self._total, self._random = config, run, total, random.Random(seed)
+    def __init__(self, config: str, run: Path, processes: int, total: int, random: random.Random):
+        self._config, self._run, self._total, self._random = config, run, total, random
         self._processes = processes
         self._kills = run.with_name("kills")
         self._start_s = 3.0  # time from start to first step of the last attempt that did a step
@@ -75,7 +80,7 @@ class Storm:
         """Kills by phase."""
 
     def __enter__(self) -> "Storm":
-        self._log = open(self._run.with_name("output.txt"), "w")
+        self._log = open(self._run.with_name("output.txt"), "a")
         options = (f"--processes={self._processes}", "--devices-per-process=1")
         self._supervisor = subprocess.Popen(
             command("supervise", *options, "--", "train", self._config, f"--workdir={self._run}"),
@@ -148,7 +153,8 @@ class Storm:
                 os.kill(pid, signal.SIGKILL)
         self.phases[phase] += 1
         which = "all" if len(victims) > 1 else f"process {pids.index(victims[0])}"
-        print(f"kill {self.phases.total():>3}: {which:9} in {phase:8} after step {step}", flush=True)
+        number = f"{self.phases.total():>3} with {self._processes}"
+        print(f"kill {number}: {which:9} in {phase:8} after step {step}", flush=True)
 
     def _wait_until(self, condition: Callable[[], Any]) -> None:
         """Polls until the condition holds or the supervisor has ended.
@@ -211,18 +217,20 @@ def train_unbroken(config: str, run: Path, processes: int) -> None:
     subprocess.run(words, check=True, capture_output=True)
 
 
-def write_config(folder: Path, total: int, processes: int) -> str:
+def saved_settings(devices: int, every: int = SAVE_EVERY) -> dict[str, Any]:
+    """Returns the settings that store what is compared, and split parameters over so many devices."""
+    return {
+        "log__every": "1 step",
+        "log__tensorboard": False,
+        "log__examples": True,
+        "checkpoint__every": f"{every} steps",
+        "mesh__fsdp": devices,
+    }
+
+
+def write_config(folder: Path, variant: str, total: int, processes: int) -> str:
     """Writes the config of the run and returns the argument that names it."""
-    config = workloads.config(
-        workloads.DIGITS,
-        steps=total,
-        log__every="1 step",
-        log__tensorboard=False,
-        log__examples=True,
-        checkpoint__every=f"{SAVE_EVERY} steps",
-        mesh__fsdp=processes,
-        train__ema_decay=0.9,
-    )
+    config = storm_workloads.config(variant, total, **saved_settings(processes))
     pause = Hook(target="benchmarks.kill_storm.Pause", every=Duration(1, "steps"))
     config = dataclasses.replace(config, hooks={"pause": pause})
     folder.mkdir()
@@ -241,6 +249,19 @@ def differences(first: Outcome, second: Outcome, total: int) -> list[str]:
     for what in ("losses", "examples"):
         if missing := sorted(set(range(1, total + 1)) ^ set(getattr(first, what))):
             found.append(f"{what}: steps that are missing or too many: {', '.join(map(str, missing[:8]))}")
+    return found
+
+
+def differences_of_layouts(first: Outcome, second: Outcome) -> list[str]:
+    """Returns a line for each difference that other numbers of processes must not make: examples, and far losses."""
+    found = []
+    if different := [str(step) for step, read in second.examples.items() if first.examples.get(step) != read]:
+        found.append(f"one process: examples of {len(different)} steps differ: {', '.join(different[:8])}")
+    for step, text in second.losses.items():
+        one, two = float.fromhex(first.losses.get(step, "nan")), float.fromhex(text)
+        if not abs(one - two) <= TOLERANCE * abs(two):
+            found.append(f"one process: the loss of step {step} is {two:g}, not {one:g}")
+            break
     return found
 
 
@@ -283,23 +304,43 @@ class Result:
     lost: int
 
 
-def compare(folder: Path, kills: int, seed: int, processes: int) -> Result:
-    """Trains the run `unbroken` in a folder without a kill, and the run `run` in a storm, and compares the two."""
-    total = kills * STEPS_PER_KILL
-    config = write_config(folder / "config", total, processes)
-    train_unbroken(config, folder / "unbroken", processes)
-    with Storm(config, folder / "run", processes, total, seed) as storm:
-        code = storm.kill_repeatedly(kills)
-    found = differences(outcome(folder / "run"), outcome(folder / "unbroken"), total)
+def compare(
+    folder: Path, kills: int, seed: int, processes: Sequence[int] = (2,), variant: str = storm_workloads.DIGITS
+) -> Result:
+    """Trains the run `unbroken` in a folder without a kill, and the run `run` in a storm, and compares the two.
+
+    With several numbers of processes, it also trains the run `alone`, in one process, without a kill.
+    """
+    shares = [kills * (i + 1) // len(processes) for i in range(len(processes))]  # kills up to the end of each number
+    total, chooser, code = kills * STEPS_PER_KILL, random.Random(seed), 0
+    phases: collections.Counter[str] = collections.Counter()
+    least = 0
+    for i, count in enumerate(processes):
+        config = write_config(folder / f"config-{i}", variant, shares[i] * STEPS_PER_KILL, count)
+        train_unbroken(config, folder / "unbroken", count)
+        own = shares[i] - (shares[i - 1] if i else 0)
+        with Storm(config, folder / "run", count, shares[i] * STEPS_PER_KILL, chooser) as storm:
+            code = code or storm.kill_repeatedly(own)
+        phases += storm.phases
+        least += own - kills_at_exit(own)
+    result = outcome(folder / "run")
+    found = differences(result, outcome(folder / "unbroken"), total)
+    if len(processes) > 1:
+        train_unbroken(write_config(folder / "config-alone", variant, total, 1), folder / "alone", 1)
+        found += differences_of_layouts(result, outcome(folder / "alone"))
     sums = goodput.sums(goodput.read(folder / "run" / "goodput.jsonl"))
     if (steps := sum(kinds["step"].steps for kinds in sums.values())) != total:
         found.append(f"goodput: {steps} useful steps, not {total}")
     if code:
         found.append(f"exit code {code}")
-    if storm.phases.total() < kills - kills_at_exit(kills):
-        found.append(f"storm: only {storm.phases.total()} kills")
+    if phases.total() < least:
+        found.append(f"storm: only {phases.total()} kills")
     lost = sum(kinds["lost"].steps for kinds in sums.values())
-    return Result(storm.phases, len(sums), code, found, goodput_text(RunDirectory(folder / "run")), lost)
+    return Result(phases, len(sums), code, found, goodput_text(RunDirectory(folder / "run")), lost)
+
+
+def _counts(text: str) -> list[int]:
+    return [int(word) for word in text.split(",")]
 
 
 def main() -> int:
@@ -309,12 +350,19 @@ def main() -> int:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the moments of kills and of the processes that they hit"
     )
-    parser.add_argument("--processes", type=int, default=2, help="of the run")
+    parser.add_argument("--processes", type=_counts, default=[2], metavar="N,N", help="of the run, one after the other")
+    parser.add_argument("--variant", choices=(storm_workloads.DIGITS, *storm_workloads.VARIANTS), default="digits")
+    parser.add_argument("--tiny", action="store_true", help="two kills of a run of one process, to try the program")
     args = parser.parse_args()
+    if args.tiny:
+        args.kills, args.processes = 2, [1]
     print(report.machine())
     folder = Path(tempfile.mkdtemp(prefix="convoy-kill-storm-"))
-    print(f"seed {args.seed}, {args.kills} kills, {args.kills * STEPS_PER_KILL} steps, in {folder}", flush=True)
-    result = compare(folder, args.kills, args.seed, args.processes)
+    print(
+        f"{args.variant}, seed {args.seed}, {args.kills} kills, {args.kills * STEPS_PER_KILL} steps, in {folder}",
+        flush=True,
+    )
+    result = compare(folder, args.kills, args.seed, args.processes, args.variant)
     print(", ".join(f"{count} in {phase}" for phase, count in result.phases.most_common()))
     print(result.goodput)
     for line in result.differences:
