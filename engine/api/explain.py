@@ -62,6 +62,10 @@ def explain_parts(
         yield frozen
     yield from built.spec.optimizer.details
     yield coverage(config.resilience.replica_check, state)
+    if (every := config.resilience.gradient_check) is not None:
+        from engine.loop.events.gradient_check import description
+
+        yield description(every, mesh.size)
     yield from descriptions(prepared.sources, config.data.shuffle)
     yield from (f"warning: {text}" for text in built.warnings)
     spec = built.spec

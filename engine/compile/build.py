@@ -122,6 +122,10 @@ def build_program(
     shapes = source.shape_specs()
     check_consecutive(source, len(shapes), train.steps_per_dispatch)
     program = Program(spec, example, batch_size=train.global_batch_size, seed=train.seed, shapes=shapes)
+    if config.resilience.gradient_check:
+        from engine.compile.local_gradient import check_supported
+
+        check_supported(program)
     data_warnings = _row_state_warnings(program.spec, config.data, size, train.global_batch_size)
     program.spec = dataclasses.replace(program.spec, data_warnings=data_warnings)
     return program, total

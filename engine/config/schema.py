@@ -281,6 +281,9 @@ class Resilience:
     replica_check: Duration | None = setting(
         Duration(1000, "steps"), "Period of comparing the replicas of the state; None never compares.", BY_DATA
     )
+    gradient_check: Duration | None = setting(
+        None, "Period of computing the gradient of each device again on its neighbour; None never does.", BY_DATA
+    )
     hang: Duration = setting(
         Duration(60, "seconds"), "A step is a hang if it takes longer than this and than 5 times the median.", BY_CLOCK
     )

@@ -324,6 +324,11 @@ class Trainer:
             from engine.loop.events.replica_check import replica_checks
 
             checks += replica_checks(self.program.abstract_state.to_tree(), self._size.period(every))
+        if every := self.config.resilience.gradient_check:
+            from engine.loop.events.gradient_check import gradient_checks
+
+            period = self._size.period(every)
+            checks += gradient_checks(self.program, period, self._inputs.read_again, recorder, self.say)
         measured: list[Event] = []
         if measurements is not None:
             heartbeat = self._watchdog.heartbeat

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from engine.checkpoint.store import CheckpointStore
+from engine.cli.main import main
 from tests import runs, zoo
 from tests.faults import harness
 
@@ -163,3 +164,21 @@ def test_replica_check_finds_a_flipped_bit_before_it_is_saved(tmp_path, add_row)
         assert job.end() == 0, job.output
     assert harness.outcome(run) == harness.undisturbed(tmp_path / "undisturbed", processes=2, **fields)
     add_row("a flipped bit in one copy of a parameter", lost=5, bitwise=True, code=42)
+
+
+@pytest.mark.case("a device that computes wrong")
+def test_gradient_check_finds_a_flipped_bit_in_a_product_of_one_device(tmp_path, add_row, capsys):
+    """The mesh splits all arrays, so that there are no copies to compare."""
+    fields = {"mesh__fsdp": 8, "resilience__gradient_check": "4 steps", "checkpoint__every": "4 steps"}
+    fields |= {"train__total": "12 steps", "evaluations": {}}
+    task = {"target": "tests.faulty_device.Faulty", "device": 5, "since": 8}
+    run = tmp_path / "run"
+    assert main(["train", harness.config(tmp_path / "config", task=task, **fields), f"--workdir={run}"]) == 42
+    error = capsys.readouterr().err
+    assert "GradientError: step 8: devices computed different gradients of head/bias, head/kernel, hidden/0/" in error
+    assert "from the same rows: device 5 of process 0 computed another one than two other devices. " in error
+    assert "checkpoints since step 4, where the last check passed, may have the error" in error
+    assert "Traceback" not in error
+    assert harness.saved(run) == [4]
+    assert [row["step"] for row in runs.complete_lines(run / "metrics.jsonl") if "gradient_check_s" in row] == [4]
+    add_row("a flipped bit in one product of one of 8 devices, fsdp=8", code=42)

@@ -105,6 +105,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "losses that are not finite or spike": "`resilience` decides: stop, skip the update, or roll back to the "
         "newest checkpoint and skip the batches. No checkpoint holds the bad update.",
         "a bit flip in memory": "The replica check finds copies of a parameter that differ before they are saved.",
+        "a device that computes wrong": "With `resilience.gradient_check`, a neighbour computes the gradient of each "
+        "device again, from the same parameters and rows, and the bits are compared. The message names the device.",
         "clocks that jump or differ": "Time limits use monotonic clocks. Leases do not compare the clocks of hosts.",
     },
 }
