@@ -66,9 +66,15 @@ class Result:
     interrupted: bool = False
 
 
-def run_benchmark(name: str, arguments: Sequence[str], timeout_s: float = TIMEOUT_S) -> Result:
-    """Runs one benchmark as a process, whose output goes to this process's. Ends its process group if it fails."""
-    command = shlex.join(["python", "-m", f"benchmarks.{name}", *arguments])
+def run_benchmark(
+    name: str, arguments: Sequence[str], timeout_s: float = TIMEOUT_S, torch: str | None = None
+) -> Result:
+    """Runs one benchmark as a process, whose output goes to this process's. Ends its process group.
+
+    The result does not name the interpreter `torch`, whose path is of no use on another machine.
+    """
+    command = shlex.join(["python", "-m", f"benchmarks.{name}", *arguments, *(["--torch=PYTHON"] if torch else [])])
+    arguments = [*arguments, *([f"--torch={torch}"] if torch else [])]
     with tempfile.TemporaryDirectory(prefix="convoy-benchmarks-") as folder:
         file = Path(folder) / "rows.jsonl"
         words = [sys.executable, "-m", f"benchmarks.{name}", *arguments, f"--rows={file}"]
@@ -87,9 +93,8 @@ def run_benchmark(name: str, arguments: Sequence[str], timeout_s: float = TIMEOU
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         rows, error = report.read_rows(file)
-    return Result(
-        command, rows, failure if interrupted else error or failure or ("" if rows else "no rows"), interrupted
-    )
+    why = failure if interrupted else error or failure or ("" if rows else "no rows")
+    return Result(command, rows, why.replace(torch, "PYTHON") if torch else why, interrupted)
 
 
 def table(results: Sequence[Result], machine: str) -> str:
@@ -149,10 +154,10 @@ def main(argv: Sequence[str] | None = None, benchmarks: Mapping[str, Sequence[st
             return 1
     results, began = [], time.monotonic()
     for i, name in enumerate(args.only):
-        torch = ("--torch", args.torch) if args.torch and name in ("decoder", "input") else ()
+        torch = args.torch if name in ("decoder", "input") else None
         left = sum(TINY_MINUTES if args.tiny else MINUTES.get(each, 1.0) for each in args.only[i:])
         print(f"\n[{i + 1}/{len(args.only)}] {name}; about {math.ceil(left)} min left on 2 cores", flush=True)
-        results.append(run_benchmark(name, [*(("--tiny",) if args.tiny else benchmarks[name]), *torch]))
+        results.append(run_benchmark(name, ("--tiny",) if args.tiny else benchmarks[name], torch=torch))
         if results[-1].error:
             print(f"{name} failed: {results[-1].error}", file=sys.stderr, flush=True)
         if results[-1].interrupted:

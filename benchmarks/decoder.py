@@ -63,12 +63,16 @@ def measure(sizes: Sizes, turns: int, steps: int, torch: str | None = None) -> R
         }
         if torch:
             commands["PyTorch"] = [torch, str(here / "decoder_torch.py"), str(inputs)]
-        path = {"PYTHONPATH": os.pathsep.join(sys.path)}
         workers = {
-            name: stack.enter_context(Worker(command, None if name == "PyTorch" else path))
+            name: stack.enter_context(Worker(command, {"PYTHONPATH": python_path(name)}))
             for name, command in commands.items()
         }
         return run_turns(workers, turns, steps)
+
+
+def python_path(name: str) -> str:
+    """Returns PYTHONPATH of a loop. The interpreter with torch may be another version, and has its own packages."""
+    return "" if name == "PyTorch" else os.pathsep.join(sys.path)
 
 
 def run_turns(workers: Mapping[str, Worker], turns: int, steps: int) -> Results:

@@ -16,6 +16,7 @@ import importlib.util
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,7 +94,7 @@ def row(name: str, rates: Rates) -> Row:
         f"{library} {statistics.median(values):,.0f} ({mode if library != TORCH else 'workers'})"
         for library, (mode, values) in best.items()
     ]
-    skipped = "" if TORCH in best else "; without PyTorch, give --torch=PYTHON"
+    skipped = "" if TORCH in best else "; without PyTorch: give --torch=PYTHON, with simplejpeg for the cameras"
     return Row(
         f"examples per second, engine / best other: {TITLES[name]}",
         report.ratios(best[ENGINE][1], other),
@@ -111,6 +112,12 @@ def check_resume(name: str, folder: Path) -> None:
         found.append(jax.tree.leaves(batches[-1]))
     if not all(np.array_equal(*pair) for pair in zip(*found, strict=True)):
         raise RuntimeError(f"{name}: a feed that resumes at batch {RESUMES_AT} gives another batch")
+
+
+def has_simplejpeg(python: str) -> bool:
+    """Returns whether an interpreter has simplejpeg."""
+    command = [python, "-c", "import simplejpeg"]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": ""}, stderr=subprocess.DEVNULL).returncode == 0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -132,7 +139,8 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
             input_files.write(name, folder, args.small)
             check_resume(name, Path(folder))
             modes = MODES[:1] if args.small else MODES
-            yield row(name, measure(name, Path(folder), args.turns, args.seconds, args.torch, modes))
+            torch = args.torch if args.torch and (name != "cameras" or has_simplejpeg(args.torch)) else None
+            yield row(name, measure(name, Path(folder), args.turns, args.seconds, torch, modes))
 
 
 if __name__ == "__main__":

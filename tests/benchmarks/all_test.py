@@ -144,7 +144,7 @@ def test_every_benchmark_is_run_by_a_test():
 
 
 def test_interrupted_run_prints_its_rows_and_leaves_the_page(page, capsys, monkeypatch):
-    def interrupted(name, arguments):
+    def interrupted(name, arguments, torch):
         return Result(f"python -m benchmarks.{name}", [Row("step", (1.0,))], "interrupted", interrupted=True)
 
     monkeypatch.setattr(run_all, "run_benchmark", interrupted)
@@ -152,6 +152,12 @@ def test_interrupted_run_prints_its_rows_and_leaves_the_page(page, capsys, monke
     assert page.read_text() == PAGE
     printed = capsys.readouterr().out
     assert "| step | 1.00 (1.00-1.00) |" in printed and "dispatch" not in printed
+
+
+def test_result_does_not_hold_the_path_of_an_interpreter(tmp_path, one_device):
+    result = run_all.run_benchmark("decoder", ["--small", "--unknown"], torch=str(tmp_path / "python"))
+    assert result.command == "python -m benchmarks.decoder --small --unknown --torch=PYTHON"
+    assert result.error == "exit code 2"
 
 
 def test_estimate_covers_each_benchmark():

@@ -3,6 +3,7 @@
 `all_test.py` runs the real loops and compares their losses.
 """
 
+import os
 import sys
 
 import numpy as np
@@ -35,6 +36,11 @@ def test_loops_that_train_differently_are_an_error():
         pytest.raises(RuntimeError, match=r"the losses of plain JAX and the engine differ by 1\.0e-01"),
     ):
         decoder.run_turns({"engine": engine, "plain JAX": plain}, 1, 2)
+
+
+def test_interpreter_with_torch_gets_no_packages_of_this_one():
+    assert decoder.python_path("PyTorch") == ""
+    assert decoder.python_path("engine").split(os.pathsep) == sys.path
 
 
 def test_worker_that_ends_is_an_error():

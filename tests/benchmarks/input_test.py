@@ -53,7 +53,9 @@ def test_row_compares_the_faster_modes_of_all_libraries():
         "engine 20 (threads), Grain 10 (processes), PyTorch 9 (workers) examples/s; the engine resumes exactly"
     )
     del rates[TORCH, "processes"]
-    assert input.row("tokens", rates).note.endswith("; without PyTorch, give --torch=PYTHON")
+    assert input.row("tokens", rates).note.endswith(
+        "; without PyTorch: give --torch=PYTHON, with simplejpeg for the cameras"
+    )
 
 
 def test_grain_reads_small_arrays_a_batch_at_a_time(tmp_path):
@@ -64,6 +66,13 @@ def test_grain_reads_small_arrays_a_batch_at_a_time(tmp_path):
         first, second = next(batches), next(batches)
     assert first["image"].shape == (256, 28, 28) and first["label"].shape == (256,)
     assert not np.array_equal(first["image"], second["image"])
+
+
+def test_cameras_are_compared_without_torch_where_its_interpreter_lacks_their_decoder(tmp_path):
+    for name, code in (("has", 0), ("lacks", 1)):
+        (tmp_path / name).write_text(f"#!/bin/sh\nexit {code}\n")
+        (tmp_path / name).chmod(0o755)
+        assert input.has_simplejpeg(str(tmp_path / name)) == (not code)
 
 
 def test_cameras_are_left_out_without_their_decoder(monkeypatch, capsys):
