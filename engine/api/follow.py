@@ -61,7 +61,7 @@ def follow(
     if not has_begun(directory):
         on_message(f"waiting for a run to start in {directory}")
     while not group.run_on_primary(
-        lambda: has_begun(directory) or wait.poll(_read_status(directory)), "the begin of the run"
+        lambda: has_begun(directory) or wait.poll(*_read_status(directory)), "the begin of the run"
     ):
         time.sleep(POLL_S)
     given = {"task": task, "overrides": overrides, "data": evaluation_data, "on_message": on_message}
@@ -86,15 +86,16 @@ def has_begun(directory: RunDirectory) -> bool:
     """Whether the config of a run and its number of steps are known; the context of its evaluations needs both."""
     if not directory.exists():
         return False
-    found = _read_status(directory)  # None: `Follower` waits for a status that can be read
+    found, _ = _read_status(directory)  # None: `Follower` waits for a status that can be read
     return found is None or found.total_steps is not None or found.state not in status.RUNNING
 
 
-def _read_status(directory: RunDirectory) -> status.Status | None:
+def _read_status(directory: RunDirectory) -> tuple[status.Status | None, str]:
+    """Returns the status, or None and why there is none: it is not written yet, is damaged, or the storage fails."""
     try:
-        return status.read(directory.status)
-    except RunError:  # it has not been written yet, or the storage fails for a moment
-        return None
+        return status.read(directory.status), ""
+    except RunError as error:
+        return None, str(error) if directory.status.exists() else ""
 
 
 EVALUATE, RELOAD, WAIT, DONE = "evaluate", "reload", "wait", "done"
@@ -123,15 +124,18 @@ class Follower:
             RunError: the run has failed, its results still cannot be read, or the wait takes too long.
             DamagedCheckpoints: the run is done, and some of its steps could not be evaluated.
         """
-        state = _read_status(self.saved.directory)  # before the steps: a run that is done writes no more
+        state, why = _read_status(self.saved.directory)  # before the steps: a run that is done writes no more
         if self._stored_config() != self.saved.config:
             if has_begun(self.saved.directory):
                 return RELOAD, 0, [], ""
-            self._wait.poll(state)
+            self._wait.poll(state, why)
             return WAIT, 0, [], ""
-        known, steps = self._results(), self.saved.steps()
-        if known is None:
-            self._wait.poll(state)
+        try:
+            known, steps = self._results(), self.saved.steps()
+        except RunError as error:  # the storage fails for a moment, or reading is not permitted
+            if self._unreadable > UNREADABLE_POLLS:
+                raise
+            self._wait.poll(state, str(error))
             return WAIT, 0, [], ""
         self._taken.intersection_update(steps)  # a run that is started again with --fresh writes these steps again
         for step in steps:
@@ -142,24 +146,29 @@ class Follower:
                 return EVALUATE, step, names, ""
         if state is None or state.state in status.RUNNING or is_retried(state.exit_code or 0):
             self._report_end(state)
-            self._wait.poll(state)
+            self._wait.poll(state, why)
             return WAIT, 0, [], ""
+        return DONE, 0, [], self._end(state, steps)
+
+    def _end(self, state: status.Status, steps: Sequence[int]) -> str:
+        """Returns how a run is done; raises an error if it has failed, or if a checkpoint is not evaluated."""
         evaluated = "all of its checkpoints are evaluated"
-        if left_out := [step for step in self.damaged if step in steps]:
+        left_out = [step for step in self.damaged if step in steps] + self.saved.incomplete()
+        if left_out:
             evaluated = f"its checkpoints are evaluated except for damaged ones: step {', '.join(map(str, left_out))}"
-        if state.state == "done" and left_out:
+        if state.state != "done":
+            error = RunError(
+                f"{self.saved.directory}: {evaluated}, but the run has ended at step {state.step} with exit code "
+                f"{state.exit_code}: {state.reason} After it is resumed, the same command continues."
+            )
+            error.exit_code = state.exit_code or ExitStatus.USER_ERROR
+            raise error
+        if left_out:
             raise DamagedCheckpoints(
                 f"{self.saved.directory}: the run is done at step {state.step}, and {evaluated}. Copy their files from "
                 "a backup; the same command then evaluates them."
             )
-        if state.state == "done":
-            return DONE, 0, [], f"the run is done at step {state.step}, and {evaluated}"
-        error = RunError(
-            f"{self.saved.directory}: {evaluated}, but the run has ended at step {state.step} with exit code "
-            f"{state.exit_code}: {state.reason} After it is resumed, the same command continues."
-        )
-        error.exit_code = state.exit_code or ExitStatus.USER_ERROR
-        raise error
+        return f"the run is done at step {state.step}, and {evaluated}"
 
     def evaluate(self, step: int, names: Sequence[str], on_results: Callable[[dict[str, Result]], None]) -> None:
         """Evaluates a step, in every process; says why, if it is deleted or damaged. The run continues then too."""
@@ -174,15 +183,10 @@ class Follower:
                 raise
             say(f"step {step} was deleted before its evaluation. A larger checkpoint.keep_latest keeps it.")
 
-    def _results(self) -> list[StoredResults] | None:
-        """Returns the stored results, or None if they cannot be read now. Raises RunError if that does not end."""
-        try:
-            found = read_results(self.saved.directory.evaluations, self._say_once)
-        except RunError:  # the storage fails for a moment, or reading is not permitted
-            self._unreadable += 1
-            if self._unreadable > UNREADABLE_POLLS:
-                raise
-            return None
+    def _results(self) -> list[StoredResults]:
+        """Returns the stored results, and counts how often in a row they cannot be read. Raises RunError then."""
+        self._unreadable += 1
+        found = read_results(self.saved.directory.evaluations, self._say_once)
         self._unreadable = 0
         return found
 
@@ -235,15 +239,20 @@ class Wait:
         """Counts from now: the run has changed, or its checkpoint was evaluated meanwhile."""
         self._since, self._report_s = self._clock(), REPORT_S
 
-    def poll(self, state: status.Status | None) -> bool:
-        """Reports a long wait; returns False. Raises RunError after the timeout."""
+    def poll(self, state: status.Status | None, problem: str = "") -> bool:
+        """Reports a long wait; returns False. Raises RunError after the timeout.
+
+        Args:
+            state: the status; None if it cannot be read.
+            problem: which file cannot be read, as a sentence.
+        """
         updated = "" if state is None else state.updated
         if updated != self._updated:
             self._updated = updated
             self.restart()
         seconds = self._clock() - self._since
         found = "it has no status" if state is None else f"its status is {state.state} at step {state.step}"
-        text = f"the run has not been updated for {formatting.duration(seconds)}: {found}"
+        text = f"the run has not been updated for {formatting.duration(seconds)}: {problem.rstrip('.') or found}"
         if self._timeout_s is not None and seconds >= self._timeout_s:
             raise RunError(f"{self._run}: {text}. After it is resumed, the same command continues.")
         if seconds >= self._report_s:

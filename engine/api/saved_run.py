@@ -89,6 +89,9 @@ class SavedRun:
             raise CheckpointError(
                 f"{self.directory}: no checkpoint yet. Train first: convoy train --config={run} --workdir={run}"
             )
+        if step in (None, "best", "latest") and (left_out := self.incomplete()):
+            text = f"warning: {self.directory.checkpoints}: {left_out_text(left_out)}"
+            print(text, file=sys.stderr, flush=True)
         if step in (None, "best") and best is not None and best[0] in steps:
             return best[0]
         if step in (None, "best", "latest"):
@@ -174,6 +177,10 @@ class SavedRun:
         """Returns the steps of the checkpoints, oldest first."""
         return self._store.steps()
 
+    def incomplete(self) -> list[int]:
+        """Returns the steps without a manifest: damaged ones, and some that a bucket is just receiving."""
+        return sorted(set(self._store.candidates()) - set(self._store.steps()))
+
     def weights(self, step: int, program: EvaluationProgram) -> Weights:
         """Returns the weights of a checkpoint, sharded as the program requires; the other arrays are not read.
 
@@ -214,6 +221,12 @@ class SavedRun:
         abstract, stacked = program.abstract_state, program.spec.model.stacked
         partial = () if abstract.is_schedule_free else None
         return TrainState.from_tree(self._store.restore(step, abstract.to_tree(), stacked, partial=partial))
+
+
+def left_out_text(steps: Sequence[int]) -> str:
+    """Returns a sentence about steps without a manifest."""
+    names = f"step{'s' * (len(steps) > 1)} {', '.join(map(str, steps))}"
+    return f"{names} cannot be used, since manifest.json is missing there or is no regular file"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,9 +5,11 @@ valid, and `float(text)` returns the number. A null would not distinguish them. 
 states its shape here, so that damage is found in one place.
 """
 
+import contextlib
+import errno
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from types import NoneType, UnionType
@@ -103,7 +105,20 @@ def parse(text: str, shape: Shape = object, *, constants: bool = False) -> Any:
 
 def read(path: Path, shape: Shape = object, *, constants: bool = False) -> Any:
     """Returns the value of a JSON file. Raises OSError if it cannot be read, else as `parse`."""
-    return parse(read_text(path), shape, constants=constants)
+    with _no_missing_link(path):
+        text = read_text(path)
+    return parse(text, shape, constants=constants)
+
+
+@contextlib.contextmanager
+def _no_missing_link(path: Path) -> Iterator[None]:
+    """Tells a link to nothing from a file that was never written."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, "it is a link to nothing", str(path)) from error
+        raise
 
 
 def reason(error: OSError | ValueError) -> str:
@@ -141,7 +156,7 @@ def read_lines(path: Path, shape: Shape, problem: Callable[[Any], str] = lambda 
         OSError: the file cannot be read.
     """
     found = Lines([], {})
-    with open(path, "rb", opener=open_regular) as file:
+    with _no_missing_link(path), open(path, "rb", opener=open_regular) as file:
         for number, line in enumerate(iter(lambda: file.readline(LONGEST_LINE), b""), start=1):
             if not line.strip():
                 continue

@@ -144,22 +144,29 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def size_of(directory: Path, listed: bool) -> tuple[int, CheckpointError | None]:
-    """Returns the size of a step's files, and None.
+def saved_at(directory: Path) -> float:
+    """Returns when a step was saved, in seconds since 1970. Raises FileNotFoundError if the step does not exist."""
+    manifest = directory / MANIFEST
+    return (manifest if manifest.exists() else directory).stat().st_mtime
+
+
+def size_of(directory: Path, copied: bool) -> tuple[int, CheckpointError | None]:
+    """Returns the size of a step's files by its manifest, and None; reads no other file.
 
     Args:
         directory: directory of the step.
-        listed: whether to take the size from the manifest. If that is damaged or has a newer format, the result is 0
-            and a DamagedCheckpoint or an UnsupportedFormat.
+        copied: whether only the small files are there, so that sizes cannot be compared. If the manifest is damaged or
+            has a newer format, or a file has another size, the result is 0 and a DamagedCheckpoint or an
+            UnsupportedFormat.
     """
-    if not listed:
-        return sum(files_of(directory).values()), None
     try:
-        return read_manifest(directory).bytes, None
+        manifest = read_manifest(directory)
     except UnsupportedFormat as error:
         return 0, error
     except CheckpointError as error:
         return 0, DamagedCheckpoint(directory, [str(error)])
+    problems = [] if copied else find_problems(directory, manifest, manifest.files, sizes_only=True)
+    return (0, DamagedCheckpoint(directory, problems)) if problems else (manifest.bytes, None)
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:

@@ -30,7 +30,7 @@ from engine.checkpoint.integrity import (
     step_folders,
     verify,
 )
-from engine.checkpoint.manifest import MANIFEST, delete_lock, read_lock, size_of
+from engine.checkpoint.manifest import MANIFEST, delete_lock, read_lock, saved_at, size_of
 from engine.checkpoint.policy import read_results
 from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus
@@ -56,10 +56,10 @@ class StorageError(CheckpointError):
 
 @dataclass(frozen=True)
 class StepInfo:
-    """One durable step: size in bytes, time of the save (seconds since 1970), and evaluation results.
+    """One step: size in bytes, time of the save (seconds since 1970), and evaluation results.
 
-    In a bucket that is read without a mount, the time is NaN, and the size is that of the manifest. If the manifest is
-    damaged or of a newer version of Convoy, `error` says so, and the size is 0.
+    In a bucket that is read without a mount, the time is NaN, and sizes of files are not compared with the manifest.
+    If they differ, or the manifest is damaged or of a newer version of Convoy, `error` says so, and the size is 0.
     """
 
     step: int
@@ -145,13 +145,13 @@ class CheckpointStore:
             raise self._timed_out(error) from error
 
     def describe(self) -> list[StepInfo]:
-        """Returns size, time and evaluation results of each durable step, oldest first. Does not import JAX."""
+        """Returns size, time and results of each step, oldest first, also of damaged ones. Does not import JAX."""
         results, infos = read_results(self.directory), []
-        for path in (self.directory / str(step) for step in self.steps()):
+        for path in background.bounded(self._folders, timeouts.LIST_S):
             copied = address_of_copy(path) is not None
-            size, error = size_of(path, listed=copied)
-            saved_at = math.nan if copied else (path / MANIFEST).stat().st_mtime
-            infos.append(StepInfo(int(path.name), size, saved_at, results.get(int(path.name), {}), error))
+            with contextlib.suppress(FileNotFoundError):  # the run deletes the step at this moment
+                when, (size, error) = math.nan if copied else saved_at(path), size_of(path, copied)
+                infos.append(StepInfo(int(path.name), size, when, results.get(int(path.name), {}), error))
         return infos
 
     def _folders(self) -> list[Path]:

@@ -52,6 +52,9 @@ def to_text(summaries: Mapping[str, Summary]) -> str:
     return json.dumps(summaries, indent=1) + "\n"
 
 
+_SUMMARY = {"examples": str, "content": str, str: str}
+
+
 def read(path: Path) -> dict[str, Summary]:
     """Returns the summaries in a file that holds `to_text`; an empty dict if the file does not exist.
 
@@ -59,7 +62,7 @@ def read(path: Path) -> dict[str, Summary]:
         DataError: the file cannot be read.
     """
     try:
-        return json_text.read(path, {str: {str: str}})
+        return json_text.read(path, {"data": _SUMMARY, str: _SUMMARY})
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

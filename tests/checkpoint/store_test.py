@@ -311,14 +311,14 @@ def test_restore_detects_arrays_that_differ_from_their_digests(store):
         store.restore(1, abstract(state))
 
 
-def test_step_without_manifest_is_not_listed(store):
+def test_step_without_manifest_is_damaged(store):
     state = make_state()
     for step in (1, 2):
         store.save(step, state)
     store.wait()
     (store.directory / "2" / MANIFEST).unlink()
     assert store.steps() == [1] and store.latest() == 1 and store.candidates() == [2, 1]
-    assert [info.step for info in store.describe()] == [1]
+    assert [(info.step, type(info.error)) for info in store.describe()] == [(1, type(None)), (2, DamagedCheckpoint)]
     with pytest.raises(DamagedCheckpoint, match=r"2: is damaged: manifest.json is missing"):
         store.restore(2, abstract(state))
 
