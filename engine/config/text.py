@@ -3,6 +3,7 @@
 `from_text(to_text(config), ...)` returns an equal Config. Values are parsed by `override.py`, as on the command line.
 """
 
+import re
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 
@@ -13,6 +14,8 @@ from engine.config.fields import join, slots
 from engine.config.override import locate, parse, set_text
 from engine.config.schema import Config, Target
 from engine.config.validation import validate
+
+_HEAD = re.compile(r"# (\d{1,9}) settings\n")
 
 
 def flatten(config: Config) -> list[tuple[str, object]]:
@@ -99,11 +102,13 @@ def from_text(text: str, where: str) -> Config:
     """Parses the output of `to_text`; `from_text(to_text(config), ...) == config`.
 
     Args:
-        text: lines `name: value`; empty lines and lines that start with # are skipped.
+        text: lines `name: value`; empty lines and lines that start with # are skipped. If the first line is
+            `# 90 settings`, as in a run directory, there must be as many.
         where: origin of the text, for the errors ("runs/digits/config.txt").
 
     Raises:
-        ConfigError: a malformed line, a repeated name, or a field or value that the schema does not allow.
+        ConfigError: a malformed line, a repeated name, another number of settings than the stated one, or a field or
+            value that the schema does not allow.
     """
     draft, seen = defaults(), {}
     for number, line in enumerate(text.splitlines(), start=1):
@@ -121,4 +126,9 @@ def from_text(text: str, where: str) -> Config:
             set_text(draft, name.strip(), value)
         except FieldError as error:
             raise error.at(f"{where}:{number}") from None
+    if (head := _HEAD.match(text)) and (int(head[1]) != len(seen) or not text.endswith("\n")):
+        raise ConfigError(
+            f"{where}: its first line states {head[1]} settings, found {len(seen)}: it was cut, or lines were added. "
+            "Restore it from a backup; after a change on purpose, delete the first line."
+        )
     return validate(draft, where)

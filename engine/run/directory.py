@@ -214,7 +214,7 @@ class RunDirectory:
         return (*files, self.log, self.checkpoints, self.tensorboard, self.profile, self.examples, self.bad_examples)
 
     def read_config_text(self) -> str:
-        """Returns the resolved config of the run, as `write_config_text` received it.
+        """Returns the resolved config of the run, as `write_config_text` has stored it.
 
         Raises:
             RunError: the file is missing or cannot be read.
@@ -230,9 +230,13 @@ class RunDirectory:
             raise RunError(f"{self.config}: cannot be read ({getattr(error, 'strerror', error)}).") from error
 
     def write_config_text(self, text: str) -> None:
-        """Stores the resolved config; the primary writes it. Raises RunError."""
+        """Stores the resolved config; the primary writes it. Raises RunError.
+
+        The first line has the number of settings, since a file that is cut would otherwise mean their defaults.
+        """
         if group.is_primary():
-            self.lease.replace_text(self.config, text)
+            head = "" if text.startswith("#") else f"# {text.count('\n')} settings\n"
+            self.lease.replace_text(self.config, head + text)
 
     def write_data_text(self, text: str) -> None:
         """Stores the description of the datasets; the primary writes it. Raises RunError."""

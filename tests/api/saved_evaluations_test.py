@@ -83,7 +83,7 @@ def test_damaged_lines_are_left_out(run):
 
 def test_run_without_evaluations_says_how_to_add_one(run):
     config = (run / "config.txt").read_text()
-    (run / "config.txt").write_text("\n".join(line for line in config.splitlines() if "heldout" not in line))
+    (run / "config.txt").write_text("\n".join(line for line in config.splitlines()[1:] if "heldout" not in line))
     with pytest.raises(ConfigError, match=r"no evaluations. Add one: --evaluations.NAME.data.target="):
         engine.evaluate(run)
     assert engine.evaluate(run, overrides=["evaluations.a.data.target=tests.zoo.source"]).keys() >= {"a/loss"}

@@ -71,6 +71,18 @@ def test_from_text_restores_an_equal_config():
     assert list(copy.optimizer.groups) == ["zebra", "ant"]
 
 
+@pytest.mark.parametrize("cut", [1, 2, 30, 400])
+def test_text_that_was_cut_is_not_read_with_the_defaults(cut):
+    original = validate(full_config())
+    text = to_text(original)
+    stored = f"# {text.count('\n')} settings\n{text}"
+    assert from_text(stored, "config.txt") == from_text(text, "config.txt") == original
+    with pytest.raises(ConfigError, match=r"^config\.txt"):
+        from_text(stored[:-cut], "config.txt")
+    with pytest.raises(ConfigError, match=r"its first line states \d+ settings, found \d+: it was cut"):
+        from_text(stored[: stored.rindex("\n", 0, -cut) + 1], "config.txt")
+
+
 @pytest.mark.parametrize(
     "value",
     [

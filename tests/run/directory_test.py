@@ -103,7 +103,7 @@ def test_open_reports_takeover_from_a_dead_owner(tmp_path):
 def test_config_text_round_trip_makes_the_run_exist(tmp_path):
     make_run(tmp_path)
     assert RunDirectory(tmp_path).exists()
-    assert RunDirectory(tmp_path).read_config_text() == "name: digits\n"
+    assert RunDirectory(tmp_path).read_config_text() == "# 1 settings\nname: digits\n"
 
 
 def test_reading_config_of_a_directory_without_run_raises(tmp_path):
@@ -119,7 +119,7 @@ def test_fresh_moves_the_earlier_run_and_reports_the_target(tmp_path):
     assert fresh.moved_to == old.path
     assert fresh.messages == [f"the earlier run was moved to {old.path}"]
     assert (path / "lease/2.json").exists() and not (old.path / "lease").exists()  # belongs to the path
-    assert old.read_config_text() == "name: digits\n"
+    assert old.read_config_text() == "# 1 settings\nname: digits\n"
     assert status.read(old.status).step == 5
     assert not fresh.exists() and fresh.attempt == 1
 
