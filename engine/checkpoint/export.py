@@ -1,6 +1,5 @@
 """Exports the weights of a state as one safetensors file, for use outside of training."""
 
-import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from engine.base.errors import CheckpointError
-from engine.base.files import temporary_path
+from engine.base.files import remove, temporary_path
 from engine.base.types import PyTree
 from engine.cluster import group
 
@@ -37,15 +36,15 @@ def export_safetensors(state: Mapping[str, PyTree], path: str | os.PathLike[str]
     whole = {name: _whole(array) for name, array in sorted(arrays.items())}
     if group.is_primary():
         path = Path(path)
-        temporary = temporary_path(path)
+        folder = temporary_path(path)  # safetensors makes a temporary file too, of a name that nobody can assign
         try:
-            save_file(whole, temporary)
-            os.replace(temporary, path)
+            folder.mkdir()
+            save_file(whole, folder / "weights")
+            os.replace(folder / "weights", path)
         except Exception as error:  # safetensors raises its own error class for disk errors
             raise CheckpointError(f"{path}: the weights cannot be exported ({error}). Choose another path.") from error
         finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink()
+            remove(folder)
     return list(whole)
 
 
