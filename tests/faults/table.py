@@ -86,6 +86,10 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "read.",
         "a run directory that goes away": "The run notices within seconds that its directory was moved or removed, and "
         "ends with 43 and the new path: the same command would begin at step 0.",
+        "damaged files of a run": "A verb names the damaged file and what is wrong in it, or skips damaged lines and "
+        "counts them. A followed run is evaluated without its damaged steps.",
+        "files of killed processes": "The next process that writes the same file removes them, but none of a process "
+        "that may be alive.",
         "two jobs in one directory": "The second job is refused as long as the first one renews its lease. A job that "
         "wakes after it was replaced ends without a write.",
     },
