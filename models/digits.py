@@ -44,6 +44,10 @@ class Digits(Task):
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
         return Loss.of(losses, metrics={"accuracy": Mean.of(correct)})
 
+    def predict(self, model, batch):
+        logits = model(batch["image"])
+        return {"digit": jnp.argmax(logits, axis=-1), "probability": jnp.max(nnx.softmax(logits), axis=-1)}
+
 
 def scans(split: Literal["train", "test"] = "train", labels: int | None = None) -> ArraySource:
     """Returns the scans of a split: `image` float32 `[8, 8]` in 0..1 and `label` int32. Every fifth scan is test.

@@ -15,24 +15,24 @@ from engine.cli.verbs import VERBS
 from engine.config.schema import Config, field_names
 
 EXAMPLES = """
-  convoy train --config=configs.digits                     train, or resume where the run stopped
-  convoy train --config=configs.digits --fast-dev-run      train, save and evaluate for two steps
-  convoy train --config=runs/digits --workdir=runs/digits  resume a run with its stored config
-  convoy evaluate runs/digits                              evaluate its best checkpoint, or --step=N
-  convoy predict runs/digits --out=predictions.npz         predict the data of an evaluation, or --data.target=...
-  convoy config configs.digits                             print every setting of a config
-  convoy explain --config=configs.digits                   print the mesh and how arrays are split
-  convoy plan --config=configs.digits --hardware=h100:1x8  choose mesh and memory settings for hardware
-  convoy compile --config=configs.digits                   compile the programs of a run before it starts
-  convoy checkpoints runs/digits                           list steps, sizes and results
-  convoy checkpoints verify runs/digits                    compare every file with its hash
-  convoy data write --config=... --out=scenes.arrayrecord  write the training data as ArrayRecord files
-  convoy data check --config=configs.digits                read every example, and report bad ones
-  convoy doctor                                            print what this machine provides
-  convoy launch local --processes 2 -- train --config=...  run a command in several processes
-  convoy launch slurm --help                               the same on a cluster; also k8s, tpu-vm
-  convoy goodput runs/digits                               print how the time of a run was spent
-  convoy supervise -- train --config=configs.digits        train, and restart after failures
+  convoy train --config=configs.digits                                train, or resume where the run stopped
+  convoy train --config=configs.digits --fast-dev-run                 train, save and evaluate for two steps
+  convoy train --config=runs/digits --workdir=runs/digits             resume a run with its stored config
+  convoy evaluate runs/digits                                         evaluate its best checkpoint, or --step=N
+  convoy predict runs/digits --out=digits.npz                         predict, with Task.predict; or --data.target=...
+  convoy config configs.digits                                        print every setting of a config
+  convoy explain --config=configs.digits                              print the mesh and how arrays are split
+  convoy plan --config=configs.digits --hardware=h100:1x8             choose mesh and memory settings for hardware
+  convoy compile --config=configs.digits                              compile the programs of a run before it starts
+  convoy checkpoints runs/digits                                      list steps, sizes and results
+  convoy checkpoints verify runs/digits                               compare every file with its hash
+  convoy data write --config=configs.digits --out=a.arrayrecord       write the training data as ArrayRecord files
+  convoy data check --config=configs.digits                           read every example, and report bad ones
+  convoy doctor                                                       print what this machine provides
+  convoy launch local --processes 2 -- train --config=configs.digits  in several processes
+  convoy launch slurm --help                                          the same on a cluster; also k8s, tpu-vm
+  convoy goodput runs/digits                                          print how the time of a run was spent
+  convoy supervise -- train --config=configs.digits                   train, and restart after failures
 
 --config takes a file, a module or a run directory; --config.NAME=VALUE sets any of its fields
 (convoy config --help lists them). Exit codes: 0 done, 1 user error, 42 retry with the same

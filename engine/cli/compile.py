@@ -15,8 +15,9 @@ absent (--hardware needs the extra aot); the job loads them if it finds the same
 and programs, and otherwise warns and compiles as usual:
 
   convoy compile --config=configs.digits
-  convoy compile --config=configs.digits --hardware=v5e:4x4 --out=programs
+  convoy compile --config=configs.digits --out=programs
   convoy train --config=configs.digits --config.cache.programs=programs
+  convoy compile --config=configs.digits --hardware=v5e:4x4 --out=programs-v5e
 """
 
 

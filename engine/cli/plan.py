@@ -15,11 +15,12 @@ ones, the winner as settings for convoy train, and why the others lost. Exit cod
 fits, with the nearest changes that would.
 
   convoy plan --config=configs.digits --hardware=local        the devices of this machine
-  convoy plan --config=CONFIG --hardware=h100:32x8            32 hosts of 8 H100
-  convoy plan --config=CONFIG --hardware=v5p:4x4x8            a slice of TPU v5p
-  convoy plan --config=CONFIG --hardware=v5e:16x16*2          two slices of TPU v5e
-  convoy plan --config=CONFIG --hardware=h100:1x8 --compile=3 compile the best three ahead of time
-  convoy plan --runs runs/digits runs/vit                     errors of the predictions of these runs
+  convoy plan --config=configs.digits --hardware=h100:4x8     4 hosts of 8 H100
+  convoy plan --config=configs.digits --hardware=v5p:2x2x4    a slice of TPU v5p
+  convoy plan --config=configs.digits --hardware=v5e:4x4*2    two slices of TPU v5e
+  convoy plan --config=configs.digits --hardware=h100:1x8 --compile=3
+                                                              compile the best three (extra: aot)
+  convoy plan --runs runs/digits                              errors of the predictions of runs
 """
 
 
