@@ -52,9 +52,15 @@ LIBRARIES = ("jax", "flax", "orbax", "grain")  # libraries whose private names m
 UNDECLARED = {"_typeshed", "zstandard"}  # types only; files that end in .zst, with a sentence if it is missing
 PRIVATE = {"engine/cluster/kv_store.py": 1}  # except here: JAX's distributed client has no public name
 # Files with threads that end no process: the fallback of `RunThread` itself, calls whose errors are raised where they
-# are awaited, a program whose end is noticed otherwise, and a message.
+# are awaited, a program whose end is noticed otherwise, a message, and output, which is no condition of training.
 OTHER_THREADS = {
-    f"engine/{file}" for file in ("cluster/shutdown.py", "storage/background.py", "storage/mounts.py", "loop/start.py")
+    "engine/cluster/forwarding.py",
+    "engine/cluster/output.py",
+    "engine/cluster/output_queue.py",
+    "engine/cluster/shutdown.py",
+    "engine/loop/start.py",
+    "engine/storage/background.py",
+    "engine/storage/mounts.py",
 }
 LONGEST = 400  # maximum number of lines in a file
 

@@ -17,7 +17,7 @@ from engine.checkpoint.bucket_copy import add_step, readable
 from engine.checkpoint.manifest import read_lock
 from engine.checkpoint.policy import Retention
 from engine.checkpoint.store import CheckpointStore, StepInfo
-from engine.cluster import group
+from engine.cluster import group, output
 from engine.compile.build import build_evaluation_program, build_task
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.program import Program
@@ -91,7 +91,7 @@ class SavedRun:
             )
         if step in (None, "best", "latest") and (left_out := self.incomplete()):
             text = f"warning: {self.directory.checkpoints}: {left_out_text(left_out)}"
-            print(text, file=sys.stderr, flush=True)
+            output.show(text)
         if step in (None, "best") and best is not None and best[0] in steps:
             return best[0]
         if step in (None, "best", "latest"):

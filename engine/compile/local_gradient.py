@@ -23,6 +23,7 @@ from engine.parallel.mesh import AXES, BATCH_AXES, one_device, replicated
 from engine.training.arrays import Arrays
 from engine.training.gradients import gradients
 from engine.training.state import TrainState
+from engine.training.step import step_key
 from engine.training.update import has_own_update
 
 FIELD = "resilience.gradient_check"
@@ -148,9 +149,8 @@ def _make_local_gradient(program: Program) -> Callable[[TrainState, Batch], Arra
 
     def local(state: TrainState, batch: Batch) -> Arrays:
         rows = len(batch.weight) // spec.accumulate  # those of one microbatch, for which there is memory
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
         first = jax.tree.map(lambda x: x[:rows], batch)
-        return gradients(alone, program.task_metrics, state, first, key, state.step)[0]
+        return gradients(alone, program.task_metrics, state, first, step_key(state, state.step), state.step)[0]
 
     whole, rows = PartitionSpec(), PartitionSpec(BATCH_AXES)
     return jax.shard_map(

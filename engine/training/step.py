@@ -47,7 +47,7 @@ def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:
     def step(state: TrainState, batch: Batch, skip: jax.Array, numbers: jax.Array) -> tuple[TrainState, jax.Array]:
         spec = settings.with_numbers(numbers)
         state = optimizer_to_device(spec, state)
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), state.step)
+        key = step_key(state, state.step)
         if has_own_update(spec.task):
             after, means = own_update(spec, state, batch, key, state.step)
             pairs = pairs_of(means, None)
@@ -128,11 +128,16 @@ def make_finite_check(spec: StepSpec) -> Callable[[TrainState], dict[str, jax.Ar
     return finite
 
 
+def step_key(state: TrainState, step: jax.Array) -> jax.Array:
+    """Returns the key of the random numbers of a step."""
+    return jax.random.fold_in(jax.random.wrap_key_data(state.rng), step)
+
+
 def make_gradient_check(spec: StepSpec, metric_names: tuple[str, ...]) -> Callable[..., dict[str, jax.Array]]:
     """Returns `(state, batch, step) -> {path: bool}`: whether the gradient of a parameter is finite in this step."""
 
     def finite(state: TrainState, batch: Batch, step: jax.Array) -> dict[str, jax.Array]:
-        key = jax.random.fold_in(jax.random.wrap_key_data(state.rng), step)
+        key = step_key(state, step)
         if has_own_update(spec.task):
             after, _ = own_update(spec, optimizer_to_device(spec, state), batch, key, step)
             return {path: jnp.isfinite(x).all() for path, x in after.params.items()}

@@ -142,6 +142,26 @@ def test_standard_output_waits_for_its_reader_until_it_is_no_result():
     assert process.wait(60) == 0
 
 
+def test_end_of_a_process_does_not_wait_for_the_reader_of_a_result():
+    program = """
+    import select, threading, time
+    threading.Thread(target=lambda: print("x" * 3_000_000), daemon=True).start()
+    while select.select([], [1], [], 0)[1]: time.sleep(0.01)  # until the pipe is full
+    begin = time.monotonic()
+    finished = output.finish()
+    os.write(2, repr((finished, time.monotonic() - begin < 10)).encode())
+    os._exit(0)
+    """
+    read_end, write_end = os.pipe()
+    words = [sys.executable, "-c", START + textwrap.dedent(program)]
+    process = subprocess.Popen(words, stdout=write_end, stderr=subprocess.PIPE)
+    os.close(write_end)
+    assert process.stderr is not None
+    with open(read_end, "rb"), process.stderr:
+        assert process.wait(60) == 0
+        assert process.stderr.read() == b"(False, True)"
+
+
 def test_show_writes_to_a_stream_that_is_not_guarded(capsys, monkeypatch):
     output.show("a line")
     assert capsys.readouterr().err == "a line\n"

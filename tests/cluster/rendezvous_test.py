@@ -102,12 +102,18 @@ def test_process_0_may_open_a_connection_to_each_process():
     ], done.stderr
 
 
+def caller_of(index: int) -> rendezvous._Caller:
+    return rendezvous._Caller(
+        index=index, count=6, host="h", pid=1, secure=False, network="n", own_address="", route="127.0.0.1"
+    )
+
+
 def test_stopped_processes_delay_the_end_of_the_rendezvous_together(port):
     """They do not close their connection; one alone delays it by 2 s."""
     with ThreadPoolExecutor(1) as pool, contextlib.ExitStack() as stack:
         first = pool.submit(wait_for_all, 0, port, count=6)
         for index in range(1, 6):
-            caller = rendezvous._connect("", local(port), time.monotonic() + 20, 0.1)
+            caller = rendezvous._connect(caller_of(index), local(port), time.monotonic() + 20, 0.1)
             stack.enter_context(caller)
             caller.sendall(b'{"index": %d, "count": 6, "host": "h", "pid": 1, "secure": false}\n' % index)
         begin = time.monotonic()
