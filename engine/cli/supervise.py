@@ -1,9 +1,11 @@
 """`convoy supervise`: trains, and restarts after failures until the run is done."""
 
 import argparse
+import json
 
 from engine.base.errors import ConfigError
 from engine.cli import common
+from engine.cluster import parent
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,11 +25,34 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     train, train_overrides = args.parse_command()
     if train.fast_dev_run:
         raise ConfigError("--fast-dev-run: cannot be combined with restarts. Remove it, or run convoy train alone.")
-    config = common.load_config(train.config, train_overrides)
     return supervise(
         words,
-        RunDirectory(train.workdir or default_workdir(config.name, config.task.target)),
+        RunDirectory(train.workdir or default_workdir(*_name_and_task(train.config, train_overrides))),
         processes=args.processes,
         devices=args.devices_per_process,
         restarts=args.restarts,
     )
+
+
+def _name_and_task(reference: str, overrides: list[str]) -> tuple[str, str]:
+    """Returns the name and the Task of a config. A child loads it: a config that ends its process must not end with 0.
+
+    Raises:
+        ConfigError: the config is wrong, or it ends its process.
+    """
+
+    def load() -> str:
+        config = common.load_config(reference, overrides)
+        return json.dumps([config.name, config.task.target])
+
+    try:
+        found = parent.call_in_child(load)
+    except parent.ChildRaised:
+        found = load()  # raises the same error in this process
+    if found is None:
+        raise ConfigError(
+            f"{reference}: the process that loads this config was ended by it, or by a module that it imports: a call "
+            "of os._exit, of exit of C, or a fault. Remove the call, then start the same command again."
+        )
+    name, task = json.loads(found)
+    return name, task

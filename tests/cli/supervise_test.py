@@ -25,3 +25,10 @@ def test_wrong_command_is_one_sentence(words, text, capsys, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert main(["supervise", *words]) == 1
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["os._exit(0)", "os.kill(os.getpid(), 9)"])
+def test_config_that_ends_its_process_is_an_error(line, capsys, tmp_path):
+    (tmp_path / "ends.py").write_text(f"import os\n\ndef get_config():\n    {line}\n")
+    assert main(["supervise", "--", "train", f"--config={tmp_path / 'ends.py'}"]) == 1
+    assert "ends.py: the process that loads this config was ended by it" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import os
 import pty
+import select
 import signal
 import subprocess
 import sys
@@ -112,6 +113,7 @@ def test_waiting_parent_passes_on_each_signal_once_and_exits_with_the_code_of_it
         assert process.stdout is not None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCONT):
             process.send_signal(number)
+            assert select.select([process.stdout], [], [], 20)[0], f"no {number.name}"
             assert process.stdout.readline() == f"got {number.name}\n"
         process.send_signal(signal.SIGUSR2)
         assert (process.stdout.read(), process.wait(60)) == ("ended with 7\n", 7)
