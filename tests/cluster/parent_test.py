@@ -1,5 +1,6 @@
 """A process is killed when its parent dies, and a parent that waits for it passes on signals and its exit code."""
 
+import contextlib
 import os
 import pty
 import select
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -89,13 +91,17 @@ sys.exit(7)
 """
 
 
-def start_child() -> tuple[subprocess.Popen[str], int]:
-    """Starts CHILD; returns its first process, which waits, and the pid of the other."""
-    process = subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    waiting, child = map(int, process.stdout.readline().split())
-    assert waiting == process.pid
-    return process, child
+@contextlib.contextmanager
+def start_child() -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """Starts CHILD; yields its first process, which waits, and the pid of the other."""
+    with subprocess.Popen([sys.executable, "-c", CHILD], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            waiting, child = map(int, process.stdout.readline().split())
+            assert waiting == process.pid
+            yield process, child
+        finally:
+            process.kill()
 
 
 def until(condition) -> None:
@@ -108,8 +114,7 @@ def until(condition) -> None:
 @pytest.mark.multiprocess
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no parent that waits")
 def test_waiting_parent_passes_on_each_signal_once_and_exits_with_the_code_of_its_child():
-    process, child = start_child()
-    with process:
+    with start_child() as (process, child):
         assert process.stdout is not None
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGCONT):
             process.send_signal(number)
@@ -123,13 +128,11 @@ def test_waiting_parent_passes_on_each_signal_once_and_exits_with_the_code_of_it
 @pytest.mark.multiprocess
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no parent that waits")
 def test_killed_child_is_told_and_killed_parent_takes_its_child_along():
-    process, child = start_child()
-    with process:
+    with start_child() as (process, child):
         os.kill(child, signal.SIGKILL)
         assert process.wait(60) == 128 + signal.SIGKILL
         assert process.stdout is not None and process.stdout.read() == f"ended with {128 + signal.SIGKILL}\n"
-    process, child = start_child()
-    with process:
+    with start_child() as (process, child):
         process.kill()
         until(lambda: not alive(child))
 
@@ -154,21 +157,28 @@ def test_keys_of_a_terminal_reach_the_child_once_and_stop_both_processes():
     words = [sys.executable, "-c", SHELL, str(inside), CHILD]
     with os.fdopen(terminal, "r+b", buffering=0) as output, subprocess.Popen(words, pass_fds=(inside,)) as process:
         os.close(inside)
+        seen = ""
 
-        def read_until(text: str) -> str:
-            found = ""
-            while text not in found:
-                found += output.read(1000).decode()
-            return found
+        def read_until(text: str) -> None:
+            nonlocal seen
+            while text not in seen:
+                assert select.select([output], [], [], 20)[0], f"no {text} after {seen}"
+                seen += output.read(1000).decode()
 
-        waiting = int(read_until("\n").split()[0])
-        output.write(b"\x03")  # Ctrl-C
-        text = read_until("SIGINT")
-        output.write(b"\x1a")  # Ctrl-Z; then the shell continues the job
-        text += read_until("stopped")
-        text += read_until("SIGCONT")
-        os.kill(waiting, signal.SIGTERM)
-        text += read_until("SIGTERM")
-        assert text.count("SIGINT") == 1
-        os.kill(waiting, signal.SIGUSR2)
-        assert process.wait(60) == 7
+        try:
+            read_until("\n")
+            waiting = int(seen.split()[0])
+            output.write(b"\x03")  # Ctrl-C
+            read_until("SIGINT")
+            output.write(b"\x1a")  # Ctrl-Z; then the shell continues the job
+            read_until("stopped")
+            read_until("SIGCONT")
+            os.kill(waiting, signal.SIGTERM)
+            read_until("SIGTERM")
+            assert seen.count("SIGINT") == 1
+            os.kill(waiting, signal.SIGUSR2)
+            assert process.wait(60) == 7
+        finally:
+            with contextlib.suppress(ProcessLookupError, ValueError, IndexError):
+                os.kill(int(seen.split()[0]), signal.SIGKILL)
+            process.kill()
