@@ -14,10 +14,11 @@ from flax import nnx
 from engine.base.errors import CheckpointError, ConfigError, FieldError, RunError
 from engine.checkpoint import timeouts
 from engine.checkpoint.bucket_copy import add_step, readable
+from engine.checkpoint.integrity import warn_of_incomplete
 from engine.checkpoint.manifest import read_lock
 from engine.checkpoint.policy import Retention
 from engine.checkpoint.store import CheckpointStore, StepInfo
-from engine.cluster import group, output
+from engine.cluster import group
 from engine.compile.build import build_evaluation_program, build_task
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.program import Program
@@ -89,9 +90,8 @@ class SavedRun:
             raise CheckpointError(
                 f"{self.directory}: no checkpoint yet. Train first: convoy train --config={run} --workdir={run}"
             )
-        if step in (None, "best", "latest") and (left_out := self.incomplete()):
-            text = f"warning: {self.directory.checkpoints}: {left_out_text(left_out)}"
-            output.show(text)
+        if step in (None, "best", "latest"):
+            warn_of_incomplete(self.directory.checkpoints, steps)
         if step in (None, "best") and best is not None and best[0] in steps:
             return best[0]
         if step in (None, "best", "latest"):
@@ -221,12 +221,6 @@ class SavedRun:
         abstract, stacked = program.abstract_state, program.spec.model.stacked
         partial = () if abstract.is_schedule_free else None
         return TrainState.from_tree(self._store.restore(step, abstract.to_tree(), stacked, partial=partial))
-
-
-def left_out_text(steps: Sequence[int]) -> str:
-    """Returns a sentence about steps without a manifest."""
-    names = f"step{'s' * (len(steps) > 1)} {', '.join(map(str, steps))}"
-    return f"{names} cannot be used, since manifest.json is missing there or is no regular file"
 
 
 @dataclasses.dataclass(frozen=True)

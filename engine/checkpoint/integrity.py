@@ -7,6 +7,7 @@ problems in `damage.txt`. It is no longer listed and never deleted; if it is ren
 import base64
 import contextlib
 import re
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -36,7 +37,7 @@ from engine.cluster.peer_failure import LostPeer
 from engine.run.atomic import write_text
 from engine.run.lease import Lease
 from engine.storage import background
-from engine.storage.mounts import address_of_copy
+from engine.storage.mounts import address_of_copy, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -229,6 +230,21 @@ def compare_arrays(directory: Path, manifest: Manifest, digests: Mapping[str, st
 
     if problems := group.run_on_primary(compare, "the digests of the arrays"):
         raise DamagedCheckpoint(directory, problems)
+
+
+def warn_of_incomplete(directory: Path, steps: Sequence[int]) -> None:
+    """Prints, in the primary, which steps have no manifest: damaged ones, and some that a bucket is just receiving.
+
+    Args:
+        directory: directory of the step directories.
+        steps: those with a manifest.
+    """
+    missing = [path.name for path in step_folders(directory) if int(path.name) not in steps]
+    if missing and group.is_primary():
+        text = (
+            f"step{'s' * (len(missing) > 1)} {', '.join(missing)} cannot be used, since manifest.json is missing there"
+        )
+        print(f"warning: {shown(directory)}: {text} or is no regular file", file=sys.stderr, flush=True)
 
 
 def set_aside(path: Path, problems: list[str], lease: Lease) -> str:

@@ -17,7 +17,7 @@ from engine.base.types import PyTree
 from engine.checkpoint import arrays, paths_of_init
 from engine.checkpoint.arrays import reraise
 from engine.checkpoint.bucket_copy import readable
-from engine.checkpoint.integrity import verify
+from engine.checkpoint.integrity import verify, warn_of_incomplete
 from engine.checkpoint.manifest import MANIFEST, read_lock
 from engine.checkpoint.policy import ranking, read_results
 from engine.checkpoint.store import STATE, CheckpointStore
@@ -146,6 +146,7 @@ def find_step(checkpoint: str, where: str = "init.checkpoint") -> tuple[str, int
             f"{where} = {checkpoint!r}: no checkpoint found. Give a run directory such as runs/digits, or one "
             "of its steps such as runs/digits/checkpoints/500."
         )
+    warn_of_incomplete(run.checkpoints, steps)
     settings = from_text(run.read_config_text(), str(run.config)).checkpoint if run.exists() else None
     if settings is not None and settings.best is not None:
         results = {step: found for step, found in read_results(run.checkpoints).items() if step in steps}
