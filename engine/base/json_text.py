@@ -94,7 +94,7 @@ def parse(text: str, shape: Shape = object, *, constants: bool = False) -> Any:
     """
     try:
         constant = float if constants else _refuse
-        return _checked(json.loads(text, parse_float=_finite, parse_constant=constant), shape, "")
+        return check(json.loads(text, parse_float=_finite, parse_constant=constant), shape)
     except Damaged:
         raise
     except RecursionError as error:
@@ -180,8 +180,15 @@ def _refuse(text: str) -> float:
     raise Damaged(f"{text} is no number of JSON")
 
 
-def _checked(value: Any, shape: Shape, where: str, depth: int = 0) -> Any:
-    """Returns a value without the members that its shape does not name, and texts of numbers as numbers."""
+def check(value: Any, shape: Shape, where: str = "", depth: int = 0) -> Any:
+    """Returns a parsed value without the members that its shape does not name. Raises Damaged as `parse`.
+
+    Args:
+        value: JSON.
+        shape: what it must hold.
+        where: path of the value, for the error.
+        depth: number of lists and objects around it.
+    """
     if depth > _DEEPEST:
         raise Damaged("it is nested too deeply")
     if isinstance(shape, dict):
@@ -193,13 +200,13 @@ def _checked(value: Any, shape: Shape, where: str, depth: int = 0) -> Any:
         if shape == [int] and all(type(item) is int and -_LARGEST < item < _LARGEST for item in value):
             return value  # the ledger of examples has millions of them
         items = enumerate(zip(value, shapes, strict=True))
-        return [_checked(item, each, f"{where}[{i}]", depth + 1) for i, (item, each) in items]
+        return [check(item, each, f"{where}[{i}]", depth + 1) for i, (item, each) in items]
     if isinstance(shape, frozenset):
         if not isinstance(value, str) or value not in shape:
             raise _other(value, where, " or ".join(sorted(shape)))
         return value
     if shape is object and isinstance(value, dict | list):
-        return _checked(value, {str: object} if isinstance(value, dict) else [object], where, depth)
+        return check(value, {str: object} if isinstance(value, dict) else [object], where, depth)
     return _scalar(value, shape, where)
 
 
@@ -232,7 +239,7 @@ def _object(value: Any, shape: dict, where: str, depth: int) -> dict[str, Any]:
     for name, item in value.items():
         each = shape.get(name, shape.get(f"{name}?", shape.get(str, found)))
         if each is not found:
-            found[name] = _checked(item, each, f"{below}{name[:40]}", depth + 1)
+            found[name] = check(item, each, f"{below}{name[:40]}", depth + 1)
     for name in shape:
         if isinstance(name, str) and not name.endswith("?") and name not in value:
             raise Damaged(f"{below}{name} is missing")

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+from engine.base import json_text
 from engine.base.errors import DataError
 from engine.base.files import replacing
 from engine.readers.array_record import cannot_write
@@ -123,7 +124,9 @@ class BucketOutput:
 
     def _send_shards(self, checksums: dict[str, str]) -> Iterator[int]:
         """Sends the shards, records the generation of each object, and yields the number of those that were sent."""
-        sent: dict[str, Sequence[str]] = json.loads(self._sent.read_text()) if self._sent.exists() else {}
+        sent: dict[str, Sequence[str]] = {}
+        with contextlib.suppress(OSError, ValueError):  # without this file, all shards are sent again
+            sent = json_text.read(self._sent, {str: (str, str)})
 
         def send(name: str) -> tuple[str, str]:
             key, known = self._object(name), sent.get(name, ("", ""))

@@ -19,6 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jax.typing import DTypeLike
 
+from engine.base import json_text
 from engine.base.files import replacing
 from engine.base.host import usable_cores
 from engine.base.types import Device
@@ -66,12 +67,21 @@ def calibrate(
     return with_rates(machine, rates, f"measured, {target}")
 
 
-def stored(machine: Machine, devices: Sequence[Device]) -> Machine:
-    """Returns the machine with the stored rates of its devices, or as it is if there are none."""
+def stored(
+    machine: Machine, devices: Sequence[Device], on_progress: Callable[[str], None] = lambda text: None
+) -> Machine:
+    """Returns the machine with the stored rates of its devices, or as it is if there are none that can be used."""
     try:
         found = path(devices)
-        return with_rates(machine, json.loads(found.read_text()), f"measured, {found}")
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError):
+    except RuntimeError:  # this user has no home directory
+        return machine
+    try:
+        return with_rates(machine, json_text.read(found, {str: float}), f"measured, {found}")
+    except FileNotFoundError:
+        return machine
+    except (OSError, ValueError, KeyError) as error:
+        why = f"{error} is missing" if isinstance(error, KeyError) else json_text.reason(error)
+        on_progress(f"warning: {found}: damaged rates ({why}), which are not used. --calibrate measures them again.")
         return machine
 
 

@@ -134,7 +134,7 @@ def _local(on_progress: Callable[[str], None], calibrates: bool) -> Machine:
     """Returns the devices of this process, with measured rates if there are any."""
     devices = jax.devices()
     machine = machines.of_devices(devices)
-    return calibration.calibrate(machine, devices, on_progress) if calibrates else calibration.stored(machine, devices)
+    return (calibration.calibrate if calibrates else calibration.stored)(machine, devices, on_progress)
 
 
 def _compiled(

@@ -16,8 +16,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
+from engine.base import json_text
 from engine.base.errors import DataError
-from engine.base.files import lock, read_text, replacing, set_aside
+from engine.base.files import lock, replacing, set_aside
 from engine.readers.record_manifest import (
     LENGTHS,
     MANIFEST,
@@ -212,9 +213,8 @@ def _last_use(path: Path) -> float:
 
 def _stored(path: Path) -> dict[str, Any]:
     """Returns the generation, the size and the checksum of the content that was downloaded; "" if it is unknown."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        stored = json.loads(read_text(_hidden(path, "version")))
-        return {name: stored[name] for name in ("generation", "size", "checksum")}
+    with contextlib.suppress(OSError, ValueError):  # then the file is downloaded again
+        return json_text.read(_hidden(path, "version"), {"generation": str, "size": int, "checksum": str})
     return {"generation": ""}
 
 

@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from engine.base import json_text
 from engine.base.errors import DataError
-from engine.base.files import read_text, replacing
+from engine.base.files import replacing
 from engine.base.types import PyTree
 
 FORMAT = 1
@@ -95,23 +96,31 @@ def read_manifest(out: Path) -> RecordManifest | None:
     """
     path = manifest_path(out)
     try:
-        stored = json.loads(read_text(path))
+        stored = json_text.read(path, {"format": int, str: object})
         if stored.pop("format") != FORMAT:
             raise ValueError("written by another version")
-        shards = [None if shard is None else _shard(shard) for shard in stored.pop("shards")]
-        return RecordManifest(**stored, shards=shards)
+        stored = json_text.check(stored, _SHAPE)
+        shards = [None if shard is None else _shard(shard, number) for number, shard in enumerate(stored["shards"])]
+        return RecordManifest(**{**stored, "shards": shards})
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(
-            f"{path}: the manifest cannot be read ({error}). Write the dataset again, or delete this file to read the "
-            "shards without their checksums and lengths."
+            f"{path}: the manifest cannot be read ({json_text.reason(error)}). Write the dataset again, or delete this "
+            "file to read the shards without their checksums and lengths."
         ) from error
 
 
-def _shard(stored: dict) -> Shard:
-    bad = tuple(BadRecord(**record) for record in stored.pop("bad"))
-    return Shard(**stored, bad=bad)
+_SHAPE = {"source": {str: str}, "on_error": str, "shards": [object], "complete": bool}
+_SHARD = {
+    "file": str, "start": int, "stop": int, "examples": int, "bytes": int, "checksum": str,
+    "bad": [{"index": int, "error": str}],
+}  # fmt: skip
+
+
+def _shard(stored: object, number: int) -> Shard:
+    found = json_text.check(stored, _SHARD, f"shards[{number}]")
+    return Shard(**{**found, "bad": tuple(BadRecord(**record) for record in found["bad"])})
 
 
 @dataclass(frozen=True)

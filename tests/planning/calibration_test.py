@@ -28,9 +28,10 @@ def test_measured_rates_are_stored_and_read_by_later_plans(small, tmp_path):
     assert measured.source == f"measured, {file}" and measured.measured and not machine.measured
     assert calibration.stored(machine, devices) == measured
     zero = json.dumps({**json.loads(file.read_text()), "bandwidth": 0})
-    for damaged in ("{}", "[]", "", "{", zero):
+    for damaged in ("{}", "[]", "", "{", zero, "[" * 100_000, '{"bf16": 1e999}'):
         file.write_text(damaged)
-        assert calibration.stored(machine, devices) == machine
+        assert calibration.stored(machine, devices, lines.append) == machine
+        assert lines[-1].startswith(f"warning: {file}: damaged rates (")
 
 
 def test_rates_that_cannot_be_stored_are_used_with_a_warning(small, tmp_path):
