@@ -164,14 +164,14 @@ def test_only_what_ended_processes_have_left_of_the_same_file_is_removed(namespa
     monkeypatch.setattr(host, "pid_namespace", lambda: namespace)
     monkeypatch.setattr(host, "machine_id", lambda: "m")
     for who, mark in marks().items():
-        (tmp_path / f".a.{mark}-0.tmp").write_text(who)
-        (tmp_path / f".a.{mark}-1.tmp").mkdir()
-        (tmp_path / f".a.{mark}-1.tmp" / "spool").write_text(who)
-        (tmp_path / f".b.{mark}-0.tmp").write_text("of another file")
+        (tmp_path / f".a.{mark}-70000.tmp").write_text(who)
+        (tmp_path / f".a.{mark}-70001.tmp").mkdir()
+        (tmp_path / f".a.{mark}-70001.tmp" / "spool").write_text(who)
+        (tmp_path / f".b.{mark}-70000.tmp").write_text("of another file")
     (tmp_path / ".a.tmp").write_text("of the user")
     with replacing(tmp_path / "a") as file:
         file.write(b"new")
-    left = {path.read_text() for path in tmp_path.glob(".a.*-0.tmp")}
+    left = {path.read_text() for path in tmp_path.glob(".a.*-70000.tmp")}
     rebooted = set() if namespace == host.HOST_NAMESPACE else {"before a reboot"}
     assert left == {"living", "of another host or container"} | rebooted
     assert {path.read_text() for path in tmp_path.glob(".a.*/spool")} == left
