@@ -178,6 +178,8 @@ def _run(index: int, count: int, port: int, folder: Path, idle_s: float) -> None
         checkpoints = build_checkpointer(config.checkpoint, to_text(config), directory, size, lambda text: None)
         checkpoints.store.restore_latest({})
         group.run_on_primary(checkpoints.store.latest, "the newest checkpoint")
+        for program in ("the initial state", "the first step"):  # before each runs first
+            group.meet(program)
     watchdog = Watchdog(600.0, 600.0, folder, 1)
     with group.StepAgreement("stop/0", lambda: None) as agreement, watchdog, watchdog.training(0):
         with phase("idle"):

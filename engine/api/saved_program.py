@@ -40,6 +40,22 @@ def open_program(
     Raises:
         TaskError, ShardingError, ConfigError: the Task, the devices and the settings do not fit together.
     """
+    spec, program = _open(task, config, overrides, batch_sizes, say, devices)
+    if group.count() > 1 and devices is None:
+        from engine.parallel.connect import connect  # a single process does not need it
+
+        connect(program.mesh)
+    return spec, program
+
+
+def _open(
+    task: Task,
+    config: Config,
+    overrides: Sequence[str],
+    batch_sizes: Iterable[int],
+    say: Callable[[str], None],
+    devices: Sequence[Device] | None,
+) -> tuple[MeshSpec, EvaluationProgram]:
     names = [text.partition("=")[0].strip() for text in overrides]
 
     def build(mesh: Mesh) -> EvaluationProgram:

@@ -133,6 +133,10 @@ def _train(
         with reporter, out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
             with start_ended_by_sigterm():
                 prepared = prepare(config, objects, directory=directory)
+                if group.count() > 1:
+                    from engine.parallel.connect import connect  # a single process does not need it
+
+                    connect(prepared.mesh)
                 with directory.stopwatch.during(COMPILING.kind):
                     prepared.check_rows()
                     prepared = prepared.with_sizes(directory.messages.append, stored_sizes)

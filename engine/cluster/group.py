@@ -1,4 +1,4 @@
-"""Communication between the processes of a run: broadcast, scatter, gather, publish, decide, barrier, StepAgreement.
+"""Communication between processes: broadcast, scatter, gather, publish, decide, barrier, meet, StepAgreement.
 
 Values are small plain JSON. They travel through the key-value store, never through devices, so any thread may call
 these functions while the devices compute. A *topic* is any text, such as "save/0/17". On one topic, all processes must
@@ -232,6 +232,16 @@ def barrier(topic: str, timeout_s: float) -> list[int]:
         LostPeer: the primary does not answer.
     """
     return decide(None, lambda values, absent: absent[:LISTED], topic, timeout_s)
+
+
+def meet(topic: str) -> None:
+    """Waits until every process has called it. Called before a program with collectives runs first.
+
+    Raises:
+        LostPeer: a process has not called it within `timeouts.AGREE_S` seconds.
+    """
+    if count() > 1 and (absent := barrier(topic, timeouts.AGREE_S)):
+        raise LostPeer(_late_text(absent, topic, timeouts.AGREE_S))
 
 
 def forget(topic: str) -> None:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from engine.base.types import PyTree
+from engine.cluster import group
 from engine.compile.compiler import ProgramCompiler
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.shapes import shapes_of
@@ -48,6 +49,7 @@ class EvaluationStep[Result]:
         self._jitted, self._lower, self._mesh = jitted, lower, mesh
         self.carried = tuple(carried)
         self._compiled: dict[tuple[tuple[int, ...], ...], jax.stages.Compiled] = {}  # shapes of a batch -> its program
+        self._have_run = set[tuple[tuple[int, ...], ...]]()  # shapes of the batches so far
         self._name, self._say, self._reported = "", ProgramCompiler().say, False
 
     def compile(self, name: str, weights: Weights, batch: Batch, compiler: ProgramCompiler) -> jax.stages.Compiled:
@@ -69,8 +71,11 @@ class EvaluationStep[Result]:
 
         It warns once if arrays of the same shapes of the batch differ.
         """
-        arguments = params, model_state, batch, *more
-        if (compiled := self._compiled.get(shapes_of(batch))) is not None:
+        arguments, shapes = (params, model_state, batch, *more), shapes_of(batch)
+        if shapes not in self._have_run:
+            self._have_run.add(shapes)
+            group.meet("the first batch of an evaluation")  # read by all processes (`parallel/connect.py`)
+        if (compiled := self._compiled.get(shapes)) is not None:
             try:
                 return compiled(*arguments)
             except (TypeError, ValueError):  # JAX checks before it runs: the state of a hook may hold other arrays

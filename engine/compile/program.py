@@ -15,6 +15,7 @@ import numpy as np
 
 from engine.base.errors import ConfigError, ShardingError, did_you_mean
 from engine.base.types import PyTree
+from engine.cluster import group
 from engine.compile.compiler import ProgramCompiler
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.flops import count_flops, has_callback, has_convolution, model_flops
@@ -299,7 +300,9 @@ class Program:
             params: path -> array that replaces the random one, also in the initial optimizer state and average.
             model_state: path -> array that replaces the initial model state.
         """
-        state = self._random_state()
+        make = self.compile_first_state()
+        group.meet("the initial state")  # compiled (`parallel/connect.py`)
+        state = make()
         if not params and not model_state:
             return state
         params = {**state.params, **(params or {})}
@@ -319,9 +322,6 @@ class Program:
         trained = {path: self.abstract_state.params[path] for path in spec.model.trained}
         jitted = jax.jit(with_layout(self.spec.layout, make), out_shardings=shardings)
         return self._compile("optimizer state of init.checkpoint", lambda: jitted.lower(trained))
-
-    def _random_state(self) -> TrainState:
-        return self.compile_first_state()()
 
     def compile_first_state(self) -> jax.stages.Compiled:
         """Returns the compiled program that makes the initial state with random weights."""

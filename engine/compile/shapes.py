@@ -5,6 +5,7 @@ from typing import Any, Protocol
 
 import jax
 
+from engine.cluster import group
 from engine.data.batch import Batch
 from engine.parallel.memory import compiled_bytes
 from engine.training.state import TrainState
@@ -39,8 +40,12 @@ class StepsOfRun:
 
     def __init__(self, compiled: jax.stages.Compiled, numbers: jax.Array):
         self._compiled, self._numbers = compiled, numbers
+        self._has_run = False
 
     def __call__(self, state: TrainState, batches: tuple[Batch, ...], skip_mask: jax.Array, /) -> tuple:
+        if not self._has_run:
+            self._has_run = True
+            group.meet("the first step")  # compiled, with its first batch (`parallel/connect.py`)
         return self._compiled(state, batches, skip_mask, self._numbers)
 
     def as_text(self) -> str | None:

@@ -7,7 +7,7 @@ from benchmarks.simulated_processes import ARRAYS, Result, simulate
 
 pytestmark = pytest.mark.multiprocess
 
-EXCHANGES = {"start": (11, 2, 0), "agree": (1, 1, 0), "save": (3, 2, 1), "restore": (4, 2, 1), "leave": (1, 1, 0)}
+EXCHANGES = {"start": (13, 4, 0), "agree": (1, 1, 0), "save": (3, 2, 1), "restore": (4, 2, 1), "leave": (1, 1, 0)}
 """Broadcasts, gathers and scatters of each phase, as in the table of the page. The save is the last one of a run."""
 
 

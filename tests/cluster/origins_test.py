@@ -9,6 +9,8 @@ import pytest
 
 from engine.cluster import origins, verdict
 
+pytestmark = pytest.mark.multiprocess
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):

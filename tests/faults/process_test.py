@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,6 +50,22 @@ class Blocking:
     def __getitem__(self, index: int) -> dict:
         if takes_fault(self._file):
             time.sleep(3600)
+        return self._source[index]
+
+
+class LateReader:
+    """The examples of tests/zoo.py; process 1 reads the first one of a batch, in a thread, 32 s late."""
+
+    def __init__(self):
+        self._source, self._first = zoo.source(), True
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict:
+        if threading.current_thread() is not threading.main_thread() and self._first:
+            self._first = False
+            time.sleep(32 if os.environ.get("CONVOY_PROCESS_ID") == "1" else 0)
         return self._source[index]
 
 
@@ -165,7 +182,18 @@ def without_launcher(*words: str) -> Iterator[list[subprocess.Popen[str]]]:
             process.communicate()
 
 
+@pytest.fixture(scope="module")
+def late(tmp_path_factory) -> Iterator[harness.Job]:
+    """A run whose process 1 is 32 s late for the first step, which a process of copies begins with no collective."""
+    folder = tmp_path_factory.mktemp("late")
+    source = {"target": "tests.faults.process_test.LateReader"}
+    config = harness.config(folder / "config", data=source, train__total="3 steps", evaluations={})
+    with harness.Job("train", config, f"--workdir={folder / 'run'}", processes=2) as job:
+        yield job
+
+
 @pytest.mark.case("a process is stopped")
+@pytest.mark.usefixtures("late")  # its process is late meanwhile
 def test_stopped_process_is_detected_and_a_five_second_pause_is_tolerated(tmp_path, two, add_row):
     run, config = tmp_path / "run", harness.config(tmp_path / "config", pause=0.05, **PAIR)
     with harness.Job("train", config, f"--workdir={run}", processes=2) as job:
@@ -194,6 +222,14 @@ def test_stopped_process_is_detected_and_a_five_second_pause_is_tolerated(tmp_pa
     row = resumed(config, run, two)
     add_row("SIGSTOP before the processes have joined: named, and the run continues with it", detected_s=named)
     add_row("SIGSTOP for good; 5 s of it are tolerated", detected_s=detected, code=code, **row)
+
+
+@pytest.mark.case("a process that comes late")
+def test_process_that_is_late_for_the_first_collective_is_waited_for(late, add_row):
+    """Gloo, which connects the CPUs of the processes, would wait 30 s. Alone, this test takes 40 s."""
+    assert late.end() == 0, late.output
+    assert time.monotonic() - late.started > 32
+    add_row("a process reads its first batch 32 s after the other", code=0)
 
 
 @pytest.mark.case("a data source hangs")

@@ -60,6 +60,8 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "processes that do not start": "The processes that did start end after the timeout and name the missing ones, "
         "with the pid, node or pod where that is known. With a launcher on the same machine, a process that ends with "
         "0 before it has joined ends the job at once.",
+        "a process that comes late": "The others wait before the first collective until all have come, for up to ten "
+        "minutes. Collectives between CPUs alone would end this wait after 30 s.",
         "two processes with one index": "Both end with a sentence that names the index and the hosts.",
         "the coordinator's port is taken": "The launcher says so at once.",
         "a typo in the config": "The error names the field, the file and the nearest valid name before devices start.",

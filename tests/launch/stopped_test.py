@@ -11,7 +11,10 @@ import pytest
 from engine.launch import timeouts
 from engine.launch.stopped import StoppedProcesses
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells what is stopped")
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells what is stopped"),
+]
 
 
 @pytest.fixture
