@@ -34,10 +34,9 @@ def stop(pids: set[int]) -> None:
 
 
 def follow(followed: StoppedProcesses, pids, ended: int = 0) -> tuple[list[str], dict[int, str]]:
-    """Polls until a process must be ended or twice the time for that has passed; returns all messages, and the ends."""
+    """Polls until a process must be ended, or twice as often as that takes; returns all messages, and the ends."""
     messages = []
-    end = time.monotonic() + 2 * timeouts.STOPPED_S
-    while time.monotonic() < end:
+    for _ in range(round(2 * timeouts.STOPPED_S / timeouts.STOPPED_POLL_S)):
         ends = followed.poll(pids, ended)
         messages += followed.messages
         if ends:
