@@ -7,7 +7,6 @@ problems in `damage.txt`. It is no longer listed and never deleted; if it is ren
 import base64
 import contextlib
 import re
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -31,7 +30,7 @@ from engine.checkpoint.manifest import (
     shorten,
     write_manifest,
 )
-from engine.cluster import group
+from engine.cluster import group, output
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.peer_failure import LostPeer
 from engine.run.atomic import write_text
@@ -244,7 +243,7 @@ def warn_of_incomplete(directory: Path, steps: Sequence[int]) -> None:
         text = (
             f"step{'s' * (len(missing) > 1)} {', '.join(missing)} cannot be used, since manifest.json is missing there"
         )
-        print(f"warning: {shown(directory)}: {text} or is no regular file", file=sys.stderr, flush=True)
+        output.show(f"warning: {shown(directory)}: {text} or is no regular file")
 
 
 def set_aside(path: Path, problems: list[str], lease: Lease) -> str:
