@@ -32,7 +32,7 @@ class Forwarder:
 
     def __init__(self, prefix: str | None = None):
         self._prefix = prefix
-        self._writing = 0  # threads that are in a write
+        self._writing = self._copied = 0  # threads that are in a write; pieces that were written
         self._threads: list[threading.Thread] = []
         if prefix is None and _is_same(1, 2):  # one channel keeps the order of all lines
             both, self.stdout = _channel(like=1)
@@ -68,9 +68,13 @@ class Forwarder:
             Whether no write still waits for its reader.
         """
         for thread in self._threads:
-            end = time.monotonic() + timeouts.LAST_OUTPUT_S
-            while thread.is_alive() and (self._writing or time.monotonic() < end) and not (self._writing and stopped()):
+            end, copied, progress_at = time.monotonic() + timeouts.LAST_OUTPUT_S, self._copied, time.monotonic()
+            while thread.is_alive() and (self._writing or time.monotonic() < end):
                 thread.join(timeouts.JOIN_POLL_S)
+                if self._copied != copied:
+                    copied, progress_at = self._copied, time.monotonic()
+                elif self._writing and stopped() and time.monotonic() - progress_at > timeouts.UNREAD_S:
+                    break
         return not self._writing
 
     def _copy(self, source: int, target: TextIO | None) -> None:
@@ -82,7 +86,7 @@ class Forwarder:
                 with contextlib.suppress(OSError, ValueError):  # it is closed; the process must not wait for it
                     stream.write(piece)
                     stream.flush()
-                self._writing -= 1
+                self._writing, self._copied = self._writing - 1, self._copied + 1
 
 
 def _is_same(first: int, second: int) -> bool:

@@ -126,11 +126,14 @@ def finish() -> bool:
     """Flushes the two streams before the process ends, and drains them like `drain`; returns whether all is written."""
     threads = [threading.Thread(target=_flush, args=(s,), daemon=True) for s in (sys.stdout, sys.stderr)]
     end = time.monotonic() + timeouts.UNREAD_S
-    with suppress(RuntimeError, MemoryError):  # no further thread can be started
+    try:
         for thread in threads:  # since a stream may be locked by a thread that waits for its reader
             thread.start()
         for thread in threads:
             thread.join(max(0.0, end - time.monotonic()))
+    except (RuntimeError, MemoryError):  # no further thread can be started
+        _flush(sys.stdout)
+        _flush(sys.stderr)
     return drain() and not any(thread.is_alive() for thread in threads)
 
 

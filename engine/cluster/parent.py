@@ -76,9 +76,9 @@ def continue_in_child(on_end: Callable[[int, int], int], on_signal: Callable[[in
     forwarder.start()
     received: set[int] = set()
     code = _wait(child, signals, received, on_signal)
-    if forwarder.join(lambda: _STOP & (received | signal.sigpending())):
-        code = on_end(child, code)
-    else:  # asked to stop before the reader of the result has read it
+    is_complete = forwarder.join(lambda: _STOP & (received | signal.sigpending()))
+    code = on_end(child, code)
+    if not is_complete:  # asked to stop before the reader of the result has read it
         code = code or 128 + min(_STOP & (received | signal.sigpending()))
     output.finish()
     os._exit(code)
