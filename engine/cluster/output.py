@@ -134,7 +134,9 @@ def finish() -> bool:
     except (RuntimeError, MemoryError):  # no further thread can be started
         _flush(sys.stdout)
         _flush(sys.stderr)
-    return drain() and not any(thread.is_alive() for thread in threads)
+    while any(file.writing for file in _guarded.values()) and time.monotonic() < end:
+        time.sleep(timeouts.JOIN_POLL_S)  # an unbuffered stream has no lock for which a flush would wait
+    return drain() and not any(file.writing for file in _guarded.values())
 
 
 def unreported() -> list[str]:
@@ -222,12 +224,16 @@ class _GuardedFile(io.FileIO):
     def __init__(self, fd: int, name: str, waits: bool):
         super().__init__(fd, "w", closefd=False)
         self._stream_name, self.waits = name, waits
+        self.writing = 0
+        """Writes that wait for the reader."""
         self.queue = OutputQueue[bytes](name, self._write_all, str.encode, _sentences.append)
 
     def write(self, data: "ReadableBuffer", /) -> int:
         view = memoryview(data).cast("B")
         if self.waits:
+            self.writing += 1
             self._write_all(view)
+            self.writing -= 1
             return len(view)
         for begin in range(0, len(view), _PIECE_BYTES):
             piece = bytes(view[begin : begin + _PIECE_BYTES])

@@ -6,6 +6,8 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
 from engine.cluster import output
 
 START = "import os, sys, logging, warnings\nfrom engine.cluster import output\noutput.guard()\n"
@@ -142,7 +144,8 @@ def test_standard_output_waits_for_its_reader_until_it_is_no_result():
     assert process.wait(60) == 0
 
 
-def test_end_of_a_process_does_not_wait_for_the_reader_of_a_result():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_end_of_a_process_does_not_wait_for_the_reader_of_a_result(unbuffered):
     program = """
     import select, threading, time
     threading.Thread(target=lambda: print("x" * 3_000_000), daemon=True).start()
@@ -154,7 +157,8 @@ def test_end_of_a_process_does_not_wait_for_the_reader_of_a_result():
     """
     read_end, write_end = os.pipe()
     words = [sys.executable, "-c", START + textwrap.dedent(program)]
-    process = subprocess.Popen(words, stdout=write_end, stderr=subprocess.PIPE)
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    process = subprocess.Popen(words, stdout=write_end, stderr=subprocess.PIPE, env=environment)
     os.close(write_end)
     assert process.stderr is not None
     with open(read_end, "rb"), process.stderr:
