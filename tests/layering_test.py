@@ -54,7 +54,6 @@ PRIVATE = {"engine/cluster/kv_store.py": 1}  # except here: JAX's distributed cl
 # Files with threads that end no process: the fallback of `RunThread` itself, calls whose errors are raised where they
 # are awaited, a program whose end is noticed otherwise, a message, and output, which is no condition of training.
 OTHER_THREADS = {
-    "engine/cluster/forwarding.py",
     "engine/cluster/output.py",
     "engine/cluster/output_queue.py",
     "engine/cluster/shutdown.py",

@@ -7,18 +7,22 @@ a terminal gets a pseudo-terminal: its bars, tables and debuggers work as withou
 
 import codecs
 import contextlib
+import io
 import os
+import select
 import sys
 import termios
 import threading
 import time
 import tty
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TextIO
 
 from engine.cluster import output, timeouts
+from engine.cluster.shutdown import RunThread
 
 _MOST = 1 << 16  # bytes of a copied piece, the capacity of a pipe, and characters of a line
+_CAPACITY = 1 << 20  # bytes that the largest pipe holds
 
 
 class Forwarder:
@@ -27,35 +31,49 @@ class Forwarder:
     Create it before the process starts, give `stdout` and `stderr` to the process, then call `start`.
 
     Args:
-        prefix: stands before each line; None copies everything unchanged.
+        prefix: stands before each line; None copies every byte unchanged.
+
+    Raises:
+        OSError: this process has too many open files.
     """
 
     def __init__(self, prefix: str | None = None):
         self._prefix = prefix
-        self._writing = self._copied = 0  # threads that are in a write; pieces that were written
         self._threads: list[threading.Thread] = []
-        if prefix is None and _is_same(1, 2):  # one channel keeps the order of all lines
-            both, self.stdout = _channel(like=1)
-            self.stderr = self.stdout
-            self._sources = {both: sys.stdout if output.waits_for_reader() else sys.stderr}
-        else:
-            out, self.stdout = _channel(like=1 if prefix is None else None)
-            err, self.stderr = _channel(like=2 if prefix is None else None)
-            self._sources = {out: sys.stdout, err: sys.stderr}
+        with contextlib.ExitStack() as opened:
+            self._ended, self._running = _pipe(opened)  # the latter is closed when the process has ended
+            if prefix is None and _is_same(1, 2):  # one channel keeps the order of all lines
+                both, self.stdout = _channel(1, opened)
+                self.stderr = self.stdout
+                self._sources = {both: sys.stdout if output.waits_for_reader() else sys.stderr}
+            else:
+                out, self.stdout = _channel(1 if prefix is None else None, opened)
+                err, self.stderr = _channel(2 if prefix is None else None, opened)
+                self._sources = {out: sys.stdout, err: sys.stderr}
+            opened.pop_all()
 
     def start(self) -> None:
-        """Starts to copy. The process has started and holds its ends of the channels, which are closed here."""
+        """Starts to copy. The process has started and holds its ends of the channels, which are closed here.
+
+        Raises:
+            RuntimeError: no further thread can be started.
+        """
         for descriptor in {self.stdout, self.stderr}:
             os.close(descriptor)
         for source, target in self._sources.items():
-            self._threads.append(threading.Thread(target=self._copy, args=(source, target), daemon=True))
+            lost = "What the process prints is lost from here on."
+            self._threads.append(RunThread(self._copy, "output", (source, target), otherwise=lost))
             self._threads[-1].start()
 
     def become(self) -> None:
         """In a forked process: makes the channels its standard output and standard error."""
         os.dup2(self.stdout, 1)
         os.dup2(self.stderr, 2)
-        for descriptor in {self.stdout, self.stderr, *self._sources}:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the channels of a forwarder that is not started."""
+        for descriptor in {self.stdout, self.stderr, *self._sources, self._ended, self._running}:
             os.close(descriptor)
 
     def join(self, stopped: Callable[[], object]) -> bool:
@@ -65,28 +83,60 @@ class Forwarder:
             stopped: whether this process was asked to stop. Until then a result waits for its reader.
 
         Returns:
-            Whether no write still waits for its reader.
+            Whether no result still waits for its reader.
         """
-        for thread in self._threads:
-            end, copied, progress_at = time.monotonic() + timeouts.LAST_OUTPUT_S, self._copied, time.monotonic()
-            while thread.is_alive() and (self._writing or time.monotonic() < end):
-                thread.join(timeouts.JOIN_POLL_S)
-                if self._copied != copied:
-                    copied, progress_at = self._copied, time.monotonic()
-                elif self._writing and stopped() and time.monotonic() - progress_at > timeouts.UNREAD_S:
+        os.close(self._running)
+        unread_at, end = time.monotonic() + timeouts.UNREAD_S, time.monotonic() + timeouts.DRAIN_S
+        complete = ended = True
+        for thread, target in zip(self._threads, self._sources.values(), strict=True):
+            is_result = target is sys.stdout and output.waits_for_reader()
+            while thread.is_alive():
+                if is_result and time.monotonic() > unread_at and stopped():
+                    complete = False
                     break
-        return not self._writing
+                if not is_result and time.monotonic() > end:
+                    break
+                thread.join(timeouts.JOIN_POLL_S)
+            ended = ended and not thread.is_alive()
+        if ended:  # no thread reads it any more
+            os.close(self._ended)
+        return complete
 
     def _copy(self, source: int, target: TextIO | None) -> None:
-        pieces = _pieces(source, target) if self._prefix is None else _lines(source, self._prefix)
-        stream = None if target is None else output.nonblocking(target)
-        for piece in pieces:
-            if stream is not None:  # this process has such a stream
-                self._writing += 1
-                with contextlib.suppress(OSError, ValueError):  # it is closed; the process must not wait for it
-                    stream.write(piece)
-                    stream.flush()
-                self._writing, self._copied = self._writing - 1, self._copied + 1
+        chunks = self._read(source, 1 if target is sys.stdout else 2)
+        if self._prefix is not None:
+            chunks = _lines(chunks, self._prefix)
+        elif not output.takes_bytes(target):
+            chunks = codecs.iterdecode(chunks, "utf-8", "surrogateescape")
+        with os.fdopen(source, "rb", buffering=0):  # closed also if this thread fails: the process must not wait
+            for chunk in chunks:
+                with contextlib.suppress(OSError, ValueError):  # a stream that is closed
+                    output.write(target, chunk)
+
+    def _read(self, source: int, descriptor: int) -> Iterator[bytes]:
+        """Yields everything that a process writes, as it arrives; its terminal keeps the size of the one here.
+
+        Once the process has ended, all that it has written is in the channel, so nothing that comes later is read.
+        """
+        is_terminal = os.isatty(source)
+        poll, left = select.poll(), _CAPACITY
+        poll.register(source, select.POLLIN)
+        poll.register(self._ended, select.POLLIN)
+        while left > 0:
+            ready = {number for number, _ in poll.poll()}
+            if source not in ready and source not in {number for number, _ in poll.poll(0)}:
+                return
+            try:
+                data = os.read(source, _MOST)
+            except OSError:  # of a pseudo-terminal that no process has open any more
+                return
+            if not data:
+                return
+            if is_terminal:
+                _copy_size(descriptor, source)
+            if self._ended in ready:  # a process that still has the channel open may print without an end
+                left -= len(data)
+            yield data
 
 
 def _is_same(first: int, second: int) -> bool:
@@ -96,15 +146,24 @@ def _is_same(first: int, second: int) -> bool:
     return False
 
 
-def _channel(like: int | None) -> tuple[int, int]:
+def _channel(like: int | None, opened: contextlib.ExitStack) -> tuple[int, int]:
     """Returns the ends of a channel, to read and to write: a pseudo-terminal if `like` is a terminal, else a pipe."""
     with contextlib.suppress(OSError, termios.error):  # no pseudo-terminal is left, or the system has none
         if like is not None and os.isatty(like):
             read_end, write_end = os.openpty()
             tty.setraw(write_end)  # the terminal itself translates the ends of lines
             _copy_size(like, write_end)
+            opened.callback(os.close, read_end)
+            opened.callback(os.close, write_end)
             return read_end, write_end
-    return os.pipe()
+    return _pipe(opened)
+
+
+def _pipe(opened: contextlib.ExitStack) -> tuple[int, int]:
+    ends = os.pipe()
+    for end in ends:
+        opened.callback(os.close, end)
+    return ends
 
 
 def _copy_size(terminal: int, to: int) -> None:
@@ -114,28 +173,17 @@ def _copy_size(terminal: int, to: int) -> None:
             termios.tcsetwinsize(to, size)
 
 
-def _pieces(source: int, target: TextIO | None) -> Iterator[str]:
-    """Yields everything that a process writes, as it arrives; its terminal keeps the size of the one here."""
-    decoder = codecs.getincrementaldecoder(getattr(target, "encoding", None) or "utf-8")(errors="surrogateescape")
-    descriptor = 1 if target is sys.stdout else 2
-    is_terminal = os.isatty(source)
-    while data := _read(source):
-        if is_terminal:
-            _copy_size(descriptor, source)
-        yield decoder.decode(data)
-    yield decoder.decode(b"", final=True)
-    os.close(source)
-
-
-def _read(source: int) -> bytes:
-    try:
-        return os.read(source, _MOST)
-    except OSError:  # of a pseudo-terminal that no process has open any more
-        return b""
-
-
-def _lines(source: int, prefix: str) -> Iterator[str]:
+def _lines(pieces: Iterable[bytes], prefix: str) -> Iterator[str]:
     """Yields whole lines with the prefix; a very long line in pieces."""
-    with open(source, encoding="utf-8", errors="replace") as text:
-        while line := text.readline(_MOST):
-            yield f"{prefix}{line.rstrip()}\n"
+    utf_8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    decoder = io.IncrementalNewlineDecoder(utf_8, translate=True)
+    begun = ""
+    for piece in pieces:
+        *lines, begun = (begun + decoder.decode(piece)).split("\n")
+        while len(begun) >= _MOST:
+            lines.append(begun[:_MOST])
+            begun = begun[_MOST:]
+        if lines:
+            yield "".join(f"{prefix}{line.rstrip()}\n" for line in lines)
+    if begun := begun + decoder.decode(b"", final=True):
+        yield f"{prefix}{begun.rstrip()}\n"

@@ -104,6 +104,19 @@ def nonblocking(stream: TextIO) -> TextIO:
     return getattr(stream, _OUTLET)
 
 
+def takes_bytes(stream: TextIO | None) -> bool:
+    """Whether `write` can write bytes to a stream."""
+    return stream is not None and hasattr(nonblocking(stream), "buffer")
+
+
+def write(stream: TextIO | None, data: str | bytes) -> None:
+    """Writes to a stream of Python without waiting long for its reader; None is a stream that discards everything."""
+    if stream is not None:
+        target: Any = nonblocking(stream)
+        (target.buffer if isinstance(data, bytes) else target).write(data)
+        target.flush()
+
+
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether a stream leads to a terminal."""
     with suppress(ValueError, AttributeError):  # a closed stream, none

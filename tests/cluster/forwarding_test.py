@@ -3,11 +3,16 @@
 import contextlib
 import os
 import pty
+import signal
 import subprocess
 import sys
 import termios
 import textwrap
+import time
 
+import pytest
+
+from engine.cluster import output, timeouts
 from engine.cluster.forwarding import Forwarder
 
 WRITES = r"""
@@ -31,7 +36,7 @@ def test_output_of_a_single_process_is_copied_unchanged(capfdbinary):
     forwarded(None)
     found = capfdbinary.readouterr()
     assert found.err == b"\r 10 % \r 20 %\n"
-    assert found.out.decode().startswith("ü") and found.out.endswith(b" a line without an end")
+    assert found.out == "ü".encode() + b"\xff a line without an end"
 
 
 def test_lines_of_several_processes_get_their_prefix(capsys):
@@ -41,8 +46,47 @@ def test_lines_of_several_processes_get_their_prefix(capsys):
     assert found.out == "[3] ü\ufffd a line without an end\n"
 
 
+LEFT = """
+import os, sys
+os.write(1, b"a line without an end")
+if os.fork():
+    os._exit(0)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("heir", [["cat"], ["yes"]])  # the first ends with its input, the second with its output
+@pytest.mark.parametrize("prefix", [None, "[3] "])
+def test_processes_that_outlive_theirs_are_not_waited_for(capsys, prefix, heir):
+    forwarder = Forwarder(prefix)
+    words = [sys.executable, "-c", LEFT, *heir]
+    process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=forwarder.stdout, stderr=forwarder.stderr)
+    assert process.stdin is not None
+    with process.stdin:
+        forwarder.start()
+        assert process.wait(60) == 0
+        begin = time.monotonic()
+        assert forwarder.join(lambda: time.monotonic() > begin + 20)
+        assert time.monotonic() - begin < timeouts.UNREAD_S
+    assert capsys.readouterr().out.startswith(f"{prefix or ''}a line without an end")
+
+
+def test_reading_thread_that_fails_closes_the_output_of_the_process(monkeypatch, caplog, capfd):
+    def fail(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(output, "write", fail)
+    forwarder = Forwarder()
+    process = subprocess.Popen(["yes"], stdout=forwarder.stdout, stderr=forwarder.stderr)
+    forwarder.start()
+    assert process.wait(60) in (1, -signal.SIGPIPE)  # not stuck in a full pipe
+    assert forwarder.join(lambda: False)
+    assert "the thread output has failed: MemoryError" in caplog.text
+    assert "What the process prints is lost from here on." in caplog.text
+
+
 UNREAD = """
-import os, subprocess, sys, time
+import os, select, subprocess, sys, time
 from engine.cluster import output
 from engine.cluster.forwarding import Forwarder
 output.guard()
@@ -54,6 +98,8 @@ process = subprocess.Popen(words, stdout=forwarder.stdout, stderr=forwarder.stde
 forwarder.start()
 if sys.argv[1] == "drop":
     assert process.wait(60) == 0
+else:
+    while select.select([], [1], [], 0)[1]: time.sleep(0.01)  # until a result waits
 begin = time.monotonic()
 complete = forwarder.join(lambda: time.monotonic() > begin + 1)
 os.write(2, f"{complete} {process.poll()}".encode())
