@@ -4,6 +4,7 @@ On Linux the kernel kills a process when its parent dies (`prctl(2)`, PR_SET_PDE
 The parent is the *thread* that started the process, so that thread must live as long as the process.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -12,6 +13,7 @@ import warnings
 from collections.abc import Callable
 
 from engine.cluster import output
+from engine.cluster.exit_status import ExitStatus
 
 _PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 _SI_KERNEL = 0x80  # from asm-generic/siginfo.h
@@ -54,7 +56,7 @@ def continue_in_child(on_end: Callable[[int, int], int], on_signal: Callable[[in
         on_signal: called in this process before it passes on a signal.
 
     Returns:
-        True in the child; False, without a fork, on other systems than Linux.
+        True in the child; False, without a fork, on other systems than Linux, and if the system allows none.
     """
     global _command
     kill_with_parent = kill_with(os.getpid())
@@ -62,18 +64,31 @@ def continue_in_child(on_end: Callable[[int, int], int], on_signal: Callable[[in
         return False
     from engine.cluster.forwarding import Forwarder  # only here: no process with a launcher needs it
 
-    forwarder = Forwarder()
     signals = {int(number) for number in signal.valid_signals() - _NOT_FORWARDED}
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # otherwise the kernel may discard how the child ends
     former = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # so that none is lost before the wait below
-    child = os.fork()
+    try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(signal.pthread_sigmask, signal.SIG_SETMASK, former)
+            forwarder = Forwarder()
+            undo.callback(forwarder.close)
+            child = os.fork()
+            undo.pop_all()
+    except OSError as error:  # a limit of open files or processes
+        reason = error.strerror or error
+        output.show(f"warning: no process can wait for this one ({reason}): if its code ends it, nothing tells how.")
+        return False
     if child == 0:
         _command = os.getppid()
         kill_with_parent()
         signal.pthread_sigmask(signal.SIG_SETMASK, former)
         forwarder.become()
         return True
-    forwarder.start()
+    try:
+        forwarder.start()
+    except RuntimeError:  # which also ends the child, and it would need far more threads
+        output.show("no thread can be started: raise the limit of processes of this user or container (ulimit -u).")
+        os._exit(ExitStatus.USER_ERROR)
     received: set[int] = set()
     code = _wait(child, signals, received, on_signal)
     is_complete = forwarder.join(lambda: _STOP & (received | signal.sigpending()))
@@ -101,7 +116,8 @@ def _wait(child: int, signals: set[int], received: set[int], on_signal: Callable
         received.add(found.si_signo)
         # The kernel sends a signal of the terminal to both, and one about a limit for this process only. SIGHUP reaches
         # only the process that leads the session.
-        if found.si_code != _SI_KERNEL or found.si_signo == signal.SIGHUP:
+        by_kernel = found.si_code == _SI_KERNEL and os.getpgid(child) == os.getpgrp()
+        if not by_kernel or found.si_signo == signal.SIGHUP:
             on_signal(found.si_signo)
             os.kill(child, found.si_signo)
 

@@ -81,8 +81,9 @@ def on_end(pid, code):
 assert parent.continue_in_child(on_end, lambda number: None)
 assert parent.command_pid() == os.getppid()
 ends = []
-for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGSEGV, signal.SIGCONT):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGSEGV, signal.SIGCONT):
     signal.signal(number, lambda number, frame: print("got", signal.Signals(number).name, flush=True))
+signal.signal(signal.SIGUSR1, lambda number, frame: (os.setpgrp(), print("got SIGUSR1", flush=True)))
 signal.signal(signal.SIGUSR2, lambda number, frame: ends.append(True))
 print(os.getppid(), os.getpid(), flush=True)
 while not ends:
@@ -137,6 +138,23 @@ def test_killed_child_is_told_and_killed_parent_takes_its_child_along():
         until(lambda: not alive(child))
 
 
+@pytest.mark.multiprocess
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no parent that waits")
+def test_limit_that_allows_no_parent_is_a_warning_and_the_program_runs_without():
+    program = """
+import os, resource
+from engine.cluster import forwarding, output, parent
+output.guard()
+resource.setrlimit(resource.RLIMIT_NOFILE, (7, 7))
+print(parent.continue_in_child(lambda pid, code: code, lambda number: None), parent.command_pid() == os.getpid())
+print(os.dup(0) == 3)  # nothing is left open
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "False True\nTrue\n")
+    warning = "warning: no process can wait for this one (Too many open files): if its code ends it, nothing tells how."
+    assert done.stderr == f"{warning}\n"
+
+
 SHELL = """
 import os, signal, subprocess, sys
 os.login_tty(int(sys.argv[1]))
@@ -157,7 +175,7 @@ def test_keys_of_a_terminal_reach_the_child_once_and_stop_both_processes():
     words = [sys.executable, "-c", SHELL, str(inside), CHILD]
     with os.fdopen(terminal, "r+b", buffering=0) as output, subprocess.Popen(words, pass_fds=(inside,)) as process:
         os.close(inside)
-        seen = ""
+        seen, waiting = "", 0
 
         def read_until(text: str) -> None:
             nonlocal seen
@@ -176,9 +194,15 @@ def test_keys_of_a_terminal_reach_the_child_once_and_stop_both_processes():
             os.kill(waiting, signal.SIGTERM)
             read_until("SIGTERM")
             assert seen.count("SIGINT") == 1
+            seen = ""
+            os.kill(waiting, signal.SIGUSR1)  # moves the child to a group of its own
+            read_until("SIGUSR1")
+            output.write(b"\x03")
+            read_until("SIGINT")
             os.kill(waiting, signal.SIGUSR2)
             assert process.wait(60) == 7
         finally:
-            with contextlib.suppress(ProcessLookupError, ValueError, IndexError):
-                os.kill(int(seen.split()[0]), signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                if waiting:
+                    os.kill(waiting, signal.SIGKILL)
             process.kill()
