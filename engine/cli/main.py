@@ -20,7 +20,7 @@ from typing import NoReturn
 from engine.base.errors import ConfigError, EngineEnd
 from engine.base.host import oom_kills
 from engine.cli.arguments import make_parser, parse, split_overrides
-from engine.cli.verbs import VERBS
+from engine.cli.verbs import VERBS, Verb
 from engine.cluster import group, output, parent, processes, shutdown, signal_thread, verdict
 from engine.cluster.exit_status import ExitStatus, status_of
 from engine.cluster.kv_store import CoordinationError
@@ -132,20 +132,27 @@ def _continue_in_child(words: list[str]) -> None:
     That code may end the process with any exit code, or crash it; the parent tells that and corrects the status.
     """
     verb = VERBS.get(words[0]) if words else None
-    if verb is not None and verb.runs_user_code and not verdict.is_launched():
+    prints_help = verb is not None and verb.add_help and not {"-h", "--help"}.isdisjoint(words)
+    if verb is not None and verb.runs_user_code and not prints_help and not verdict.is_launched():
         if not verb.prints_result:
             output.drop_unread_results()
         verdict.share()
         kills = oom_kills()
-        parent.continue_in_child(lambda pid, code: _report_end(pid, code, kills), verdict.pass_on)
+        parent.continue_in_child(lambda pid, code: _report_end(pid, code, kills, verb), verdict.pass_on)
 
 
-def _report_end(pid: int, code: int, oom_kills_before: int) -> int:
+def _report_end(pid: int, code: int, oom_kills_before: int, verb: Verb) -> int:
     """Tells how a child has ended, unless it has done so itself; returns the exit code of this process."""
     if not verdict.is_intended(code):
         from engine.launch.postmortem import report_unexplained
 
         code = report_unexplained(pid, code, code == ExitStatus.SIGKILL and oom_kills() > oom_kills_before)
+    elif verb.prints_result and code == ExitStatus.DONE:
+        try:
+            output.check()  # the child has only written its result to this process
+        except output.OutputError as error:
+            verdict.report(error)
+            code = status_of(error)
     output.drain()  # what the reader then still has not read counts as missing
     if texts := output.unreported():
         from engine.launch.postmortem import note_shared_output
