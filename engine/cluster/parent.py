@@ -6,6 +6,7 @@ The parent is the *thread* that started the process, so that thread must live as
 
 import contextlib
 import ctypes
+import gc
 import os
 import signal
 import sys
@@ -72,6 +73,7 @@ def continue_in_child(on_end: Callable[[int, int], int], on_signal: Callable[[in
             undo.callback(signal.pthread_sigmask, signal.SIG_SETMASK, former)
             forwarder = Forwarder()
             undo.callback(forwarder.close)
+            gc.freeze()  # the collector would copy the shared memory of all objects: 20 ms at the end of the child
             child = os.fork()
             undo.pop_all()
     except OSError as error:  # a limit of open files or processes
