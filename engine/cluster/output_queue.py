@@ -15,6 +15,7 @@ from typing import Any
 from engine.cluster import timeouts
 
 _MOST = 1 << 20  # bytes or characters in a queue: hours of progress
+_OVERHEAD = 100  # bytes of memory of a chunk beyond its text, which may be a single character
 
 _queues: "weakref.WeakSet[OutputQueue[Any]]" = weakref.WeakSet()
 
@@ -23,7 +24,8 @@ class OutputQueue[Chunk: (bytes, str)]:
     """Writes chunks in a thread, in their order.
 
     A caller waits until its chunk is written, so that the last lines before a crash are on the screen. After
-    CALLER_WAITS_S the reader counts as late: nobody waits for it any more until it has read everything.
+    CALLER_WAITS_S the reader counts as late: nobody waits for it any more until it has read everything, except once for
+    room in a full queue.
 
     Args:
         name: of the stream, such as "standard error".
@@ -42,7 +44,7 @@ class OutputQueue[Chunk: (bytes, str)]:
         self._name, self._write, self._encode, self._report = name, write, encode, report
         self._chunks: deque[tuple[Chunk, int]] = deque()  # each with its lines
         self._size = self._accepted = self._written = self._dropped = 0
-        self._late = self._closed = self._running = False
+        self._late = self._stuck = self._closed = self._running = False
         self._given_up = -1  # `_written` when `drain` gave up
         self._changed = threading.Condition()  # its lock may be taken again by a signal handler of the same thread
         _queues.add(self)
@@ -54,7 +56,7 @@ class OutputQueue[Chunk: (bytes, str)]:
                 self._write(chunk)
             return
         with self._changed:
-            if self._chunks and self._size + len(chunk) > _MOST:
+            if self._chunks and self._size + _OVERHEAD + len(chunk) > _MOST and not self._get_room():
                 self._dropped += lines
                 return
             self._append(chunk, lines)
@@ -90,9 +92,15 @@ class OutputQueue[Chunk: (bytes, str)]:
         """Lets each caller write by itself from here on; if the reader is late, discards what they write."""
         self._closed, self._changed = True, threading.Condition()
 
+    def _get_room(self) -> bool:
+        """Waits for room, once: a reader that reads fast, but slower than the callers print, loses nothing."""
+        if not self._stuck:
+            self._stuck = not self._changed.wait_for(lambda: self._size <= _MOST // 2, timeouts.CALLER_WAITS_S)
+        return not self._stuck
+
     def _append(self, chunk: Chunk, lines: int) -> None:
         self._chunks.append((chunk, lines))
-        self._size += len(chunk)
+        self._size += _OVERHEAD + len(chunk)
         self._accepted += 1
 
     def _start(self) -> bool:
@@ -117,10 +125,10 @@ class OutputQueue[Chunk: (bytes, str)]:
             self._write(chunk)
             with self._changed:
                 self._chunks.popleft()
-                self._size -= len(chunk)
+                self._size -= _OVERHEAD + len(chunk)
                 self._written += 1
                 if not self._chunks:
-                    self._late = False
+                    self._late = self._stuck = False
                     self._report_dropped()
                 self._changed.notify_all()
 

@@ -67,6 +67,26 @@ def test_what_does_not_fit_is_dropped_and_counted_on_the_screen_and_for_the_log(
     assert screen.reports == [f"{lost}. This log has those of the engine."]
 
 
+def test_reader_that_is_only_slower_than_the_callers_loses_nothing(screen):
+    screen.reads.clear()
+    screen.put(*["x" * 99_999] * 9)  # late from here on
+    screen.reads.set()
+    screen.put(*["y" * 99_999] * 100)
+    assert screen.queue.drain()
+    assert screen.text.count("\n") == 109 and screen.reports == []
+
+
+def test_full_queue_costs_its_callers_one_wait_more_and_counts_short_chunks_with_their_memory(screen):
+    screen.reads.clear()
+    begin = time.monotonic()
+    for n in range(100_000):
+        screen.queue.put(".", 1)
+        assert n % 1000 or time.monotonic() - begin < 100 * timeouts.CALLER_WAITS_S
+    screen.reads.set()
+    assert screen.queue.drain()
+    assert 5_000 < screen.text.count(".") < 15_000
+
+
 def test_end_does_not_wait_for_a_reader_that_does_not_read(screen):
     screen.reads.clear()
     screen.put("a", "b", "c")
