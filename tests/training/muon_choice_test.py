@@ -39,7 +39,7 @@ def test_choice_follows_the_loss_and_not_the_names():
     table = choice.table(model.params, "Adam")
     assert table.startswith(f"Muon orthogonalises 5 of {len(model.params)} parameters; Adam updates the others:")
     assert "\n  head/out/kernel: Muon  32 x 32\n" in table and "\n  fc/kernel: Adam  an output layer" in table
-    with pytest.raises(ValueError, match="KeyError"):
+    with pytest.raises(ValueError, match="muon is missing"):
         muon.MuonChoice.from_text("{}")
 
 
