@@ -294,8 +294,21 @@ class _TextOutlet:
         return self._stream.encoding
 
     def _write_all(self, text: str) -> None:
+        """Writes beside the buffer of the stream, for whose lock Python's exit would wait."""
         try:
-            if not self._failed:
+            if self._failed:
+                return
+            buffer: Any = self._stream.buffer
+            raw = getattr(buffer, "raw", buffer)
+            if type(raw) is io.FileIO:
+                self._stream.flush()
+                rest = text.encode(self._stream.encoding, "backslashreplace")
+                while rest:
+                    written = raw.write(rest)
+                    if written is None:  # a terminal that is non-blocking, and full
+                        select.select([], [raw], [])
+                    rest = rest[written or 0 :]
+            else:
                 self._stream.write(text)
                 self._stream.flush()
         except (OSError, ValueError):

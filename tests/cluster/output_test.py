@@ -175,3 +175,20 @@ def test_show_writes_to_a_stream_that_is_not_guarded(capsys, monkeypatch):
     monkeypatch.setattr(sys, "stderr", open(os.devnull, "w"))  # noqa: SIM115
     sys.stderr.close()
     output.show("discarded")
+
+
+def test_exit_of_a_program_that_uses_the_engine_does_not_wait_for_a_reader():
+    program = """
+    import sys
+    from engine.cluster import output
+    stream = output.nonblocking(sys.stderr)
+    for _ in range(3000): stream.write("x" * 60 + "\\n")
+    """
+    read_end, write_end = os.pipe()
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(program)], stderr=write_end)
+    os.close(write_end)
+    with open(read_end, "rb"):
+        try:
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
