@@ -51,7 +51,10 @@ class Progress:
         """
         if mode not in MODES:
             raise ConfigError(f"log.progress: {mode!r} is unknown. Allowed: {', '.join(MODES)}.")
-        self._stream: TextIO = output.nonblocking(sys.stderr if stream is None else stream)
+        stream = sys.stderr if stream is None else stream
+        if stream is None:  # a process without streams, such as a program with windows
+            mode = "none"
+        self._stream: TextIO = output.nonblocking(stream)
         if mode == "auto":
             mode = "bar" if _is_terminal(self._stream) or shows_widgets() else "lines"
         self._total = total_steps

@@ -209,3 +209,10 @@ def test_count_shows_few_lines_and_the_last(capsys):
     with progress.CountProgress("predicting", "examples", shown=False) as hidden:
         hidden.update(3, 3)
     assert hidden.done == 3 and capsys.readouterr().err == ""
+
+
+def test_process_without_streams_shows_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with Progress("lines", 2) as shown:
+        shown.update(1, {"step": 1, "loss": 0.5})
+        shown.message("a message")
