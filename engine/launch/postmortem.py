@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import os
 import signal
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from engine.run.goodput import record_death
 from engine.run.log import RunLog, logger
 from engine.storage.mounts import local_path
 
+_SHOW_CURSOR = "\x1b[?25h"
 _USUAL_CAUSES: dict[int, str] = {
     signal.SIGILL: "a library or a compiled program was built for another kind of processor",
     signal.SIGABRT: "a library found an error with which it cannot continue, often a lack of memory: see its output",
@@ -95,7 +97,8 @@ def report_unexplained(pid: int, code: int, out_of_memory: bool) -> int:
     """
     killed = describe(code).startswith("killed")
     reason = f"the process was {explain_exit(code, '', out_of_memory)}." if killed else _not_done("the process", code)
-    output.show(reason)
+    # A progress bar on a terminal has left the cursor hidden, at the end of its line.
+    output.show(f"{_SHOW_CURSOR}\n{reason}" if output.is_terminal(sys.stderr) else reason)
     failed = code or ExitStatus.USER_ERROR
     if (path := _shared_status_path()) is not None:
         _correct(path, [pid], failed, reason)

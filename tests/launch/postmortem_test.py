@@ -1,7 +1,10 @@
 """Diagnosis of ended processes: a probable lack of memory, and a corrected status."""
 
 import os
+import pty
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -70,3 +73,13 @@ def test_correct_status_overwrites_only_less_informed_statuses_of_the_job(
     assert (found.state, found.reason, found.exit_code) == (
         ("failed", "killed.", 137) if corrected else (state, "", code)
     )
+
+
+def test_end_is_told_below_the_bar_and_with_the_cursor_on_a_terminal():
+    terminal, inside = pty.openpty()
+    program = "from engine.launch import postmortem; postmortem.report_unexplained(5, 139, False)"
+    done = subprocess.run([sys.executable, "-c", program], stderr=inside, timeout=60)
+    found = os.read(terminal, 1000)
+    os.close(terminal)
+    os.close(inside)
+    assert done.returncode == 0 and found.startswith(b"\x1b[?25h\r\nthe process was killed by SIGSEGV: usually")
