@@ -5,6 +5,7 @@ stream never waits for its reader (`cluster/output.py`).
 """
 
 import importlib.util
+import io
 import logging
 import os
 import sys
@@ -53,7 +54,7 @@ class Progress:
             raise ConfigError(f"log.progress: {mode!r} is unknown. Allowed: {', '.join(MODES)}.")
         stream = sys.stderr if stream is None else stream
         if stream is None:  # a process without streams, such as a program with windows
-            mode = "none"
+            stream, mode = io.StringIO(), "none"
         self._stream: TextIO = output.nonblocking(stream)
         if mode == "auto":
             mode = "bar" if _is_terminal(self._stream) or shows_widgets() else "lines"
