@@ -86,7 +86,7 @@ class Forwarder:
             Whether no result still waits for its reader.
         """
         os.close(self._running)
-        unread_at, end = time.monotonic() + timeouts.UNREAD_S, time.monotonic() + timeouts.DRAIN_S
+        unread_at, end = time.monotonic() + timeouts.READS_S, time.monotonic() + timeouts.DRAIN_S
         complete = ended = True
         for thread, target in zip(self._threads, self._sources.values(), strict=True):
             is_result = target is sys.stdout and output.waits_for_reader()

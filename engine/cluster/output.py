@@ -113,6 +113,12 @@ def write(stream: TextIO | None, data: str | bytes) -> None:
     """Writes to a stream of Python without waiting long for its reader; None is a stream that discards everything."""
     if stream is not None:
         target: Any = nonblocking(stream)
+        raw = getattr(getattr(target, "buffer", None), "raw", None)
+        if isinstance(raw, _GuardedFile):
+            target.flush()
+            # Beside the buffer: a flush at the end would wait for its lock.
+            raw.write(data if isinstance(data, bytes) else data.encode(target.encoding, "backslashreplace"))
+            return
         (target.buffer if isinstance(data, bytes) else target).write(data)
         target.flush()
 

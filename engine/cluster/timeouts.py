@@ -48,5 +48,6 @@ THREADS_S: Final = 3.0  # for threads that are still running, such as a data rea
 CALLER_WAITS_S: Final = 0.05  # for a line to be written, so that it comes before what the process does next
 UNREAD_S: Final = 1.0  # at the end, for a stream whose reader does not read
 DRAIN_S: Final = 5.0  # at the end, for a stream whose reader is slow
+READS_S: Final = 0.2  # for a reader that does read, after a request to stop
 JOIN_POLL_S: Final = 0.05  # between two checks whether a wait for a reader may end
 IDLE_S: Final = 1.0  # until the thread of a stream without output ends
