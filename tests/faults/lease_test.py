@@ -140,7 +140,8 @@ def test_lease_distinguishes_containers_whose_job_is_pid_1(tmp_path, one, add_ro
     with harness.Job("train", fast, f"--workdir={run}", prefix=CONTAINER, **token) as third:
         recovered = first_loss(third, run, 2)
         assert third.end() == 0, third.output
-    log = (run / "log.txt").read_text()  # the kernel may give the new container the number of the namespace of the first
+    # The kernel may give the new container the number that the namespace of the first one had.
+    log = (run / "log.txt").read_text()
     assert "was an earlier start of this job; this start takes" in log or "ended without releasing this run" in log
     assert harness.outcome(run) == one
     lost = lost_steps(before, run, 2)
