@@ -14,6 +14,7 @@ import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -71,9 +72,9 @@ def connection() -> Iterator[tuple[int, int]]:
         yield reader.fileno(), writer.fileno()
 
 
-def config(folder: Path, steps: int = harness.STEPS, **settings) -> str:
-    noise = {"target": "tests.faults.output_test.Noise", "every": "1 step", **settings}
-    settings = {"log__progress": "auto", "resilience__hang": "2 seconds", "train__total": f"{steps} steps"}
+def config(folder: Path, steps: int = harness.STEPS, **hook: Any) -> str:
+    noise = {"target": "tests.faults.output_test.Noise", "every": "1 step", **hook}
+    settings: dict[str, Any] = {"log__progress": "auto", "resilience__hang": "2 seconds", "train__total": f"{steps} steps"}
     return harness.config(folder, hooks={"noise": noise}, **settings)
 
 
