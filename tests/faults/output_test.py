@@ -74,8 +74,8 @@ def connection() -> Iterator[tuple[int, int]]:
 
 def config(folder: Path, steps: int = harness.STEPS, **hook: Any) -> str:
     noise = {"target": "tests.faults.output_test.Noise", "every": "1 step", **hook}
-    settings: dict[str, Any] = {"log__progress": "auto", "resilience__hang": "2 seconds", "train__total": f"{steps} steps"}
-    return harness.config(folder, hooks={"noise": noise}, **settings)
+    settings: dict[str, Any] = {"log__progress": "auto", "resilience__hang": "2 seconds"}
+    return harness.config(folder, hooks={"noise": noise}, train__total=f"{steps} steps", **settings)
 
 
 WAYS = {
