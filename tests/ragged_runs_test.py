@@ -135,7 +135,7 @@ def test_killed_run_on_buckets_resumes_bitwise_equal_on_two_processes(tmp_path):
         RunDirectory(tmp_path / name).write_config_text(to_text(sections[name]))
     train(sections["config"], tmp_path / "unbroken", devices=2)
     done = runs.convoy("train", f"--config={tmp_path / 'killed'}", f"--workdir={run}", JAX_NUM_CPU_DEVICES="2")
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.returncode == 128 + signal.SIGKILL, done.stderr
     launch = ("launch", "local", "--processes=2", "--devices-per-process=1", "--")
     done = runs.convoy(*launch, "train", f"--config={tmp_path / 'config'}", f"--workdir={run}")
     assert done.returncode == 0, done.stdout + done.stderr
