@@ -189,7 +189,7 @@ _left: dict[Path, list[tuple[str, Path]]] = {}  # folder -> name and path of eac
 
 
 def temporary_path(path: Path) -> Path:
-    """Returns an unused path beside `path`, whose name says which process uses it.
+    """Returns an unused path in the folder of `path`, whose name contains the identity of this process.
 
     Removes what processes that have ended left of the same file or folder. What may belong to a living process stays:
     also that of another host or container, of which nothing is known here.

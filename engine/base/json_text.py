@@ -73,7 +73,7 @@ type Shape = Any
     [shape]                       a list of any length
     (shape, shape)                a list of this length
     {"a": shape, "b?": shape}     an object with the members `a` and perhaps `b`; others are dropped
-    {str: shape}                  an object with any members; also beside named ones
+    {str: shape}                  an object with any members; may be combined with named ones
 """
 
 
@@ -112,7 +112,7 @@ def read(path: Path, shape: Shape = object, *, constants: bool = False) -> Any:
 
 @contextlib.contextmanager
 def _no_missing_link(path: Path) -> Iterator[None]:
-    """Tells a link to nothing from a file that was never written."""
+    """Distinguishes a broken link from a file that was never written."""
     try:
         yield
     except FileNotFoundError as error:

@@ -36,7 +36,7 @@ def export_safetensors(state: Mapping[str, PyTree], path: str | os.PathLike[str]
     whole = {name: _whole(array) for name, array in sorted(arrays.items())}
     if group.is_primary():
         path = Path(path)
-        folder = temporary_path(path)  # safetensors makes a temporary file too, of a name that nobody can assign
+        folder = temporary_path(path)  # safetensors makes a temporary file too, whose name is random
         try:
             folder.mkdir()
             save_file(whole, folder / "weights")

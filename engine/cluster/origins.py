@@ -1,7 +1,7 @@
 """Where each process of a job was started: its pid or node, and what started it. For errors about missing processes.
 
 `convoy launch local` and `convoy supervise` write the pids and the exit codes of their processes into the folder of the
-verdicts (`verdict.py`). Elsewhere only the variables of the scheduler tell the node of another process.
+verdicts (`verdict.py`). With other launchers, only the variables of the scheduler name the node of a process.
 """
 
 import itertools

@@ -14,6 +14,7 @@ import select
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO, cast
@@ -116,7 +117,7 @@ def write(stream: TextIO | None, data: str | bytes) -> None:
         raw = getattr(getattr(target, "buffer", None), "raw", None)
         if isinstance(raw, _GuardedFile):
             target.flush()
-            # Beside the buffer: a flush at the end would wait for its lock.
+            # Bypass the buffer: a thread that waits for the reader would hold its lock, and block the last flush.
             raw.write(data if isinstance(data, bytes) else data.encode(target.encoding, "backslashreplace"))
             return
         (target.buffer if isinstance(data, bytes) else target).write(data)
@@ -185,7 +186,7 @@ def _flush(stream: TextIO | None) -> None:
 
 
 def _finish() -> None:
-    """Ends the threads' part at the end of the interpreter, which lets no thread run any more."""
+    """Drains the queues at the end of the interpreter, after which no thread runs any more."""
     drain()
     for file in _guarded.values():
         file.queue.close()
@@ -231,6 +232,17 @@ def _stream(file: "_GuardedFile", former: TextIO | None) -> io.TextIOWrapper:
     return io.TextIOWrapper(cast(BinaryIO, buffer), errors="backslashreplace", **settings)
 
 
+def _write_fully(
+    write_some: Callable[[memoryview | bytes], int | None], descriptor: int, rest: memoryview | bytes
+) -> None:
+    """Writes everything, also to a terminal that another process has made non-blocking. Raises OSError."""
+    while rest:
+        written = write_some(rest)
+        if written is None:  # the terminal is full
+            select.select([], [descriptor], [])
+        rest = rest[written or 0 :]
+
+
 class _GuardedFile(io.FileIO):
     """A file descriptor whose first failed write makes it `/dev/null`.
 
@@ -259,19 +271,14 @@ class _GuardedFile(io.FileIO):
             self.queue.put(piece, piece.count(b"\n"))
         return len(view)
 
-    def _write_all(self, rest: memoryview | bytes) -> None:
-        while rest:
-            try:
-                written = super().write(rest)
-                if written is None:  # another process has made the terminal non-blocking, and it is full
-                    select.select([], [self.fileno()], [])
-            except OSError as error:
-                problem = f"cannot be written ({error.strerror or error}); it stays silent from here on."
-                _silence(self._stream_name, error.errno or 0, f"{self._stream_name} {problem}")
-                with suppress(OSError):
-                    _open_null_as(self.fileno())
-                break
-            rest = rest[written or 0 :]
+    def _write_all(self, data: memoryview | bytes) -> None:
+        try:
+            _write_fully(super().write, self.fileno(), data)
+        except OSError as error:
+            problem = f"cannot be written ({error.strerror or error}); it stays silent from here on."
+            _silence(self._stream_name, error.errno or 0, f"{self._stream_name} {problem}")
+            with suppress(OSError):
+                _open_null_as(self.fileno())
 
 
 class _TextOutlet:
@@ -300,7 +307,7 @@ class _TextOutlet:
         return self._stream.encoding
 
     def _write_all(self, text: str) -> None:
-        """Writes beside the buffer of the stream, for whose lock Python's exit would wait."""
+        """Writes, bypassing the buffer of the stream: Python's exit waits for the lock of the buffer."""
         try:
             if self._failed:
                 return
@@ -308,12 +315,7 @@ class _TextOutlet:
             raw = getattr(buffer, "raw", buffer)
             if type(raw) is io.FileIO:
                 self._stream.flush()
-                rest = text.encode(self._stream.encoding, "backslashreplace")
-                while rest:
-                    written = raw.write(rest)
-                    if written is None:  # a terminal that is non-blocking, and full
-                        select.select([], [raw], [])
-                    rest = rest[written or 0 :]
+                _write_fully(raw.write, raw.fileno(), text.encode(self._stream.encoding, "backslashreplace"))
             else:
                 self._stream.write(text)
                 self._stream.flush()

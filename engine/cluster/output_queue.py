@@ -23,9 +23,9 @@ _queues: "weakref.WeakSet[OutputQueue[Any]]" = weakref.WeakSet()
 class OutputQueue[Chunk: (bytes, str)]:
     """Writes chunks in a thread, in their order.
 
-    A caller waits until its chunk is written, so that the last lines before a crash are on the screen. After
-    CALLER_WAITS_S the reader counts as late: nobody waits for it any more until it has read everything, except once for
-    room in a full queue.
+    A caller waits until its chunk is written, so that the last lines before a crash are on the screen. If that takes
+    longer than CALLER_WAITS_S, the reader is late. Callers do not wait for a late reader until it has read everything,
+    except once for room in a full queue.
 
     Args:
         name: of the stream, such as "standard error".

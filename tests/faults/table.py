@@ -30,7 +30,7 @@ SECTIONS: Mapping[str, Mapping[str, str]] = {
         "a data source hangs": "The watchdog (`resilience.hang`) prints the stacks of all threads, names the process "
         "and ends the run.",
         "a loop that its caller leaves": "A program that iterates over `Trainer.train` may take any time between two "
-        "boundaries: this is no hang. Steps have their timeout again when it goes on.",
+        "boundaries: this is no hang. Steps have their timeout again once the loop continues.",
         "a thread of the engine fails": "A thread that a run depends on, such as the one that renews the lease, ends "
         "the run with its reason and 42.",
         "an exception in one process": "All processes end. The error is printed once.",
