@@ -80,10 +80,13 @@ def on_end(pid, code):
 
 assert parent.continue_in_child(on_end, lambda number: None)
 assert parent.command_pid() == os.getppid()
+def got(number, frame):
+    os.write(1, f"got {signal.Signals(number).name}\\n".encode())  # a second signal may interrupt it, and no `print`
+
 ends = []
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGSEGV, signal.SIGCONT):
-    signal.signal(number, lambda number, frame: print("got", signal.Signals(number).name, flush=True))
-signal.signal(signal.SIGUSR1, lambda number, frame: (os.setpgrp(), print("got SIGUSR1", flush=True)))
+    signal.signal(number, got)
+signal.signal(signal.SIGUSR1, lambda number, frame: (os.setpgrp(), got(number, frame)))
 signal.signal(signal.SIGUSR2, lambda number, frame: ends.append(True))
 print(os.getppid(), os.getpid(), flush=True)
 while not ends:

@@ -69,10 +69,12 @@ def test_killed_write_continues_to_the_same_bytes_with_another_number_of_process
         wait_until(lambda: not process.poll() and len(list(folder.glob("*-of-00004.arrayrecord"))) >= 2)
         wait_until(lambda: _finished(out))
     finally:
+        child = runs.child(process.pid)
         process.kill()
         output = process.communicate()[0]
     assert process.returncode == -signal.SIGKILL, output
-    wait_until(lambda: not any(is_running(int(path.name)) for path in gate.iterdir()))
+    killed = [int(path.name) for path in gate.iterdir()] + ([child] if child else [])
+    wait_until(lambda: not any(map(is_running, killed)))
     with pytest.raises(DataError, match=r"scans.arrayrecord: [1-3] of 4 shards are written. Run the same"):
         ArrayRecordSource(str(out))
     assert list(folder.glob("*.unfinished"))

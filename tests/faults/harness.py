@@ -134,7 +134,9 @@ class Job:
         return pids
 
     def pid_of(self, index: int) -> int:
-        """The pid of a training process; in a job without a launcher, the process for which the command waits.
+        """The pid of a training process; in a job of one process, the process for which the command waits.
+
+        In a job of several, the pid of the launcher until that process has started.
 
         Its data workers have the same variables, but the launcher makes only the training process lead a group.
         """
@@ -143,7 +145,7 @@ class Job:
                 with contextlib.suppress(ProcessLookupError):
                     if os.getpgid(pid) == pid:
                         return pid
-        return runs.child(self.process.pid) or self.process.pid
+        return (runs.child(self.process.pid) if self.processes == 1 else None) or self.process.pid
 
     def signal(self, index: int, number: int) -> float:
         """Sends a signal to a training process; returns the monotonic time at which it was sent."""
