@@ -79,13 +79,13 @@ def test_stopped_run_saves_and_prints_how_to_resume(unbroken, tmp_path, number, 
 @pytest.mark.parametrize("config", ["gan", "mean_teacher", "forecast_eth_ucy"])
 def test_models_of_the_zoo_resume_after_sigkill_with_the_same_state_and_results(config, tmp_path):
     args = (
-        "train", f"--config=configs.{config}", "--config.train.total=120 steps", "--config.checkpoint.every=10 steps",
+        "train", f"--config=configs.{config}", "--config.train.total=60 steps", "--config.checkpoint.every=10 steps",
         "--config.log.every=1 step", "--config.log.tensorboard=False",
         *(pedestrian_args(tmp_path) if config == "forecast_eth_ucy" else ()),
     )  # fmt: skip
     assert runs.convoy(*args, f"--workdir={tmp_path / 'unbroken'}", cwd=None, **runs.COMPILING).returncode == 0
     process = runs.start(*args, f"--workdir={tmp_path / 'run'}", cwd=None, **runs.COMPILING)
-    runs.wait_for(lambda: steps_of(tmp_path) > 40, process)
+    runs.wait_for(lambda: steps_of(tmp_path) > 20, process)
     process.kill()
     process.communicate()
     assert process.returncode == -signal.SIGKILL
@@ -93,14 +93,14 @@ def test_models_of_the_zoo_resume_after_sigkill_with_the_same_state_and_results(
     assert runs.status(tmp_path / "run")["attempt"] == 2
     assert runs.rows(tmp_path / "run") == runs.rows(tmp_path / "unbroken")
     found = [
-        (json.loads((run / "checkpoints/120/manifest.json").read_text())["arrays"], evaluations(run))
+        (json.loads((run / "checkpoints/60/manifest.json").read_text())["arrays"], evaluations(run))
         for run in (tmp_path / "run", tmp_path / "unbroken")
     ]
     assert found[0] == found[1]
     digests, results = found[0]
     assert len(digests) > 10
     if config == "forecast_eth_ucy":
-        assert {"validation/best/min_ade", "test/top/min_fde"} <= results[120].keys()
+        assert {"validation/best/min_ade", "test/top/min_fde"} <= results[60].keys()
 
 
 def pedestrian_args(tmp_path: Path) -> list[str]:
