@@ -8,6 +8,7 @@ Clocks of hosts are never compared: an owner on another host loses its lease whe
 `STALE_S` seconds of the observer's clock.
 """
 
+import errno
 import json
 import os
 import threading
@@ -236,6 +237,11 @@ def acquire(
             if takeover is not None and _claim(folder, number + 1, _text(me, 0)):
                 return OwnedLease(folder / f"{number + 1}.json", me, takeover, heartbeat_s)
     except OSError as error:
+        if error.errno == errno.EINVAL and error.filename:  # a pipe or a folder
+            raise RunError(
+                f"{shown(Path(error.filename))}: {error.strerror}, but it should name the job that trains here. If "
+                "none does, remove it, then start the same command again."
+            ) from error
         raise cannot_write(run, error) from error
 
 

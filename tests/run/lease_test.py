@@ -381,6 +381,13 @@ def test_storage_that_answers_with_errors_is_not_taken_for_a_removed_directory(f
     owned.release()
 
 
+def test_acquire_names_a_lease_that_is_no_file(folder):
+    folder.mkdir(exist_ok=True)
+    os.mkfifo(folder / "1.json")
+    with pytest.raises(RunError, match=r"lease/1.json: it is not a regular file, but it should name the job"):
+        acquire(folder)
+
+
 def test_acquire_raises_for_an_unwritable_directory(tmp_path):
     with pytest.raises(RunError, match="cannot be written"):
         acquire(tmp_path / "missing" / "lease")
