@@ -160,8 +160,7 @@ def cases(run: Path, count: int, seed: int, verbs: Mapping[str, Verb] = VERBS) -
     while len(found) < count:
         file = rng.choice(stored if rng.random() < 0.9 else others)
         case = Case(rng.choices(names, weights)[0], file, rng.choice(sorted(DAMAGES)), rng.randrange(10**6))
-        valid = case.damage in ("NaN", "a missing member")  # a result may be NaN, and a step may have no results
-        if not (file == "checkpoints/results.json" and valid):
+        if case.damage not in VALID.get(file, ()):
             found.append(case)
     return found
 
@@ -217,6 +216,13 @@ DAMAGES: Mapping[str, Callable[[bytes, random.Random], bytes]] = {
     "become a pipe": lambda content, rng: content,
     "become a link to nothing": lambda content, rng: content,
 }
+
+
+VALID: Mapping[str, tuple[str, ...]] = {
+    "checkpoints/results.json": ("NaN", "a missing member"),  # a result may be NaN, and a step may have no results
+    "evaluations.jsonl": ("no content",),  # nothing was evaluated yet
+}
+"""File -> damages after which it is still a valid file, with another meaning."""
 
 
 def damage(path: Path, case: Case) -> None:
