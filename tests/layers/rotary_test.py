@@ -1,5 +1,7 @@
 """Rotary positions: attention scores depend only on distances."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import pytest
 
 from engine.base.errors import TaskError
 from engine.layers import rotary_angles, rotate
+from engine.parallel.layout import Layout, active
+from tests.layers.blocks import LikeTpu
 
 Q, K = (jax.random.normal(jax.random.key(i), (1, 6, 2, 8)) for i in range(2))
 
@@ -44,3 +48,46 @@ def test_angles_are_computed_once_for_all_layers():
 
     program = str(jax.jit(jax.grad(layers)).lower(Q, jnp.arange(6)[None]).compile().as_text())
     assert program.count("cosine(") == 1
+
+
+def rotated(layout, x, angles, d_y):
+    """Returns the rotated `x`, the gradients of `x` and the angles, and the traced program."""
+
+    def function(x, angles):
+        with active(layout()):
+            y, pullback = jax.vjp(rotate, x, angles)
+            return y, pullback(d_y)
+
+    return jax.jit(function)(x, angles), str(jax.make_jaxpr(function)(x, angles))
+
+
+X, D_Y = (jax.random.normal(jax.random.key(i), (1, 6, 2, 16)) for i in (2, 3))
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+def test_a_tpu_rotates_by_an_exact_product_to_the_same_values_and_gradients(dtype):
+    x, d_y, angles = X.astype(dtype), D_Y.astype(dtype), rotary_angles(jnp.arange(6)[None] + 1000, 16)
+    found, program = rotated(LikeTpu, x, angles, d_y)
+    wanted, plain = rotated(Layout, x, angles, d_y)
+    products = re.findall("dot_general.*?preferred_element_type", program, re.DOTALL)
+    assert len(products) == 2 and "dot_general" not in plain
+    assert all(("HIGHEST" in product) == (dtype == jnp.float32) for product in products)
+    tolerance = 2**-8 if dtype == jnp.bfloat16 else 1e-6
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(*map(jnp.float32, (a, b)), tolerance, tolerance), found, wanted
+    )
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(jnp.float16, 16), (jnp.bfloat16, 8), (jnp.bfloat16, 512)])
+def test_a_tpu_slices_heads_whose_product_was_not_measured(dtype, size):
+    x = jnp.ones((1, 2, 1, size), dtype)
+    assert "dot_general" not in rotated(LikeTpu, x, rotary_angles(jnp.arange(2)[None], size), x)[1]
+
+
+def test_gradient_of_the_product_keeps_its_input_only_for_angles_that_have_a_gradient():
+    x, angles = X.astype(jnp.bfloat16), rotary_angles(jnp.arange(6)[None], 16)
+    with active(LikeTpu()):
+        _, of_x = jax.vjp(lambda x: rotate(x, angles), x)
+        _, of_angles = jax.vjp(lambda angles: rotate(x, angles), angles)
+    assert x.shape not in [leaf.shape for leaf in jax.tree.leaves(of_x)]
+    assert x.shape in [leaf.shape for leaf in jax.tree.leaves(of_angles)]
