@@ -75,7 +75,7 @@ def _connect(process: ProcessInfo, listen_at: str, timeout_s: float, end: float)
                 coordinator_bind_address=listen_at if index == 0 else None,  # JAX's default: every network
                 # Longer than `deadline`, since JAX kills the process at this timeout.
                 initialization_timeout=int(timeout_s + 2 * join_s),
-                heartbeat_timeout_seconds=timeouts.HEARTBEAT_S,
+                heartbeat_timeout_seconds=peer_failure.heartbeat_s(process.count),
                 shutdown_timeout_seconds=int(timeouts.LEAVE_S),
             )
         except jax.errors.JaxRuntimeError as error:

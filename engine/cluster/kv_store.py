@@ -108,13 +108,14 @@ def alive(among: Iterable[int]) -> set[int]:
     return {0} if count() == 1 else set(_request("get_live_nodes", list(among)))
 
 
-def poll_period(seconds: float, longest: float = math.inf) -> float:
+def poll_period(seconds: float, longest: float = math.inf, processes: int | None = None) -> float:
     """Returns the time between two requests that every process of the run repeats.
 
     It is `seconds` up to `timeouts.POLLING_PROCESSES` processes. With more, it grows with their number up to `longest`,
-    so that process 0 does not answer more requests per second.
+    so that process 0 does not answer more requests per second. `processes` is this number before they have joined.
     """
-    return min(max(seconds, longest), seconds * max(1.0, count() / timeouts.POLLING_PROCESSES))
+    factor = max(1.0, (processes or count()) / timeouts.POLLING_PROCESSES)
+    return min(max(seconds, longest), seconds * factor)
 
 
 def observe(observer: Callable[[str, tuple[Any, ...], Any], None] | None) -> None:

@@ -1,11 +1,13 @@
 """Propagates the failure of one process to its peers, so that none of them hangs.
 
-A process that fails alone puts its verdict into the key-value store. In each process threads poll for such a verdict,
-for peers without heartbeat and for the loss of process 0, whatever the main thread does. The first verdict is the cause
-of the failure; processes that end later end because of it.
+A process that fails alone puts its verdict into the key-value store. In each process a thread waits for such a verdict
+in one request. Other threads poll for peers without heartbeat and for the loss of process 0, whatever the main thread
+does. The first verdict is the cause of the failure; processes that end later end because of it.
 """
 
+import atexit
 import json
+import math
 import re
 import threading
 import time
@@ -65,17 +67,22 @@ def first_verdict() -> Verdict | None:
     """Returns the verdict of the peer that ended the run, from the store or the launcher; None if there is none."""
     with suppress(CoordinationError):
         if (text := kv_store.try_get(_FIRST_VERDICT)) is not None:
-            found = Verdict(**json.loads(text))
-            return found if found.index != index() else None
+            return _verdict_of_peer(text)
     final = (ExitStatus.USER_ERROR, ExitStatus.STOP)
     return next((found for found in verdict.read_peers() if found.code in final), None)
+
+
+def _verdict_of_peer(text: str) -> Verdict | None:
+    found = Verdict(**json.loads(text))
+    return found if found.index != index() else None
 
 
 _stopping = threading.Event()
 _coordinator_lost = threading.Event()  # a request to process 0 would hang
 _peer_lost = threading.Event()  # the main thread has an error about a lost peer, which may be process 0
 _threads: list[threading.Thread] = []
-_request = 0  # number of the request to process 0 that waits for its answer, from 1; 0 if none waits
+_probe_now = threading.Event()  # process 0 may be lost, or the threads stop
+_request = 0  # number of the probe of process 0 that waits for its answer, from 1; 0 if none waits
 
 
 def watch() -> None:
@@ -83,8 +90,11 @@ def watch() -> None:
     from engine.cluster import stop_signal
 
     shutdown.add_exit_callback(report_to_peers)
+    atexit.register(disconnect)  # also a program that does not call `processes.leave` must not crash
     _stopping.clear()
-    for target in (_watch_verdict, _watch_heartbeats, *(() if is_primary() else (_watch_coordinator,))):
+    _probe_now.clear()
+    coordinator = () if is_primary() else (_probe_coordinator, _watch_coordinator)
+    for target in (_watch_verdict, _watch_heartbeats, *coordinator):
         _threads.append(shutdown.RunThread(target, target.__name__.strip("_")))
         _threads[-1].start()
     if (thread := stop_signal.watch(_end_after_stop, _stopping)) is not None:
@@ -92,32 +102,64 @@ def watch() -> None:
 
 
 def stop() -> None:
-    """Stops the threads: all processes have reached the end of the run."""
+    """Stops the threads: the run ends, and failures of peers no longer matter."""
     _stopping.set()
+    _probe_now.set()
 
 
-def join() -> None:
-    """Waits for the threads: a thread that is inside JAX when Python exits would crash the process.
+def disconnect() -> None:
+    """Disconnects this process from the others, which cancels the requests of its threads, and waits for the threads.
 
-    Their last request returns when all other processes have made one or left, so process 0 calls this last.
+    A thread that is inside JAX when Python exits would crash the process.
     """
+    import jax
+
+    stop()
+    jax.distributed.shutdown()
     while _threads:
         _threads.pop().join()
 
 
 def _watch_verdict() -> None:
+    text = None
+    try:
+        while text is None and not _stopping.is_set():
+            text = kv_store.get(_FIRST_VERDICT, timeouts.VERDICT_READ_S)
+    except CoordinationError:
+        return _probe_now.set()  # `_probe_coordinator` reports it
+    if text is not None and (found := _verdict_of_peer(text)) is not None:
+        _end(lost_peer(found, ""))
+
+
+def heartbeat_s(processes: int) -> int:
+    """Returns JAX's timeout of a heartbeat in a run of `processes`. It grows with the time between two probes.
+
+    JAX aborts a process 1 s plus half of this timeout after a heartbeat without an answer. By then, a probe must have
+    had no answer for `timeouts.COORDINATOR_S`.
+    """
+    return timeouts.HEARTBEAT_S + math.ceil(2 * (_probe_period(processes) - timeouts.PEER_POLL_S))
+
+
+def _probe_period(processes: int) -> float:
+    return kv_store.poll_period(timeouts.PEER_POLL_S, timeouts.LONGEST_PROBE_S, processes)
+
+
+def _probe_coordinator() -> None:
+    """Sends requests to process 0, so that `_watch_coordinator` notices that there is no answer."""
     global _request
-    requests = 0
-    while not _stopping.wait(timeouts.PEER_POLL_S):
+    requests, period = 0, _probe_period(count())
+    while True:
+        _probe_now.wait(period)
+        _probe_now.clear()
+        if _stopping.is_set():
+            return
         _request = requests = requests + 1
         try:
-            text = kv_store.try_get(_FIRST_VERDICT)
+            kv_store.try_get("probe")
         except CoordinationError as error:
             return _end(lost_peer(None, f"process 0 is gone ({error})"))
         finally:
             _request = 0
-        if text is not None and (found := first_verdict()) is not None:
-            return _end(lost_peer(found, ""))
 
 
 def _end_after_stop(seconds: float) -> None:
@@ -125,14 +167,14 @@ def _end_after_stop(seconds: float) -> None:
 
     Process 0 may count it as lost already, and JAX aborts such a process a second after it continues.
     """
-    if seconds > timeouts.HEARTBEAT_S / 2:
+    if seconds > heartbeat_s(count()) / 2:
         _coordinator_lost.set()
         text = f"process {index()} was stopped for {seconds:.0f} s, and the other processes do not wait for it so long."
         shutdown.end(LostPeer(f"{text} The same command resumes from the newest checkpoint."))
 
 
 def _watch_coordinator() -> None:
-    """Ends this process if process 0 does not answer a request of `_watch_verdict`, before JAX aborts this process."""
+    """Ends this process if process 0 does not answer a probe, before JAX aborts this process."""
     request, waited, last = 0, 0.0, time.monotonic()
     while not _stopping.wait(timeouts.COORDINATOR_POLL_S):
         # While this process was stopped or had no CPU time, it did not wait for process 0.
@@ -164,10 +206,10 @@ def _watch_heartbeats() -> None:
         try:
             dead = set(peers) - kv_store.alive(peers)
         except CoordinationError:
-            return  # the other thread reports it
+            return  # `_probe_coordinator` reports it
         if dead:
             gone = "are gone" if len(dead) > 1 else "is gone"
-            text = f"{process_list(dead)} {gone}: no heartbeat for {timeouts.HEARTBEAT_S} s"
+            text = f"{process_list(dead)} {gone}: no heartbeat for {heartbeat_s(count())} s"
             return _end(lost_peer(first_verdict(), text))
 
 
@@ -185,6 +227,7 @@ def lost_peers_reported() -> Iterator[None]:
         if count() == 1 or isinstance(error, LostPeer) or (text := lost_peer_text(error)) is None:
             raise
         _peer_lost.set()
+        _probe_now.set()
         raise lost_peer(first_verdict(), f"another process of this run is gone ({text})") from error
 
 

@@ -41,8 +41,6 @@ def leave() -> None:
     """
     if count() == 1:
         return
-    import jax
-
     try:
         missing = group.barrier("the end of the run", timeouts.LEAVE_S)
     finally:
@@ -58,5 +56,4 @@ def leave() -> None:
         for peers in peer_failure.heartbeat_groups(count()) if is_primary() else ():
             while kv_store.alive({0, *peers}) != {0}:
                 time.sleep(0.05)
-        peer_failure.join()
-        jax.distributed.shutdown()
+        peer_failure.disconnect()

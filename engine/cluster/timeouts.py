@@ -25,15 +25,19 @@ REQUEST_POLL_S: Final = 0.5  # a signal handler can only set a flag, which the t
 LONGEST_REQUEST_POLL_S: Final = 4.0  # the same in a large run; schedulers often kill 30 s after the signal
 
 # Failures of peers.
-HEARTBEAT_S: Final = 12  # more than twice the 5 s for which a paused virtual machine or a full disk delays a process
-PEER_POLL_S: Final = 1.0  # between two checks for a failed peer; for its verdict also in a large run (COORDINATOR_S)
+# More than twice the 5 s for which a paused virtual machine or a full disk delays a process; longer in a large run
+# (`peer_failure.heartbeat_s`).
+HEARTBEAT_S: Final = 12
+PEER_POLL_S: Final = 1.0  # between two checks for a failed peer; longer in a large run
 # For the answer of process 0 to such a check: longer than the same 5 s, and the process must end before JAX aborts it,
-# which happens HEARTBEAT_S / 2 + 1 s after a heartbeat without an answer.
+# which happens 1 s plus half the timeout of heartbeats after a heartbeat without an answer.
 COORDINATOR_S: Final = 5.25
 COORDINATOR_SUSPECT_S: Final = 1.5  # if a collective has failed, which is immediate if process 0 was killed
 COORDINATOR_POLL_S: Final = 0.1
+LONGEST_PROBE_S: Final = 8.0  # between two probes whether process 0 answers, in a large run
 LONGEST_HEARTBEAT_POLL_S: Final = 10.0  # for heartbeats, in a large run
 POLLING_PROCESSES: Final = 250  # with more processes than this, each of them polls less often (`kv_store.poll_period`)
+VERDICT_READ_S: Final = 86_400.0  # of one read of the first verdict, which a process repeats until there is one
 MAIN_THREAD_S: Final = 2.0  # for the main thread, which knows more, to report the same failure itself
 PEERS_READ_S: Final = 3.0  # process 0, which hosts the store, waits so long for its peers to read its verdict
 PEERS_EXIT_S: Final = 0.5  # and so long for them to exit afterwards: without process 0 a peer would get SIGABRT

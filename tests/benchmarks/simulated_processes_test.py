@@ -49,6 +49,12 @@ def test_bytes_of_a_start_and_a_save_grow_linearly(results):
             assert sent <= most * count, (phase, count)
 
 
+def test_process_waits_for_a_verdict_in_one_request(results):
+    for result in results.values():
+        requests = [sum(one.number["poll verdict"] for one in of) for of in zip(*result.requests.values(), strict=True)]
+        assert set(requests) == {1}
+
+
 def test_no_process_but_the_primary_reads_a_folder(results):
     for result in results.values():
         for phase, processes in result.requests.items():

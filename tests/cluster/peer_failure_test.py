@@ -186,7 +186,7 @@ kv_store.alive = alive
 processes.initialize(cluster_detection.detect().process)
 assert called.wait(30)
 processes.leave()
-print([thread.name for thread in threading.enumerate() if thread.name.startswith("watch_")])
+print([thread.name for thread in threading.enumerate() if thread.name.startswith(("watch_", "probe_"))])
 """
 
 

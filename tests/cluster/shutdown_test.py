@@ -68,7 +68,7 @@ THREADS = """
 import ctypes, os, signal, sys, tempfile, threading
 from pathlib import Path
 from engine.base.errors import ConvoyError
-from engine.cluster import group, peer_failure, signal_thread
+from engine.cluster import group, kv_store, peer_failure, signal_thread
 from engine.loop.preemption import Preemption
 from engine.loop.watchdog import Watchdog
 from engine.observe.writer import MetricWriter
@@ -86,6 +86,7 @@ def wake():
     os.kill(os.getpid(), signal.SIGURG)
     if writer is not None:
         writer.push(lambda: None)
+    kv_store.put("any", "")  # a change of the store wakes the thread that waits for a verdict
 
 def signals():
     signal.signal(signal.SIGURG, lambda number, frame: None)
