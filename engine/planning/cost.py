@@ -18,6 +18,10 @@ from engine.planning.work import Work
 
 CONCURRENT = ("fsdp", "data", "pipeline")
 """Axes whose collectives run while the device computes; it waits for those of the other axes."""
+RING = 10 / 7
+"""What a ring of attention computes in addition, as a share of attention without a ring. Without one, attention has 2
+products forward and 5 backward. For each part of the keys, the backward pass of a ring runs the forward kernel two or
+three times and the backward kernel twice: 14 to 16 products instead of 5."""
 PATTERNS = {"expert": "all-to-all", "pipeline": "permute"}
 """Axis -> pattern of its activations, where it is not a ring."""
 KINDS = {"all-to-all": "all-to-all", "ragged-all-to-all": "all-to-all", "collective-permute": "permute"}
@@ -66,9 +70,16 @@ class CostModel(MemoryModel):
     def computation(self, candidate: Candidate) -> float:
         """Returns the seconds in which a device computes a microbatch, without collectives."""
         machine, work, tensor = self.machine, self.work(candidate), candidate.axes["tensor"]
-        found = max(work.cost, 0.0) / machine.fused_bandwidth / self.divided(candidate)
+        again = RING * work.attention if self.recomputes_parts(candidate) else 0.0
+        found = max(work.cost + again, 0.0) / machine.fused_bandwidth / self.divided(candidate)
         whole = work.partial * (1 - 1 / tensor) / (self.divided(candidate) / tensor)
         return found + WHOLE.get(machine.platform, 0.0) * whole / machine.bandwidth
+
+    def recomputes_parts(self, candidate: Candidate) -> bool:
+        """Returns whether a ring runs kernels again for each part of the keys (`layers/part.py`)."""
+        has_ring = candidate.axes["context"] > 1 and candidate.context == "ring" and bool(self.attentions)
+        has_kernel = self.machine.platform == "tpu" or (self.machine.platform == "gpu" and self.width(candidate) < 4)
+        return has_ring and has_kernel
 
     def new_memory(self, cost: Cost) -> float:
         """Returns the seconds in which the operating system gives a step the memory of its temporary arrays."""

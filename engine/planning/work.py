@@ -22,7 +22,7 @@ CARRY = "carry of a stack"
 _PARTS = ("slice", "dynamic_slice", "gather", "split", "unstack")
 _UPDATES = ("dynamic_update_slice", "scatter", "scatter-add", "scatter_add")
 _SAME = (*VIEWS, "convert_element_type", "reduce_precision", "slice", "dynamic_slice", "add_any")
-SUMS = ("flops", "bytes", "cost", "partial", "exchanged", "keys", "queries", "sums", "kept")
+SUMS = ("flops", "bytes", "cost", "attention", "partial", "exchanged", "keys", "queries", "sums", "kept")
 """Fields of Work that add up over programs."""
 
 
@@ -33,6 +33,7 @@ class Work:
     flops: float = 0.0
     bytes: float = 0.0  # read from and written to memory
     cost: float = 0.0  # the same, where each operation takes the longer of its bytes and its FLOPs / balance
+    attention: float = 0.0  # the part of it in products with scores of attention
     peak: float = 0.0  # most bytes of temporary arrays at one time, gradients included
     partial: float = 0.0  # bytes of sums of which a device has a part if `tensor` splits parameters
     exchanged: float = 0.0  # bytes of rows that go to experts and back
@@ -118,7 +119,10 @@ class _Walk:
         self.work.flops += times * operation.flops
         self.work.bytes += times * moved
         balance = self.eight_bits if _in_eight_bits(graph, operation) else self.balance
-        self.work.cost += times * max(moved, operation.flops / balance)
+        cost = times * max(moved, operation.flops / balance)
+        self.work.cost += cost
+        if operation.name in PRODUCTS and sources.scores.intersection((*operation.inputs, *operation.outputs)):
+            self.work.attention += cost
 
     def loop(self, graph: Graph, operation: Operation, params: dict, times: int) -> None:
         nested = max(operation.nested, key=lambda inner: len(inner.operations))

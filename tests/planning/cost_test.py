@@ -112,3 +112,14 @@ def test_all_to_all_exchanges_the_parts_of_queries_keys_values_and_results(monke
     candidate = dataclasses.replace(tiny.candidate(context=8), context="all-to-all")
     cost = model.cost(candidate)
     assert cost.traffic["context"] == pytest.approx(7 / 8 * 2 * (2 * queries + 4 * keys) / 8 + gradients)
+
+
+def test_ring_of_attention_runs_its_kernels_again_for_each_part_of_the_keys(monkeypatch):
+    """2 + 15 products where attention without a ring has 2 + 5."""
+    monkeypatch.setattr(CostModel, "work", lambda model, candidate: Work(cost=7.0, attention=7.0))
+    model = CostModel(tiny.traces(), tiny.machine("h100:1x8"))
+    model.attentions = [Attention(64, 8, 8, causal=True)]
+    ring = tiny.candidate(context=8, precision="bfloat16")
+    others = dataclasses.replace(ring, context="all-to-all"), dataclasses.replace(ring, precision="float32")
+    seconds = [model.computation(candidate) for candidate in (ring, *others)]
+    assert seconds == pytest.approx([17 / 7 * seconds[1], seconds[1], seconds[1]])
