@@ -6,6 +6,7 @@ CUDA 13, and cuDNN. The extra `aot` has all. Parsing a target and its published 
 
 import dataclasses
 import importlib.util
+import itertools
 import math
 import os
 import re
@@ -42,6 +43,7 @@ KINDS: Mapping[str, str] = {
 DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2, "tpu7x": 3}
 """TPU -> dimensions of its topology."""
 _CORES = {"tpu7x": 2}  # devices of a chip, where there are several
+_PARTS_OF_A_CUBE = ((1, 1, 1), (1, 2, 2), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 
 # What XLA must know of a GPU to compile for it: cores, their memory, compute capability, and memory, as in
 # xla/backends/gpu/target_config/specs of OpenXLA.
@@ -122,10 +124,7 @@ class HardwareTarget:
             raise ConfigError(
                 f"Compiling for {self.text} needs {names}. Install the extra aot: pip install 'convoy-engine[aot]'."
             )
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        if os.environ["JAX_PLATFORMS"] == "cpu":
-            jax.config.update("jax_platforms", "cpu")  # JAX reads the variable at its import
+        keep_to_cpu()
         try:
             return list(_topology(self))
         except Exception as error:  # the compiler raises C++ errors of any type
@@ -156,9 +155,52 @@ def parse(text: str) -> HardwareTarget | None:
         form = f"{name}:{'x'.join('4' * wanted)}, or with slices *2" if name in DIMENSIONS else f"{name}:HOSTSxGPUS"
         raise ConfigError(f"--hardware={text}: found {rest!r} after {name}. Write {form}. Forms: {FORMS}.")
     target = HardwareTarget(text, name, shape, slices if name in DIMENSIONS else math.prod(shape[:1]))
+    _check_topology(target)
     if target.count > MAX_AXIS:
         raise ConfigError(f"--hardware={text}: found {target.count:,} devices. Allowed are at most {MAX_AXIS:,}.")
     return target
+
+
+def _check_topology(target: HardwareTarget) -> None:
+    """Raises ConfigError if slices have no such topology; hosts of GPUs have any."""
+    if target.platform != "tpu" or _is_topology(target.shape):
+        return
+    chips, dimensions = math.prod(target.shape), len(target.shape)
+    sizes = (1, 2, 4, 8, 16) if dimensions == 2 else (1, 2, *range(4, 33, 4))
+    known = sorted(filter(_is_topology, itertools.combinations_with_replacement(sizes, dimensions)), key=math.prod)
+    below = [shape for shape in known if math.prod(shape) <= chips][-1:]
+    above = [shape for shape in known if math.prod(shape) >= chips][:1]
+    nearest = dict.fromkeys(f"{target.name}:{'x'.join(map(str, shape))}" for shape in (*below, *above))
+    rule = "two equal powers of 2, or one twice the other, up to 16x16"
+    if dimensions == 3:
+        rule = "multiples of 4, or a part of 4x4x4 such as 2x2x4"
+    raise ConfigError(
+        f"--hardware={target.text}: {target.hardware.name} has no topology {'x'.join(map(str, target.shape))}. "
+        f"Dimensions are {rule}. Nearest: {' or '.join(nearest)}."
+    )
+
+
+def _is_topology(shape: tuple[int, ...]) -> bool:
+    """Returns whether Cloud TPU documents a topology, whose dimensions may have any order.
+
+    The compiler accepts more, such as 1x32 and 6x16, which no slice has.
+    """
+    least, *_, most = sorted(shape)
+    if len(shape) == 2:  # 1x1, 2x2, 2x4, 4x4, ... 16x16
+        return shape == (1, 1) or (least in (2, 4, 8, 16) and most in (least, 2 * least) and most <= 16)
+    return all(size % 4 == 0 for size in shape) or tuple(sorted(shape)) in _PARTS_OF_A_CUBE
+
+
+def keep_to_cpu() -> None:
+    """Keeps JAX from starting accelerators of this machine, which an absent target does not need.
+
+    Where the compiler for GPUs is installed and no GPU is, JAX would print a traceback about a missing library. Call it
+    before JAX starts its devices.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    if os.environ["JAX_PLATFORMS"] == "cpu":
+        jax.config.update("jax_platforms", "cpu")  # JAX reads the variable at its import
 
 
 def devices(text: str) -> list[Device]:

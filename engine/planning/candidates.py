@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from engine.config.hardware import AXES
@@ -16,6 +16,8 @@ from engine.planning.machine import Machine
 
 LARGEST = {"tensor": 16, "context": 16, "pipeline": 16, "expert": 64}
 """Axis -> most devices that a candidate has on it; more lose to other axes."""
+SHARED = 16
+"""Most devices that share a row of a batch that a plan proposes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,9 +193,15 @@ class Choices:
     steps: Sequence[int] = (1,)
     unrolled: int | None = None
 
+    @property
+    def batches(self) -> dict[str, int]:
+        """Path of a config field -> rows of a batch."""
+        evaluations = {f"evaluations.{name}.batch_size": size for name, size in self.evaluations.items()}
+        return {"train.global_batch_size": self.rows, **evaluations}
+
     def divides(self, shards: int) -> bool:
         """Returns whether every batch divides over a number of devices."""
-        return all(size % shards == 0 for size in (self.rows, *self.evaluations.values()))
+        return all(size % shards == 0 for size in self.batches.values())
 
     def contexts(self, axes: Mapping[str, int]) -> list[str]:
         """Returns the values of `sharding.context` that each attention of the model allows with the axes of a mesh."""
@@ -289,15 +297,30 @@ def _microbatches(rows: int, stages: int, repeats: int) -> int | None:
     return max(fits, default=None)
 
 
-def divisible(machine: Machine, choices: Choices) -> dict[str, int]:
+def divisible(
+    machine: Machine, choices: Choices, allows: Callable[[tuple[int, ...]], bool] = lambda sizes: True
+) -> dict[str, int]:
     """Returns path of a config field -> next larger batch size, for batches that no mesh of a machine divides.
 
-    The devices that split rows are as few as the other axes of the model allow.
+    The devices that split rows are as few as the other axes of the model allow, where at most `SHARED` devices of a
+    host or slice share a row. Empty if the batches are not the reason why no mesh is possible.
+
+    Args:
+        machine: the devices.
+        choices: what the model and the config allow.
+        allows: whether the parameters divide over a mesh of these sizes.
     """
     any_rows = dataclasses.replace(choices, rows=machine.count, evaluations={})
-    all_axes: list[dict[str, int]] = [dict(zip(AXES, sizes, strict=True)) for sizes, _ in meshes(machine, any_rows)]
-    possible = [axes for axes in all_axes if choices.contexts(axes)]
-    shards = min(axes["data"] * axes["fsdp"] * axes["expert"] * axes["pipeline"] for axes in possible)
-    sizes = {"train.global_batch_size": choices.rows}
-    sizes |= {f"evaluations.{name}.batch_size": size for name, size in choices.evaluations.items()}
-    return {path: -(-size // shards) * shards for path, size in sizes.items() if size % shards}
+    possible: list[tuple[int, tuple[int, ...]]] = []
+    for sizes, _ in meshes(machine, any_rows):
+        axes: dict[str, int] = dict(zip(AXES, sizes, strict=True))
+        if axes["tensor"] * axes["context"] <= min(SHARED, machine.slice_size) and choices.contexts(axes):
+            possible.append((axes["data"] * axes["fsdp"] * axes["expert"] * axes["pipeline"], sizes))
+    shards = next((shards for shards, sizes in sorted(possible) if allows(sizes)), 1)
+    return {path: -(-size // shards) * shards for path, size in choices.batches.items() if size % shards}
+
+
+def fewer_devices(machine: Machine, choices: Choices) -> int:
+    """Returns the largest number of devices, at most those of a machine, that divides every batch."""
+    common = math.gcd(*choices.batches.values())
+    return max(n for n in range(1, min(common, machine.count) + 1) if common % n == 0)

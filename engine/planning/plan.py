@@ -22,7 +22,7 @@ from engine.parallel import targets
 from engine.parallel.targets import HardwareTarget, parse
 from engine.planning import calibration, table
 from engine.planning import machine as machines
-from engine.planning.candidates import Candidate, divisible
+from engine.planning.candidates import Candidate, divisible, fewer_devices
 from engine.planning.cost import CostModel
 from engine.planning.machine import Machine
 from engine.planning.memory import Cost
@@ -56,8 +56,7 @@ def plan_parts(
     train = config.train
     found = parse(target)
     _check(train.global_batch_size, found, compiles, calibrates)
-    if found is None:
-        config = set_up_devices(config)  # creates CPU devices, before JAX starts
+    config = _set_up(config, found)
     kind = found.kind if found else jax.devices()[0].device_kind
     hardware.check_precision(kind, train.precision)
     devices = targets.devices(target) if found is None or compiles else None
@@ -128,6 +127,14 @@ def _check(batch_size: int | str, target: HardwareTarget | None, compiles: int, 
             "train.global_batch_size = auto: a plan keeps the global batch, so it needs a number. Set "
             "--config.train.global_batch_size."
         )
+
+
+def _set_up(config: Config, target: HardwareTarget | None) -> Config:
+    """Sets up the devices at hand, or keeps to a CPU for an absent target; returns the config. Before JAX starts."""
+    if target is None:
+        return set_up_devices(config)
+    targets.keep_to_cpu()
+    return config
 
 
 def _local(on_progress: Callable[[str], None], calibrates: bool) -> Machine:
@@ -212,8 +219,12 @@ def _refusal(result: SearchResult, precision: str) -> str:
 def _impossible(result: SearchResult) -> str:
     """Returns why no mesh is possible, and the settings with which one would be."""
     machine, choices = result.model.machine, result.choices
-    if result.problems:
+    sizes = divisible(machine, choices, result.model.divides)
+    if not sizes:
         return "; ".join(list(result.problems)[:3]) + "."
-    sizes = divisible(machine, choices)
     flags = " ".join(f"--config.{path}={size}" for path, size in sizes.items())
-    return f"its {machine.count} devices do not divide {' and '.join(sizes)}. Use {flags}, or fewer devices."
+    fewer = fewer_devices(machine, choices)
+    return (
+        f"its {machine.count} devices do not divide {' and '.join(f'{x} = {choices.batches[x]}' for x in sizes)}. "
+        f"Use {flags}, or fewer devices{f', such as {fewer}' if fewer > 1 else ''}."
+    )

@@ -40,6 +40,8 @@ def test_every_target_has_a_row_in_the_hardware_table():
         ("v5p:4x4", "found '4x4' after v5p. Write v5p:4x4x4, or with slices *2"),
         ("h100:256", "found '256' after h100. Write h100:HOSTSxGPUS"),
         ("h100:4x8*2", "found '4x8*2' after h100"),
+        ("v5e:3x5", "TPU v5e has no topology 3x5. Dimensions are two equal powers of 2, or one twice the other"),
+        ("v5p:2x2x8", "TPU v5p has no topology 2x2x8. Dimensions are multiples of 4, or a part of 4x4x4"),
         ("v5e:4x0", "found '4x0' after v5e"),
         ("v5e", "found '' after v5e"),
         ("h10:1x8", "there is no hardware 'h10'. Did you mean h100?"),
@@ -48,7 +50,7 @@ def test_every_target_has_a_row_in_the_hardware_table():
 def test_texts_that_are_no_target_name_the_forms(text, problem):
     with pytest.raises(ConfigError, match=re.escape(f"--hardware={text}: {problem}")) as raised:
         parse(text)
-    assert "v5e:16x16*2" in str(raised.value)
+    assert "v5e:16x16*2" in str(raised.value) or "Nearest: v5" in str(raised.value)
 
 
 def test_missing_compiler_names_the_extra(monkeypatch):

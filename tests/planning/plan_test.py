@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from engine.base.errors import ConfigError
-from engine.config import load
+from engine.config import defaults, load
 from engine.config.schema import Evaluation
 from engine.planning import plan
 from tests.planning import tiny as tiny_costs
@@ -95,6 +95,30 @@ def test_batches_that_no_mesh_divides_are_an_error_with_the_settings_to_paste(ou
     train = dataclasses.replace(train, global_batch_size=8)
     small["near"] = dataclasses.replace(small["near"], batch_size=8)
     assert list(plan.plan_parts(dataclasses.replace(config, train=train, evaluations=small), "h100:1x8"))
+
+
+def decoder(width, heads, batch):
+    c = defaults()
+    c.task = {"target": "models.decoder.LanguageModel", "vocabulary": 64, "width": width, "heads": heads, "depth": 2}
+    c.data = {"target": "benchmarks.aot.programs.Tokens", "length": 64}
+    c.train.total, c.train.global_batch_size = "10 steps", batch
+    return c
+
+
+def test_batch_is_named_where_only_meshes_that_split_an_indivisible_parameter_divide_it(outside):
+    small = dataclasses.replace(outside, train=dataclasses.replace(outside.train, global_batch_size=7))
+    words = r"its 18 devices do not divide train.global_batch_size = 7\. Use \S+=18, or fewer devices, such as 7\."
+    with pytest.raises(ConfigError, match=words):
+        list(plan.plan_parts(small, "h100:2x9"))
+    config = decoder(width=32, heads=2, batch=7)
+    with pytest.raises(ConfigError, match=r"Use --config.train.global_batch_size=9, or fewer devices, such as 7\."):
+        list(plan.plan_parts(config, "h100:2x9"))  # tensor=9 divides the batch and no parameter
+
+
+def test_batch_for_very_many_devices_leaves_few_devices_to_a_row():
+    words = "Use --config.train.global_batch_size=4000, or fewer devices, such as 256."
+    with pytest.raises(ConfigError, match=re.escape(words)):
+        list(plan.plan_parts(decoder(width=256, heads=16, batch=256), "h100:4000x8"))
 
 
 def test_plan_that_fits_in_another_precision_alone_is_refused_and_names_it(outside, monkeypatch):
