@@ -5,9 +5,11 @@ main thread waits inside JAX. Process 0 hosts the store during the attempt; a si
 key consists of words separated by `/`; a *folder* is a prefix of keys that ends before a `/`.
 """
 
+import itertools
 import math
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -134,11 +136,31 @@ class _Absent(Exception):
     """The key does not exist, did not appear in time, or already exists."""
 
 
+class _Cancelled(CoordinationError):
+    """Process 0 has cancelled a request."""
+
+
 _ABSENT = re.compile(r"^(NOT_FOUND|DEADLINE_EXCEEDED|ALREADY_EXISTS)\b")
+_ATTEMPTS = 40  # of a request that process 0 cancels
 
 
 def _request(method: str, *arguments: object, **options: object) -> Any:
-    """Calls a method of JAX's client; raises its errors as _Absent or CoordinationError."""
+    """Calls a method of JAX's client; raises its errors as _Absent or CoordinationError.
+
+    Process 0 cancels a few of the requests of a thousand processes. Those that may run twice are repeated.
+    """
+    once = method == "key_value_increment" or options.get("allow_overwrite") is False
+    for attempt in itertools.count(1):
+        try:
+            return _call(method, *arguments, **options)
+        except _Cancelled:
+            if once or attempt == _ATTEMPTS:
+                raise
+        time.sleep(timeouts.CANCELLED_S)
+
+
+def _call(method: str, *arguments: object, **options: object) -> Any:
+    """Calls a method of JAX's client once."""
     import jax
 
     client, answer = _client(), None
@@ -146,10 +168,12 @@ def _request(method: str, *arguments: object, **options: object) -> Any:
         answer = getattr(client, method)(*arguments, **options)
         return answer
     except jax.errors.JaxRuntimeError as error:
-        if _ABSENT.search(first_line(error)):
+        text = first_line(error)
+        if _ABSENT.search(text):
             raise _Absent from error
-        raise CoordinationError(
-            f"process 0, which coordinates the processes, does not answer ({first_line(error)}). The same command "
+        kind = _Cancelled if text.startswith("CANCELLED") else CoordinationError
+        raise kind(
+            f"process 0, which coordinates the processes, does not answer ({text}). The same command "
             "resumes from the newest checkpoint."
         ) from error
     finally:

@@ -37,6 +37,7 @@ COORDINATOR_POLL_S: Final = 0.1
 LONGEST_PROBE_S: Final = 8.0  # between two probes whether process 0 answers, in a large run
 LONGEST_HEARTBEAT_POLL_S: Final = 10.0  # for heartbeats, in a large run
 POLLING_PROCESSES: Final = 250  # with more processes than this, each of them polls less often (`kv_store.poll_period`)
+CANCELLED_S: Final = 0.05  # until a request that process 0 has cancelled is repeated
 VERDICT_READ_S: Final = 86_400.0  # of one read of the first verdict, which a process repeats until there is one
 MAIN_THREAD_S: Final = 2.0  # for the main thread, which knows more, to report the same failure itself
 PEERS_READ_S: Final = 3.0  # process 0, which hosts the store, waits so long for its peers to read its verdict

@@ -5,9 +5,10 @@ import sys
 import threading
 import time
 
+import jax
 import pytest
 
-from engine.cluster import kv_store
+from engine.cluster import kv_store, timeouts
 from tests import runs
 
 
@@ -18,7 +19,6 @@ def empty_store(monkeypatch):
 
 def test_private_client_of_jax_has_every_method_used():
     """Fails with instructions if a new jax moves the client or one of its methods."""
-    import jax
     from jax._src import distributed
     from jax._src.lib import _jax  # pyright: ignore[reportPrivateImportUsage]
 
@@ -131,3 +131,34 @@ def test_three_processes_share_one_store_until_they_leave():
     lines = [line[4:] for line in done.stdout.splitlines()]
     assert sorted(line for line in lines if line.startswith("first")) == ["first False", "first False", "first True"]
     assert sum(line.startswith("error this process has already disconnected") for line in lines) == 3
+
+
+class Cancelling:
+    """A client some of whose requests process 0 cancels, as it does when a thousand processes connect at once."""
+
+    def __init__(self, times):
+        self.left, self.calls = times, 0
+
+    def answer(self, *arguments, **options):
+        self.calls += 1
+        if self.left:
+            self.left -= 1
+            raise jax.errors.JaxRuntimeError("CANCELLED: CANCELLED\nAdditional GRPC error information")
+        return "7"
+
+    blocking_key_value_get = key_value_try_get = key_value_increment = answer
+
+
+def test_cancelled_request_is_repeated_unless_it_could_count_twice(monkeypatch):
+    monkeypatch.setattr(kv_store, "count", lambda: 2)
+    monkeypatch.setattr(timeouts, "CANCELLED_S", 0.0)
+    for request, times, calls in ((lambda: kv_store.get("x", 60), 2, 3), (lambda: kv_store.try_get("x"), 1, 2)):
+        client = Cancelling(times)
+        monkeypatch.setattr(kv_store, "_client", lambda client=client: client)
+        assert (request(), client.calls) == ("7", calls)
+    for request, calls in ((lambda: kv_store.increment("x"), 1), (lambda: kv_store.try_get("x"), 40)):
+        client = Cancelling(1000)
+        monkeypatch.setattr(kv_store, "_client", lambda client=client: client)
+        with pytest.raises(kv_store.CoordinationError, match="CANCELLED"):
+            request()
+        assert client.calls == calls
