@@ -75,14 +75,28 @@ def _described(value: Any, parents: tuple[Any, ...]) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))  # an address differs in each process
 
 
-def decode(decoder: Decoder, data: bytes, where: str) -> Any:
-    """Returns the result of a decoder. Raises DataError, which names the record, if the decoder raises anything."""
+def decode(decoder: Decoder, data: bytes, where: str | Callable[[], str]) -> Any:
+    """Returns the result of a decoder.
+
+    Args:
+        decoder: the decoder.
+        data: its argument.
+        where: name of the record for error texts, or a function that returns it.
+
+    Raises:
+        DataError: the decoder raised anything; the text names the record.
+    """
     try:
         with stage("decode"):
             return decoder(data)
     except DataError as error:
-        raise DataError(f"{where}: {error}") from error
+        raise DataError(f"{_name(where)}: {error}") from error
     except Exception as error:
         raise DataError(
-            f"{where}: {decoder_name(decoder)} failed: {describe(error)} Correct the decoder, or repair the record."
+            f"{_name(where)}: {decoder_name(decoder)} failed: {describe(error)} Correct the decoder, or repair the "
+            "record."
         ) from error
+
+
+def _name(where: str | Callable[[], str]) -> str:
+    return where if isinstance(where, str) else where()

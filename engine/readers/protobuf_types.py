@@ -19,7 +19,8 @@ class RecordType:
     Args:
         name: full name, such as "tensorflow.Example".
         messages: name of each message type -> its fields, as in a file of proto3: "repeated float value = 1; ...". The
-            fields that begin with `oneof` are one group, with the name `kind`.
+            fields that begin with `oneof` are one group, with the name `kind`. "map bytes value = 1" is a map from text
+            to bytes.
     """
 
     def __init__(self, name: str, messages: Mapping[str, str]):
@@ -49,11 +50,18 @@ class RecordType:
             for text in fields.split(";"):
                 *labels, kind, field_name, _, number = text.split()
                 field = message.field.add(name=field_name, number=int(number))
-                field.label = field.LABEL_REPEATED if "repeated" in labels else field.LABEL_OPTIONAL
+                field.label = field.LABEL_REPEATED if {"repeated", "map"} & {*labels} else field.LABEL_OPTIONAL
+                value = field
+                if "map" in labels:
+                    entry = message.nested_type.add(name=f"{field_name.title().replace('_', '')}Entry")
+                    entry.options.map_entry = True
+                    entry.field.add(name="key", number=1, type=field.TYPE_STRING, label=field.LABEL_OPTIONAL)
+                    value = entry.field.add(name="value", number=2, label=field.LABEL_OPTIONAL)
+                    field.type, field.type_name = field.TYPE_MESSAGE, f".{package}.{name}.{entry.name}"
                 if kind in self._messages:
-                    field.type, field.type_name = field.TYPE_MESSAGE, f".{package}.{kind}"
+                    value.type, value.type_name = field.TYPE_MESSAGE, f".{package}.{kind}"
                 else:
-                    field.type = field.Type.Value(f"TYPE_{kind.upper()}")
+                    value.type = field.Type.Value(f"TYPE_{kind.upper()}")
                 if "oneof" in labels:
                     field.oneof_index = 0
                     if not message.oneof_decl:

@@ -3,6 +3,7 @@
 Threads may share these objects. A pickled copy opens the files again.
 """
 
+import bisect
 import os
 from collections.abc import Sequence
 
@@ -42,11 +43,12 @@ class RecordFiles:
     ):
         self.paths, self._states = list(paths), states
         self._copies = self.paths if copies is None else list(copies)
-        self._starts = np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))]).astype(np.int64)
+        starts = np.concatenate([[0], np.cumsum(np.asarray(counts, np.int64))]).astype(np.int64)
+        self._starts: list[int] = starts.tolist()
         self._open = _open_files(self.paths, self._copies, states)
 
     def __len__(self) -> int:
-        return int(self._starts[-1])
+        return self._starts[-1]
 
     def __getstate__(self):
         return {"paths": self.paths, "_copies": self._copies, "_starts": self._starts, "_states": self._states}
@@ -58,7 +60,7 @@ class RecordFiles:
         """Returns (number of the file, number of the record in it). Raises IndexError outside 0 to len - 1."""
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        file = int(np.searchsorted(self._starts, index, side="right")) - 1
+        file = bisect.bisect_right(self._starts, index) - 1  # NumPy takes ten times as long for one number
         return file, int(index - self._starts[file])
 
     def name(self, index: int) -> str:

@@ -4,35 +4,14 @@ An Example maps the name of each feature to a list of bytes, of floats (float32)
 SequenceExample has such features as its context, and maps the name of each sequence to its steps, which are features.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from engine.base.errors import DataError
 from engine.data.examples import Example
-from engine.readers.protobuf_types import RecordType
-from engine.readers.tf_features import FeatureSpec, feature_entry, parse_feature
+from engine.readers.tf_features import FeatureSpec, feature_entry, number_entry, parse_feature
 from engine.readers.tf_sequences import sequence_entry
-
-_EXAMPLE = RecordType(
-    "tensorflow.Example",
-    {
-        "BytesList": "repeated bytes value = 1",
-        "FloatList": "repeated float value = 1",
-        "Int64List": "repeated int64 value = 1",
-        "Feature": "oneof BytesList bytes_list = 1; oneof FloatList float_list = 2; oneof Int64List int64_list = 3",
-        "FeatureEntry": "string key = 1; Feature value = 2",
-        "Features": "repeated FeatureEntry feature = 1",
-        "FeatureList": "repeated Feature feature = 1",
-        "FeatureListEntry": "string key = 1; FeatureList value = 2",
-        "FeatureLists": "repeated FeatureListEntry feature_list = 1",
-        "Example": "Features features = 1; FeatureLists feature_lists = 2",  # of a SequenceExample, context = 1
-    },
-)
-_KINDS = {"bytes_list": "bytes", "float_list": "float32", "int64_list": "int64"}
-
-
-type Values = tuple[str, Sequence[Any]]
-"""The kind of a feature, such as "int64", and its values."""
+from engine.readers.tf_values import Values, raw_features, values_of
 
 
 class TFExample:
@@ -95,16 +74,19 @@ class TFExample:
             return self
         features, sequences, total = _Inferred("feature"), _Inferred("sequence"), 0
         for total, record in enumerate(records, start=1):  # noqa: B007, used after the loop
-            context, lists = _lists(record)
-            for name, values in context.items():
-                features.add(name, values)
+            context, lists = raw_features(record)
+            for name in context:
+                if (values := values_of(context[name])) is not None:
+                    features.add(name, values)
             for name, steps in lists.items():
                 sequences.counts.setdefault(name, [])  # also of a sequence without steps
                 for step in steps:
-                    sequences.add(name, step)
+                    sequences.add(name, values_of(step))
         found = features.specs({name for name, counts in features.counts.items() if len(counts) == total})
         if self.sequences is not None:
-            return TFExample(found, {name: f.decode or f[:3] for name, f in self.sequences.items()})
+            return TFExample(
+                found, {name: f.decode or (f.dtype, f.shape, f.default) for name, f in self.sequences.items()}
+            )
         if not found and not sequences.counts:
             raise DataError("the records hold no features: they are no tf.train.Example. Name a decoder.")
         return TFExample(found, sequences.specs({*sequences.counts}))
@@ -117,10 +99,16 @@ class TFExample:
         """
         if self.features is None or self.sequences is None:
             return self.inferred([record])(record)
-        context, lists = _lists(record)
-        found = {name: feature_entry(name, feature, context) for name, feature in self.features.items()}
+        context, lists = raw_features(record)
+        found = {}
+        for name, feature in self.features.items():
+            stored = context.get(name)
+            entry = None if stored is None else number_entry(feature, stored)
+            if entry is None:
+                entry = feature_entry(name, feature, None if stored is None else values_of(stored), context)
+            found[name] = entry
         for name, feature in self.sequences.items():
-            found[name] = sequence_entry(name, feature, lists.get(name, []))
+            found[name] = sequence_entry(name, feature, [values_of(step) for step in lists.get(name, ())])
         return found
 
 
@@ -159,17 +147,3 @@ def _check_names(features: Mapping[str, Any], sequences: Mapping[str, Any]) -> N
             f"{min(both)!r} is a feature of the context and a sequence. Name the one to read: TFExample(features="
             "{...}, sequences={...})."
         )
-
-
-def _lists(record: bytes) -> tuple[dict[str, Values], dict[str, list[Values | None]]]:
-    """Returns name -> values of each feature that has a list of values, and name -> steps of each sequence."""
-    message = _EXAMPLE.parse(record)
-    # A map is a list of entries on the wire; of two entries of a name, the last counts.
-    features = {entry.key: _values(entry.value) for entry in message.features.feature}
-    sequences = {entry.key: list(map(_values, entry.value.feature)) for entry in message.feature_lists.feature_list}
-    return {name: values for name, values in features.items() if values is not None}, sequences
-
-
-def _values(feature: Any) -> Values | None:
-    kind = feature.WhichOneof("kind")
-    return (_KINDS[kind], getattr(feature, kind).value) if kind else None

@@ -70,7 +70,7 @@ class TFRecord(BaseSource):
 
     def __getitem__(self, index: int) -> Example:
         """Returns one example. Raises DataError, which names the file and the record, if it cannot be read."""
-        return decode(self._decoder, self.record(index), self._files.name(index))
+        return decode(self._decoder, self.record(index), lambda: self._files.name(index))
 
     def record(self, index: int) -> bytes:
         """Returns the data of a record. Raises DataError if it is damaged."""

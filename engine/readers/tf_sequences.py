@@ -7,9 +7,10 @@ import numpy as np
 
 from engine.base.errors import DataError
 from engine.readers.tf_features import IMAGE, Feature, as_objects, feature_entry
+from engine.readers.tf_values import Values
 
 
-def sequence_entry(name: str, feature: Feature, steps: Sequence[tuple[str, Sequence[Any]] | None]) -> Any:
+def sequence_entry(name: str, feature: Feature, steps: Sequence[Values | None]) -> Any:
     """Returns the values of a sequence: an array `[steps, ...]`, or a list of arrays if steps differ in length.
 
     Args:
@@ -23,7 +24,7 @@ def sequence_entry(name: str, feature: Feature, steps: Sequence[tuple[str, Seque
     entries = []
     for number, step in enumerate(steps):
         try:
-            entries.append(feature_entry(name, feature, {} if step is None else {name: step}))
+            entries.append(feature_entry(name, feature, step))
         except DataError as error:
             raise DataError(f"step {number}: {error}") from error
     if not entries:

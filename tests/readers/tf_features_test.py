@@ -15,10 +15,10 @@ def test_descriptions_are_parsed():
 
 
 def test_missing_feature_has_its_default_or_no_elements():
-    assert feature_entry("x", Feature("float32", (2,), 0.5), {}).tolist() == [0.5, 0.5]
-    assert feature_entry("x", Feature("int8", (None, 3)), {}).shape == (0, 3)
+    assert feature_entry("x", Feature("float32", (2,), 0.5), None).tolist() == [0.5, 0.5]
+    assert feature_entry("x", Feature("int8", (None, 3)), None).shape == (0, 3)
     with pytest.raises(DataError, match=r"feature 'x' is missing.*Did you mean xy\?"):
-        feature_entry("x", Feature("int8", ()), {"xy": ("int64", [1])})
+        feature_entry("x", Feature("int8", ()), None, ["xy"])
 
 
 def test_objects_keep_zeros_at_their_ends():
