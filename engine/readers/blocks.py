@@ -28,6 +28,7 @@ class BlockCache[T]:
     def _clear(self) -> None:
         self._lock = threading.Lock()
         self._blocks: OrderedDict[Hashable, Future[tuple[T, int]]] = OrderedDict()
+        self._ready: dict[Hashable, T] = {}  # those that are read: a Future takes 2 us to return its result
         self._size = 0
 
     def __getstate__(self) -> tuple[int, Callable[..., tuple[T, int]]]:
@@ -42,6 +43,8 @@ class BlockCache[T]:
         with self._lock:
             if known := key in self._blocks:
                 self._blocks.move_to_end(key)
+                if key in self._ready:
+                    return self._ready[key]
             else:
                 self._blocks[key] = Future()
             block = self._blocks[key]
@@ -55,11 +58,12 @@ class BlockCache[T]:
             block.set_exception(error)
             raise
         with self._lock:
-            self._size += block.result()[1]
+            self._ready[key], size = block.result()
+            self._size += size
             for old, kept in list(self._blocks.items()):
                 if self._size <= self._limit:
                     break
-                if old != key and kept.done():
+                if old != key and old in self._ready:
                     self._size -= kept.result()[1]
-                    del self._blocks[old]
+                    del self._blocks[old], self._ready[old]
         return block.result()[0]

@@ -101,6 +101,7 @@ class Mcap(BaseSource):
         self._logs = [_log(index, self.topics, max_age_s) for index in indexes]
         self._files = RecordFiles(paths, [log.examples for log in self._logs], self.file_states)
         self._messages = Messages(self._files)
+        self._names = [os.path.basename(path) for path in paths]
         if not any(len(log.chosen) for log in self._logs):
             raise DataError(
                 f"{shown(paths[0])}: none of {len(paths)} logs has an example with a message of each of "
@@ -116,19 +117,22 @@ class Mcap(BaseSource):
 
     def __getitem__(self, index: int) -> Example:
         """Returns one example. Raises DataError, which names the log, if a message is damaged."""
-        file, log, where, chosen = self._locate(index)
-        path, times = self._files.paths[file], log.time[chosen]
+        file, log, chosen = self._locate(index)
+        messages = chosen.tolist()
+        times = [int(log.time[message]) for message in messages]  # NumPy takes longer for a few numbers
         example: dict[str, Any] = {
             "time": np.array((times[0] - log.start) * NS),
-            "age": ((times[0] - times) * NS).astype(np.float32),
-            "log": os.path.basename(path),
+            "age": np.array([(times[0] - time) * NS for time in times], np.float32),
+            "log": self._names[file],
             "log_time": str(times[0]),
         }
-        for topic, message in zip(self.topics, chosen.tolist(), strict=True):
-            data = self._read(file, log, message, where)
-            example[topic] = decode(self._decoders[topic], data, f"{where}, {topic}")
+        for topic, message in zip(self.topics, messages, strict=True):
+            data = self._read(file, log, message, chosen)
+            example[topic] = decode(
+                self._decoders[topic], data, lambda topic=topic: f"{self._where(file, log, chosen)}, {topic}"
+            )
         for path, decoder in self._decode:
-            _replace(example, path, decoder, where)
+            _replace(example, path, decoder, self._where(file, log, chosen))
         return example
 
     def fingerprint(self) -> str:
@@ -136,9 +140,9 @@ class Mcap(BaseSource):
         found = hashlib.blake2b(SEPARATOR.join(file_names(self._files.paths)).encode(), digest_size=16)
         for index in evenly_spaced(len(self), FINGERPRINT_EXAMPLES):
             try:
-                file, log, where, chosen = self._locate(index)
+                file, log, chosen = self._locate(index)
                 for message in chosen.tolist():
-                    found.update(self._read(file, log, message, where))
+                    found.update(self._read(file, log, message, chosen))
             except DataError:  # training reports the error when it reads this example
                 found.update(b"cannot be read")
         used = [*self._decoders.items(), *((".".join(path), decoder) for path, decoder in self._decode)]
@@ -146,31 +150,34 @@ class Mcap(BaseSource):
         parts = [*sampled_files(self._files.paths), f"messages {found.hexdigest()}"]
         return SEPARATOR.join([*parts, f"{len(self)} examples", f"topics {topics}".replace(SEPARATOR, " ")])
 
-    def _locate(self, index: int) -> tuple[int, _Log, str, np.ndarray]:
-        """Returns the file of an example, its log, its name in error texts, and its messages `[topics]`."""
+    def _locate(self, index: int) -> tuple[int, _Log, np.ndarray]:
+        """Returns the file of an example, its log, and its messages `[topics]`."""
         file, number = self._files.locate(index)
-        log, path = self._logs[file], shown(self._files.paths[file])
+        log = self._logs[file]
         if number == len(log.chosen):
             raise DataError(
-                f"{path}: the log is damaged or ends at byte {log.damage[0]}, and messages after it cannot be found. "
-                "Copy it again, or write what is left to a new log: mcap recover FILE -o NEW."
+                f"{shown(self._files.paths[file])}: the log is damaged or ends at byte {log.damage[0]}, and messages "
+                "after it cannot be found. Copy it again, or write what is left to a new log: mcap recover FILE -o NEW."
             )
-        chosen = log.chosen[number]
-        return file, log, f"{path}, message of {self.topics[0]} at {log.time[chosen[0]]} ns", chosen
+        return file, log, log.chosen[number]
 
-    def _read(self, file: int, log: _Log, message: int, where: str) -> bytes:
+    def _where(self, file: int, log: _Log, chosen: np.ndarray) -> str:
+        """Returns the name of an example in error texts."""
+        return f"{shown(self._files.paths[file])}, message of {self.topics[0]} at {log.time[chosen[0]]} ns"
+
+    def _read(self, file: int, log: _Log, message: int, chosen: np.ndarray) -> bytes:
         try:
             return self._messages.read(file, int(log.chunk[message]), int(log.offset[message]))
         except DataError as error:
-            raise DataError(f"{where}: {error}") from error
+            raise DataError(f"{self._where(file, log, chosen)}: {error}") from error
 
     def _first_values(self, topic: str) -> list[Any]:
         """Returns the values of the JSON messages of a topic in the first examples."""
         number, read, values = self.topics.index(topic), default_decoder("json", lambda value: value), []
         for index in range(min(len(self), SPEC_TRIES)):
             with contextlib.suppress(DataError):  # training reports the error when it reads this example
-                file, log, where, chosen = self._locate(index)
-                values.append(read(self._read(file, log, int(chosen[number]), where)))
+                file, log, chosen = self._locate(index)
+                values.append(read(self._read(file, log, int(chosen[number]), chosen)))
         return values
 
     def _path_of(self, field: str) -> list[str]:
