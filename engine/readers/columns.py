@@ -170,6 +170,17 @@ def plain(array: Any) -> Any:
     return array.cast(pa.large_binary()) if pa.types.is_binary_view(array.type) else array
 
 
+def whole(chunks: Any) -> Any:
+    """Returns a pyarrow column as one array."""
+    import pyarrow as pa
+
+    if chunks.num_chunks == 1:
+        return chunks.chunk(0)
+    if pa.types.is_string(chunks.type) or pa.types.is_binary(chunks.type):  # an array of these holds 2 GiB at most
+        chunks = chunks.cast(pa.large_string() if pa.types.is_string(chunks.type) else pa.large_binary())
+    return chunks.unify_dictionaries().combine_chunks()
+
+
 def _numbers(array: Any, name: str) -> np.ndarray:
     """Returns a view of integers, floats, or times and durations as integers in their own unit."""
     import pyarrow as pa
@@ -233,7 +244,8 @@ class _Numbers(_Checked):
 
     def row(self, index: int) -> Example:
         self._check(index)
-        return self.values[index].copy()
+        found = self.values[index]
+        return found if self.values.ndim == 1 else found.copy()  # a number is no view
 
     def rows(self, start: int, stop: int) -> Examples:
         self._check(slice(start, stop))
