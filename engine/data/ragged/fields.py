@@ -21,6 +21,7 @@ from engine.data.source import BaseSource, Example, source_name
 
 ADDED = ("mask", "segment_ids", "positions")
 """Entries that padding and packing add to an example."""
+_ADDED = frozenset(ADDED)
 REPORT_S = 10.0  # between two lines about the progress of measuring lengths
 
 type Fields = str | Sequence[str] | Mapping[str, str | Sequence[str]]
@@ -56,6 +57,7 @@ class Ragged:
         self.unreadable: list[int] = []
         """Examples that `measure` could not read."""
         self.fields = [name for names in self.axes.values() for name in names]
+        self._names = frozenset(self.fields)
         if not self.axes or not all(self.axes.values()):
             raise DataError(f"{owner}: fields = {fields!r}: name at least one ragged field.")
         if twice := sorted({name for name in self.fields if self.fields.count(name) > 1}):
@@ -84,34 +86,50 @@ class Ragged:
 
     def read(self, source: BaseSource, index: int) -> RaggedExample:
         """Returns an example of the source. Raises DataError if it cannot be read or lacks a field."""
-        where = f"Example {index} of {source_name(source)}"
+
+        def where() -> str:
+            return f"Example {index} of {source_name(source)}"
+
         try:
             example = source[index]
         except Exception as error:
             raise DataError(
-                f"{where}: {type(error).__name__}: {error}. Read it with source[{index}]; repair it or leave it out."
+                f"{where()}: {type(error).__name__}: {error}. Read it with source[{index}]; repair it or leave it out."
             ) from error
         return self.split(example, where)
 
-    def split(self, example: Example, where: str) -> RaggedExample:
-        """Splits an example. Raises DataError if it lacks a field, or if the fields of an axis differ in length."""
+    def split(self, example: Example, where: Callable[[], str]) -> RaggedExample:
+        """Splits an example; `where` returns its name in error texts.
+
+        Raises:
+            DataError: it lacks a field, or the fields of an axis differ in length.
+        """
         if not isinstance(example, dict):
-            raise DataError(f"{where} is a {type(example).__name__}. A ragged example is a dict of arrays.")
-        if missing := [name for name in self.fields if name not in example]:
-            raise DataError(f"{where} has no `{missing[0]}`, found {', '.join(map(str, example))}. Correct `fields`.")
-        if taken := [name for name in ADDED if name in example]:
-            raise DataError(f"{where} has an entry `{taken[0]}`, which the engine adds itself. Rename it.")
-        fields = {name: _as_array(example[name], f"{where}: {name}") for name in self.fields}
+            raise DataError(f"{where()} is a {type(example).__name__}. A ragged example is a dict of arrays.")
+        if not self._names <= example.keys():
+            missing = next(name for name in self.fields if name not in example)
+            raise DataError(f"{where()} has no `{missing}`, found {', '.join(map(str, example))}. Correct `fields`.")
+        if not _ADDED.isdisjoint(example):
+            taken = next(name for name in ADDED if name in example)
+            raise DataError(f"{where()} has an entry `{taken}`, which the engine adds itself. Rename it.")
+        fields = {
+            name: value if type(value := example[name]) is np.ndarray else _as_array(value, name, where)
+            for name in self.fields
+        }
         lengths = []
         for names in self.axes.values():
-            found = {name: fields[name].shape[:1] for name in names}
-            if len(set(found.values())) > 1 or () in found.values():
-                texts = ", ".join(f"{name} {list(fields[name].shape)}" for name in names)
-                raise DataError(
-                    f"{where}: ragged fields of one axis are arrays with one first dimension, found {texts}. Correct "
-                    "the example, or name an axis for each length: fields={'agents': ['history'], 'lanes': ['points']}."
-                )
-            lengths.append(len(fields[names[0]]))
+            length = None
+            for name in names:
+                shape = fields[name].shape
+                if not shape or length not in (None, shape[0]):
+                    texts = ", ".join(f"{name} {list(fields[name].shape)}" for name in names)
+                    raise DataError(
+                        f"{where()}: ragged fields of one axis are arrays with one first dimension, found {texts}. "
+                        "Correct the example, or name an axis for each length: "
+                        "fields={'agents': ['history'], 'lanes': ['points']}."
+                    )
+                length = shape[0]
+            lengths.append(length)
         rest = {name: value for name, value in example.items() if name not in fields}
         return RaggedExample(fields, rest, tuple(lengths))
 
@@ -176,13 +194,13 @@ class Ragged:
             output.show(f"warning: {count} of {len(source):,} examples of {name} cannot be read.")
 
 
-def _as_array(value: PyTree, where: str) -> np.ndarray:
+def _as_array(value: PyTree, name: str, where: Callable[[], str]) -> np.ndarray:
     try:
         return np.asarray(value)
     except ValueError as error:  # lists of several lengths
         raise DataError(
-            f"{where} holds lists of several lengths, and only the first dimension of a ragged field may differ. Pad "
-            "the inner lists in a source of your own, or join them and add their lengths as a field."
+            f"{where()}: {name} holds lists of several lengths, and only the first dimension of a ragged field may "
+            "differ. Pad the inner lists in a source of your own, or join them and add their lengths as a field."
         ) from error
 
 

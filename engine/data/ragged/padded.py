@@ -214,36 +214,43 @@ class Padded(BaseSource):
             return self._padded(examples, indices, self.shapes[shape])
 
     def _padded(self, examples: Sequence[RaggedExample], indices: np.ndarray, limits: tuple[int, ...]) -> Examples:
+        counts = np.array([example.lengths for example in examples])  # [batch, axes]
+        if (counts > limits).any() or not self._are_alike(examples):
+            self._raise_unlike(examples, indices, limits)
         batch = {}
-        for example, number in zip(examples, indices.tolist(), strict=True):
-            if any(own > limit for own, limit in zip(example.lengths, limits, strict=True)):
-                raise self._too_long(number, example.lengths)
-            self._check_like(example, examples[0], number)
         for axis, (names, length) in enumerate(zip(self.ragged.axes.values(), limits, strict=True)):
             for name in names:
                 first = examples[0].fields[name]
                 batch[name] = zeros((len(examples), length, *first.shape[1:]), first.dtype)
                 for row, example in zip(batch[name], examples, strict=True):
                     row[: example.lengths[axis]] = example.fields[name]
-        counts = np.array([example.lengths for example in examples])  # [batch, axes]
         masks = [np.arange(length) < counts[:, axis, None] for axis, length in enumerate(limits)]
         batch["mask"] = self.ragged.by_axis(masks)
         batch["segment_ids"] = self.ragged.by_axis([mask.astype(np.int32) for mask in masks])
-        batch["positions"] = self.ragged.by_axis(
-            [np.where(mask, np.arange(mask.shape[1], dtype=np.int32), 0).astype(np.int32) for mask in masks]
-        )
+        batch["positions"] = self.ragged.by_axis([np.arange(mask.shape[1], dtype=np.int32) * mask for mask in masks])
         name = source_name(self.source)
         rest = stack_examples([example.rest for example in examples], lambda row: f"{indices[row]} of {name}")
         return {**rest, **batch}
 
-    def _check_like(self, example: RaggedExample, first: RaggedExample, number: int) -> None:
-        for name, field in example.fields.items():
-            other = first.fields[name]
-            if field.shape[1:] != other.shape[1:] or field.dtype != other.dtype:
-                raise DataError(
-                    f"Example {number} of {source_name(self.source)}: {name} is {field.dtype}{list(field.shape)}, but "
-                    f"{other.dtype}{list(other.shape)} in other examples. Only the first dimension may differ."
-                )
+    def _are_alike(self, examples: Sequence[RaggedExample]) -> bool:
+        """Returns whether a field has one dtype and one shape in all examples, except for its first dimension."""
+        return all(
+            len({(found.shape[1:], found.dtype) for found in [example.fields[name] for example in examples]}) == 1
+            for name in self.ragged.fields
+        )
+
+    def _raise_unlike(self, examples: Sequence[RaggedExample], indices: np.ndarray, limits: tuple[int, ...]) -> None:
+        """Raises DataError for the first example that is too long, or that differs from the one before all others."""
+        for example, number in zip(examples, indices.tolist(), strict=True):
+            if any(own > limit for own, limit in zip(example.lengths, limits, strict=True)):
+                raise self._too_long(number, example.lengths)
+            for name, field in example.fields.items():
+                other = examples[0].fields[name]
+                if field.shape[1:] != other.shape[1:] or field.dtype != other.dtype:
+                    raise DataError(
+                        f"Example {number} of {source_name(self.source)}: {name} is {field.dtype}{list(field.shape)}, "
+                        f"but {other.dtype}{list(other.shape)} in other examples. Only the first dimension may differ."
+                    )
 
 
 class Bucketed(Padded):
