@@ -3,10 +3,12 @@
 `verbs.py` lists the verbs. They import heavy libraries only when they run, so that `convoy --help` answers at once.
 """
 
+from engine.base.host import collect_rarely, oom_kills
 from engine.cli.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":
     restart_with_huge_pages()  # before the imports below, which the restarted program would repeat
+    collect_rarely()
 
 import argparse
 import contextlib
@@ -18,7 +20,6 @@ from collections.abc import Sequence
 from typing import NoReturn
 
 from engine.base.errors import ConfigError, EngineEnd
-from engine.base.host import oom_kills
 from engine.cli.arguments import make_parser, parse, split_overrides
 from engine.cli.verbs import VERBS, Verb
 from engine.cluster import group, output, parent, processes, shutdown, signal_thread, verdict
@@ -168,6 +169,7 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
     """
     output.guard()
     restart_with_huge_pages()
+    collect_rarely()
     words = list(sys.argv[1:] if argv is None else argv)
     _continue_in_child(words)
     verdict.begin()

@@ -14,7 +14,7 @@ from engine.training.state import TrainState
 
 
 class CompileAhead:
-    """Compiles evaluations, in their order. A context manager, whose block a thread accompanies.
+    """Compiles evaluations, in their order, in a thread. A context manager: the thread ends with its block.
 
     If the run ends early, the rest is left out. With several processes all are compiled: on GPUs the processes share
     the work of tuning kernels, so one that left out an evaluation would let the others wait.
@@ -34,21 +34,25 @@ class CompileAhead:
         self._thread = RunThread(self._run, "compile-evaluations", daemon=False)
 
     def __enter__(self) -> "CompileAhead":
-        if self._evaluations:
-            self._thread.start()
         return self
+
+    def start(self) -> None:
+        """Starts the thread, unless it was started before."""
+        if self._evaluations and self._thread.ident is None:
+            self._thread.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._stop = identity.count() == 1
-        if kind is None and self._evaluations:  # a run that is asked to stop may have only seconds to end
+        if kind is None and self._thread.ident is not None:  # a run that is asked to stop may have only seconds to end
             self._thread.join()
 
     def wait(self, evaluation: Evaluator) -> None:
         """Waits until an evaluation is compiled, if it is to be; the stopwatch counts the time as compilation."""
         ended = self._ended.get(evaluation.name)
         if ended is not None and not ended.is_set():
+            self.start()
             with self._phase(COMPILING):
                 ended.wait()
 

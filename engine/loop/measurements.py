@@ -61,6 +61,8 @@ class Measurements:
         self._evaluations = [(evaluation, evaluation.period(size)) for evaluation in self.evaluations]
         self._calls = {name: (call, size.period(config.hooks[name].every)) for name, call in calls.items()}
         self._ready: Callable[[Evaluator], None] = lambda evaluation: None
+        self.compile_ahead: Callable[[], None] = lambda: None
+        """Starts the thread that compiles evaluations."""
 
     def _period(self, metric: str) -> Period:
         """Returns the steps at which an evaluation or a hook measures a metric."""
@@ -77,10 +79,10 @@ class Measurements:
 
     @contextlib.contextmanager
     def compiled_ahead(self, step: int, phase: Phases) -> Iterator[None]:
-        """Compiles the evaluations that are due at a step or later, while the block runs."""
+        """Lets `compile_ahead` compile the evaluations that are due at a step or later, while the block runs."""
         due = [evaluation for evaluation, _ in self._evaluations if evaluation.is_due(self._size, step)]
         with CompileAhead(due, self._program.abstract_state, self._program.compiler, phase) as ahead:
-            self._ready = ahead.wait
+            self._ready, self.compile_ahead = ahead.wait, ahead.start
             yield
 
     def events(

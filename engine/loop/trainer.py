@@ -30,7 +30,7 @@ from engine.loop.dispatcher import Dispatcher
 from engine.loop.divergence import Divergence
 from engine.loop.events.divergence import DivergenceCheck, Rollback
 from engine.loop.events.event import Boundary, Event, EventSchedule
-from engine.loop.events.save import PrepareSaves, Save
+from engine.loop.events.save import Prepare, Save
 from engine.loop.hooks import Hook
 from engine.loop.inputs import TrainInputs
 from engine.loop.observers import LateObserver
@@ -120,6 +120,7 @@ class Trainer:
         self._preemption = Preemption(lambda: self._phase.name)
         self._phase = Phases(directory.stopwatch, self._watchdog)
         self._recorder: Recorder | None = None
+        self._flops: FlopsCount | None = None
         self._dispatcher: Dispatcher | None = None
         self._row: dict[str, float] = {}  # training metrics of the latest logging interval
         self._results: dict[str, float] = {}  # latest results of evaluations and hooks; `Results` updates them
@@ -255,7 +256,7 @@ class Trainer:
         period = self._size.period(self.config.log.every)
         more = self._inputs.drawn_shares if group.is_primary() else lambda first, last: {}
         receivers = Receivers(self._receive_row, self._on_phase, self._receive_values, more)
-        flops = FlopsCount(lambda: self.program.flops_per_step, self.say)
+        self._flops = flops = FlopsCount(lambda: self.program.flops_per_step, self.say)
         observers = [LateObserver(path, self) for path in self._observers if group.is_primary()]
         with open_recorder(
             self.program, self.config, self.directory, period, receivers, observers, flops
@@ -264,7 +265,6 @@ class Trainer:
             if programs:
                 padding = {} if (ragged := self._inputs.ragged) is None else ragged.metrics
                 self._recorder.note(step, {"compile_s": self.program.compile_s, **padding})
-                flops.start()
             yield self._recorder
 
     @contextlib.contextmanager
@@ -308,6 +308,11 @@ class Trainer:
                 step=step,
             )
 
+    def _late_starts(self) -> list[Callable[[], None]]:
+        """Returns the starts of the threads that trace, and would delay the first step."""
+        found = [] if self._flops is None else [self._flops.start]
+        return found if self._measurements is None else [*found, self._measurements.compile_ahead]
+
     def _events(self, dispatcher: Dispatcher) -> list[Event]:
         """Returns all events, in the order in which they run at a boundary."""
         recorder = dispatcher.recorder
@@ -338,7 +343,8 @@ class Trainer:
             from engine.loop.events.profile import ProfileEvent
 
             profile = [ProfileEvent(dispatcher.profile)]
-        return [PrepareSaves(checkpoints.prepare, self.step), divergence, *checks, save, *measured, *profile]
+        prepare = Prepare(checkpoints.prepare, self.step, self._late_starts())
+        return [prepare, divergence, *checks, save, *measured, *profile]
 
     def _poll(self) -> None:
         """Updates the stopwatch; polls the lease, files and saves: at each boundary, and every POLL_S or so."""

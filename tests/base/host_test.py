@@ -1,5 +1,6 @@
 """Limits of the memory and counts of killed processes, from the files of Linux."""
 
+import gc
 import os
 import sys
 import time
@@ -8,7 +9,7 @@ import pytest
 
 from engine.base import host
 from engine.base.errors import ConfigError
-from engine.base.host import HostMemory
+from engine.base.host import HostMemory, collect_as_usual, collect_rarely
 
 GIB = 2**30
 UNLIMITED = str(2**63 - 4096)  # of a control group of version 1
@@ -152,3 +153,18 @@ def test_limit_of_virtual_memory_that_is_too_low_for_jax_is_refused(monkeypatch)
         ConfigError, match=r"^ulimit -v: the limit .* is 3\.0 GiB, and JAX needs 3\.6 GiB with 64 cores"
     ):
         host.check_virtual_memory()
+
+
+def test_garbage_is_collected_rarely_until_the_run_has_started():
+    before = gc.get_threshold()
+    try:
+        gc.set_threshold(700, 10, 10)
+        collect_as_usual()  # without `collect_rarely`
+        assert gc.get_threshold() == (700, 10, 10)
+        collect_rarely()
+        collect_rarely()
+        assert gc.get_threshold()[0] > 7000
+        collect_as_usual()
+        assert gc.get_threshold() == (700, 10, 10)
+    finally:
+        gc.set_threshold(*before)

@@ -360,15 +360,15 @@ def test_train_yields_each_boundary_after_its_events(tmp_path):
     trainer, seen = trainer_of(tmp_path), []
     for boundary in trainer.train():
         seen.append((boundary.step, trainer.checkpoints.results(boundary.step) != {}))
-    # The boundary at step 1 is that of PrepareSaves.
-    assert seen == [(0, False), (1, False), (4, True), (5, False), (8, True), (10, True)]
+    # The boundary at step 2 is that of Prepare.
+    assert seen == [(0, False), (2, False), (4, True), (5, False), (8, True), (10, True)]
     assert trainer.checkpoints.store.steps() == [5, 10]
 
 
 def test_closing_the_generator_ends_the_run_without_a_save(tmp_path):
     trainer = trainer_of(tmp_path)
     with contextlib.closing(trainer.train()) as boundaries:
-        assert next(boundary.step for boundary in boundaries if boundary.step > 1) == 4
+        assert next(boundary.step for boundary in boundaries if boundary.step > 2) == 4
     assert trainer.step == 4 and trainer.checkpoints.store.steps() == []
     trainer.directory.close()
     assert engine.train(runs.config(), workdir=tmp_path).step == 10

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.base.duration import Period
+from engine.base.host import collect_as_usual
 from engine.base.types import Json, PyTree
 from engine.checkpoint.checkpointer import Checkpointer
 from engine.checkpoint.store import StorageError
@@ -85,19 +86,27 @@ def _position_of_all(position: Mapping[str, Json]) -> Mapping[str, Json]:
 
 
 @dataclass(eq=False)
-class PrepareSaves:
-    """Compiles the computations of a save after the first step is dispatched, so that they do not delay it."""
+class Prepare:
+    """Starts what the first step does not need, once the second step is dispatched, so that it delays neither.
+
+    It compiles the computations of a save, and starts threads that trace.
+    """
 
     prepare: Callable[[PyTree], None]
     first_step: int
+    starts: Sequence[Callable[[], None]] = ()
+    """Each starts a thread."""
     done: bool = False
     phase = PREPARING
     ends_dispatch = False
     runs_at_end = False
 
     def next_step(self, after: int) -> float:
-        return math.inf if self.done else max(self.first_step, after) + 1
+        return math.inf if self.done else max(self.first_step + 2, after + 1)
 
     def run(self, boundary: Boundary) -> None:
         self.done = True
+        collect_as_usual()
+        for start in self.starts:
+            start()
         self.prepare(boundary.state.to_checkpoint())

@@ -8,7 +8,7 @@ import pytest
 
 from engine.base.duration import Duration, Period
 from engine.loop.events.event import Boundary
-from engine.loop.events.save import PrepareSaves, Save
+from engine.loop.events.save import Prepare, Save
 
 POLICY = SimpleNamespace(is_clock=False, due=lambda step: step == 4, next_step=lambda after: (after // 4 + 1) * 4)
 BEST = Period(Duration(3, "steps"), 16, 64, 10, at_end=False)
@@ -44,9 +44,9 @@ def test_evaluation_that_selects_the_best_makes_a_save_due():
     assert (save([BEST]).next_step(2), save().next_step(2)) == (3, 4)
 
 
-def test_saves_are_prepared_once_after_the_first_step():
+def test_what_the_first_step_does_not_need_starts_once_after_the_second():
     prepared = []
-    event = PrepareSaves(prepared.append, first_step=5)
-    assert (event.next_step(4), event.next_step(7)) == (6, 8)
-    event.run(at(6, state=SimpleNamespace(to_checkpoint=lambda: "state")))
-    assert prepared == ["state"] and event.next_step(6) == math.inf
+    event = Prepare(prepared.append, first_step=5, starts=[lambda: prepared.append("thread")])
+    assert (event.next_step(4), event.next_step(7)) == (7, 8)
+    event.run(at(7, state=SimpleNamespace(to_checkpoint=lambda: "state")))
+    assert prepared == ["thread", "state"] and event.next_step(7) == math.inf
