@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from engine.base.errors import TaskError
+from engine.config import hardware
 from engine.config.schema import MeshSpec
 from engine.layers import cross_entropy, loss
 from engine.parallel.layout import Layout, active
@@ -73,3 +74,33 @@ def test_large_logits_are_finite_and_half_precision_is_close():
 def test_indivisible_chunks_raise_task_error():
     with pytest.raises(TaskError, match="chunks = 3 does not divide the 8 positions"):
         cross_entropy(X, KERNEL, LABELS, chunks=3)
+
+
+def test_logits_of_a_gpu_may_take_a_share_of_its_memory(monkeypatch):
+    mesh = make_mesh(MeshSpec(), jax.devices()[:1])
+    h100 = hardware.DEVICES["NVIDIA H100 80GB HBM3"]
+    found = []
+    for platform, device in [("gpu", h100), ("gpu", None), ("tpu", h100), ("cpu", h100)]:
+        monkeypatch.setattr(hardware, "find", lambda kind, device=device: device)
+        monkeypatch.setattr(Layout, "platform", platform)
+        with active(Layout(mesh=mesh)):
+            found.append(loss._chunks(4, 2048, 2048, 32768))
+    assert found == [1, 4, 4, 4]
+
+
+def test_half_precision_chunks_round_the_kernel_once_on_an_accelerator(monkeypatch):
+    monkeypatch.setattr(Layout, "platform", "gpu")
+    x, kernel = X.astype(jnp.bfloat16), KERNEL.astype(jnp.float32)
+
+    def gradients(chunks):
+        def total(x, kernel):
+            return cross_entropy(x, kernel, LABELS, chunks=chunks).sum()
+
+        return jax.grad(total, argnums=(0, 1))(x, kernel)
+
+    text = str(jax.make_jaxpr(lambda: gradients(4))())
+    assert text.count("bf16[16,32] = convert_element_type") == 1
+    (d_x, d_kernel), (whole_x, whole_kernel) = gradients(4), gradients(1)
+    assert d_kernel.dtype == jnp.float32
+    np.testing.assert_allclose(d_x.astype(jnp.float32), whole_x.astype(jnp.float32), rtol=0.02, atol=0.02)
+    np.testing.assert_allclose(d_kernel, whole_kernel, rtol=0.02, atol=0.02)

@@ -21,18 +21,30 @@ def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
     return _matmul_2d(x.reshape(-1, x.shape[-1]), kernel).reshape(*x.shape[:-1], kernel.shape[-1])
 
 
-def logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def logits(x: jax.Array, kernel: jax.Array, rounded: jax.Array | None = None) -> jax.Array:
     """Returns `x @ kernel` in float32, with the leading dimensions merged as in `matmul`.
 
     Args:
         x: `[batch, time, features]`.
         kernel: `[features, vocabulary]`, in the dtype of `x` or float32, like its gradient. The product rounds it to
             the dtype of `x`.
+        rounded: `round_once(x, kernel)`, for products with one kernel in a loop.
     """
     rows = x.reshape(-1, x.shape[-1]) if merges_positions() else x
-    on_accelerator = layout.current().platform != "cpu"
-    product = _half_logits if on_accelerator and x.dtype.itemsize < 4 else _logits
-    return product(rows, kernel).reshape(*x.shape[:-1], -1)
+    if rounded is None:
+        rounded = round_once(x, kernel)
+    product = _logits(rows, kernel) if rounded is None else _half_logits(rows, kernel, rounded)
+    return product.reshape(*x.shape[:-1], -1)
+
+
+def round_once(x: jax.Array, kernel: jax.Array) -> jax.Array | None:
+    """Returns the kernel as `logits` multiplies it, without a gradient; None where the product itself rounds it.
+
+    A loop would round a float32 kernel in each iteration: of 2048 x 32768, 384 MiB of traffic.
+    """
+    if layout.current().platform == "cpu" or x.dtype.itemsize >= 4:
+        return None
+    return jax.lax.stop_gradient(kernel.astype(x.dtype))
 
 
 def merges_positions() -> bool:
@@ -49,23 +61,32 @@ def _logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
 
 @jax.custom_vjp
-def _half_logits(x: jax.Array, kernel: jax.Array) -> jax.Array:
+def _half_logits(x: jax.Array, kernel: jax.Array, rounded: jax.Array) -> jax.Array:
     """Returns float32 logits of half-precision `x`, with products in half precision in the backward pass, too.
 
     The gradient of the logits is float32, and float32 products are slow on an accelerator. So the gradient is rounded
-    to the dtype of `x` first, like the gradients of all other layers. The products are summed in float32.
+    to the dtype of `x` first, like the gradients of all other layers. The products are summed in float32. The
+    gradient is that of `kernel`, which is not read.
     """
-    return _logits(x, kernel)
+    return _logits(x, rounded)
 
 
-def _half_logits_backward(saved: tuple[jax.Array, jax.Array], d_y: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, kernel = saved
+def _half_logits_forward(
+    x: jax.Array, kernel: jax.Array, rounded: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    return _logits(x, rounded), (x, rounded, jnp.zeros((), kernel.dtype))
+
+
+def _half_logits_backward(
+    saved: tuple[jax.Array, jax.Array, jax.Array], d_y: jax.Array
+) -> tuple[jax.Array, jax.Array, None]:
+    x, rounded, like_kernel = saved
     d_y, leading = d_y.astype(x.dtype), tuple(range(x.ndim - 1))
     d_kernel = jnp.tensordot(x, d_y, (leading, leading), preferred_element_type=jnp.float32)
-    return d_y @ kernel.astype(x.dtype).T, d_kernel.astype(kernel.dtype)
+    return d_y @ rounded.T, d_kernel.astype(like_kernel.dtype), None
 
 
-_half_logits.defvjp(lambda x, kernel: (_logits(x, kernel), (x, kernel)), _half_logits_backward)
+_half_logits.defvjp(_half_logits_forward, _half_logits_backward)
 
 
 @jax.custom_vjp
