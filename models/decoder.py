@@ -28,7 +28,7 @@ class Attention(nnx.Module):
     def __call__(self, x, angles, segments):
         """Returns `[batch, time, width]` for `x` of that shape, rotary angles, and segment ids `[batch, time]`."""
         heads = (*x.shape[:2], -1, self.head_dim)  # [batch, time, heads, head_dim]
-        q, k, v = (project(x).reshape(heads) for project in (self.query, self.key, self.value))
+        q, k, v = (y.reshape(heads) for y in layers.project(x, self.query, self.key, self.value))
         q, k = layers.rotate(q, angles), layers.rotate(k, angles)
         return self.out(layers.attention(q, k, v, causal=True, segment_ids=segments).reshape(x.shape))
 
@@ -44,7 +44,7 @@ class SwiGLU(nnx.Module):
     def __call__(self, x):
         """Returns `[batch, time, width]` for `x` of that shape."""
         hidden = ("batch", "sequence", "mlp")  # without it XLA splits the gradients of these arrays in another way
-        gate, up = (layers.constrain(project(x), *hidden) for project in (self.gate, self.up))
+        gate, up = (layers.constrain(y, *hidden) for y in layers.project(x, self.gate, self.up))
         return self.down(layers.constrain(layers.swiglu(gate, up), *hidden))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from engine import lazy_exports
 
 if TYPE_CHECKING:
-    from engine.layers.dense import Dense
+    from engine.layers.dense import Dense, project
     from engine.layers.dot_product_attention import attention
     from engine.layers.dropout import Dropout, fold_in
     from engine.layers.embedding import Embed
@@ -35,6 +35,7 @@ __all__ = [
     "constrain",
     "cross_entropy",
     "fold_in",
+    "project",
     "remat",
     "rotary_angles",
     "rotate",
@@ -42,7 +43,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "engine.layers.dense": ("Dense",),
+    "engine.layers.dense": ("Dense", "project"),
     "engine.layers.dot_product_attention": ("attention",),
     "engine.layers.dropout": ("Dropout", "fold_in"),
     "engine.layers.embedding": ("Embed",),

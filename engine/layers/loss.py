@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from engine.base.errors import TaskError
 from engine.config import hardware
 from engine.layers.cpu import products
-from engine.layers.whole_weight import with_whole_weight
+from engine.layers.whole_weight import with_whole_weights
 from engine.parallel import layout
 
 LOGIT_BYTES = 256 * 2**20  # limit for the float32 logits of a device
@@ -64,7 +64,7 @@ def cross_entropy(x: jax.Array, kernel: jax.Array, labels: jax.Array, *, chunks:
         losses = jax.lax.map(part, jnp.arange(chunks))  # [chunks, batch, time / chunks]
         return jnp.moveaxis(losses, 0, -1).reshape(len(x), time)
 
-    return with_whole_weight(in_chunks, x, kernel, ("embed", "vocab"), labels, wide=True)
+    return with_whole_weights(in_chunks, x, (kernel,), (("embed", "vocab"),), labels, wide=True)
 
 
 def _chunks(batch: int, time: int, own_time: int, vocabulary: int) -> int:

@@ -4,8 +4,8 @@ Each device gathers the weight once and computes on its own rows. In the backwar
 the sum of the gradient over the devices leaves on each of them the part that it stores. XLA alone would gather and sum
 in each iteration of a loop, and XLA:TPU would divide each product into as many parts as there are devices.
 
-TPUs sum a gradient in a ring of this module. Over a torus of 16 TPU v5e, XLA computes `jax.lax.psum_scatter` as a sum
-in full on every device, which waits for it. The steps of the ring run concurrently with other computations.
+TPUs sum a gradient by an all-to-all, which runs concurrently with other computations. Over a torus of 16 TPU v5e, XLA
+computes `jax.lax.psum_scatter` as a sum in full on every device, which waits for it.
 """
 
 import functools
@@ -16,10 +16,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from engine.base.types import PyTree
 from engine.parallel import layout
 
-LONGEST = 16
-"""Most devices of one ring that sums a gradient."""
+MOST = 16
+"""Most slices that one addition of `_sum` adds."""
 
 
 def is_split_over_rows(x: jax.Array, weight: jax.Array, names: Sequence[str | None]) -> bool:
@@ -35,65 +36,64 @@ def is_split_over_rows(x: jax.Array, weight: jax.Array, names: Sequence[str | No
     return any(_split(x, weight, names)) and not jax.sharding.get_abstract_mesh().manual_axes
 
 
-def with_whole_weight(
-    function: Callable[..., jax.Array],
+def with_whole_weights[R: (jax.Array, tuple[jax.Array, ...])](
+    function: Callable[..., R],
     x: jax.Array,
-    weight: jax.Array,
-    names: Sequence[str | None],
+    weights: Sequence[jax.Array],
+    names: Sequence[Sequence[str | None]],
     *others: jax.Array,
     wide: bool = False,
-) -> jax.Array:
-    """Returns `function(x, weight, *others)`, an array of rows, where each device has the whole weight and its rows.
+) -> R:
+    """Returns `function(x, *weights, *others)`, rows, where each device has the whole weights and its own rows.
 
-    Within a `jax.shard_map` the weight is left to XLA.
+    Within a `jax.shard_map` the weights are left to XLA.
 
     Args:
-        function: acts on each row alone. Its result is differentiable in `x` and `weight`.
+        function: acts on each row alone, and is differentiable in `x` and the weights.
         x: rows `[batch, ...]`.
-        weight: the weight as it is stored.
-        names: logical axes of the weight.
+        weights: the weights as they are stored.
+        names: logical axes of each weight.
         *others: further rows `[batch, ...]`, which have no gradient.
-        wide: the function receives the weight as float32, and its gradient is summed over the devices in float32,
-            unless the weight is left to XLA.
+        wide: the function receives the weights as float32, and their gradients are summed over the devices in float32,
+            unless the weights are left to XLA.
     """
     here = layout.current()
     rows = here.axes("batch", len(x))
     if not rows:
-        return function(x, weight.astype(jnp.float32) if wide else weight, *others)
+        return function(x, *(w.astype(jnp.float32) if wide else w for w in weights), *others)
     if jax.sharding.get_abstract_mesh().manual_axes:
-        return function(x, weight, *others)
-    split = _split(x, weight, names)
-    weight_spec, rows_spec = PartitionSpec(*(axes or None for axes in split)), PartitionSpec(rows)
+        return function(x, *weights, *others)
+    splits = [_split(x, weight, axes) for weight, axes in zip(weights, names, strict=True)]
+    of_rows, stored = PartitionSpec(rows), tuple(PartitionSpec(*(a or None for a in split)) for split in splits)
 
-    def whole(weight: jax.Array) -> jax.Array:
-        weight = _gathered(weight, split)
-        return weight.astype(jnp.float32) if wide else weight
+    def forward(x: jax.Array, weights: tuple[jax.Array, ...], *others: jax.Array) -> R:
+        return function(x, *_whole(weights, splits, wide), *others)
 
-    def forward(x: jax.Array, weight: jax.Array, *others: jax.Array) -> jax.Array:
-        return function(x, whole(weight), *others)
-
-    def backward(d_y: jax.Array, x: jax.Array, weight: jax.Array, *others: jax.Array) -> tuple[jax.Array, jax.Array]:
-        _, pullback = jax.vjp(lambda x, weight: function(x, weight, *others), x, whole(weight))
-        d_x, d_weight = pullback(d_y)
-        return d_x, _own_part(d_weight, split, rows, here.platform).astype(weight.dtype)
+    def backward(
+        d_y: R, x: jax.Array, weights: tuple[jax.Array, ...], *others: jax.Array
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        whole = _whole(weights, splits, wide)
+        _, pullback = jax.vjp(lambda x, whole: function(x, *whole, *others), x, whole)
+        d_x, d_whole = pullback(d_y)
+        parts = (_own_part(d, split, rows, here.platform) for d, split in zip(d_whole, splits, strict=True))
+        return d_x, tuple(part.astype(weight.dtype) for part, weight in zip(parts, weights, strict=True))
 
     on_each_device = functools.partial(jax.shard_map, mesh=here.inner_mesh, axis_names=set(rows), check_vma=False)
-    arguments = (rows_spec, weight_spec, *[rows_spec] * len(others))
+    arguments = (of_rows, stored, *[of_rows] * len(others))
 
     @jax.custom_vjp
-    def applied(x: jax.Array, weight: jax.Array, *others: jax.Array) -> jax.Array:
-        return on_each_device(forward, in_specs=arguments, out_specs=rows_spec)(x, weight, *others)
+    def applied(x: jax.Array, weights: tuple[jax.Array, ...], *others: jax.Array) -> R:
+        return on_each_device(forward, in_specs=arguments, out_specs=of_rows)(x, weights, *others)
 
-    def applied_forward(*args: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def applied_forward(*args: PyTree) -> tuple[R, PyTree]:
         return applied(*args), args
 
-    def applied_backward(args: tuple[jax.Array, ...], d_y: jax.Array) -> tuple[jax.Array | None, ...]:
-        specs = (rows_spec, *arguments)
-        mapped = on_each_device(backward, in_specs=specs, out_specs=(rows_spec, weight_spec))
+    def applied_backward(args: PyTree, d_y: R) -> tuple[PyTree, ...]:
+        mapped = on_each_device(backward, in_specs=(of_rows, *arguments), out_specs=(of_rows, stored))
         return (*mapped(d_y, *args), *[None] * len(others))
 
     applied.defvjp(applied_forward, applied_backward)
-    return applied(x, weight, *others)
+    return applied(x, tuple(weights), *others)
 
 
 def _split(x: jax.Array, weight: jax.Array, names: Sequence[str | None]) -> list[tuple[str, ...]]:
@@ -104,16 +104,21 @@ def _split(x: jax.Array, weight: jax.Array, names: Sequence[str | None]) -> list
     return [tuple(a for a in jax.tree.leaves(entry) if a in rows) for entry in here.spec(names, weight.shape)]
 
 
-def _gathered(weight: jax.Array, split: list[tuple[str, ...]]) -> jax.Array:
-    """Returns the whole weight on each device, for the part of this device."""
-    for i, axes in enumerate(split):
-        weight = lax.all_gather(weight, axes, axis=i, tiled=True) if axes else weight
-    return weight
+def _whole(
+    weights: tuple[jax.Array, ...], splits: Sequence[list[tuple[str, ...]]], wide: bool
+) -> tuple[jax.Array, ...]:
+    """Returns the whole weights on each device, for the parts of this device; as float32 if `wide`."""
+    found = []
+    for weight, split in zip(weights, splits, strict=True):
+        for i, axes in enumerate(split):
+            weight = lax.all_gather(weight, axes, axis=i, tiled=True) if axes else weight
+        found.append(weight.astype(jnp.float32) if wide else weight)
+    return tuple(found)
 
 
 def _own_part(gradient: jax.Array, split: list[tuple[str, ...]], rows: tuple[str, ...], platform: str) -> jax.Array:
     """Returns the part of this device of the gradient of the weight, summed over the devices of the rows."""
-    reduce_scatter = ring_reduce_scatter if platform == "tpu" else _reduce_scatter
+    reduce_scatter = exchange_and_sum if platform == "tpu" else _reduce_scatter
     for i, axes in enumerate(split):
         gradient = reduce_scatter(gradient, axes, i) if axes else gradient
     replicated = tuple(a for a in rows if all(a not in axes for axes in split))
@@ -124,39 +129,31 @@ def _reduce_scatter(x: jax.Array, axes: tuple[str, ...], dimension: int) -> jax.
     return lax.psum_scatter(x, axes, scatter_dimension=dimension, tiled=True)
 
 
-def ring_reduce_scatter(x: jax.Array, axes: tuple[str, ...], dimension: int, longest: int = LONGEST) -> jax.Array:
-    """Returns what `jax.lax.psum_scatter` returns. Partial sums go from each device to the next, and back to their own.
+def exchange_and_sum(x: jax.Array, axes: tuple[str, ...], dimension: int) -> jax.Array:
+    """Returns what `jax.lax.psum_scatter` returns, with sums in float32 that are rounded once.
 
-    More than `longest` devices form nested rings: 128 devices sum over 8 rings of 16, and then over 16 rings of 8. A
-    device sends as many bytes as in one ring, in 22 steps instead of 127. Each step is an operation of the program, and
-    those of one ring of 128 took XLA:TPU more than four minutes to compile.
+    Each device sends to every other one the part that it stores, and sums the parts that it receives.
 
     Args:
         x: the summand of this device.
         axes: manual mesh axes.
         dimension: the dimension that is divided over the devices.
-        longest: most devices of a ring, if a divisor allows.
     """
-    stride = lax.axis_size(axes)
-    while stride > 1:
-        count = next((n for n in range(min(longest, stride), 1, -1) if stride % n == 0), stride)
-        stride //= count
-        x = _ring(x, axes, dimension, count, stride)
-    return x
+    count = lax.axis_size(axes)
+    parts = x.reshape(*x.shape[:dimension], count, x.shape[dimension] // count, *x.shape[dimension + 1 :])
+    received = lax.all_to_all(parts, axes, dimension, dimension, tiled=True)
+    return _sum(received, dimension).astype(x.dtype)
 
 
-def _ring(x: jax.Array, axes: tuple[str, ...], dimension: int, count: int, stride: int) -> jax.Array:
-    """Returns the part of a device of the sum over a ring of `count` devices, whose numbers differ by `stride`."""
-    me = lax.axis_index(axes) // stride % count
-    size = x.shape[dimension] // count
-    places = [(i, i // stride % count) for i in range(lax.axis_size(axes))]
-    following = [(i, i + ((place + 1) % count - place) * stride) for i, place in places]
+def _sum(x: jax.Array, dimension: int) -> jax.Array:
+    """Returns the sum over a dimension in float32, as additions of at most MOST slices.
 
-    def part(hop: int) -> jax.Array:
-        """Returns the summand of this device for the part whose sum is on this device after `hop` steps."""
-        return lax.dynamic_slice_in_dim(x, (me - 1 - hop) % count * size, size, dimension)
-
-    total = part(0)
-    for hop in range(1, count):
-        total = lax.ppermute(total, axes, following) + part(hop)
-    return total
+    XLA:TPU computes `x.sum(dimension)` in the dtype of `x`, in five times as many cycles. It would convert the whole
+    array first if that came before the slices.
+    """
+    while (size := x.shape[dimension]) > 1:
+        count = next((n for n in range(min(size, MOST), 1, -1) if size % n == 0), size)
+        x = x.reshape(*x.shape[:dimension], count, size // count, *x.shape[dimension + 1 :])
+        slices = (lax.index_in_dim(x, i, dimension, keepdims=False).astype(jnp.float32) for i in range(count))
+        x = functools.reduce(jnp.add, slices)
+    return lax.squeeze(x, [dimension])

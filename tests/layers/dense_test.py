@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from engine.compile.collectives import collectives
 from engine.config.schema import MeshSpec
-from engine.layers import Dense
+from engine.layers import Dense, project
 from engine.parallel.layout import Layout, active, with_layout
 from engine.parallel.mesh import make_mesh
 from tests.layers.blocks import LikeTpu
@@ -67,4 +67,28 @@ def test_tpus_gather_a_split_kernel_and_get_the_values_and_gradients_of_one_devi
         found, wanted = program(params_split, placed), grads(params, x)
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, wanted)
         kinds = {c.kind for c in collectives(program.as_text() or "", devices) if c.axes == ("fsdp",)}
-        assert {"all-gather", "collective-permute"} <= kinds
+        assert {"all-gather", "all-to-all"} <= kinds
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("mesh", [None, {"fsdp": 8}, {"data": 2, "fsdp": 4}, {"fsdp": 2, "tensor": 4}], ids=str)
+def test_layers_of_one_input_have_the_results_and_gradients_of_single_calls(mesh, bias):
+    x = jax.random.normal(jax.random.key(1), (8, 4, 16))
+    dense = nnx.List([Dense(16, out, axes=("embed", "mlp"), bias=bias, rngs=nnx.Rngs(out)) for out in (24, 8, 24)])
+    graph, params = nnx.split(dense)
+
+    def total(ys):
+        return sum((jnp.sin(y) * i).sum() for i, y in enumerate(ys, 1))
+
+    def together(params, x):
+        return total(project(x, *nnx.merge(graph, params)))
+
+    def alone(params, x):
+        return total(layer(x) for layer in nnx.merge(graph, params))
+
+    here = LikeTpu() if mesh is None else LikeTpu(mesh=make_mesh(MeshSpec(**mesh)))
+    found, wanted = (
+        jax.jit(with_layout(where, jax.value_and_grad(f, argnums=(0, 1))))(params, x)
+        for where, f in ((here, together), (Layout(), alone))
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, wanted)

@@ -8,7 +8,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from engine.compile.collectives import collectives
 from engine.config.schema import MeshSpec
-from engine.layers.whole_weight import ring_reduce_scatter, with_whole_weight
+from engine.layers import whole_weight
+from engine.layers.whole_weight import exchange_and_sum, with_whole_weights
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import make_mesh
 from tests.layers.blocks import LikeTpu
@@ -31,7 +32,7 @@ def compiled(mesh, dtype=jnp.float32, names=("embed", "mlp"), layout=Layout, **s
         return jnp.sin(x @ weight.astype(x.dtype)) * scale[:, None]
 
     def total(x, weight):
-        y = with_whole_weight(function, x, weight, names, SCALE.astype(dtype), **settings)
+        y = with_whole_weights(function, x, (weight,), (names,), SCALE.astype(dtype), **settings)
         return (y**2).sum(), y
 
     def step(x, weight):
@@ -76,23 +77,25 @@ def test_wide_weight_has_a_gradient_that_is_rounded_once(mesh):
     np.testing.assert_allclose(gradient.astype(np.float32), wanted, rtol=2**-7, atol=2**-9 * np.abs(wanted).max())
 
 
-def test_tpus_sum_a_gradient_in_a_ring():
+def test_tpus_sum_a_gradient_by_one_exchange():
     mesh = make_mesh(MeshSpec(fsdp=8))
     found = collectives(str(compiled(mesh, layout=LikeTpu)[0].as_text()), mesh)
-    assert sum(c.count for c in found if c.kind == "collective-permute") == 7
-    assert {c.kind for c in found if c.bytes >= 8 * 4} == {"all-gather", "collective-permute"}
+    assert {c.kind for c in found if c.bytes >= 8 * 4} == {"all-gather", "all-to-all"}
 
 
-@pytest.mark.parametrize(("longest", "steps"), [(16, 7), (4, 3 + 1), (2, 3), (3, 3)])
-def test_nested_rings_sum_as_one_ring_in_fewer_steps(longest, steps):
+@pytest.mark.parametrize("dimension", [0, 1])
+@pytest.mark.parametrize("most", [16, 4, 2])
+def test_exchange_sums_the_parts_of_all_devices_in_float32(dimension, most, monkeypatch):
+    monkeypatch.setattr(whole_weight, "MOST", most)
     mesh, axes = make_mesh(MeshSpec(data=2, fsdp=4)), ("data", "fsdp")
-    x = jax.random.normal(jax.random.key(2), (8, 3, 16))  # of each device [3, 16]
+    x = jax.random.normal(jax.random.key(2), (8, 24, 16)).astype(jnp.bfloat16)  # of each device [24, 16]
 
     def own_part(x):
-        return ring_reduce_scatter(x[0], axes, 1, longest)[None]
+        return exchange_and_sum(x[0], axes, dimension)
 
-    mapped = jax.shard_map(own_part, mesh=mesh, in_specs=PartitionSpec(axes), out_specs=PartitionSpec(axes))
-    program = jax.jit(mapped).lower(x).compile()
-    wanted = x.sum(0).reshape(3, 8, 2).swapaxes(0, 1)  # device i has the columns 2i and 2i + 1
-    np.testing.assert_allclose(program(x), wanted, rtol=1e-6, atol=1e-6)
-    assert sum(c.count for c in collectives(str(program.as_text()), mesh)) == steps
+    out = PartitionSpec(*[None] * dimension, axes)
+    mapped = jax.shard_map(own_part, mesh=mesh, in_specs=PartitionSpec(axes), out_specs=out)
+    wanted = x.astype(jnp.float32).sum(0)
+    found = jax.jit(mapped)(x)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(np.float32), wanted, rtol=2**-8, atol=1e-6)
