@@ -93,12 +93,12 @@ class Stack(nnx.Module):
         def apply(
             values: PyTree, first: int | jax.Array, carry: PyTree, shared: PyTree, rng: jax.Array | None
         ) -> PyTree:
-            def step(carry: PyTree, layer: tuple[PyTree, jax.Array]) -> tuple[PyTree, None]:
-                return apply_layer(*layer, checkpoint_name(carry, CARRY), shared, rng), None
+            def step(carry: PyTree, layer: tuple[PyTree, jax.Array]) -> PyTree:
+                return apply_layer(*layer, checkpoint_name(carry, CARRY), shared, rng)
 
             here = values[0].shape[0]
-            together = unroll or layers_per_iteration(current().platform, here, _gathered_from())
-            return jax.lax.scan(step, carry, (values, first + jnp.arange(here)), unroll=together)[0]
+            together = 1 if unroll else layers_per_iteration(current().platform, here, _gathered_from())
+            return _scan(step, carry, (values, first + jnp.arange(here)), together, unroll=unroll)
 
         if current().use(AXIS) == 1:
             values = [x.reshape(self.count, *x.shape[2:]) for x in values] if self.repeats > 1 else values
@@ -110,6 +110,40 @@ class Stack(nnx.Module):
             )
         values = values if self.repeats > 1 else [x[None] for x in values]
         return pipeline(apply, values, carry, shared, rng)
+
+
+def _scan(
+    step: Callable[[PyTree, PyTree], PyTree], carry: PyTree, layers: PyTree, together: int, *, unroll: bool
+) -> PyTree:
+    """Returns the carry after all layers.
+
+    The option `unroll` of `jax.lax.scan` would join what the layers of an iteration keep for the backward pass into one
+    array: XLA would copy each kept value before it writes it into the array of the loop.
+
+    Args:
+        step: returns the carry after a layer.
+        carry: the first carry.
+        layers: inputs of the layers, arrays `[layers, ...]`.
+        together: layers that an iteration of the loop computes; a divisor of their number.
+        unroll: whether to compute the layers without a loop.
+    """
+
+    def steps(carry: PyTree, layers: list[PyTree]) -> tuple[PyTree, None]:
+        for layer in layers:
+            carry = step(carry, layer)
+        return carry, None
+
+    leaves, tree = jax.tree.flatten(layers)
+    split = [_every(x, together) for x in leaves]
+    return jax.lax.scan(steps, carry, [tree.unflatten(x) for x in zip(*split, strict=True)], unroll=unroll)[0]
+
+
+def _every(x: jax.Array, count: int) -> list[jax.Array]:
+    """Returns `x[i::count]` for each i below `count`. Its gradient joins the parts in one pass."""
+    if count == 1:
+        return [x]
+    parts = jax.lax.split(x.reshape(-1, count, *x.shape[1:]), [1] * count, axis=1)
+    return [part.reshape(-1, *x.shape[1:]) for part in parts]
 
 
 def _gathered_from() -> int:

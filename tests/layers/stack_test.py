@@ -14,6 +14,7 @@ from engine.config.schema import MeshSpec
 from engine.layers import Dropout, Stack, fold_in
 from engine.layers.cpu.control_flow import UNROLLED_LAYERS
 from engine.parallel.layout import Layout, active
+from engine.parallel.mesh import make_mesh
 from engine.parallel.rules import RULES, partition_spec
 from engine.training.model import describe
 from tests import zoo
@@ -54,6 +55,21 @@ def test_scanned_and_unrolled_stacks_have_equal_gradients():
         call, params = blocks.gradient(blocks.stack(3, ONE, dropout=0.4, unroll=unroll), ONE)
         results.append(call(params, *blocks.batch(6)))
     zoo.assert_close(results[0], results[1], 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_two_layers_in_an_iteration_keep_separate_arrays_for_the_backward_pass(remat):
+    """TPUs compute two layers in an iteration if they gather weights; a joint array would cost a copy of each value."""
+    layouts = [kind(mesh=make_mesh(MeshSpec(fsdp=8)), remat=remat) for kind in (Layout, blocks.LikeTpu)]
+    module, batch = blocks.stack(6, layouts[0], dropout=0.4), blocks.batch(8)
+    calls = [blocks.gradient(module, layout) for layout in layouts]
+    for call, params in calls:
+        zoo.assert_close(call(params, *batch), calls[0][0](params, *batch), 1e-5)
+    call, params = calls[1]
+    kept = str(call.trace(params, *batch).jaxpr)
+    assert f"f32[3,8,{blocks.TIME},{blocks.WIDTH}]" in kept and "length=3" in kept
+    assert f"f32[6,8,{blocks.TIME}" not in kept and f"f32[3,2,8,{blocks.TIME}" not in kept
 
 
 def test_cpu_unrolls_few_layers_and_scans_many():
