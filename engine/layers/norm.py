@@ -1,14 +1,16 @@
 """Root-mean-square normalisation (Zhang and Sennrich 2019), always computed in float32.
 
-Of a half-precision input the backward pass keeps the input alone and repeats the computation: float32 values would take
-twice the memory of the input, in every layer. Within a pipeline there is no forward-mode derivative of it (`jax.jvp`).
+Of a half-precision input the backward pass keeps the input and the mean squares, and repeats the rest: float32 values
+would take twice the memory of the input, in every layer. Within a pipeline there is no forward-mode derivative of it
+(`jax.jvp`).
 """
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-from engine.layers.rematerialization import recomputed
+from engine.layers.rematerialization import SMALL, recomputed
 
 
 class RMSNorm(nnx.Module):
@@ -32,5 +34,6 @@ class RMSNorm(nnx.Module):
 
     def _normalised(self, x: jax.Array, scale: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
-        y = y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.epsilon)
+        square = checkpoint_name(jnp.mean(y * y, axis=-1, keepdims=True), SMALL)
+        y = y * jax.lax.rsqrt(square + self.epsilon)
         return (y * scale.astype(jnp.float32)).astype(x.dtype)

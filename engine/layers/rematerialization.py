@@ -21,6 +21,7 @@ POLICIES = jax.checkpoint_policies
 CARRY = "carry of a stack"  # name of the input of each layer of a stack, which is always kept
 ATTENTION = "attention"  # name that models give the result of attention
 KERNEL = "attention kernel"  # name of what the backward pass of splash attention needs of the forward pass
+SMALL = "small"  # name of what `recomputed` keeps of its function, such as one number for each position
 CUDNN = "dot_product_attention_fwd_wrapper"  # primitive of cuDNN's forward pass, whose results have no name
 
 type Policy = Callable[..., bool]
@@ -78,13 +79,14 @@ def remat_slices[**P, R](function: Callable[P, R]) -> Callable[P, R]:
 
 
 def recomputed(function: Callable[..., jax.Array], *args: jax.Array) -> jax.Array:
-    """Returns `function(*args)`; the backward pass keeps the arguments alone, also within `remat_slices`.
+    """Returns `function(*args)`; the backward pass keeps the arguments, and values with the name SMALL.
 
-    There the outer policy would replace that of a `jax.checkpoint`, and decide on each operation without knowing its
-    layer. So the function has a gradient of its own there, and no forward-mode derivative (`jax.jvp`).
+    Within `remat_slices` the outer policy would replace that of a `jax.checkpoint`, and decide on each operation
+    without knowing its layer. So the function has a gradient of its own there, which keeps the arguments alone, and no
+    forward-mode derivative (`jax.jvp`).
     """
     if not _in_slices.get():
-        return jax.checkpoint(function, prevent_cse=False)(*args)
+        return jax.checkpoint(function, policy=POLICIES.save_only_these_names(SMALL), prevent_cse=False)(*args)
     call = jax.custom_vjp(function)
     call.defvjp(lambda *args: (function(*args), args), lambda args, d_y: jax.vjp(function, *args)[1](d_y))
     return call(*args)

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from engine.layers.cpu.activations import swiglu
+from engine.parallel.layout import active
+from tests import zoo
+from tests.layers.blocks import LikeTpu
 
 GATE, UP = 3 * jax.random.normal(jax.random.key(0), (2, 4, 16, 8))
 
@@ -31,3 +34,15 @@ def test_gradient_on_cpu_is_one_pass_for_each_argument():
 
     program = str(jax.jit(gradients).lower(GATE, UP, GATE).compile().as_text())
     assert program.count(" fusion(") == 2
+
+
+def test_gradients_on_a_tpu_are_computed_once_from_arrays_in_a_loop():
+    """Products with both gradients would compute them again; a barrier before would copy the kept arguments."""
+
+    def gradients(gate, up, d_out):
+        with active(LikeTpu()):
+            return jax.vjp(swiglu, gate, up)[1](d_out)
+
+    barriers = [e for e in jax.make_jaxpr(gradients)(GATE, UP, GATE).eqns if e.primitive.name == "optimization_barrier"]
+    assert len(barriers) == 1 and len(barriers[0].outvars) == 2
+    zoo.assert_close(gradients(GATE, UP, GATE), jax.vjp(swiglu, GATE, UP)[1](GATE), 1e-6)
