@@ -136,11 +136,8 @@ class _Absent(Exception):
     """The key does not exist, did not appear in time, or already exists."""
 
 
-class _Cancelled(CoordinationError):
-    """Process 0 has cancelled a request."""
-
-
 _ABSENT = re.compile(r"^(NOT_FOUND|DEADLINE_EXCEEDED|ALREADY_EXISTS)\b")
+_CANCELLED = re.compile(r"^CANCELLED\b")
 _ATTEMPTS = 40  # of a request that process 0 cancels
 
 
@@ -153,8 +150,8 @@ def _request(method: str, *arguments: object, **options: object) -> Any:
     for attempt in itertools.count(1):
         try:
             return _call(method, *arguments, **options)
-        except _Cancelled:
-            if once or attempt == _ATTEMPTS:
+        except CoordinationError as error:
+            if once or attempt == _ATTEMPTS or not _CANCELLED.search(str(error.__cause__)):
                 raise
         time.sleep(timeouts.CANCELLED_S)
 
@@ -171,8 +168,7 @@ def _call(method: str, *arguments: object, **options: object) -> Any:
         text = first_line(error)
         if _ABSENT.search(text):
             raise _Absent from error
-        kind = _Cancelled if text.startswith("CANCELLED") else CoordinationError
-        raise kind(
+        raise CoordinationError(
             f"process 0, which coordinates the processes, does not answer ({text}). The same command "
             "resumes from the newest checkpoint."
         ) from error
