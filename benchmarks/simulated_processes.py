@@ -9,6 +9,8 @@ python -m benchmarks.simulated_processes N FOLDER IDLE writes FOLDER/<process>.j
 
 import dataclasses
 import functools
+import gc
+import importlib
 import json
 import os
 import signal
@@ -29,6 +31,13 @@ PHASES = ("join", "start", "agree", "save", "restore", "idle", "leave")
 IDLE_S = 5.0
 ARRAYS, FACTS = 400, 300
 """Arrays of the state and facts of the consistency check: those of a large model."""
+IMPORTED = (
+    "encodings.idna", "engine.api.resume", "engine.checkpoint.checkpointer", "engine.checkpoint.tree_compat",
+    "engine.cluster.consistency_check", "engine.cluster.joining", "engine.cluster.processes",
+    "engine.cluster.signal_thread", "engine.cluster.stop_signal", "engine.config.zoo", "engine.data.dataset_summary",
+    "engine.loop.stacks", "engine.loop.watchdog", "engine.run.goodput", "ml_collections", "multiprocessing.connection",
+)  # fmt: skip
+"""Modules that each process uses. They are imported before the fork, since each would have a copy of them."""
 _GROUP, _STORE = ("broadcast", "gather", "scatter"), ("facts",)
 _TIMEOUT_S = 540.0
 _BARRIER = "before the phase "  # in the topics of barriers of the simulation, which it does not count
@@ -255,7 +264,7 @@ def _wait_longer() -> None:
     """Tolerates that process 0 answers late, since hundreds of processes share the cores of this machine."""
     from engine.cluster import timeouts
 
-    for name, seconds in (("COORDINATOR_S", 120.0), ("HEARTBEAT_S", 240)):
+    for name, seconds in (("COORDINATOR_S", 120.0), ("HEARTBEAT_S", 240), ("JOIN_JAX_S", 300.0)):
         setattr(timeouts, name, seconds)
 
 
@@ -282,8 +291,12 @@ def _fork(run: Callable[[], None]) -> int:
 def main(count: int, folder: Path, idle_s: float) -> NoReturn:
     """Forks the processes and waits for them; ends all of them if one fails."""
 
+    for name in IMPORTED:
+        importlib.import_module(name)
     _no_arrays()
     _wait_longer()
+    gc.collect()
+    gc.freeze()  # a collection would otherwise write to the pages of all objects, and so copy them into each process
     assert len(os.listdir("/proc/self/task")) == 1, "a fork of a process with threads may hang"
     port, running = _free_port(), set[int]()
     for index in range(count):
