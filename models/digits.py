@@ -1,6 +1,7 @@
 """Handwritten digits: 1,797 scans of 8x8 pixels (UCI, included in scikit-learn's wheel) and a small classifier."""
 
 import dataclasses
+import functools
 import gzip
 import importlib.util
 from pathlib import Path
@@ -54,14 +55,20 @@ def scans(split: Literal["train", "test"] = "train", labels: int | None = None) 
 
     With `labels`, only that many scans, evenly spread, have a label; that of the others is -1.
     """
-    spec = importlib.util.find_spec("sklearn")  # only finds the file: importing scikit-learn takes a second
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("the scans are a file of scikit-learn", name="sklearn")
-    with gzip.open(Path(spec.origin).parent / "datasets/data/digits.csv.gz", "rt") as file:
-        table = np.loadtxt(file, np.float32, delimiter=",")
+    table = _table()
     table = table[(np.arange(len(table)) % 5 == 0) == (split == "test")]
     images, label = table[:, :64].reshape(-1, 8, 8) / 16, table[:, 64].astype(np.int32)
     if labels is not None:
         known = np.linspace(0, len(label) - 1, labels).astype(int)
         label[np.isin(np.arange(len(label)), known, invert=True)] = -1
     return ArraySource({"image": images, "label": label})
+
+
+@functools.cache  # both splits of a run
+def _table() -> np.ndarray:
+    """Returns the rows of the file: 64 pixels in 0..16, and the label."""
+    spec = importlib.util.find_spec("sklearn")  # only finds the file: importing scikit-learn takes a second
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("the scans are a file of scikit-learn", name="sklearn")
+    with gzip.open(Path(spec.origin).parent / "datasets/data/digits.csv.gz", "rt") as file:
+        return np.loadtxt(file, np.float32, delimiter=",")
