@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from engine.layers.cpu import barriers
 from engine.layers.rematerialization import SMALL, recomputed
 
 
@@ -30,7 +31,7 @@ class RMSNorm(nnx.Module):
         scale = self.scale.get_value()
         if x.dtype.itemsize >= 4:
             return self._normalised(x, scale)
-        return recomputed(self._normalised, x, scale)
+        return recomputed(self._normalised, barriers.features_minor(x), scale)
 
     def _normalised(self, x: jax.Array, scale: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)

@@ -34,6 +34,17 @@ def one_after_another(*values: PyTree) -> tuple[PyTree, ...]:
     return jax.lax.optimization_barrier(values)
 
 
+def features_minor(x: jax.Array) -> jax.Array:
+    """Returns `x`, on a TPU in row-major memory layout, in which the backward pass reads it.
+
+    XLA:TPU lays out the activations of a forward pass with the positions innermost. A loop over layers keeps them so,
+    and the backward pass copies each into the other layout: 10 of the 375 M cycles of a decoder on a v5e.
+    """
+    if layout.current().platform != "tpu":
+        return x
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
+
+
 def row_major(*arrays: jax.Array) -> tuple[jax.Array, ...]:
     """Returns the arrays, on a CPU in row-major memory layout.
 

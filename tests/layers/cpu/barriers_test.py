@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from engine.layers.cpu import barriers
+from engine.parallel.layout import Layout, active
+from tests.layers.blocks import LikeTpu
 
 X = jax.random.normal(jax.random.key(0), (4, 8, 16))
 
@@ -62,3 +64,11 @@ def test_row_major_transposes_an_array_once():
 
     assert in_fusions(compiled(lambda x: slices(x, lambda *values: values), X), "copy") == 3
     assert in_fusions(compiled(lambda x: slices(x, barriers.row_major), X), "copy") == 1
+
+
+def test_features_are_minor_on_a_tpu_alone():
+    def constraints(kind):
+        with active(kind()):
+            return str(jax.make_jaxpr(barriers.features_minor)(X)).count("layout_constraint")
+
+    assert constraints(LikeTpu) == 1 and constraints(Layout) == 0
