@@ -11,12 +11,12 @@ from jax.sharding import Mesh
 
 from engine.compile.collectives import collectives
 from engine.compile.hlo_text import HloText, arrays
+from engine.compile.instructions import kernel_flops
+from engine.compile.step_time import attention_flops, cycles
 
 FLOPS_PER_CYCLE = 197e12 / 1.5e9
 """Matrix products of a TPU v5e in bfloat16: 197 TFLOP/s at 1.5 GHz."""
-_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _SPLASH = re.compile(r"splash_m\wa_(fwd|dq|dkv)")
-_SPLASH_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _NO_RESULT = ("tuple", "parameter", "get-tuple-element", "while", "bitcast", "opt-barrier", "conditional", "call")
 
@@ -51,7 +51,7 @@ def measure(executable: jax.stages.Compiled, mesh: Mesh) -> Measures:
         by_axis[" x ".join(c.axes or ("unknown",))] += c.moved
     return Measures(
         cycles=cycles(program),
-        kernel_cycles=round(_splash_flops(program) / FLOPS_PER_CYCLE),
+        kernel_cycles=round(attention_flops(program) / FLOPS_PER_CYCLE),
         sent=sum(c.moved for c in found),
         synchronous=sum(c.moved for c in found if not c.asynchronous),
         by_axis=dict(by_axis),
@@ -59,18 +59,6 @@ def measure(executable: jax.stages.Compiled, mesh: Mesh) -> Measures:
         kernels=kernels(program),
         argument_bytes=getattr(memory, "argument_size_in_bytes", 0),
         temporary_bytes=getattr(memory, "temp_size_in_bytes", 0),
-    )
-
-
-def cycles(program: HloText) -> int:
-    """Returns the sum of XLA's estimates, which only TPU programs have; loops are multiplied out.
-
-    It leaves out kernels and the time that the device waits for collectives.
-    """
-    return sum(
-        times * int(match[1])
-        for times, _, instruction in program.executed()
-        if (match := _CYCLES.search(instruction.rest))
     )
 
 
@@ -95,7 +83,8 @@ def product_flops(program: HloText) -> int:
             if i.opcode == "dot" and (match := re.search(r"lhs_contracting_dims=\{([\d,]*)\}", i.rest)):
                 dims = match[1]
             elif i.opcode == "custom-call" and "__cublas$" in i.rest:
-                dims = ",".join(re.findall(r"\d+", re.findall(r'"lhs_contracting_dimensions":\[([^\]]*)\]', i.rest)[0]))
+                total += kernel_flops(i, shapes) * program.runs.get(name, 0)
+                continue
             else:
                 continue
             left, result = arrays(shapes[i.operands[0]])[0][1], arrays(i.shape)[0][1]
@@ -125,14 +114,3 @@ def largest(program: HloText, elements: int) -> list[str]:
         if computation not in fused and i.opcode not in _NO_RESULT
         if any(math.prod(dims) >= elements for _, dims in arrays(i.shape))
     ]
-
-
-def _splash_flops(program: HloText) -> int:
-    """Returns the FLOPs of causal splash kernels: half of all pairs of positions."""
-    total = 0
-    for times, _, i in program.executed():
-        if i.opcode == "custom-call" and (match := _SPLASH.search(i.name)):
-            shape = next(dims for _, dims in arrays(i.shape) if len(dims) == 4)
-            batch, heads, time, head_dim = shape
-            total += times * _SPLASH_PRODUCTS[match[1]] * batch * heads * time * time * head_dim
-    return total

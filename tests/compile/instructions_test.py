@@ -58,3 +58,52 @@ def test_a_convolution_counts_its_products():
 
     flops, _ = totals(run, (2, 16, 16, 8), (3, 3, 8, 32))
     assert flops == pytest.approx(2 * 2 * 16 * 16 * 32 * 9 * 8)
+
+
+CUBLAS = """\
+ENTRY %main (x: bf16[64,128], y: bf16[128,32]) -> bf16[64,32] {
+  %x = bf16[64,128]{1,0} parameter(0)
+  %y = bf16[128,32]{1,0} parameter(1)
+  ROOT %z = (bf16[64,32]{1,0}, s8[1024]{0}) custom-call(%x, %y), custom_call_target="__cublas$gemm", backend_config={\
+"gemm_backend_config":{"dot_dimension_numbers":{"lhs_contracting_dimensions":["1"],"rhs_contracting_dimensions":["0"]}}}
+}
+"""
+CUDNN = """\
+ENTRY %main (q: bf16[2,512,4,64]) -> bf16[2,4,512,64] {
+  %q = bf16[2,512,4,64]{3,1,2,0} parameter(0)
+  ROOT %z = (bf16[2,4,512,64]{3,2,1,0}, u8[0]{0}) custom-call(%q, %q, %q), custom_call_target="__cudnn$fmhaSoftmax"
+}
+"""
+
+
+@pytest.mark.parametrize(("text", "flops"), [(CUBLAS, 2 * 64 * 128 * 32), (CUDNN, 2 * 2 * 4 * 512**2 * 64)])
+def test_kernels_of_gpus_have_flops(text, flops):
+    assert [i.flops for i in executed(HloText.parse(text))] == [flops]
+
+
+CONCURRENT = """\
+%fused (stack: bf16[20,64], i: s32[]) -> bf16[1,64] {
+  %stack = bf16[20,64]{1,0} parameter(0)
+  %i = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %view = bf16[20,64]{1,0} bitcast(%stack)
+  ROOT %slice = bf16[1,64]{1,0} dynamic-slice(%view, %i, %zero), dynamic_slice_sizes={1,64}
+}
+
+%wrapped (i.1: s32[], stack.1: bf16[20,64]) -> bf16[1,64] {
+  %i.1 = s32[] parameter(0)
+  %stack.1 = bf16[20,64]{1,0} parameter(1)
+  ROOT %call = bf16[1,64]{1,0} fusion(%stack.1, %i.1), kind=kLoop, calls=%fused
+}
+
+ENTRY %main (x: bf16[20,64], n: s32[]) -> bf16[1,64] {
+  %x = bf16[20,64]{1,0} parameter(0)
+  %n = s32[] parameter(1)
+  %start = ((s32[], bf16[20,64]), bf16[1,64]{1,0}, u32[]) fusion-start(%n, %x), kind=kLoop, calls=%wrapped
+  ROOT %done = bf16[1,64]{1,0} fusion-done(%start), calls=%wrapped
+}
+"""
+
+
+def test_a_concurrent_slice_moves_a_part_of_the_array():
+    assert [i.bytes for i in executed(HloText.parse(CONCURRENT))] == [4 + 2 * 64 * 2]  # the index, read and written
