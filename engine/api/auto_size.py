@@ -1,12 +1,15 @@
-"""Chooses `train.global_batch_size` and `train.accumulate` if they are auto: the largest step that fits into memory.
+"""Chooses `train.global_batch_size`, `train.accumulate` or `train.remat` if it is auto, by compiled programs.
 
-What a program needs is what XLA states of it, so nothing is allocated. All processes compile the same programs in the
-same order; the primary compares the largest need with the smallest memory and sends its answer.
+The batch is the largest whose step fits into memory, and the microbatches are the fewest. Of the values of
+`train.remat`, the cheapest that fits is chosen (`compile/step_time.py`). Nothing is allocated. All processes compile
+the same programs in the same order; the primary compares the largest need with the smallest memory, estimates the time,
+and sends its answer.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from jax.sharding import Mesh
 
@@ -16,27 +19,26 @@ from engine.compile.out_of_memory import smaller
 from engine.config.identity import is_identity
 from engine.config.schema import Config, MeshSpec, Train
 from engine.config.setting import AUTO
+from engine.layers.rematerialization import policies
 from engine.loop.compiled_sizes import CompiledSizes
 from engine.parallel.mesh import check_batch
 from engine.parallel.schedule import row_unit
 
+AUTOMATIC = ("global_batch_size", "accumulate", "remat")
+"""Fields of the section `train` that may be auto; only one of them at a time."""
 RESOLUTION = 32  # the batch is the largest to within this part of it
-KEPT_SHARE = 1.1  # share of the limit for stored sizes: another release of XLA may need a little more
+KEPT_SHARE = 1.1  # share of the limit for stored values: another release of XLA may need a little more
 
 
 def auto_fields(train: Train) -> list[str]:
     """Returns the fields that are auto."""
-    names = ("global_batch_size", "accumulate")
-    return [f"train.{name}" for name in names if getattr(train, name) == AUTO]
+    return [f"train.{name}" for name in AUTOMATIC if getattr(train, name) == AUTO]
 
 
-def with_numbers(train: Train, batch_size: int, accumulate: int) -> Train:
-    """Returns the section with these numbers where it has auto."""
-    return dataclasses.replace(
-        train,
-        global_batch_size=batch_size if train.global_batch_size == AUTO else train.global_batch_size,
-        accumulate=accumulate if train.accumulate == AUTO else train.accumulate,
-    )
+def with_values(train: Train, values: Sequence[Any]) -> Train:
+    """Returns the section with the values of AUTOMATIC where it has auto."""
+    given = zip(AUTOMATIC, values, strict=True)
+    return dataclasses.replace(train, **{name: value for name, value in given if getattr(train, name) == AUTO})
 
 
 def choose_sizes(
@@ -46,7 +48,7 @@ def choose_sizes(
     say: Callable[[str], None],
     stored: Sequence[str] = (),
 ) -> Train:
-    """Returns the section `train` with numbers in place of auto, with which the step and the evaluations fit.
+    """Returns the section `train` with values in place of auto, with which the step and the evaluations fit.
 
     The same section is returned if nothing is or was auto.
 
@@ -55,7 +57,7 @@ def choose_sizes(
         mesh: the devices.
         compiled: compiles the programs of different sizes, for a limit of memory.
         say: called with a sentence about the choice.
-        stored: fields of a resumed run whose numbers auto gave at its start.
+        stored: fields of a resumed run whose values auto gave at its start.
 
     Raises:
         ConfigError: nothing fits, or the memory of the devices is not known.
@@ -66,30 +68,33 @@ def choose_sizes(
         return train
     kind, limit = mesh.devices.flat[0].device_kind, memory_limit(train.memory_gib, mesh)
     if limit is None and stored:
-        say(f"{stored[0]} = auto: the run keeps its number, unchecked, since the memory of a {kind} is not known")
+        say(f"{stored[0]} = auto: the run keeps its value, unchecked, since the memory of a {kind} is not known")
         return train
     if limit is None:
         raise ConfigError(
             f"{fields[0]} = auto: the memory of a {kind} is not known. Set train.memory_gib to the GiB of each device "
-            "that a step may use, or give numbers."
+            "that a step may use, or replace auto by a value."
         )
     chooser = _Chooser(compiled(limit), mesh, row_unit(mesh, config.sharding.microbatches), config.mesh)
     if stored:
         return chooser.check_stored(train, stored[0], say)
     more = ""
-    if train.accumulate == AUTO:
+    if train.remat == AUTO:
+        found = chooser.remat(train)
+        chooser.check_evaluations(found)
+    elif train.accumulate == AUTO:
         found = chooser.accumulate(train)
         chooser.check_evaluations(found)
     else:
         found, more = chooser.limit_batch(chooser.batch(train))
-    value = found.accumulate if train.accumulate == AUTO else found.global_batch_size
-    say(f"{fields[0]} = auto: {value}{more} ({chooser.sizes})")
+    why = chooser.sizes if chooser.sizes.shares else "the model has no layer that supports remat"
+    say(f"{fields[0]} = auto: {_value(found, fields[0])}{more} ({why})")
     return found
 
 
 @dataclasses.dataclass(frozen=True)
 class _Chooser:
-    """Chooses the sizes of a run.
+    """Chooses the automatic settings of a run.
 
     Attributes:
         sizes: compiles programs and has their needs.
@@ -164,10 +169,33 @@ class _Chooser:
         count = smallest_fitting(fits, candidates)
         if count is None:
             most_split = split(candidates[-1])
-            resumed = [*self._allowed(most_split), "devices with more memory"]
+            resumed = [*self._allowed(most_split, "train.accumulate"), "devices with more memory"]
             advice = smaller(most_split, self.mesh_spec) if stored is None else resumed
             raise self._nothing_fits("train.accumulate", f"the most microbatches, {candidates[-1]},", advice)
         return split(count)
+
+    def remat(self, train: Train, stored: str | None = None) -> Train:
+        """Chooses the value of `train.remat` whose step takes least time, of those that fit; not `stored`.
+
+        A value that keeps less computes more. So the first one that fits and takes longer than an earlier one ends the
+        search.
+        """
+        choices = policies(self.sizes.used(dataclasses.replace(train, remat="none")))
+        if len(choices) == 1 and stored is None:
+            return dataclasses.replace(train, remat=choices[0])
+        best, least = None, math.inf
+        for name in (name for name in choices if name != stored):
+            if self.sizes.share(name, dataclasses.replace(train, remat=name), timed=True) > 1:
+                continue
+            if self.sizes.seconds[name] > least:
+                break
+            best, least = name, self.sizes.seconds[name]
+        if best is not None:
+            return dataclasses.replace(train, remat=best)
+        fullest = dataclasses.replace(train, remat="full")
+        resumed = [*self._allowed(fullest, "train.remat"), "devices with more memory"]
+        advice = smaller(fullest, self.mesh_spec) if stored is None else resumed
+        raise self._nothing_fits("train.remat", f"the best of {', '.join(map(str, self.sizes.shares))},", advice)
 
     def _nothing_fits(self, field: str, what: str, advice: Sequence[str]) -> ConfigError:
         need = self.sizes.text(min(self.sizes.shares, key=lambda size: self.sizes.shares[size]))
@@ -176,10 +204,10 @@ class _Chooser:
             f"{'; '.join(advice)}."
         )
 
-    def _allowed(self, train: Train) -> list[str]:
-        """Returns the settings of `smaller` that a resume may change, without the number of microbatches."""
+    def _allowed(self, train: Train, tried: str) -> list[str]:
+        """Returns the settings of `smaller` that a resume may change, without the field that was tried."""
         found = [text for text in smaller(train, self.mesh_spec)[:-1] if not is_identity(text.partition("=")[0])]
-        return [text for text in found if not text.startswith("train.accumulate")]
+        return [text for text in found if not text.startswith(tried)]
 
     def check_evaluations(self, train: Train, allowed: float = 1.0) -> None:
         """Raises ConfigError if an evaluation needs more than this share of the limit."""
@@ -198,22 +226,24 @@ class _Chooser:
         )
 
     def check_stored(self, train: Train, field: str, say: Callable[[str], None]) -> Train:
-        """Checks a number that auto gave at the start of a run on the devices of its resume.
+        """Checks a value that auto gave at the start of a run on the devices of its resume.
 
-        If the step does not fit, more microbatches are chosen if `field` is their number, since they do not change the
-        result but by rounding. Otherwise the resume is refused, since the batch is an identity field.
+        If the step does not fit, more microbatches or another value of `train.remat` are chosen if `field` is that one,
+        since they do not change the result but by rounding. Otherwise the resume is refused, since the batch is an
+        identity field.
         """
-        value = train.accumulate if field == "train.accumulate" else train.global_batch_size
+        value = _value(train, field)
         if self.sizes.share(value, train) > KEPT_SHARE:
             free = not train.approximate_accumulation
-            if field == "train.accumulate" and free:
-                train = self.accumulate(train, stored=value)
-                found = f"{train.accumulate} instead of {value}, the number of the run so far"
+            if field == "train.remat" or (field == "train.accumulate" and free):
+                choose = self.remat if field == "train.remat" else self.accumulate
+                train = choose(train, stored=value)
+                found = f"{_value(train, field)} instead of {value}, the value of the run so far"
                 say(f"{field} = auto: {found} ({self.sizes})")
             else:
                 size = train.global_batch_size
                 advice = [f"train.global_batch_size={size} with train.accumulate=auto, which splits this batch"] * free
-                advice += [*self._allowed(train), "devices with more memory"]
+                advice += [*self._allowed(train, "train.accumulate"), "devices with more memory"]
                 raise ConfigError(
                     f"{field} = auto: the run began with {value}, which a resume cannot change. A step needs "
                     f"{self.sizes.text(value)} here; allowed are {self.sizes.limit.text}. Resume with "
@@ -221,6 +251,11 @@ class _Chooser:
                 )
         self.check_evaluations(train, KEPT_SHARE)
         return train
+
+
+def _value(train: Train, field: str) -> Any:
+    """Returns the value of a field such as "train.remat"."""
+    return getattr(train, field.removeprefix("train."))
 
 
 def _with_batch(train: Train, size: int) -> Train:

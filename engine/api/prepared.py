@@ -1,7 +1,7 @@
 """Prepares a config for a verb: resolves its settings, checks it, and builds its data, Task, mesh and program.
 
 The steps run in this order: `resolve_config`, `check_code`, `set_up_devices`, `prepare`, `Prepared.with_sizes`. A
-training opens its run directory before `prepare`. No other module replaces automatic settings by numbers.
+training opens its run directory before `prepare`. No other module replaces automatic settings by values.
 """
 
 import dataclasses
@@ -43,7 +43,7 @@ class Prepared:
     """What a config describes, built.
 
     Attributes:
-        config: the config, with numbers in place of automatic settings after `with_sizes`.
+        config: the config, with values in place of automatic settings after `with_sizes`.
         objects: objects that replace targets of the config.
         task: the Task.
         mesh: the devices.
@@ -81,11 +81,11 @@ class Prepared:
         check_loss(program, self.source, train, skips=False)
 
     def with_sizes(self, say: Callable[[str], None] = lambda text: None, stored: Sequence[str] = ()) -> "Prepared":
-        """Returns this with numbers in place of automatic sizes, for which it compiles programs.
+        """Returns this with values in place of automatic settings of the step, for which it compiles programs.
 
         Args:
             say: called with a sentence about the choice.
-            stored: fields of a resumed run whose numbers auto gave at its start.
+            stored: fields of a resumed run whose values auto gave at its start.
 
         Raises:
             ConfigError: nothing fits, or the memory of the devices is not known.
@@ -215,24 +215,24 @@ def set_up_absent_devices(
 
 
 def _has_auto(train: Train) -> bool:
-    """Whether a size of the section is auto, so that programs are compiled to choose it."""
-    return AUTO in (train.global_batch_size, train.accumulate)
+    """Whether a setting of the section is auto, so that programs are compiled to choose it."""
+    return AUTO in (train.global_batch_size, train.accumulate, train.remat)
 
 
 def restore_sizes(train: Train, directory: RunDirectory) -> tuple[Train, list[str]]:
-    """Returns the section of a resumed run with the numbers that auto gave at its start, and the fields that have them.
+    """Returns the section of a resumed run with the values that auto gave at its start, and the fields that have them.
 
     The section of a new run is returned unchanged.
     """
     if not _has_auto(train):
         return train, []
-    from engine.api.auto_size import auto_fields, with_numbers
+    from engine.api.auto_size import AUTOMATIC, auto_fields, with_values
 
-    def stored() -> list[int] | None:
+    def stored() -> list[int | str] | None:
         if newest_checkpoint(directory) is None:
             return None
         before = from_text(directory.read_config_text(), str(directory.config)).train
-        return [before.global_batch_size, before.accumulate]
+        return [getattr(before, name) for name in AUTOMATIC]
 
     found = group.run_on_primary(stored, "the stored size of a step")
-    return (train, []) if found is None else (with_numbers(train, *found), auto_fields(train))
+    return (train, []) if found is None else (with_values(train, found), auto_fields(train))

@@ -45,7 +45,7 @@ def out_of_memory_reported(train: Train, mesh: MeshSpec) -> Iterator[None]:
 def smaller(train: Train, mesh: MeshSpec) -> list[str]:
     """Returns settings that need less device memory, the cheapest first, without those that the config has already."""
     devices, advice = jax.device_count(), []
-    if AUTO in (train.global_batch_size, train.accumulate):
+    if AUTO in (train.global_batch_size, train.accumulate, train.remat):
         advice.append("a smaller train.memory_gib, which auto fills")
     elif train.global_batch_size % (microbatches := 2 * train.accumulate) == 0:
         advice.append(f"train.accumulate={microbatches}, which splits the same batch into more microbatches")

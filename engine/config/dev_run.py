@@ -36,6 +36,8 @@ def tiny(config: Config, row_unit: Callable[[Config], int] = lambda config: 1) -
     train = draft.train
     if train.accumulate == AUTO:
         train.accumulate = 1
+    if train.remat == AUTO:
+        train.remat = "none"
     if train.global_batch_size == AUTO:
         unit = row_unit(validate(draft, "--fast-dev-run")) * train.accumulate
         train.global_batch_size = -(-BATCH_SIZE // unit) * unit

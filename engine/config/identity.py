@@ -15,7 +15,7 @@ Identity fields, because another value is another training:
 May change, because the computed values stay the same:
     train.total                     length of the run; see `schedule_change`
     train.accumulate, approximate_accumulation, steps_per_dispatch, remat, offload_optimizer   how a step is computed
-    train.memory_gib                memory that automatic sizes may use; the run has stored the sizes and checks them
+    train.memory_gib                memory that automatic settings may use; the run has stored and checks their values
     mesh.*, sharding.*              devices that compute it
     compiler.*                      machine code of a step
     data.threads, workers, prefetch; cache of engine.Weighted   speed of reading

@@ -159,7 +159,7 @@ class Train:
         None, "Decay of the moving average of the weights, which evaluations and export use.", at_least(0, below=1)
     )
     remat: str = setting(
-        "none", "What the backward pass recomputes: none, full, dots, save:NAMES, offload:NAMES.", REMAT
+        "none", "What the backward pass recomputes: none, full, dots, save:NAMES, offload:NAMES; auto chooses.", REMAT
     )
     offload_optimizer: bool = setting(False, "Keep the optimizer state in host memory between steps.")
 

@@ -136,7 +136,7 @@ def regular_expression() -> Rule:
 
 MAX_WORKERS, MAX_DEVICES, MAX_AXIS = 1024, 4096, 2**20  # so that a typing error does not overload the machine
 MAX_GIB = 2**20  # GiB in a file system
-AUTO = "auto"  # value of train.global_batch_size and train.accumulate until the run has chosen a number
+AUTO = "auto"  # value of train.global_batch_size, train.accumulate and train.remat until the run has chosen one
 
 
 def _axis_size(value: object, path: str) -> None:
@@ -184,6 +184,6 @@ SCHEDULE = Rule(f"Allowed: {', '.join(SCHEDULES)}, or the dotted path of a funct
 METRIC = matching(r"[^/\s]+/\S+", "Write evaluation/metric or hook/metric, such as 'heldout/accuracy'.")
 SCORE = matching(r"\S+", "Write the name of a metric without that of the evaluation, such as 'loss' or 'ap/car'.")
 REMAT = matching(
-    r"none|full|dots|(save|offload):\w+(,\w+)*",
-    "Allowed: none, full, dots, save:NAME,NAME or offload:NAME,NAME with names of engine.layers.checkpoint.",
+    r"none|full|dots|auto|(save|offload):\w+(,\w+)*",
+    "Allowed: auto, none, full, dots, save:NAME,NAME or offload:NAME,NAME with names of engine.layers.checkpoint.",
 )

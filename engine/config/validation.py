@@ -117,9 +117,12 @@ def _divisors(number: int) -> set[int]:
 
 
 def _check_sizes(train: schema.Train) -> None:
-    if train.global_batch_size == train.accumulate == AUTO:
-        advice = "Give one of them as a number, such as train.accumulate=1."
-        raise FieldError("train.accumulate", "found auto, but train.global_batch_size is auto too", advice)
+    examples = {"global_batch_size": "a number", "accumulate": "a number, such as 1", "remat": "a value, such as full"}
+    automatic = [name for name in examples if getattr(train, name) == AUTO]
+    if len(automatic) > 1:
+        first, second, *_ = automatic
+        advice = f"Only one of them can be auto. Give train.{second} {examples[second]}."
+        raise FieldError(f"train.{second}", f"found auto, but train.{first} is auto too", advice)
     if AUTO not in (train.global_batch_size, train.accumulate) and train.global_batch_size % train.accumulate:
         near = sorted(sorted(_divisors(train.global_batch_size), key=lambda n: abs(n - train.accumulate))[:3])
         raise FieldError(

@@ -8,7 +8,7 @@ twice. *offload* does not keep that of cuDNN.
 
 import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import jax
 from jax.ad_checkpoint import checkpoint_name
@@ -32,6 +32,18 @@ def checkpoint[T](x: T, name: str) -> T:
     """Returns `x` with a name, by which `train.remat=save:NAME` and `offload:NAME` select it."""
     current().used.add(NAMED + name)
     return checkpoint_name(x, name)
+
+
+def policies(used: Collection[str]) -> list[str]:
+    """Returns the values of `train.remat` among which a run may choose: those that keep most first, and none on a host.
+
+    Args:
+        used: `Layout.used` of the traced model.
+    """
+    if "remat" not in used:
+        return ["none"]
+    names = sorted(name.removeprefix(NAMED) for name in used if name.startswith(NAMED))
+    return ["none", "dots", *([f"save:{','.join(names)}"] if names else []), "full"]
 
 
 def remat[**P, R](function: Callable[P, R], *, in_scan: bool = False) -> Callable[P, R]:

@@ -1,12 +1,12 @@
-"""What the step and the evaluations of a run need on each device, by the memory of their compiled programs."""
+"""What the step and the evaluations of a run need on each device, by their compiled programs: memory, and time."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import jax
 
 from engine.base.duration import RunSize
-from engine.base.formatting import size_text
+from engine.base.formatting import seconds_text, size_text
 from engine.base.types import PyTree
 from engine.cluster import group
 from engine.compile.build import check_unrolled
@@ -46,27 +46,47 @@ class CompiledSizes:
         self._build, self.evaluations, self._evaluation_sources = build, evaluations, evaluation_sources
         self.examples = examples
         self.limit = limit
-        self.shares: dict[int, float] = {}
+        self.shares: dict[int | str, float] = {}
         """Size -> share of the limit that its step needs; infinite if the compiler found that it does not fit.
 
         The same in every process, also where the limits differ.
         """
+        self.seconds: dict[int | str, float] = {}
+        """Size -> estimated seconds of its step, by the primary."""
 
-    def share(self, size: int, train: Train) -> float:
+    def used(self, train: Train) -> Collection[str]:
+        """Returns `Layout.used` of the model with these settings."""
+        return self._build(train)[0].spec.layout.used
+
+    def share(self, size: int | str, train: Train, *, timed: bool = False) -> float:
         """Returns the share of the limit that the step of these settings needs; compiles it.
+
+        Args:
+            size: name of the settings: the number, or the value of `train.remat`.
+            train: the settings.
+            timed: whether to estimate the time, too, if the compiler does not refuse the step.
 
         Raises:
             ConvoyError: the Task, the data, the mesh and the settings do not fit together.
         """
         program, _ = self._build(train)
         check_unrolled(program, train)
+        compiled: list[jax.stages.Compiled] = []
 
         def need() -> float:
-            found = compiled_bytes(program.trace(train.steps_per_dispatch).lower().compile())
+            compiled.append(program.trace(train.steps_per_dispatch).lower().compile())
             batch = _on_device(program.abstract_batch)
-            return found + IN_FLIGHT * train.steps_per_dispatch * batch  # the program holds those of a dispatch
+            # The program holds the batches of a dispatch.
+            return compiled_bytes(compiled[0]) + IN_FLIGHT * train.steps_per_dispatch * batch
+
+        def seconds() -> float:
+            from engine.compile.step_time import step_seconds
+
+            return step_seconds(compiled[0], program.mesh, train.precision) / train.steps_per_dispatch
 
         self.shares[size] = self._agreed(need, "the size of a step")
+        if timed and self.shares[size] < math.inf:
+            self.seconds[size] = group.run_on_primary(seconds, "the time of a step", COMPILE_S)
         return self.shares[size]
 
     def evaluation_shares(self, train: Train) -> dict[str, float]:
@@ -111,7 +131,7 @@ class CompiledSizes:
         )
         return math.inf if answer is None else answer
 
-    def text(self, size: int) -> str:
+    def text(self, size: int | str) -> str:
         """Returns what the step of a size that was compiled needs."""
         return self.share_text(self.shares[size])
 
@@ -121,7 +141,9 @@ class CompiledSizes:
 
     def __str__(self) -> str:
         """Returns the sizes that were tried with what they need."""
-        texts = [f"{size}: {self.text(size)}" for size in sorted(self.shares)]
+        sizes = sorted(self.shares, key=lambda size: size if isinstance(size, int) else 0)
+        times = {size: f" and {seconds_text(seconds)}" for size, seconds in self.seconds.items()}
+        texts = [f"{size}: {self.text(size)}{times.get(size, '')}" for size in sizes]
         plural = "s" * (len(texts) > 1)
         return f"{len(texts)} program{plural} compiled: {', '.join(texts)}; allowed are {self.limit.text}"
 

@@ -16,6 +16,7 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from engine.config import hardware
 from engine.config.schema import Sharding, Train
+from engine.config.setting import AUTO
 from engine.parallel.rules import RULES, Rules, mesh_axes, to_entry
 
 NAMED = "named:"  # prefix of the names of values in Layout.used
@@ -127,7 +128,7 @@ def make_layout(mesh: Mesh, sharding: Sharding, train: Train) -> Layout:
         repeats=sharding.repeats,
         precision=train.precision,
         schedule=sharding.schedule,
-        remat=train.remat,
+        remat="none" if train.remat == AUTO else train.remat,  # before the choice, only forward passes are traced
         zero1=sharding.zero1,
         offload_optimizer=train.offload_optimizer,
     )

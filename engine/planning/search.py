@@ -8,6 +8,8 @@ from engine.base.errors import ConvoyError
 from engine.compile.options import MAX_UNROLLED_STEPS
 from engine.compile.program import Program
 from engine.config.schema import Config, Evaluation, Sharding, Train
+from engine.config.setting import AUTO
+from engine.layers.rematerialization import policies
 from engine.parallel.layout import NAMED
 from engine.parallel.memory import MEMORY_FRACTION
 from engine.parallel.rules import RULES, axes_of
@@ -19,7 +21,6 @@ from engine.planning.tracing import Traces
 from engine.training.accumulation import check_dropout
 from engine.training.update import has_own_update
 
-REMATS = ("none", "dots", "full")
 SCHEDULES, REPEATS = ("gpipe", "1f1b"), (1, 2, 4)
 STEPS_PER_DISPATCH = (1, 2, 4, 8, 16, 32, 64)
 DISPATCH_SHARE = 0.02  # K is the least that brings the time of the dispatch below this share of a step
@@ -60,9 +61,10 @@ def choices_of(
     axes += ["tensor"] if "tensor" in mapped else []
     named = sorted(name.removeprefix(NAMED) for name in used if name.startswith(NAMED))
     offloads = machine.platform != "cpu"
-    kinds = ("save", "offload") if offloads else ("save",)
-    remats = [*REMATS, *(f"{kind}:{','.join(named)}" for kind in kinds if named)] if "remat" in used else ["none"]
-    if train.remat not in remats and (offloads or not train.remat.startswith("offload")):
+    remats = policies(used)
+    if offloads and named and "remat" in used:
+        remats.append(f"offload:{','.join(named)}")
+    if train.remat not in (AUTO, *remats) and (offloads or not train.remat.startswith("offload")):
         remats.append(train.remat)
     faster = machine.bf16 > machine.f32 or machine.platform == "tpu"
     precisions = dict.fromkeys((train.precision, *(("bfloat16",) if faster else ())))

@@ -1,6 +1,7 @@
 """Automatic sizes: the search, the step and the evaluations that must fit, runs that resume, and several processes."""
 
 import math
+import re
 
 import jax
 import pytest
@@ -140,17 +141,55 @@ def test_stored_sizes_are_kept_where_they_fit_and_never_changed_silently(monkeyp
     assert "train.precision" not in str(error.value)  # a resume refuses to change it
     train, [said] = choose(count, **sizes, **little)
     assert train.global_batch_size == 1024 and train.accumulate > 1
-    assert said.startswith(f"train.accumulate = auto: {train.accumulate} instead of 1, the number of the run so far")
+    assert said.startswith(f"train.accumulate = auto: {train.accumulate} instead of 1, the value of the run so far")
     with pytest.raises(ConfigError, match=r"train.accumulate = auto: the run began with 1, which a resume cannot"):
         choose(count, **sizes, **little, train__approximate_accumulation=True)
     with pytest.raises(ConfigError, match=r"evaluations.heldout.batch_size = 4096"):
         choose(batch, **sizes, **enough, evaluations__heldout=dict(HELDOUT, batch_size=4096))
     monkeypatch.setattr(auto_size, "memory_limit", lambda *arguments: None)
     assert choose(batch, **sizes)[1] == [
-        "train.global_batch_size = auto: the run keeps its number, unchecked, since the memory of a cpu is not known"
+        "train.global_batch_size = auto: the run keeps its value, unchecked, since the memory of a cpu is not known"
     ]
     with pytest.raises(ConfigError, match=r"train.accumulate = auto: the memory of a cpu is not known. Set train.mem"):
         choose(**sizes | dict(train__accumulate="auto"))
+
+
+STACK = dict(task__target="tests.layers.blocks.Classify", train__global_batch_size=2048)
+
+
+@pytest.mark.slow
+def test_remat_is_the_cheapest_that_fits(monkeypatch):
+    most, least = (need(**STACK, train__remat=remat) for remat in ("none", "full"))
+    assert least < most
+    enough, little = 2 * most, (least + most) / 2
+    train, [said] = choose(**STACK, train__remat="auto", train__memory_gib=enough)
+    assert train.remat == "none"
+    assert said.startswith("train.remat = auto: none (2 programs compiled: none: ") and ", dots: " in said
+    train, [said] = choose(**STACK, train__remat="auto", train__memory_gib=little)
+    assert train.remat != "none" and need(**STACK, train__remat=train.remat) <= little
+    assert re.search(r"none: [\d.]+ MiB and [\d.]+ (ms|us), dots: ", said)
+    with pytest.raises(ConfigError, match=r"= auto: even with the best of none, dots, save:hidden, full, a "):
+        choose(**STACK, train__remat="auto", train__memory_gib=KIB)
+    assert choose(["train.remat"], **STACK, train__remat="none", train__memory_gib=enough)[1] == []
+    monkeypatch.setattr(auto_size, "KEPT_SHARE", 1.0)
+    again, [said] = choose(["train.remat"], **STACK, train__remat="none", train__memory_gib=little)
+    assert again.remat == train.remat and f" = auto: {train.remat} instead of none, the value of the run so" in said
+
+
+def test_model_without_layers_that_support_remat_keeps_everything():
+    with runs.compilations() as compiled:
+        train, said = choose(train__remat="auto", train__memory_gib=1.0)
+    assert train.remat == "none" and compiled == []
+    assert said == ["train.remat = auto: none (the model has no layer that supports remat)"]
+
+
+@pytest.mark.slow
+def test_run_resumes_with_the_remat_that_it_chose(tmp_path):
+    settings = STACK | dict(data__n=32, train__global_batch_size=16, train__memory_gib=1.0)
+    engine.train(runs.config(**RUN | settings, train__remat="full"), workdir=tmp_path)
+    longer = runs.config(**RUN | settings | dict(train__total="2 steps"), train__remat="auto")
+    engine.train(longer, workdir=tmp_path, accept_schedule_change=True)
+    assert stored(tmp_path).remat == "full"  # a new run would choose none
 
 
 def stored(path):
@@ -194,6 +233,8 @@ def test_rows_of_a_pipeline_are_a_multiple_of_its_microbatches():
 def test_two_automatic_sizes_are_refused():
     with pytest.raises(FieldError, match=r"train.accumulate: found auto, but train.global_batch_size is auto too"):
         runs.config(train__global_batch_size="auto", train__accumulate="auto")
+    with pytest.raises(FieldError, match=r"train.remat: found auto, but train.accumulate is auto too. .* such as full"):
+        runs.config(train__accumulate="auto", train__remat="auto")
     with pytest.raises(FieldError, match=r"train.accumulate: found 'many'. Allowed: a number, or auto"):
         runs.config(train__accumulate="many")
 
@@ -201,6 +242,7 @@ def test_two_automatic_sizes_are_refused():
 def test_fast_dev_run_replaces_auto_by_small_numbers():
     assert tiny(runs.config(train__global_batch_size="auto", train__accumulate=4)).train.global_batch_size == 8
     assert tiny(runs.config(train__accumulate="auto")).train.accumulate == 1
+    assert tiny(runs.config(train__remat="auto")).train.remat == "none"
     config = runs.config(train__global_batch_size="auto", train__accumulate=2)
     assert [tiny(config, lambda config, n=n: n).train.global_batch_size for n in (1, 3, 8)] == [8, 12, 16]
 
@@ -217,7 +259,7 @@ processes.initialize(cluster_detection.detect({}, os.environ).process)
 from engine.base.host import host_memory
 from engine.base.errors import ConfigError
 from engine.api.prepared import program
-from engine.compile import memory_limit
+from engine.compile import memory_limit, step_time
 from engine.compile.memory_limit import Limit
 from engine.parallel.mesh import make_mesh
 from tests import runs
@@ -232,6 +274,10 @@ mesh = make_mesh(config.mesh)
 print(memory_limit.memory_limit(None, mesh).bytes / 2**10)
 memory_limit.machine_id = memory_limit.network_id = lambda: str(group.index())  # as on two hosts
 print(memory_limit.memory_limit(None, mesh).bytes / 2**10)
+step_time.step_seconds = lambda *arguments: next(seconds)  # as if the estimates of the processes differed
+seconds = iter([2.0, 1.0, 3.0, 4.0] if group.is_primary() else [1.0, 2.0, 3.0, 4.0])
+stack = auto_size_test.STACK | dict(train__remat="auto", train__memory_gib=1.0, mesh__fsdp=2)
+print(program(runs.config(**auto_size_test.RUN | stack))[0].spec.layout.remat)
 processes.leave()
 """
 
@@ -240,6 +286,7 @@ processes.leave()
 def test_processes_with_other_memory_agree():
     lines = runs.lines_by_process(TWO, processes=2)
     for i, limit in (("0", 200), ("1", 2)):
-        error, shared, alone = lines[i][-3:]
+        error, shared, alone, remat = lines[i][-4:]
         assert "even with the smallest batch, 2, a step needs" in error  # 2 KiB of process 1 are too little
         assert (float(shared), float(alone)) == pytest.approx((limit, 2 * limit))
+        assert remat == "dots"  # that of the primary
