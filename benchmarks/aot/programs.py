@@ -19,6 +19,7 @@ MOE = "models.moe_decoder.MoeLanguageModel"
 SIZES: Mapping[str, Mapping[str, int]] = {
     "1b": {"vocabulary": 32768, "width": 2048, "hidden": 5632, "depth": 20, "heads": 16},
     "moe": {"vocabulary": 32768, "width": 1024, "hidden": 2048, "depth": 16, "heads": 8, "experts": 16, "top_k": 2},
+    "moe-32": {"vocabulary": 32768, "width": 2048, "hidden": 1408, "depth": 8, "heads": 16, "experts": 32, "top_k": 4},
     "tiny": {"vocabulary": 1024, "width": 256, "hidden": 1024, "depth": 4, "heads": 4},
     "moe-tiny": {"vocabulary": 1024, "width": 256, "hidden": 512, "depth": 3, "heads": 2, "experts": 8, "top_k": 2},
 }

@@ -27,6 +27,7 @@ ROWS: Mapping[str, RowSpec] = {
     "v5e-context": RowSpec(Job(V5E, "tiny", {"fsdp": 4, "context": 4}), plain=False),
     "h100-fsdp": RowSpec(Job(H100, "1b", {"fsdp": 8}, settings=FULL)),
     "h100-moe": RowSpec(Job(H100, "moe", {"fsdp": 2, "expert": 4}, settings=FULL), plain=False),
+    "h100-moe-32": RowSpec(Job("h100:2x8", "moe-32", {"dcn.data": 2, "fsdp": 8}, batch=64, time=4096), plain=False),
     "h100-pipeline": RowSpec(Job(H100, "tiny", {"fsdp": 2, "pipeline": 4}, batch=64), plain=False),
     "h100-context": RowSpec(Job(H100, "tiny", {"fsdp": 2, "context": 4}), plain=False),
 }

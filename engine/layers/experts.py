@@ -20,8 +20,10 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 from engine.base.errors import ShardingError, TaskError
 from engine.base.types import PyTree
 from engine.layers.cpu.grouped_products import blocks_for
+from engine.layers.gated import swiglu
 from engine.layers.quantization import grouped_matmul, matmul
 from engine.layers.reference import convoy_keeps_rows
+from engine.layers.rematerialization import recomputed
 from engine.layers.routing import Routes, RowAssignment, assign_rows, group_sizes, route
 from engine.parallel import layout
 from engine.parallel.rules import axes_of
@@ -132,13 +134,28 @@ def _with_capacity(
 
 
 def _swiglu(x: jax.Array, kernels: tuple[jax.Array, ...]) -> jax.Array:
-    """Returns the results of the experts for their slots; both are `[experts, batch, slots, features]`."""
-    here = layout.current()
+    """Returns the results of the experts for their slots; both are `[experts, batch, slots, features]`.
+
+    Of kernels that are split over the rows, and of activations in half precision, the backward pass keeps only what no
+    device can compute again without a product: it gathers the kernels once more, and repeats the activation.
+    """
+    here, product = layout.current(), jax.vmap(matmul)
     axes = (("expert", None, "mlp"), ("expert", None, "mlp"), ("expert", "mlp", None))
-    gate, up, down = (here.constrain(kernel, *names) for kernel, names in zip(kernels, axes, strict=True))
-    product = jax.vmap(matmul)
-    hidden = jax.nn.silu(product(x, gate)) * product(x, up)
-    return product(here.constrain(hidden, "expert", *SLOTS[:2], "mlp"), down)
+    is_gathered = here.spec(("expert", "embed", "mlp"), kernels[0].shape) != here.spec(axes[0], kernels[0].shape)
+    if not is_gathered and x.dtype.itemsize >= 4:
+        gate, up, down = (here.constrain(kernel, *names) for kernel, names in zip(kernels, axes, strict=True))
+        hidden = jax.nn.silu(product(x, gate)) * product(x, up)
+        return product(here.constrain(hidden, "expert", *SLOTS[:2], "mlp"), down)
+
+    def first(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return product(x, here.constrain(kernel, *axes[0]))
+
+    def last(gate: jax.Array, up: jax.Array, kernel: jax.Array) -> jax.Array:
+        hidden = here.constrain(swiglu(gate, up), "expert", *SLOTS[:2], "mlp")
+        return product(hidden, here.constrain(kernel, *axes[2]))
+
+    gate, up = (recomputed(first, x, kernel) for kernel in kernels[:2])
+    return recomputed(last, gate, up, kernels[2])
 
 
 def _exchange(x: jax.Array, to_experts: bool) -> jax.Array:

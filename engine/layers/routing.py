@@ -99,7 +99,12 @@ class RowAssignment:
         """
         tokens, top_k = weights.shape
         parts = _take(y, self.row, self.choice[:, None]).reshape(top_k, tokens, -1)
-        return (parts * weights.T[..., None]).sum(0).astype(y.dtype)
+        # The backward pass keeps parts in half precision as they are, not as float32.
+        return _weighted_sum(parts, weights) if y.dtype.itemsize >= 4 else recomputed(_weighted_sum, parts, weights)
+
+
+def _weighted_sum(parts: jax.Array, weights: jax.Array) -> jax.Array:
+    return (parts * weights.T[..., None]).sum(0).astype(parts.dtype)
 
 
 def group_sizes(experts: jax.Array, count: int) -> jax.Array:
