@@ -23,7 +23,6 @@ import numpy as np
 from benchmarks.aot.programs import Compiled
 from benchmarks.aot.small import StepCosts, step_costs
 from engine.api.prepared import program
-
 from engine.config.override import assign
 from engine.parallel.memory import device_bytes
 from engine.parallel.targets import devices

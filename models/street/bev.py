@@ -18,6 +18,7 @@ from engine import Loss, Mean, Task, metrics, plot
 from .camera_scenes import GRID, KINDS, MASKS, PATCH
 from .cameras import CAMERAS, COLUMNS, ROWS, Rig
 from .lidar import STRIDE, Convolution, split
+from .parts import wide_linear
 from .scenes import EXTENT
 
 CELL = 2 * EXTENT / GRID  # metres
@@ -141,7 +142,7 @@ class MaskHead(nnx.Module):
 
     def __call__(self, x):
         """Returns `[batch, GRID, GRID, masks]` in float32."""
-        return split(self.linear(x.astype(jnp.float32)))
+        return split(wide_linear(self.linear, x))
 
 
 class BevModel(nnx.Module):
@@ -243,7 +244,7 @@ class ViewModel(nnx.Module):
 
     def __call__(self, batch):
         """Returns logits `[batch, cameras, rows, columns, kinds]` of each patch."""
-        return self.head(self.backbone(batch["images"], batch["intrinsics"]).astype(jnp.float32))
+        return wide_linear(self.head, self.backbone(batch["images"], batch["intrinsics"]))
 
 
 @dataclasses.dataclass

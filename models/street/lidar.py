@@ -14,6 +14,7 @@ from flax import nnx
 
 from engine import Loss, Padded, Task, metrics, plot
 
+from .parts import RectifiedNorm, wide_linear
 from .scenes import CLASSES, EXTENT, RANGES, RAYS, SIZES, StreetScenes
 
 CELLS, STRIDE = 128, 2  # cells of the grid along each side; of each level of convolutions
@@ -40,14 +41,65 @@ def _largest_forward(x, index, cells):
 def _largest_backward(cells, saved, gradient):
     x, index, grid = saved  # two gathers; the derivative that JAX gives to scatter-max has a scatter too
     won = (x > 0) & (x == grid.at[index].get(mode="fill", fill_value=-1))
-    if x.dtype != jnp.float32:  # rounded values are often equal: only the first of them gets the gradient
-        order = jnp.broadcast_to(jnp.arange(len(x))[:, None], x.shape)
-        first = jnp.full(grid.shape, len(x)).at[index].min(jnp.where(won, order, len(x)), mode="drop")
-        won &= order == first.at[index].get(mode="fill", fill_value=len(x))
     return jnp.where(won, gradient.at[index].get(mode="fill", fill_value=0), 0), None
 
 
 largest.defvjp(_largest_forward, _largest_backward)
+
+
+def winners(x, index, cells):
+    """Returns the largest of the positive values of `x` in each cell, `[cells, width]`, and its place in `x`.
+
+    It is for half precision, in which values of a cell are often equal: the first of them wins. One scatter gives both
+    results, as the maximum of integers of 32 bits: those of the value, and the place. A cell without positive values
+    has 0, and the place of any row.
+    """
+    if len(x) > 2**16:
+        raise ValueError(f"winners: found {len(x):,} rows. Allowed are at most 65,536.")
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint16).astype(jnp.int32) & 0x7FFF  # without the sign of -0 and of NaN
+    keys = bits << 16 | (2**16 - 1 - jnp.arange(len(x), dtype=jnp.int32))[:, None]
+    best = jnp.zeros((cells, x.shape[-1]), jnp.int32).at[index].max(keys, mode="drop")
+    values = jax.lax.bitcast_convert_type((best >> 16).astype(jnp.uint16), x.dtype)
+    return values, jnp.minimum(2**16 - 1 - (best & 0xFFFF), len(x) - 1)
+
+
+def point_features(points):
+    """Returns the features of points `[..., 4]` in a list of arrays `[...]`."""
+    place = (points[..., :2] + EXTENT) / CELL
+    x, y, z, intensity = (points[..., k] for k in range(4))
+    within = place - jnp.floor(place) - 0.5
+    near = [nnx.relu(1 - jnp.abs(z - height) / 0.4) for height in HEIGHTS]
+    return [x / EXTENT, y / EXTENT, within[..., 0], within[..., 1], z, intensity, *near]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def pillar_grid(points, index, kernel, bias, cells):
+    """Returns `largest` of the rectified linear layer of the features of a sweep, in half precision.
+
+    The gradient belongs to a single point of each cell and feature. So the backward pass reads the winning points, and
+    no array of all points. Sums of products, instead of a product, are computed within the scatter.
+    """
+    return _pillar_grid_forward(points, index, kernel, bias, cells)[0]
+
+
+def _pillar_grid_forward(points, index, kernel, bias, cells):
+    features = [x.astype(kernel.dtype).astype(jnp.float32) for x in point_features(points)]
+    wide = sum(x[:, None] * weight for x, weight in zip(features, kernel.astype(jnp.float32), strict=True))
+    x = nnx.relu(wide + bias.astype(jnp.float32)).astype(kernel.dtype)
+    values, place = winners(x, index, cells)
+    return values, (points, place, values, kernel, bias)
+
+
+def _pillar_grid_backward(cells, saved, gradient):
+    points, place, values, kernel, bias = saved
+    gradient = jnp.where(values > 0, gradient, 0).astype(jnp.float32)  # [cells, width]
+    features = [x.astype(kernel.dtype) for x in point_features(points[place])]
+    features.append(jnp.ones_like(features[0]))  # of the bias
+    sums = (jnp.stack(features).astype(jnp.float32) * gradient).sum(1)
+    return None, None, sums[:-1].astype(kernel.dtype), sums[-1].astype(bias.dtype)
+
+
+pillar_grid.defvjp(_pillar_grid_forward, _pillar_grid_backward)
 
 
 class Pillars(nnx.Module):
@@ -62,25 +114,25 @@ class Pillars(nnx.Module):
         cell = jnp.floor(place).astype(jnp.int32)
         inside = mask & (cell >= 0).all(-1) & (cell < CELLS).all(-1)
         index = jnp.where(inside, cell[..., 1] * CELLS + cell[..., 0], CELLS**2)  # out of bounds: dropped
-        z, intensity = points[..., 2:3], points[..., 3:]
-        near = nnx.relu(1 - jnp.abs(z - HEIGHTS) / 0.4)
-        x = jnp.concatenate([points[..., :2] / EXTENT, place - cell - 0.5, z, intensity, near], -1)
-        x = nnx.relu(self.linear(x.astype(self.linear.kernel.dtype)))
+        kernel, bias = self.linear.kernel[...], self.linear.bias[...]
         # One index over the batch would make each device of a mesh compute the grid of the whole batch.
-        grid = jax.vmap(lambda x, index: largest(x, index, CELLS**2))(x, index)
+        if kernel.dtype == jnp.float32:
+            x = nnx.relu(self.linear(jnp.stack(point_features(points), -1)))
+            grid = jax.vmap(lambda x, index: largest(x, index, CELLS**2))(x, index)
+        else:
+            grid = jax.vmap(lambda *row: pillar_grid(*row, kernel, bias, CELLS**2))(points, index)
         return grid.reshape(len(points), CELLS, CELLS, -1)
 
 
 class Convolution(nnx.Module):
-    """A 3x3 convolution, normalized over the batch."""
+    """A 3x3 convolution, normalised over the batch and rectified."""
 
     def __init__(self, inputs: int, outputs: int, stride: int | tuple[int, int], rngs: nnx.Rngs):
         self.conv = nnx.Conv(inputs, outputs, (3, 3), strides=stride, use_bias=False, rngs=rngs)
-        self.norm = nnx.BatchNorm(outputs, momentum=0.95, rngs=rngs)
+        self.norm = RectifiedNorm(outputs, momentum=0.95, rngs=rngs)
 
     def __call__(self, x):
-        x = self.norm(self.conv(x)).astype(self.conv.kernel.dtype)  # the statistics are float32, and so is the result
-        return nnx.relu(x)
+        return self.norm(self.conv(x))
 
 
 class CenterModel(nnx.Module):
@@ -105,7 +157,7 @@ class CenterModel(nnx.Module):
         self.box = nnx.Linear(2 * width, STRIDE**2 * BOX, rngs=rngs)
 
     def __call__(self, points, mask):
-        """Returns logits of centres `[batch, CELLS, CELLS, classes]` and codes of boxes `[..., BOX]`."""
+        """Returns the result of `heads`."""
         return self.heads(self.features(points, mask))
 
     def features(self, points, mask):
@@ -118,9 +170,18 @@ class CenterModel(nnx.Module):
         return self.neck(nnx.relu(total))
 
     def heads(self, x):
-        """Returns logits and codes in float32, as the whole model does."""
-        x = x.astype(jnp.float32)
-        return split(self.heat(x)), split(self.box(x))
+        """Returns logits of centres `[batch, CELLS, CELLS, classes]`, and a function that returns codes of boxes.
+
+        It takes rows and columns of cells, `[batch, cells]`, and returns `[batch, cells, BOX]`: few cells have a box.
+        Both are float32, as the whole model is.
+        """
+        return split(wide_linear(self.heat, x)), functools.partial(self._codes, x)
+
+    def _codes(self, x, rows, columns):
+        codes = wide_linear(self.box, at_cells(x, rows // STRIDE, columns // STRIDE))
+        parts = codes.reshape(*codes.shape[:2], STRIDE**2, BOX)
+        part = rows % STRIDE * STRIDE + columns % STRIDE
+        return jnp.take_along_axis(parts, part[..., None, None], axis=2)[:, :, 0]
 
 
 def split(x):
@@ -128,6 +189,13 @@ def split(x):
     batch, rows, columns = x.shape[:3]
     x = x.reshape(batch, rows, columns, STRIDE, STRIDE, -1).swapaxes(2, 3)
     return x.reshape(batch, STRIDE * rows, STRIDE * columns, -1)
+
+
+def join(x):
+    """The inverse of `split`."""
+    batch, rows, columns = x.shape[:3]
+    x = x.reshape(batch, rows // STRIDE, STRIDE, columns // STRIDE, STRIDE, -1).swapaxes(2, 3)
+    return x.reshape(batch, rows // STRIDE, columns // STRIDE, -1)
 
 
 def at_cells(x, rows, columns):
@@ -192,30 +260,32 @@ class LidarDetection(Task):
         return CenterModel(self.width, rngs)
 
     def loss(self, model, batch, rng):
-        logits, codes = model(batch["points"], batch["mask"]["points"])
+        logits, codes_at = model(batch["points"], batch["mask"]["points"])
         boxes, labels, present = batch["boxes"], batch["label"], batch["mask"]["objects"]
         target, cell = heatmap(boxes, labels, present)
         x, y = cell.astype(jnp.int32).clip(0, CELLS - 1).swapaxes(0, -1).swapaxes(1, 2)
-        found = at_cells(codes, y, x)  # [batch, objects, BOX]
+        found = codes_at(y, x)  # [batch, objects, BOX]
         error = (jnp.abs(found[..., : BOX - 1] - encode(boxes, labels, cell)) * np.array(WEIGHTS)).sum(-1)
         moving = batch["moving"]
         wrong = jax.nn.softplus(found[..., BOX - 1]) - moving * found[..., BOX - 1]
         return Loss.sum(
-            heat=CELLS**2 / 20 * Loss.of(focal(logits, target).sum(-1)),  # 20: objects of a sweep
+            heat=(CELLS / STRIDE) ** 2
+            / 20
+            * Loss.of(focal(join(logits), join(target)).sum(-1)),  # 20: objects of a sweep
             box=0.5 * Loss.of(error, present),
             moving=0.2 * Loss.of(wrong, present),
         )
 
     def predict(self, model, batch):
         """Returns the most likely boxes: `boxes` `[batch, PREDICTIONS, 9]`, `score`, `label` and `moving`."""
-        logits, codes = model(batch["points"], batch["mask"]["points"])
+        logits, codes_at = model(batch["points"], batch["mask"]["points"])
         score = jax.nn.sigmoid(logits)
         highest = jax.lax.reduce_window(score, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
         peaks = jnp.where(score == highest, score, 0).reshape(len(score), -1)
         score, index = jax.lax.top_k(peaks, 2 * PREDICTIONS)
         at, label = jnp.divmod(index, len(CLASSES))
         y, x = jnp.divmod(at, CELLS)
-        code = at_cells(codes, y, x)
+        code = codes_at(y, x)
         boxes = decode(code, label, jnp.stack([x, y], -1))
         score, kept = jax.lax.top_k(jnp.where(covered(boxes, label), 0, score), PREDICTIONS)
         boxes, code = (jnp.take_along_axis(values, kept[..., None], 1) for values in (boxes, code))

@@ -1,5 +1,6 @@
 """Lidar detection: pillars equal a loop, predictions of perfect outputs score one, and the baseline finds a car."""
 
+import functools
 import re
 
 import jax
@@ -25,6 +26,7 @@ from models.street.lidar import (
     largest,
     split,
     sweeps,
+    winners,
 )
 from models.street.lidar_baseline import detect, difficulty
 from models.street.scenes import CLASSES, EXTENT, SIZES
@@ -53,13 +55,18 @@ class Perfect:
         self.outputs = jnp.where(jnp.asarray(target) == 1, 6.0, -6.0), jnp.asarray(codes)
 
     def __call__(self, points, mask):
-        return self.outputs
+        return with_codes(self.outputs)
+
+
+def with_codes(outputs):
+    """Returns logits, and a function that returns codes, for both of all cells."""
+    return outputs[0], functools.partial(at_cells, outputs[1])
 
 
 @pytest.mark.slow
 def test_outputs_equal_to_the_labels_score_one(batch):
     task = LidarDetection()
-    evaluate = jax.jit(lambda outputs, batch: task.evaluate(lambda *_: outputs, batch)["nds"])
+    evaluate = jax.jit(lambda outputs, batch: task.evaluate(lambda *_: with_codes(outputs), batch)["nds"])
     found = results(evaluate(Perfect(batch).outputs, batch))
     assert found["m/ap"] > 0.98 and found["m"] > 0.97  # two objects in one cell are one box
     toward = -5 * np.sign(batch["boxes"][..., :2])
@@ -149,18 +156,41 @@ def test_the_derivative_of_the_largest_goes_to_the_points_that_won():
     assert np.count_nonzero(wanted) > 100
 
 
-def test_the_derivative_of_the_largest_goes_to_one_of_equal_points_in_half_precision():
+def test_the_first_of_equal_values_in_half_precision_wins():
     rng = np.random.default_rng(0)
-    x = jnp.asarray(nnx.relu(rng.normal(size=(500, 3))).round(1), jnp.bfloat16)  # many are equal
-    index = rng.integers(0, 45, 500)  # 40 or more: dropped
-    weight = jnp.asarray(rng.normal(size=(40, 3)), jnp.bfloat16)
-    found = np.asarray(jax.grad(lambda x: (largest(x, index, 40) * weight).sum().astype(jnp.float32))(x))
-    grid, sums = np.asarray(largest(x, index, 40)), np.zeros((40, 3), np.float32)
-    for n, cell in enumerate(index):
-        if cell < 40:
-            assert ((found[n] == 0) | (np.asarray(x)[n] == grid[cell])).all()
-            sums[cell] += found[n].astype(np.float32)
-    np.testing.assert_array_equal(sums, np.where(grid > 0, weight, 0))
+    x = np.maximum(rng.normal(size=(500, 3)), 0).round(1)  # many are equal
+    x[0] = [np.nan, -np.nan, -0.0]
+    x, index = jnp.asarray(x, jnp.bfloat16), rng.integers(0, 45, 500)  # 40 or more: dropped
+    index[0] = 0
+    values, place = map(np.asarray, winners(x, index, 40))
+    np.testing.assert_array_equal(values[1:], np.asarray(jnp.zeros((40, 3), x.dtype).at[index].max(x, mode="drop"))[1:])
+    assert np.isnan(values[0, :2].astype(np.float32)).all()
+    for cell, feature in np.argwhere(values > 0):
+        equal = (index == cell) & (np.asarray(x)[:, feature] == values[cell, feature])
+        assert place[cell, feature] == np.flatnonzero(equal)[0]
+    with pytest.raises(ValueError, match="at most 65,536"):
+        winners(jnp.zeros((2**16 + 1, 1), jnp.bfloat16), jnp.zeros(2**16 + 1, int), 4)
+
+
+def test_pillars_in_half_precision_have_the_values_and_the_gradient_of_float32(batch):
+    points, mask = batch["points"][:1, ::8], batch["mask"]["points"][:1, ::8]
+    graph, params = nnx.split(Pillars(8, nnx.Rngs(0)))
+    params = jax.tree.map(lambda x: (x + 0.1).astype(jnp.bfloat16), params)
+    weight = np.random.default_rng(0).normal(size=(1, CELLS, CELLS, 8)).astype(np.float32)
+
+    def grid(params, dtype):
+        found = nnx.merge(graph, jax.tree.map(lambda x: x.astype(dtype), params))(points, mask).astype(jnp.float32)
+        return (found * weight).sum(), found
+
+    found, wanted = (
+        jax.jit(jax.grad(functools.partial(grid, dtype=dtype), has_aux=True))(params)
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    np.testing.assert_allclose(found[1], wanted[1], rtol=0.02, atol=0.02)
+    assert (wanted[1] > 0).sum() > 1000
+    for a, b in zip(*(jax.tree.leaves(x[0]) for x in (found, wanted)), strict=True):
+        a, b = (np.asarray(x, np.float32) for x in (a, b))
+        assert np.linalg.norm(a - b) < 0.03 * np.linalg.norm(b)
 
 
 def test_a_cell_is_split_into_the_cells_in_it():
