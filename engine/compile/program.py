@@ -379,7 +379,7 @@ class Program:
         step = make_train_step(self.spec, self.task_metrics)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         jitted = jax.jit(
-            with_layout(self.spec.layout, make_steps(step, self.spec.unroll)),
+            with_layout(self.spec.layout, make_steps(step, self.spec.unroll, self.spec.packs)),
             donate_argnums=0,
             out_shardings=(shardings, replicated(self.mesh)),
             compiler_options=dict(self.spec.compiler_options) or None,

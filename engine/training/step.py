@@ -57,7 +57,7 @@ def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:
             finite = jnp.stack([jnp.isfinite(x).all() for x in changed]).all()
         else:
             grads, sums, model_state = _gradients(spec, metric_names, state, batch, key, state.step)
-            grad_norm, finite = optax.tree.norm(grads), True
+            (grad_norm, grads), finite = _norm(spec, grads), True
             update = functools.partial(_update, spec, state, grads, grad_norm, model_state, key)
         loss = divide(sums[0])
         ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~skip & finite
@@ -81,6 +81,15 @@ def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:
         return new, jnp.concatenate([sums, jnp.stack([totals, jnp.ones_like(totals)], axis=1)])
 
     return step
+
+
+def _norm(spec: StepSpec, grads: Arrays) -> tuple[jax.Array, Arrays]:
+    """Returns the global norm of the gradients, and the gradients."""
+    if not spec.packs:
+        return optax.tree.norm(grads), grads
+    from engine.training.packing import norm_and_arrays
+
+    return norm_and_arrays(grads)
 
 
 def _gradients(
@@ -170,12 +179,13 @@ def _update(
     return finish(spec, state, {**state.params, **trained}, model_state, opt_state, key)
 
 
-def make_steps(step: Step, unroll: bool) -> Steps:
+def make_steps(step: Step, unroll: bool, packs: bool = False) -> Steps:
     """Returns `(state, K batches, skip mask [K], numbers) -> (state, metrics [K, names, 2])`: K steps in sequence.
 
     Args:
         step: a single step.
         unroll: unroll the K steps instead of scanning, for convolutions on CPU, where a while loop is slow.
+        packs: the loop over the steps carries the small arrays of the state as few vectors (`packing.py`).
     """
 
     def steps(
@@ -183,6 +193,8 @@ def make_steps(step: Step, unroll: bool) -> Steps:
     ) -> tuple[TrainState, jax.Array]:
         if len(batches) > 1 and not unroll:
             stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *batches)
+            if packs:
+                return _scan_packed(step, state, (stacked, skip), numbers)
             return jax.lax.scan(lambda state, xs: step(state, *xs, numbers), state, (stacked, skip))
         metrics = []
         for i, batch in enumerate(batches):
@@ -194,6 +206,21 @@ def make_steps(step: Step, unroll: bool) -> Steps:
         return state, jnp.stack(metrics)
 
     return steps
+
+
+def _scan_packed(
+    step: Step, state: TrainState, inputs: tuple[Batch, jax.Array], numbers: jax.Array
+) -> tuple[TrainState, jax.Array]:
+    from engine.training.packing import Packed, Packing
+
+    packing = Packing.of(state)
+
+    def body(packed: Packed, xs: tuple[Batch, jax.Array]) -> tuple[Packed, jax.Array]:
+        state, metrics = step(packing.unpack(packed), *xs, numbers)
+        return packing.pack(state), metrics
+
+    packed, metrics = jax.lax.scan(body, packing.pack(state), inputs)
+    return packing.unpack(packed), metrics
 
 
 def evaluate(

@@ -77,6 +77,12 @@ class StepSpec:
         return self.layout.zero1 and jnp.dtype(self.compute_dtype).itemsize < 4
 
     @property
+    def packs(self) -> bool:
+        """Whether small arrays are computed as few vectors: on GPUs of which each has all arrays (`packing.py`)."""
+        whole = all(sharding.is_fully_replicated for sharding in self.grad_shardings.values())
+        return self.layout.platform == "gpu" and self.opt_shardings is None and whole
+
+    @property
     def groups(self) -> Mapping[str, str]:
         """Path of a trained parameter -> optimizer group; "" for none."""
         return self.optimizer.labels
