@@ -12,6 +12,7 @@ import dataclasses
 import importlib
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ import jax
 import numpy as np
 
 from benchmarks.aot.programs import Compiled
-from benchmarks.aot.small import StepCosts, step_costs
+from benchmarks.aot.small import StepCosts, host_starts, step_costs
 from engine.api.prepared import program
 from engine.config.override import assign
 from engine.parallel.memory import device_bytes
@@ -31,8 +32,9 @@ from models.traffic.token_model import TokenModel
 
 TARGETS: Mapping[str, tuple[str, int]] = {"v5e": ("v5e:4x4", 16), "h100": ("h100:1x8", 8)}
 """Name in a row -> target, and its devices."""
+GPUS = ("h100",)
 STAND_INS = "benchmarks.aot.driving"
-COLUMNS = ("row", "launches", "collectives", "MiB moved", "GFLOP", "padding", "MiB sent", "compile s")
+COLUMNS = ("row", "launches", "by the host", "collectives", "MiB moved", "GFLOP", "padding", "MiB sent", "compile s")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,13 +135,14 @@ class Tokens(NextToken):
         return TokenModel(self, np.zeros((self.tokens, 3), np.float32), rngs)
 
 
-def compile_workload(name: str, target: str, steps: int = 1) -> Compiled:
+def compile_workload(name: str, target: str, steps: int = 1, dump: Path | None = None) -> Compiled:
     """Compiles `steps` steps of a workload in bfloat16, with the rows split over all devices.
 
     Args:
         name: key of WORKLOADS.
         target: key of TARGETS.
         steps: steps of a dispatch.
+        dump: folder for what XLA says of the program; None writes nothing.
     """
     workload, (text, count) = WORKLOADS[name], TARGETS[target]
     c = importlib.import_module(workload.config).get_config()
@@ -156,7 +159,9 @@ def compile_workload(name: str, target: str, steps: int = 1) -> Compiled:
     traced = built.trace(steps)
     leaves = jax.tree.leaves((built.abstract_state, built.abstract_batch))
     parameters = sum(x.size for x in built.abstract_state.params.values())
-    return Compiled(traced.lower().compile(), built.mesh, sum(map(device_bytes, leaves)), parameters)
+    options = {"xla_dump_to": str(dump), "xla_dump_hlo_as_text": True} if dump else None
+    executable = traced.lower().compile(compiler_options=options)
+    return Compiled(executable, built.mesh, sum(map(device_bytes, leaves)), parameters)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -176,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         target, _, name = row.partition("-")
         start = time.process_time()
         try:
-            compiled = compile_workload(name, target, args.steps)
+            compiled, starts = _compiled(name, target, args.steps)
         except Exception as error:
             failed = True
             print(f"{row}: {type(error).__name__}: {error}", file=sys.stderr)
@@ -186,17 +191,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.hlo.mkdir(parents=True, exist_ok=True)
             (args.hlo / f"{row}.txt").write_text(str(compiled.executable.as_text()))
         costs = step_costs(compiled.executable, compiled.mesh, args.steps)
-        results[row] = {**dataclasses.asdict(costs), "parameters": compiled.parameters, "compile_s": round(seconds, 1)}
-        print(_line(_cells(row, costs, seconds)), flush=True)
+        more = {"host_starts": starts, "parameters": compiled.parameters, "compile_s": round(seconds, 1)}
+        results[row] = {**dataclasses.asdict(costs), **more}
+        print(_line(_cells(row, costs, starts, seconds)), flush=True)
         if args.json:
             args.json.write_text(json.dumps(results, indent=1))
     return int(failed)
 
 
-def _cells(row: str, costs: StepCosts, seconds: float) -> tuple[str, ...]:
+def _compiled(name: str, target: str, steps: int) -> tuple[Compiled, float | None]:
+    """Returns a compiled workload, and how often the host starts something in a step; None for TPUs."""
+    if target not in GPUS:
+        return compile_workload(name, target, steps), None
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = compile_workload(name, target, steps, Path(folder))
+        [thunks] = Path(folder).glob("*jit_steps*.thunk_sequence_after_thunk_passes.txt")
+        return compiled, host_starts(thunks.read_text(), steps)
+
+
+def _cells(row: str, costs: StepCosts, starts: float | None, seconds: float) -> tuple[str, ...]:
     return (
         row,
         f"{costs.launches:.0f}",
+        "-" if starts is None else f"{starts:.0f}",
         f"{costs.collectives:.0f}",
         f"{costs.bytes / 2**20:.0f}",
         f"{costs.flops / 1e9:.2f}",
@@ -207,7 +224,7 @@ def _cells(row: str, costs: StepCosts, seconds: float) -> tuple[str, ...]:
 
 
 def _line(cells: Sequence[str]) -> str:
-    widths = (21, 8, 11, 9, 7, 7, 8, 9)
+    widths = (21, 8, 11, 11, 9, 7, 7, 8, 9)
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 

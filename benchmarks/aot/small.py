@@ -19,6 +19,8 @@ from engine.compile.instructions import executed
 ROUNDED: Mapping[str, tuple[int, int]] = {"tpu": (8, 128), "gpu": (8, 8)}
 """Platform -> multiples of the rows, and of the features, of a product in half precision. A TPU multiplies by 128 x 128
 weights; tensor cores load 16 bytes at once."""
+_THUNK = re.compile(r"^( *)\d+: k(\w+)", re.MULTILINE)
+_CONTAINERS = re.compile(r"While|Conditional|Sequential|Async\w+|DynamicSliceFusion|\w+Done|WaitForStreams")
 _DOT = re.compile(r"lhs_batch_dims=\{([\d,]*)\}|lhs_contracting_dims=\{([\d,]*)\}")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
 _CUDNN = re.compile(r'custom_call_target="__cudnn\$conv(\w+)"')
@@ -55,14 +57,14 @@ def step_costs(executable: jax.stages.Compiled, mesh: Mesh, steps: int = 1) -> S
     """Returns the costs of a step of a compiled program of `steps` steps."""
     text = str(executable.as_text())
     program, sent = HloText.parse(text), collectives(text, mesh)
-    products = list(_products(program))
+    sizes_of = list(products(program))
     moved = list(executed(program))
     found = StepCosts(
         launches=sum(i.times for i in moved) + sum(c.count for c in sent),
         bytes=sum(i.times * i.bytes for i in moved),
-        flops=sum(2 * times * math.prod(sizes) for times, sizes in products),
+        flops=sum(2 * times * math.prod(sizes) for times, sizes in sizes_of),
         padded_flops=sum(
-            2 * times * _rounded(sizes, *ROUNDED[mesh.devices.flat[0].platform]) for times, sizes in products
+            2 * times * rounded(sizes, *ROUNDED[mesh.devices.flat[0].platform]) for times, sizes in sizes_of
         ),
         sent=sum(c.moved for c in sent),
         collectives=sum(c.count for c in sent),
@@ -70,7 +72,25 @@ def step_costs(executable: jax.stages.Compiled, mesh: Mesh, steps: int = 1) -> S
     return StepCosts(**{name: value / steps for name, value in dataclasses.asdict(found).items()})
 
 
-def _products(program: HloText) -> Iterator[tuple[int, tuple[int, int, int, int]]]:
+def host_starts(thunks: str, steps: int = 1) -> float:
+    """Returns how often the host starts something in a step on a GPU: a kernel or a copy, or a graph of several.
+
+    Args:
+        thunks: what XLA executes, as `thunk_sequence_after_thunk_passes.txt` of its dump says it.
+        steps: steps of the program, which is how often the body of its loop runs.
+    """
+    starts, graph = 0, None  # `graph`: indentation of the graph that holds the present line
+    for match in _THUNK.finditer(thunks):
+        indent, kind = len(match[1]), match[2]
+        if graph is not None and indent > graph:
+            continue
+        graph = indent if kind == "CommandBuffer" else None
+        if not _CONTAINERS.fullmatch(kind):
+            starts += steps if indent else 1
+    return starts / steps
+
+
+def products(program: HloText) -> Iterator[tuple[int, tuple[int, int, int, int]]]:
     """Yields executions and (products, rows, features, features of the result) of products and convolutions."""
     for name, instructions in program.computations.items():
         if not (times := program.runs.get(name, 0)):
@@ -116,7 +136,9 @@ def _dims(shape: str) -> tuple[int, ...]:
     return arrays(shape)[0][1]
 
 
-def _rounded(sizes: tuple[int, int, int, int], rows: int, features: int) -> int:
+def rounded(sizes: tuple[int, int, int, int], rows: int, features: int) -> int:
+    """Returns the size of a product whose rows and features are rounded up to multiples."""
+
     def up(size: int, multiple: int) -> int:
         return -(-size // multiple) * multiple
 

@@ -1,0 +1,70 @@
+"""Costs of a step of a small model, read from HLO and from what XLA executes, and the rows of the benchmark."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from benchmarks.aot import driving, small
+from engine.compile.hlo_text import HloText
+
+THUNKS = """001: kCopy         [source       | next=004 (3)] kCopy
+002: kWhile        [prev=003 (1) | sink        ]
+condition:
+    003: kCustomKernel [source | sink] loop_compare_fusion
+  body:
+    000: kCommandBuffer [source       | next=039 (1)]
+        006: kCustomKernel [source       | next=007 (1)] gemm_fusion_dot
+        007: kCustomKernel [prev=006 (1) | next=008 (1)] loop_reduce_fusion_7
+    008: kAsyncStart    [prev=000 (1) | sink        ] stream=computation_stream[0], async_id=39
+        009: kCopy [source | sink] kCopy
+    010: kAsyncDone     [source       | sink        ] async_id=39
+    011: kCustomKernel  [source       | sink        ] loop_add_fusion
+"""
+CONVOLUTION = 'dim_labels=b01f_o01i->b01f, custom_call_target="__cudnn$conv'
+PRODUCTS = f"""HloModule test
+
+ENTRY %main (a: bf16[2,30,14], b: bf16[2,14,20]) -> bf16[2,30,20] {{
+  %a = bf16[2,30,14]{{2,1,0}} parameter(0)
+  %b = bf16[2,14,20]{{2,1,0}} parameter(1)
+  %x = bf16[4,8,8,16]{{3,2,1,0}} parameter(2)
+  %w = bf16[32,3,3,16]{{3,2,1,0}} parameter(3)
+  %c = (bf16[4,8,8,32]{{3,2,1,0}}, u8[0]{{0}}) custom-call(%x, %w), {CONVOLUTION}Forward"
+  %g = bf16[4,8,8,32]{{3,2,1,0}} get-tuple-element(%c), index=0
+  %f = (bf16[32,3,3,16]{{3,2,1,0}}, u8[0]{{0}}) custom-call(%x, %g), {CONVOLUTION}BackwardFilter"
+  %i = (bf16[4,8,8,16]{{3,2,1,0}}, u8[0]{{0}}) custom-call(%g, %w), {CONVOLUTION}BackwardInput"
+  ROOT %d = bf16[2,30,20]{{2,1,0}} dot(%a, %b), lhs_batch_dims={{0}}, lhs_contracting_dims={{2}}
+}}
+"""
+
+
+def test_a_graph_is_started_once_and_a_loop_in_each_step():
+    assert small.host_starts(THUNKS) == 1 + 4
+    assert small.host_starts(THUNKS, 8) == 1 / 8 + 4
+
+
+def test_products_and_convolutions_have_their_sizes():
+    found = [sizes for _, sizes in small.products(HloText.parse(PRODUCTS))]
+    assert found == [(9, 256, 16, 32)] * 3 + [(2, 30, 14, 20)]
+    assert small.rounded((2, 30, 14, 20), 8, 128) == 2 * 32 * 128 * 128
+
+
+def test_costs_are_those_of_one_step(monkeypatch):
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    monkeypatch.setattr(small, "ROUNDED", {"cpu": (8, 128)})
+
+    def steps(x):
+        return jax.lax.fori_loop(0, 4, lambda _, x: jnp.tanh(x @ x), x)
+
+    compiled = jax.jit(steps).lower(jax.ShapeDtypeStruct((64, 64), jnp.float32)).compile()
+    costs = small.step_costs(compiled, mesh, steps=4)
+    assert costs.flops == 2 * 64**3 and costs.padding == pytest.approx(0.75)
+    assert 1 <= costs.launches < 10 and costs.bytes > 3 * 64 * 64 * 4
+
+
+def test_rows_are_listed_and_unknown_rows_are_refused(capsys):
+    assert driving.main(["--list"]) == 0
+    assert capsys.readouterr().out.split() == [f"{t}-{name}" for t in driving.TARGETS for name in driving.WORKLOADS]
+    assert driving.main(["--rows=h100-lidar"]) == 2
+    assert "h100-lidar is unknown" in capsys.readouterr().err
