@@ -228,11 +228,21 @@ def called_with(
 ) -> tuple[nnx.Module, PyTree]:
     """Returns the model and the examples with which a method of the Task is called for a microbatch."""
     spec = shared.spec
-    params = gather(spec, cast({**trained, **shared.frozen}, spec.compute_dtype))
+    params = gather(spec, _cast(spec, {**trained, **shared.frozen}))
     params = with_whole_kernels(spec.model, params)
     module = spec.model.module(params, model_state, jax.random.fold_in(shared.key, shared.rows + index))
     module.train()
     return module, cast(batch.examples, spec.compute_dtype, spec.task.full_precision)
+
+
+def _cast(spec: StepSpec, params: Arrays) -> Arrays:
+    """Returns the parameters in the precision of the computation."""
+    half = jnp.dtype(spec.compute_dtype).itemsize < 4
+    if not (half and spec.packs and all(jnp.issubdtype(x.dtype, jnp.floating) for x in params.values())):
+        return cast(params, spec.compute_dtype)
+    from engine.training.packing import cast_together
+
+    return cast_together(params, spec.compute_dtype)
 
 
 def minimised_by(shared: Shared, weights: Arrays | None, result: TaskLoss, batch: Batch) -> tuple[Arrays, jax.Array]:

@@ -9,8 +9,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from engine.base.types import PyTree
+from engine.training.arrays import Arrays
 
 LARGEST = 1 << 18
 """Most elements of an array that is packed: its memory traffic takes a GPU less time than the start of a kernel."""
@@ -64,6 +66,24 @@ class Packing:
         rest = iter(packed[1])
         found = [leaves[n] if n in leaves else next(rest) for n in range(len(self.shapes))]
         return jax.tree.unflatten(self.structure, found)
+
+
+def cast_together(params: Arrays, dtype: DTypeLike) -> Arrays:
+    """Returns floating-point parameters cast to `dtype`, as parts of few vectors.
+
+    So the layout that a layer wants for its parameter is not that of the update, which would be computed in it and then
+    changed back. The gradient of each parameter is cast on its own.
+    """
+    packing = Packing.of(params)
+
+    def together(params: Arrays) -> Arrays:
+        packed = jax.tree.map(lambda x: x.astype(dtype), packing.pack(params))
+        return packing.unpack(jax.lax.optimization_barrier(packed))
+
+    call = jax.custom_vjp(together)
+    types = {path: x.dtype for path, x in params.items()}
+    call.defvjp(lambda x: (together(x), None), lambda _, d: ({path: d[path].astype(types[path]) for path in d},))
+    return call(params)
 
 
 def norm_and_arrays(tree: PyTree) -> tuple[jax.Array, PyTree]:
