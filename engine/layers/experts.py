@@ -114,7 +114,6 @@ def _with_capacity(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the result and the number of dropped choices of each token `[batch, time]`."""
     here = layout.current()
-    here.used.add(f"{layout.WHOLE}expert")
     count, whole = kernels[0].shape[0], ("batch", None, None)
     x, experts = here.constrain(x, *whole), here.constrain(routes.experts, *whole)
     parts = here.size("context")

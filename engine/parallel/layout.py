@@ -22,7 +22,6 @@ from engine.parallel.rules import RULES, Rules, mesh_axes, to_entry
 NAMED = "named:"  # prefix of the names of values in Layout.used
 QUANTIZED = "quantized"  # in Layout.used if a layer has products in eight bits
 ATTENTION = "attention:"  # prefix of the sizes of each attention in Layout.used, "positions,heads,kv_heads,causal"
-WHOLE = "whole:"  # prefix in Layout.used of a logical axis of kernels that XLA gathers once and keeps whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,8 +43,8 @@ class Layout:
     """Whether the trace only counts model FLOPs (`compile/flops.py`) and is never compiled. Layers then use
     their plain formula for one device, without kernels, tuning, chunks and rematerialisation."""
     used: set[str] = dataclasses.field(default_factory=set, compare=False)
-    """Features that the traced layers use: mesh axes, "remat", QUANTIZED, NAMED + the name of each value, WHOLE + the
-    axis of kept kernels, and ATTENTION + the sizes of each attention."""
+    """Features that the traced layers use: mesh axes, "remat", QUANTIZED, NAMED + the name of each value, and ATTENTION
+    + the sizes of each attention."""
 
     @property
     def quantizes(self) -> bool:

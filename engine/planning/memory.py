@@ -18,7 +18,6 @@ from engine.compile.build import DTYPES
 from engine.config.hardware import AXES
 from engine.data.prefetch import dispatches_in_flight
 from engine.parallel import schedule
-from engine.parallel.layout import WHOLE
 from engine.parallel.rules import partition_specs
 from engine.planning.candidates import Attention, Candidate
 from engine.planning.machine import Machine
@@ -86,8 +85,6 @@ class MemoryModel:
         arrays = jax.tree.leaves(traces.program.abstract_batch)
         self.row_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays) / self.rows
         self.attentions = Attention.all_of(traces.used)
-        whole = {name.removeprefix(WHOLE) for name in traces.used if name.startswith(WHOLE)}
-        self.whole = {path for path in self.stacked if whole.intersection(self.model.names.get(path, ()))}
         self.unrolls = machine.platform == "cpu" and traces.program.spec.unroll
 
     @functools.cache  # noqa: B019
@@ -145,7 +142,6 @@ class MemoryModel:
         moved = self.moved(candidate)
         in_loops = self.traces.work(on_device(candidate.remat), candidate.precision, self.traces.rows).in_loops
         gathered = self.gathered(candidate.sizes, self.width(candidate), frozenset(in_loops)) + self.unsplit(candidate)
-        gathered += self.weights(candidate, 1).kept
         if candidate.accumulate > 1:
             gathered += grads  # the gradient of a microbatch is added to the sum
         cost.memory = {
@@ -258,15 +254,12 @@ class MemoryModel:
         stages, times = candidate.axes["pipeline"], (2.0, 1.0)
         if stages > 1:
             times = schedule.passes(stages, candidate.microbatches or stages, candidate.repeats, candidate.schedule)
-        keeps = candidate.remat == "none" and stages == 1
-        return self._traffic(candidate.sizes, self.width(candidate), loops, *times, keeps)
+        return self._traffic(candidate.sizes, self.width(candidate), loops, *times)
 
     @functools.cache  # noqa: B019
-    def _traffic(
-        self, sizes: tuple[int, ...], width: int, loops: int, passes: float, sums: float, keeps: bool
-    ) -> WeightTraffic:
+    def _traffic(self, sizes: tuple[int, ...], width: int, loops: int, passes: float, sums: float) -> WeightTraffic:
         weights = [
-            Weight(self.params[path][0], spec, path in self.trained, path in self.stacked, keeps and path in self.whole)
+            Weight(self.params[path][0], spec, path in self.trained, path in self.stacked)
             for path, spec in self.specs(sizes).items()
         ]
         axes: dict[str, int] = dict(zip(AXES, sizes, strict=True))

@@ -21,8 +21,6 @@ class Weight(NamedTuple):
     """Whether it has a gradient."""
     stacked: bool
     """Whether it belongs to a stack of layers."""
-    kept: bool = False
-    """Whether it is gathered once, and whole until the backward pass."""
 
 
 @dataclasses.dataclass
@@ -35,7 +33,6 @@ class WeightTraffic:
         collectives: number of gathers and scatters.
         summed: gradients that the devices of `data` sum.
         zero1: the part of them that ZeRO-1 divides over `data`, as large as the parameters that it gathers.
-        kept: bytes of gathered parameters that a device keeps for the backward pass, without its own part.
         copied: axis -> gradients of which each device of the axis has a part.
     """
 
@@ -44,7 +41,6 @@ class WeightTraffic:
     collectives: int = 0
     summed: float = 0.0
     zero1: float = 0.0
-    kept: float = 0.0
     copied: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(COPIES, 0.0))
 
 
@@ -68,14 +64,12 @@ def weight_traffic(
         sums: how often the gradients of a stack are scattered, and summed over axes other than `data`.
     """
     found = WeightTraffic()
-    for shape, spec, trained, stacked, kept in weights:
+    for shape, spec, trained, stacked in weights:
         size = math.prod(shape) * width / math.prod(axes[a] for entry in spec for a in entry if a != "fsdp")
         split = any("fsdp" in entry for entry in spec) and axes["fsdp"] > 1
         times = (passes if loops > 1 or passes != 2 else 1.0, sums) if stacked else (1.0, 1.0)
-        times = (1.0, times[1]) if kept else times
         if split:
             found.gathered += size * times[0]
-            found.kept += size * (1 - 1 / axes["fsdp"]) if kept else 0.0
             found.collectives += round(sum(times)) * (loops if stacked else 1)
         if not trained:
             continue

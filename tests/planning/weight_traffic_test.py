@@ -39,14 +39,3 @@ def test_zero1_divides_a_parameter_by_a_dimension_that_is_left():
     assert zero1_divides((6, 8), [(), ()], AXES)
     assert not zero1_divides((6, 10), [(), ()], AXES)
     assert not zero1_divides((16, 10), [("fsdp",), ()], AXES)  # 2 rows are left
-
-
-def test_parameter_that_is_kept_whole_is_gathered_once():
-    stack = 4 * 6 * 64 * 128 / (2 * 2)
-    [found, once] = [
-        weight_traffic([Weight(SHAPES["stack"], SPECS["stack"], True, True, kept)], AXES, width=4, loops=6)
-        for kept in (False, True)
-    ]
-    assert (found.gathered, found.kept) == (2 * stack, 0)
-    assert (once.gathered, once.kept) == (stack, stack * 7 / 8)
-    assert once.scattered == found.scattered == stack
