@@ -4,9 +4,10 @@ python -m benchmarks.aot [--rows=v5e-fsdp,h100-fsdp] [--json=FILE] [--hlo=FOLDER
 python -m benchmarks.aot --tiny      tries the programs at tiny sizes
 python -m benchmarks.aot --list      lists the rows
 
-It needs the extra `aot`, and no accelerator. A row of the 1 B decoder takes one to three minutes of one core for a TPU
-and a quarter of a minute for a GPU, and as long again for its plain jit. Cycles are XLA's estimates of a TPU, with
-loops multiplied out, and the FLOPs of attention kernels at the peak of a v5e; waiting for collectives is not in them.
+It needs the extra `aot`, and no accelerator. A program of the 1 B decoder takes one to three minutes of one core for a
+TPU and a quarter of a minute for a GPU. A row with train.remat=auto compiles three to five, and its plain jit is one
+more. The table names what auto has chosen. Cycles are XLA's estimates of a TPU, with loops multiplied out, and FLOPs of
+attention kernels at the peak of a v5e; waiting for collectives is not in them.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from engine.base.types import Device
 from engine.parallel.targets import devices
 
 type Compile = Callable[[Job, Sequence[Device]], Compiled]
-COLUMNS = ("row", "program", "M cycles", "+ kernels", "GiB sent", "synchronous", "args + temp, GiB", "compile s")
+COLUMNS = ("row", "program, remat", "M cycles", "+ kernels", "GiB sent", "synchronous", "args + temp, GiB", "compile s")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,20 +48,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             programs["plain jit"] = compile_plain
         for kind, compile_ in programs.items():
             try:
-                found, seconds = _measured(compile_, rows[name].job, args.hlo and args.hlo / f"{name} {kind}.txt")
+                found, remat, seconds = _measured(
+                    compile_, rows[name].job, args.hlo and args.hlo / f"{name} {kind}.txt"
+                )
             except Exception as error:
                 failed = True
                 print(f"{name}, {kind}: {type(error).__name__}: {error}", file=sys.stderr)
                 continue
-            results[f"{name} {kind}"] = {**dataclasses.asdict(found), "compile_s": round(seconds, 1)}
-            print(_line(_cells(name, kind, found, seconds)), flush=True)
+            more = {"remat": remat, "compile_s": round(seconds, 1)}
+            results[f"{name} {kind}"] = {**dataclasses.asdict(found), **more}
+            print(_line(_cells(name, f"{kind}, {remat}", found, seconds)), flush=True)
             if args.json:
                 args.json.write_text(json.dumps(results, indent=1))
     return int(failed)
 
 
-def _measured(compile_: Compile, job: Job, hlo: Path | None) -> tuple[Measures, float]:
-    """Returns the measures of a job and the seconds of its compilation; writes the HLO into a file."""
+def _measured(compile_: Compile, job: Job, hlo: Path | None) -> tuple[Measures, str, float]:
+    """Returns the measures of a job, its `train.remat` and the seconds of its compilation; writes the HLO to a file."""
     there = devices(job.target)
     start = time.process_time()
     compiled = compile_(job, there)
@@ -68,7 +72,7 @@ def _measured(compile_: Compile, job: Job, hlo: Path | None) -> tuple[Measures, 
     if hlo:
         hlo.parent.mkdir(parents=True, exist_ok=True)
         hlo.write_text(str(compiled.executable.as_text()))
-    return measure(compiled.executable, compiled.mesh), seconds
+    return measure(compiled.executable, compiled.mesh), compiled.remat, seconds
 
 
 def _cells(name: str, kind: str, found: Measures, seconds: float) -> tuple[str, ...]:
@@ -85,7 +89,7 @@ def _cells(name: str, kind: str, found: Measures, seconds: float) -> tuple[str, 
 
 
 def _line(cells: Sequence[str]) -> str:
-    widths = (14, 10, 9, 10, 9, 12, 17, 9)
+    widths = (14, 15, 9, 10, 9, 12, 17, 9)
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 

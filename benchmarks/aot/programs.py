@@ -57,6 +57,7 @@ class Compiled:
     mesh: Mesh
     argument_bytes: int
     parameters: int
+    remat: str = "full"  # `train.remat`, or what auto has chosen
 
 
 class Tokens:
@@ -99,4 +100,5 @@ def compile_engine(job: Job, devices: Sequence[Device]) -> Compiled:
         built.mesh,
         sum(map(device_bytes, arrays)),
         sum(x.size for x in built.abstract_state.params.values()),
+        built.spec.layout.remat,
     )
