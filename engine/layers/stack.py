@@ -149,7 +149,8 @@ def _every(x: jax.Array, count: int) -> list[jax.Array]:
 def _gathered_from() -> int:
     """Returns how many devices hold a part of a weight that `Dense` gathers on TPUs."""
     here = current()
-    return here.size("fsdp") if here.size("tensor") == 1 else 1
+    over_data = here.size("data") if here.gathers_over_data else 1
+    return here.size("fsdp") * over_data if here.size("tensor") == 1 else 1
 
 
 def _params(layer: nnx.Module) -> list[nnx.Variable]:

@@ -18,6 +18,7 @@ from jax.sharding import PartitionSpec
 
 from engine.base.types import PyTree
 from engine.parallel import layout
+from engine.parallel.rules import split_over_data
 
 MOST = 16
 """Most slices that one addition of `_sum` adds."""
@@ -100,8 +101,10 @@ def _split(x: jax.Array, weight: jax.Array, names: Sequence[str | None]) -> list
     """Returns the mesh axes of the rows that split each dimension of the weight."""
     here = layout.current()
     rows = here.axes("batch", len(x))
-    # `spec` uses each mesh axis once, also if the rules map two dimensions to it.
-    return [tuple(a for a in jax.tree.leaves(entry) if a in rows) for entry in here.spec(names, weight.shape)]
+    spec = here.spec(names, weight.shape)  # uses each mesh axis once, also if the rules map two dimensions to it
+    if here.mesh is not None and here.gathers_over_data:
+        spec = split_over_data(spec, weight.shape, here.mesh)
+    return [tuple(a for a in jax.tree.leaves(entry) if a in rows) for entry in spec]
 
 
 def _whole(

@@ -52,6 +52,15 @@ class Layout:
         return self.precision in hardware.QUANTIZED and not self.counts_flops
 
     @property
+    def gathers_over_data(self) -> bool:
+        """Whether layers gather the weights that ZeRO-1 splits over `data`, each in its turn: on TPUs in bfloat16.
+
+        XLA:TPU waits for a gather of all weights at the start of a step.
+        """
+        gathers = self.platform == "tpu" and self.size("data") > 1 and self.size("tensor") == 1
+        return self.zero1 and gathers and self.precision == "bfloat16"
+
+    @property
     def platform(self) -> str:
         """Platform of the devices: cpu, gpu or tpu; "reference" for a trace that only counts FLOPs."""
         if self.counts_flops:

@@ -204,6 +204,23 @@ def axes_of(entry: str | Sequence[str] | None) -> tuple[str, ...]:
     return (entry,) if isinstance(entry, str) else tuple(entry)
 
 
+def split_over_data(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh | AbstractMesh) -> PartitionSpec:
+    """Returns the spec with `data` on the dimension whose part is the largest that `data` divides, as in ZeRO-1.
+
+    It is the spec itself if `data` splits the array already, or divides no dimension.
+    """
+    entries = [axes_of(entry) for entry in (*spec, *[None] * (len(shape) - len(spec)))]
+    if any("data" in axes for axes in entries):
+        return spec
+    parts = [size // math.prod(mesh.shape[a] for a in axes) for size, axes in zip(shape, entries, strict=True)]
+    fits = [i for i, part in enumerate(parts) if part % mesh.shape["data"] == 0]
+    if not fits:
+        return spec
+    split = max(fits, key=lambda i: parts[i])
+    entries[split] = (*entries[split], "data")
+    return PartitionSpec(*map(to_entry, entries))
+
+
 def to_entry(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:
     """Returns the entry of a PartitionSpec for a dimension that is split over these mesh axes."""
     if len(axes) > 1:

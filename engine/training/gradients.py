@@ -19,6 +19,7 @@ from engine.data.context import call
 from engine.metrics.mean import divide
 from engine.metrics.pairs import pairs_of
 from engine.parallel.mesh import BATCH_AXES
+from engine.parallel.rules import STACKED
 from engine.training.arrays import Arrays, cast
 from engine.training.jaxprs import keep_all
 from engine.training.loss import TaskLoss
@@ -302,7 +303,10 @@ def constrain(spec: StepSpec, arrays: Mapping[str, jax.Array]) -> Arrays:
 
 
 def gather(spec: StepSpec, params: Arrays) -> Arrays:
-    """Returns parameters that `spec.splits_params` splits as the layers use them; their gradients are split again."""
+    """Returns parameters that `spec.splits_params` splits as the layers use them; their gradients are split again.
+
+    On TPUs the layers gather their kernels themselves (`layers/whole_weight.py`).
+    """
     # The first trace of a loss has no shardings yet. The trace that counts model FLOPs has one device.
     if not (spec.splits_params and spec.grad_shardings) or spec.mesh.size == 1:
         return params
@@ -316,4 +320,8 @@ def gather(spec: StepSpec, params: Arrays) -> Arrays:
         )
         return call(x)
 
-    return {path: whole(path, x) if path in spec.model.trained else x for path, x in params.items()}
+    def gathered(path: str) -> bool:
+        kernel = len([name for name in spec.model.names.get(path, ()) if name not in STACKED]) == 2
+        return path in spec.model.trained and not (kernel and spec.layout.gathers_over_data)
+
+    return {path: whole(path, x) if gathered(path) else x for path, x in params.items()}

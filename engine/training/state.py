@@ -4,20 +4,20 @@ Checkpoints store the dict of `TrainState.to_tree`; its keys are the format of r
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, NoReturn, Self
 
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from engine.base.types import PyTree
 from engine.parallel.layout import Layout, active
 from engine.parallel.memory import check_host_memory, in_host_memory
 from engine.parallel.mesh import replicated
-from engine.parallel.rules import Rules, partition_specs
+from engine.parallel.rules import Rules, partition_specs, split_over_data
 from engine.training.arrays import Arrays
 from engine.training.model import Model
 from engine.training.task import Task
@@ -131,20 +131,12 @@ def optimizer_shardings(model: Model, params: Shardings, zero1: bool) -> Shardin
     """
     if not zero1:
         return {path: params[path] for path in model.trained}
-    return {path: _split_over_data(params[path], model.params[path].shape) for path in model.trained}
-
-
-def _split_over_data(sharding: NamedSharding, shape: Sequence[int]) -> NamedSharding:
-    mesh, spec = sharding.mesh, [*sharding.spec, *[None] * (len(shape) - len(sharding.spec))]
-    if "data" in jax.tree.leaves(spec):
-        return sharding
-    shard = sharding.shard_shape(tuple(shape))
-    fits = [i for i, size in enumerate(shard) if size % mesh.shape["data"] == 0]
-    if not fits:
-        return sharding
-    split = max(fits, key=lambda i: shard[i])
-    spec[split] = (*jax.tree.leaves(spec[split]), "data")
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    return {
+        path: NamedSharding(
+            params[path].mesh, split_over_data(params[path].spec, model.params[path].shape, params[path].mesh)
+        )
+        for path in model.trained
+    }
 
 
 def abstract_state(

@@ -1,5 +1,7 @@
 """A weight that is split over the devices of the rows: equal values and gradients, one gather, one reduction."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -81,6 +83,16 @@ def test_tpus_sum_a_gradient_by_one_exchange():
     mesh = make_mesh(MeshSpec(fsdp=8))
     found = collectives(str(compiled(mesh, layout=LikeTpu)[0].as_text()), mesh)
     assert {c.kind for c in found if c.bytes >= 8 * 4} == {"all-gather", "all-to-all"}
+
+
+@pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 4}], ids=str)
+def test_tpus_gather_weights_that_zero1_splits_over_data(mesh):
+    devices = make_mesh(MeshSpec(**mesh))
+    layout = functools.partial(LikeTpu, zero1=True, precision="bfloat16")
+    program, found = compiled(devices, layout=layout)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, compiled(None)[1])
+    kinds = {(c.kind, axis) for c in collectives(str(program.as_text()), devices) for axis in c.axes or ()}
+    assert {("all-gather", "data"), ("all-to-all", "data")} <= kinds
 
 
 @pytest.mark.parametrize("dimension", [0, 1])
