@@ -1,8 +1,8 @@
 """Root-mean-square normalisation (Zhang and Sennrich 2019), always computed in float32.
 
-Of a half-precision input the backward pass keeps the input and the mean squares, and repeats the rest: float32 values
-would take twice the memory of the input, in every layer. Within a pipeline there is no forward-mode derivative of it
-(`jax.jvp`).
+Of a half-precision input the backward pass keeps the input, on GPUs and TPUs also the mean squares, and repeats the
+rest: float32 values would take twice the memory of the input, in every layer. Within a pipeline there is no
+forward-mode derivative of it (`jax.jvp`).
 """
 
 import jax
@@ -12,6 +12,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from engine.layers.cpu import barriers
 from engine.layers.rematerialization import SMALL, recomputed
+from engine.parallel.layout import current
 
 
 class RMSNorm(nnx.Module):
@@ -35,6 +36,7 @@ class RMSNorm(nnx.Module):
 
     def _normalised(self, x: jax.Array, scale: jax.Array) -> jax.Array:
         y = x.astype(jnp.float32)
-        square = checkpoint_name(jnp.mean(y * y, axis=-1, keepdims=True), SMALL)
+        square = jnp.mean(y * y, axis=-1, keepdims=True)
+        square = square if current().platform == "cpu" else checkpoint_name(square, SMALL)
         y = y * jax.lax.rsqrt(square + self.epsilon)
         return (y * scale.astype(jnp.float32)).astype(x.dtype)
