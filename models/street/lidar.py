@@ -114,6 +114,7 @@ class Pillars(nnx.Module):
         cell = jnp.floor(place).astype(jnp.int32)
         inside = mask & (cell >= 0).all(-1) & (cell < CELLS).all(-1)
         index = jnp.where(inside, cell[..., 1] * CELLS + cell[..., 0], CELLS**2)  # out of bounds: dropped
+        assert self.linear.bias is not None
         kernel, bias = self.linear.kernel[...], self.linear.bias[...]
         # One index over the batch would make each device of a mesh compute the grid of the whole batch.
         if kernel.dtype == jnp.float32:

@@ -63,8 +63,9 @@ def _scaled(standard, scale, bias):
 class RectifiedNorm(nnx.BatchNorm):
     """Batch normalisation and rectification of arrays `[batch, rows, columns, features]`."""
 
-    def __call__(self, x):
+    def __call__(self, x):  # pyright: ignore[reportIncompatibleMethodOverride], a layer has one input
         """Returns an array of the shape and the dtype of `x`."""
+        assert self.scale is not None and self.bias is not None
         if self.use_running_average:
             return nnx.relu(super().__call__(x)).astype(x.dtype)
         y, statistics = rectified_norm(x, self.scale[...], self.bias[...], self.epsilon)

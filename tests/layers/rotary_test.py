@@ -73,9 +73,8 @@ def test_a_tpu_rotates_by_an_exact_product_to_the_same_values_and_gradients(dtyp
     assert len(products) == 2 and "dot_general" not in plain
     assert all(("HIGHEST" in product) == (dtype == jnp.float32) for product in products)
     tolerance = 2**-8 if dtype == jnp.bfloat16 else 1e-6
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(*map(jnp.float32, (a, b)), tolerance, tolerance), found, wanted
-    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), tolerance, tolerance)
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(jnp.float16, 16), (jnp.bfloat16, 8), (jnp.bfloat16, 512)])

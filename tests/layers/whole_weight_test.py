@@ -1,6 +1,7 @@
 """A weight that is split over the devices of the rows: equal values and gradients, one gather, one reduction."""
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ MESHES = [
 ]
 
 
-def compiled(mesh, dtype=jnp.float32, names=("embed", "mlp"), layout=Layout, **settings):
+def compiled(mesh, dtype=jnp.float32, names=("embed", "mlp"), layout: Callable[..., Layout] = Layout, **settings):
     def function(x, weight, scale):
         return jnp.sin(x @ weight.astype(x.dtype)) * scale[:, None]
 
