@@ -138,20 +138,20 @@ class _Absent(Exception):
 
 _ABSENT = re.compile(r"^(NOT_FOUND|DEADLINE_EXCEEDED|ALREADY_EXISTS)\b")
 _CANCELLED = re.compile(r"^CANCELLED\b")
-_ATTEMPTS = 40  # of a request that the server cancels
+_ATTEMPTS = 40  # of a request that is cancelled
 
 
 def _request(method: str, *arguments: object, **options: object) -> Any:
     """Calls a method of JAX's client; raises its errors as _Absent or CoordinationError.
 
-    The server of gRPC cancels some requests at random where more than 1,000 wait for process 0. It has not begun them,
-    so they are repeated.
+    Some requests are cancelled where more than 1,000 wait for process 0. Those that may run twice are repeated.
     """
+    once = method == "key_value_increment" or options.get("allow_overwrite") is False
     for attempt in itertools.count(1):
         try:
             return _call(method, *arguments, **options)
         except CoordinationError as error:
-            if attempt == _ATTEMPTS or not _CANCELLED.search(str(error.__cause__)):
+            if once or attempt == _ATTEMPTS or not _CANCELLED.search(str(error.__cause__)):
                 raise
         time.sleep(min(timeouts.CANCELLED_S * 2**attempt, timeouts.LONGEST_CANCELLED_S))
 
