@@ -65,6 +65,7 @@ def with_whole_weights[R: (jax.Array, tuple[jax.Array, ...])](
     if jax.sharding.get_abstract_mesh().manual_axes:
         return function(x, *weights, *others)
     splits = [_split(x, weight, axes) for weight, axes in zip(weights, names, strict=True)]
+    elsewhere = [_split(x, weight, axes, by_rows=False) for weight, axes in zip(weights, names, strict=True)]
     of_rows, stored = PartitionSpec(rows), tuple(PartitionSpec(*(a or None for a in split)) for split in splits)
 
     def forward(x: jax.Array, weights: tuple[jax.Array, ...], *others: jax.Array) -> R:
@@ -76,7 +77,7 @@ def with_whole_weights[R: (jax.Array, tuple[jax.Array, ...])](
         whole = _whole(weights, splits, wide)
         _, pullback = jax.vjp(lambda x, whole: function(x, *whole, *others), x, whole)
         d_x, d_whole = pullback(d_y)
-        parts = (_own_part(d, split, rows, here.platform) for d, split in zip(d_whole, splits, strict=True))
+        parts = [_own_part(*args, rows, here.platform) for args in zip(d_whole, splits, elsewhere, strict=True)]
         return d_x, tuple(part.astype(weight.dtype) for part, weight in zip(parts, weights, strict=True))
 
     on_each_device = functools.partial(jax.shard_map, mesh=here.inner_mesh, axis_names=set(rows), check_vma=False)
@@ -97,14 +98,16 @@ def with_whole_weights[R: (jax.Array, tuple[jax.Array, ...])](
     return applied(x, tuple(weights), *others)
 
 
-def _split(x: jax.Array, weight: jax.Array, names: Sequence[str | None]) -> list[tuple[str, ...]]:
-    """Returns the mesh axes of the rows that split each dimension of the weight."""
+def _split(
+    x: jax.Array, weight: jax.Array, names: Sequence[str | None], *, by_rows: bool = True
+) -> list[tuple[str, ...]]:
+    """Returns the mesh axes of the rows, or the other mesh axes, that split each dimension of the weight."""
     here = layout.current()
     rows = here.axes("batch", len(x))
     spec = here.spec(names, weight.shape)  # uses each mesh axis once, also if the rules map two dimensions to it
     if here.mesh is not None and here.gathers_over_data:
         spec = split_over_data(spec, weight.shape, here.mesh)
-    return [tuple(a for a in jax.tree.leaves(entry) if a in rows) for entry in spec]
+    return [tuple(a for a in jax.tree.leaves(entry) if (a in rows) == by_rows) for entry in spec]
 
 
 def _whole(
@@ -119,20 +122,26 @@ def _whole(
     return tuple(found)
 
 
-def _own_part(gradient: jax.Array, split: list[tuple[str, ...]], rows: tuple[str, ...], platform: str) -> jax.Array:
+def _own_part(
+    gradient: jax.Array,
+    split: Sequence[tuple[str, ...]],
+    elsewhere: Sequence[tuple[str, ...]],
+    rows: tuple[str, ...],
+    platform: str,
+) -> jax.Array:
     """Returns the part of this device of the gradient of the weight, summed over the devices of the rows."""
-    reduce_scatter = exchange_and_sum if platform == "tpu" else _reduce_scatter
     for i, axes in enumerate(split):
-        gradient = reduce_scatter(gradient, axes, i) if axes else gradient
+        if axes and platform == "tpu":
+            gradient = exchange_and_sum(gradient, axes, i, elsewhere)
+        elif axes:
+            gradient = lax.psum_scatter(gradient, axes, scatter_dimension=i, tiled=True)
     replicated = tuple(a for a in rows if all(a not in axes for axes in split))
     return lax.psum(gradient, replicated) if replicated else gradient
 
 
-def _reduce_scatter(x: jax.Array, axes: tuple[str, ...], dimension: int) -> jax.Array:
-    return lax.psum_scatter(x, axes, scatter_dimension=dimension, tiled=True)
-
-
-def exchange_and_sum(x: jax.Array, axes: tuple[str, ...], dimension: int) -> jax.Array:
+def exchange_and_sum(
+    x: jax.Array, axes: tuple[str, ...], dimension: int, elsewhere: Sequence[tuple[str, ...]] = ()
+) -> jax.Array:
     """Returns what `jax.lax.psum_scatter` returns, with sums in float32 that are rounded once.
 
     Each device sends to every other one the part that it stores, and sums the parts that it receives.
@@ -141,11 +150,26 @@ def exchange_and_sum(x: jax.Array, axes: tuple[str, ...], dimension: int) -> jax
         x: the summand of this device.
         axes: manual mesh axes.
         dimension: the dimension that is divided over the devices.
+        elsewhere: other mesh axes that split each dimension, over which XLA would gather an operand of an all-to-all.
     """
+
+    def exchanged(parts: jax.Array) -> jax.Array:
+        received = lax.all_to_all(parts, axes, dimension, dimension, tiled=True)
+        return _sum(received, dimension).astype(x.dtype)
+
     count = lax.axis_size(axes)
     parts = x.reshape(*x.shape[:dimension], count, x.shape[dimension] // count, *x.shape[dimension + 1 :])
-    received = lax.all_to_all(parts, axes, dimension, dimension, tiled=True)
-    return _sum(received, dimension).astype(x.dtype)
+    if not any(elsewhere):
+        return exchanged(parts)
+    entries = [others or None for others in elsewhere]
+    return jax.shard_map(
+        exchanged,
+        mesh=jax.sharding.get_abstract_mesh(),
+        axis_names={axis for others in elsewhere for axis in others},
+        in_specs=PartitionSpec(*entries[:dimension], None, *entries[dimension:]),
+        out_specs=PartitionSpec(*entries),
+        check_vma=False,
+    )(parts)
 
 
 def _sum(x: jax.Array, dimension: int) -> jax.Array:

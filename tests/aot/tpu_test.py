@@ -63,7 +63,9 @@ def test_a_decoder_has_no_product_of_float32(name):
 
 def test_experts_exchange_tokens_over_their_axis_alone():
     found = step("tpu", "experts")
-    assert {c.axes for c in found.of_layers("all-to-all")} == {("expert",)}
+    exchanges = found.of_layers("all-to-all")
+    assert {c.axes for c in exchanges} == {("expert",), ("fsdp",)}
+    assert all(c.asynchronous for c in exchanges if c.axes == ("fsdp",))  # sums of the gradients of weights
 
 
 def test_tensor_parallel_layers_have_no_all_to_all_and_gather_norms_in_half_precision():

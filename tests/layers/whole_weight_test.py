@@ -86,6 +86,14 @@ def test_tpus_sum_a_gradient_by_one_exchange():
     assert {c.kind for c in found if c.bytes >= 8 * 4} == {"all-gather", "all-to-all"}
 
 
+def test_tpus_do_not_gather_a_gradient_over_other_axes_to_sum_it():
+    mesh = make_mesh(MeshSpec(fsdp=4, tensor=2))
+    program, found = compiled(mesh, layout=LikeTpu)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, compiled(None)[1])
+    [exchange] = [c for c in collectives(str(program.as_text()), mesh) if c.kind == "all-to-all"]
+    assert exchange.axes == ("fsdp",) and exchange.bytes == found[1][1].nbytes / 2
+
+
 @pytest.mark.parametrize("mesh", [{"data": 8}, {"data": 2, "fsdp": 4}], ids=str)
 def test_tpus_gather_weights_that_zero1_splits_over_data(mesh):
     devices = make_mesh(MeshSpec(**mesh))
