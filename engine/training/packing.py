@@ -6,6 +6,7 @@ XLA starts a kernel for each array of an update, and often one more to change it
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ type Packed = tuple[list[jax.Array], list[jax.Array]]
 class Packing:
     """Which arrays of a pytree are in which vector; created by `Packing.of`."""
 
-    structure: jax.tree_util.PyTreeDef
+    structure: Any  # of JAX's type PyTreeDef
     shapes: tuple[tuple[int, ...], ...]
     vectors: tuple[tuple[int, ...], ...]
     """Numbers of the leaves in each vector: arrays of one data type in the same dict or list."""
