@@ -1,7 +1,7 @@
 """Finds the values of features in the wire format of `tf.train.Example` and `tf.train.SequenceExample`.
 
-A record is parsed as a map from the name of a feature to its bytes, so that features that nobody reads cost little. The
-usual form of a feature, one list of packed values, is read in place. `protobuf` parses any other form.
+Protocol Buffers parses a record to a map of names and bytes, one entry for each feature. Only features that are used are
+decoded. The usual form of a feature, one list of packed values, is read in place; Protocol Buffers parses other forms.
 """
 
 import functools
