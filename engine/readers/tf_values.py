@@ -1,6 +1,6 @@
 """Finds the values of features in the wire format of `tf.train.Example` and `tf.train.SequenceExample`.
 
-Protocol Buffers parses a record to a map of names and bytes, one entry for each feature. Only features that are used are
+Protocol Buffers parses a record to a map from names to bytes, one entry for each feature. Only features in use are
 decoded. The usual form of a feature, one list of packed values, is read in place; Protocol Buffers parses other forms.
 """
 
