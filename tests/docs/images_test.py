@@ -6,10 +6,17 @@ import subprocess
 import sys
 import xml.etree.ElementTree as ET
 
+import pytest
+
 from tests.docs import pages
 
 IMAGES = pages.ROOT / "docs" / "images"
 ENGINE = pages.ROOT / "engine"
+
+
+@pytest.fixture(autouse=True)
+def beside_the_scripts(monkeypatch):
+    monkeypatch.syspath_prepend(IMAGES)  # scripts of pictures share the module `terminal`
 
 
 def script(name: str) -> dict:
@@ -62,3 +69,23 @@ def test_training_picture_can_be_drawn_again(tmp_path):
     shown = text_of((tmp_path / "new.svg").read_text())
     assert "digits: done at step 2 of 2" in shown
     assert shown.count("2/2") == 1  # the progress bar, as the terminal shows it at the end
+
+
+@pytest.mark.slow
+def test_film_of_a_killed_run_can_be_drawn_again(tmp_path):
+    film = tmp_path / "new.svg"
+    subprocess.run([sys.executable, IMAGES / "resume.py", f"--output={film}"], check=True, timeout=300)
+    assert_shows_a_resume(film.read_text())
+
+
+def test_film_of_the_readme_shows_a_resume():
+    assert_shows_a_resume((IMAGES / "resume.svg").read_text())
+
+
+def assert_shows_a_resume(svg: str) -> None:
+    shown = text_of(svg)
+    before, killed, after = shown.partition("Killed")
+    assert killed and "done at step" not in before
+    assert re.search(r"resuming from step \d+", after) and "digits: done at step 674 of 674" in after
+    [first, second] = re.findall(r"([0-9a-f]{64})  ?(?:killed|whole)\.safetensors", after)
+    assert first == second
