@@ -39,8 +39,12 @@ def wheel(tmp_path_factory):
     """The wheel, built by setuptools from a copy of what it contains."""
     folder = tmp_path_factory.mktemp("wheel")
     ignore = shutil.ignore_patterns("__pycache__", "BUILD.bazel")
-    for name in ("engine", "models", "configs", "convoy_zoo"):
+    for name in ("engine", "models", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
+    shutil.copytree(ROOT / "convoy_zoo", folder / "convoy_zoo", ignore=ignore, symlinks=True)
+    for name in ("models", "configs"):
+        if not (folder / "convoy_zoo" / name).exists():  # Bazel leaves out the links
+            (folder / "convoy_zoo" / name).symlink_to(f"../{name}")
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder)
     build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
