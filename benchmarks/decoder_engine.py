@@ -11,11 +11,11 @@ import numpy as np
 from benchmarks import interleaved
 from benchmarks.decoder_inputs import LEARNING_RATE, WEIGHT_DECAY, read
 from benchmarks.worker import serve
+from convoy_zoo.models.decoder import LanguageModel
 from engine import ArraySource
 from engine.api.prepared import set_up_devices
 from engine.cli.huge_pages import restart_with_huge_pages
 from engine.config import defaults, validate
-from models.decoder import LanguageModel
 
 
 @dataclasses.dataclass

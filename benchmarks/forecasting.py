@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 
 import engine
-from configs import forecast_eth_ucy
+from convoy_zoo.configs import forecast_eth_ucy
+from convoy_zoo.models.pedestrians.eth_ucy import PLACES, PREDICTED, Scenes
 from engine.base.errors import ConvoyError
 from engine.config.override import apply
-from models.pedestrians.eth_ucy import PLACES, PREDICTED, Scenes
 
 SOCIAL_GAN = ", two agents or more"  # the windows that the loader of Social-GAN takes
 PUBLISHED = {

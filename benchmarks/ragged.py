@@ -17,12 +17,12 @@ import jax
 from benchmarks import interleaved, report
 from benchmarks.data_wait import Interval, Waits, shares
 from benchmarks.report import Row
+from convoy_zoo.models.scenes import Scenes
 from engine.config import defaults, validate
 from engine.config.schema import Config
 from engine.data.adapt import build_source
 from engine.data.ragged.report import RaggedReport
 from engine.data.ragged.report import report as ragged_report
-from models.scenes import Scenes
 
 MEDIAN, LARGEST = 15, 300
 RANKS, RANK_ROWS = 8, 32
@@ -65,7 +65,7 @@ def sections(count: int) -> dict[str, tuple[dict[str, Any], int]]:
 def config(data: dict[str, Any], rows: int, steps: int) -> Config:
     """Returns the config of a run of so many steps."""
     c = defaults()
-    c.task = {"target": "models.scenes.NextStep", "width": 32, "depth": 2, "heads": 2}
+    c.task = {"target": "convoy_zoo.models.scenes.NextStep", "width": 32, "depth": 2, "heads": 2}
     c.data = {**data, "prefetch": 8}  # the steps of the shortest scenes take 2 ms
     c.train.total = f"{steps} steps"
     c.train.global_batch_size = rows
@@ -107,7 +107,7 @@ def rows_of(name: str, measured: Measured, steps: int, batch_rows: int) -> Itera
 
 def imbalance(count: int, target: str) -> float:
     """Returns the 95th percentile of the imbalance of 8 ranks with 32 examples each, in percent."""
-    padded = {"target": "engine.Padded", "source": {"target": "models.scenes.Scenes", "count": count}}
+    padded = {"target": "engine.Padded", "source": {"target": "convoy_zoo.models.scenes.Scenes", "count": count}}
     padded |= {"lengths": LARGEST, "fields": FIELDS}
     data = {"target": target, "source": padded, "ranks": RANKS} if target == "engine.Balanced" else padded
     rows = RANKS * RANK_ROWS

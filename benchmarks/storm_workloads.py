@@ -91,7 +91,7 @@ def vectors() -> ArraySource:
 
 _PERCEPTRON = {"target": "benchmarks.workloads.Classify", "sizes": [FEATURES, WIDTH, CLASSES]}
 _DECODER = {
-    "target": "models.decoder.LanguageModel",
+    "target": "convoy_zoo.models.decoder.LanguageModel",
     "vocabulary": 60,
     "width": WIDTH,
     "hidden": 2 * WIDTH,

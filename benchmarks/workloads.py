@@ -82,11 +82,11 @@ def config(name: str, *, steps: int, **settings: Any) -> Config:
     c.train.total = f"{steps} steps"
     c.log.progress = "none"
     if name == DIGITS:
-        c.task = dict(target="models.digits.Digits")
-        c.data = dict(target="models.digits.scans")
+        c.task = dict(target="convoy_zoo.models.digits.Digits")
+        c.data = dict(target="convoy_zoo.models.digits.scans")
         c.train.global_batch_size = 64
     elif name == CNN:
-        c.task = dict(target="models.fashion_mnist.Fashion", width=16)
+        c.task = dict(target="convoy_zoo.models.fashion_mnist.Fashion", width=16)
         c.data = dict(target="benchmarks.workloads.photographs")
     else:
         c.task = dict(target="benchmarks.workloads.Classify")

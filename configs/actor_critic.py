@@ -8,15 +8,15 @@ from engine.config import defaults
 
 def get_config():
     c = defaults()
-    c.task = dict(target="models.actor_critic.CartPole")
-    c.data = dict(target="models.actor_critic.episodes")
+    c.task = dict(target="convoy_zoo.models.actor_critic.CartPole")
+    c.data = dict(target="convoy_zoo.models.actor_critic.episodes")
     c.train.total = "60 steps"
     c.train.global_batch_size = 64
     c.optimizer.target = "optax.adam"
     c.optimizer.learning_rate = 5e-3
     c.optimizer.schedule = "constant"
     c.evaluations.new = dict(
-        data=dict(target="models.actor_critic.episodes", first=1_000_000, count=64), every="20 steps"
+        data=dict(target="convoy_zoo.models.actor_critic.episodes", first=1_000_000, count=64), every="20 steps"
     )
     c.checkpoint.every = "30 steps"
     c.checkpoint.best = "new/steps"

@@ -11,13 +11,13 @@ from engine.config import defaults
 
 def get_config():
     c = defaults()
-    c.task = dict(target="models.street.bev.Views", width=64)
-    c.data = dict(target="models.street.camera_scenes.CameraScenes", count=1500, seed=3_000_000)
+    c.task = dict(target="convoy_zoo.models.street.bev.Views", width=64)
+    c.data = dict(target="convoy_zoo.models.street.camera_scenes.CameraScenes", count=1500, seed=3_000_000)
     c.train.total = "1 epoch"
     c.train.global_batch_size = 2
     c.optimizer.learning_rate = 3e-3
     c.optimizer.warmup = "50 steps"
-    heldout = dict(target="models.street.camera_scenes.CameraScenes", count=50, seed=1_000_000)
+    heldout = dict(target="convoy_zoo.models.street.camera_scenes.CameraScenes", count=50, seed=1_000_000)
     c.evaluations.heldout = dict(data=heldout, every="250 steps")
     c.log.every = "50 steps"
     c.tiny = {"data.count": 4, "evaluations.heldout.data.count": 4}

@@ -9,14 +9,14 @@ from engine.config import defaults
 
 def get_config():
     c = defaults()
-    c.task = dict(target="models.detection.Detection", width=16)
-    c.data = dict(target="models.detection.scenes", count=2000)
+    c.task = dict(target="convoy_zoo.models.detection.Detection", width=16)
+    c.data = dict(target="convoy_zoo.models.detection.scenes", count=2000)
     c.train.total = "20 epochs"
     c.train.global_batch_size = 32
     c.optimizer.learning_rate = 3e-3
     c.optimizer.warmup = "1 epoch"
     c.evaluations.heldout = dict(
-        data=dict(target="models.detection.scenes", count=500, seed=1, split="test"), every="5 epochs"
+        data=dict(target="convoy_zoo.models.detection.scenes", count=500, seed=1, split="test"), every="5 epochs"
     )
     c.checkpoint.best = "heldout/ap"
     c.log.every = "1 epoch"

@@ -9,14 +9,14 @@ from engine.config import defaults
 
 def get_config():
     c = defaults()
-    c.task = dict(target="models.digits.Digits", width=128)
-    c.data = dict(target="models.digits.scans", split="train")
+    c.task = dict(target="convoy_zoo.models.digits.Digits", width=128)
+    c.data = dict(target="convoy_zoo.models.digits.scans", split="train")
     c.train.total = "30 epochs"
     c.train.global_batch_size = 64
     c.optimizer.learning_rate = 3e-3
     c.optimizer.warmup = "1 epoch"
     c.optimizer.weight_decay = 0.01
-    c.evaluations.heldout = dict(data=dict(target="models.digits.scans", split="test"), every="5 epochs")
+    c.evaluations.heldout = dict(data=dict(target="convoy_zoo.models.digits.scans", split="test"), every="5 epochs")
     c.checkpoint.every = "200 steps"
     c.checkpoint.best = "heldout/accuracy"
     c.log.every = "1 epoch"

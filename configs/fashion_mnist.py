@@ -9,14 +9,16 @@ from engine.config import defaults
 
 def get_config():
     c = defaults()
-    c.task = dict(target="models.fashion_mnist.Fashion", width=32)
-    c.data = dict(target="models.fashion_mnist.ShiftedPhotographs", split="train")
+    c.task = dict(target="convoy_zoo.models.fashion_mnist.Fashion", width=32)
+    c.data = dict(target="convoy_zoo.models.fashion_mnist.ShiftedPhotographs", split="train")
     c.train.total = "10 epochs"
     c.train.global_batch_size = 256
     c.optimizer.learning_rate = 3e-3
     c.optimizer.warmup = "1 epoch"
     c.optimizer.weight_decay = 0.01
-    c.evaluations.test = dict(data=dict(target="models.fashion_mnist.Photographs", split="test"), every="1 epoch")
+    c.evaluations.test = dict(
+        data=dict(target="convoy_zoo.models.fashion_mnist.Photographs", split="test"), every="1 epoch"
+    )
     c.checkpoint.every = "2 epochs"
     c.checkpoint.best = "test/accuracy"
     c.tiny = {

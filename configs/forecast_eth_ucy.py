@@ -18,18 +18,18 @@ FOLDER = "data/eth_ucy"
 
 def get_config(held_out="zara1", folder=FOLDER):
     c = defaults()
-    c.task = dict(target="models.pedestrians.forecasting.Forecast", modes=20, width=64)
+    c.task = dict(target="convoy_zoo.models.pedestrians.forecasting.Forecast", modes=20, width=64)
     where = dict(held_out=held_out, folder=folder)
-    c.data = dict(target="models.pedestrians.eth_ucy.AugmentedRows", split="train", **where)
+    c.data = dict(target="convoy_zoo.models.pedestrians.eth_ucy.AugmentedRows", split="train", **where)
     c.train.total = "25 epochs"
     c.train.global_batch_size = 8
     c.train.ema_decay = 0.99
     c.optimizer.learning_rate = 2e-3
     c.optimizer.warmup = "1 epoch"
     c.evaluations.validation = dict(
-        data=dict(target="models.pedestrians.eth_ucy.Rows", split="validation", **where), every="1 epoch"
+        data=dict(target="convoy_zoo.models.pedestrians.eth_ucy.Rows", split="validation", **where), every="1 epoch"
     )
-    test = dict(target="models.pedestrians.eth_ucy.Rows", split="test", **where)
+    test = dict(target="convoy_zoo.models.pedestrians.eth_ucy.Rows", split="test", **where)
     c.evaluations.test = dict(data=test, every=None)
     c.evaluations.test_social_gan = dict(data=dict(min_agents=2, **test), every=None)
     c.checkpoint.every = "5 epochs"

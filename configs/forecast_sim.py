@@ -13,20 +13,21 @@ from engine.config import defaults
 
 def get_config(folder="data/traffic"):
     c = defaults()
-    c.task = dict(target="models.traffic.wayformer.TrafficForecast", modes=6, width=64)
-    c.data = dict(target="models.traffic.targets.Targets", split="train", folder=folder, standing=0.2)
+    c.task = dict(target="convoy_zoo.models.traffic.wayformer.TrafficForecast", modes=6, width=64)
+    c.data = dict(target="convoy_zoo.models.traffic.targets.Targets", split="train", folder=folder, standing=0.2)
     c.train.total = "3 epochs"
     c.train.global_batch_size = 32
     c.train.ema_decay = 0.99
     c.optimizer.learning_rate = 2e-3
     c.optimizer.warmup = "100 steps"
-    validation = dict(target="models.traffic.targets.Targets", split="validation", folder=folder)
+    validation = dict(target="convoy_zoo.models.traffic.targets.Targets", split="validation", folder=folder)
     c.evaluations.validation = dict(data=validation, every="1 epoch")
     c.evaluations.test = dict(
         data=dict(validation, split="test"),
         every=None,
         slices=dict(
-            group=dict(target="models.traffic.targets.in_group"), type=dict(target="models.traffic.targets.of_type")
+            group=dict(target="convoy_zoo.models.traffic.targets.in_group"),
+            type=dict(target="convoy_zoo.models.traffic.targets.of_type"),
         ),
         score="best/min_ade",
     )

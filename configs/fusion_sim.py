@@ -15,17 +15,17 @@ LIDAR, CAMERAS = "runs/lidar_crossings", "runs/bev_sim"
 
 def get_config():
     c = defaults()
-    c.task = dict(target="models.street.fusion.Fusion", lidar_width=32, camera_width=64)
-    c.data = dict(target="models.street.fusion.scenes", count=2400, seed=4_000_000)
+    c.task = dict(target="convoy_zoo.models.street.fusion.Fusion", lidar_width=32, camera_width=64)
+    c.data = dict(target="convoy_zoo.models.street.fusion.scenes", count=2400, seed=4_000_000)
     c.train.total = "1 epoch"
     c.train.global_batch_size = 2
     c.optimizer.learning_rate = 1e-3
     c.optimizer.warmup = "100 steps"
     c.init.sources.lidar = dict(checkpoint=LIDAR, paths={"lidar": ""})
     c.init.sources.cameras = dict(checkpoint=CAMERAS, paths={"bev": ""})
-    validation = dict(target="models.street.fusion.scenes", count=60, seed=2_000_000)
+    validation = dict(target="convoy_zoo.models.street.fusion.scenes", count=60, seed=2_000_000)
     c.evaluations.validation = dict(data=validation, every="600 steps", at_start=True)
-    heldout = dict(target="models.street.fusion.scenes", count=200, seed=1_000_000)
+    heldout = dict(target="convoy_zoo.models.street.fusion.scenes", count=200, seed=1_000_000)
     c.evaluations.heldout = dict(data=heldout, every=None)
     c.log.every = "50 steps"
     counts = {f"evaluations.{name}.data.count": 4 for name in ("validation", "heldout")}

@@ -8,8 +8,8 @@ from engine.config import defaults
 
 def get_config():
     c = defaults()
-    c.task = dict(target="models.gan.DigitsGan")
-    c.data = dict(target="models.digits.scans", split="train")
+    c.task = dict(target="convoy_zoo.models.gan.DigitsGan")
+    c.data = dict(target="convoy_zoo.models.digits.scans", split="train")
     c.train.total = "30 epochs"
     c.train.global_batch_size = 64
     c.optimizer.target = "optax.adam"

@@ -13,5 +13,5 @@ from . import lidar_sim
 def get_config():
     c = lidar_sim.get_config()
     for part in (c, c.evaluations.validation, c.evaluations.heldout):
-        part.data.update(target="models.street.fusion.scenes", images=False)
+        part.data.update(target="convoy_zoo.models.street.fusion.scenes", images=False)
     return c

@@ -11,8 +11,8 @@ from engine.config import defaults
 
 def get_config():
     c = defaults()
-    c.task = dict(target="models.decoder.LanguageModel", width=192, hidden=512, depth=4, heads=6)
-    c.data = dict(target="models.stdlib_text.StdlibText", split="train", length=256)
+    c.task = dict(target="convoy_zoo.models.decoder.LanguageModel", width=192, hidden=512, depth=4, heads=6)
+    c.data = dict(target="convoy_zoo.models.stdlib_text.StdlibText", split="train", length=256)
     c.train.total = "3000 steps"
     c.train.global_batch_size = 8
     c.mesh.cpu_devices = "auto"
@@ -21,11 +21,11 @@ def get_config():
     c.optimizer.weight_decay = 0.1
     c.optimizer.b2 = 0.98
     c.evaluations.validation = dict(
-        data=dict(target="models.stdlib_text.StdlibText", split="validation", length=256),
+        data=dict(target="convoy_zoo.models.stdlib_text.StdlibText", split="validation", length=256),
         every="1500 steps",
         batch_size=16,
     )
-    c.hooks.scale = dict(target="models.stdlib_text.Scale", every="1500 steps")
+    c.hooks.scale = dict(target="convoy_zoo.models.stdlib_text.Scale", every="1500 steps")
     c.checkpoint.every = "5 minutes"
     c.checkpoint.best = "validation/loss"
     c.checkpoint.best_mode = "min"

@@ -8,13 +8,13 @@ from engine.config import defaults
 
 def get_config():
     c = defaults()
-    c.task = dict(target="models.mean_teacher.MeanTeacher")
-    c.data = dict(target="models.digits.scans", labels=100)
+    c.task = dict(target="convoy_zoo.models.mean_teacher.MeanTeacher")
+    c.data = dict(target="convoy_zoo.models.digits.scans", labels=100)
     c.train.total = "60 epochs"
     c.train.global_batch_size = 64
     c.optimizer.learning_rate = 3e-3
     c.optimizer.trainable = "^student"
-    c.evaluations.heldout = dict(data=dict(target="models.digits.scans", split="test"), every="10 epochs")
+    c.evaluations.heldout = dict(data=dict(target="convoy_zoo.models.digits.scans", split="test"), every="10 epochs")
     c.checkpoint.best = "heldout/teacher"
     c.log.every = "5 epochs"
     c.tiny = {"train.global_batch_size": 8, "data.limit": 16, "evaluations.heldout.data.limit": 12}

@@ -11,7 +11,13 @@ from . import lm_stdlib
 def get_config():
     c = lm_stdlib.get_config()
     c.task = dict(
-        target="models.moe_decoder.MoeLanguageModel", width=192, hidden=256, depth=4, heads=6, experts=8, top_k=2
+        target="convoy_zoo.models.moe_decoder.MoeLanguageModel",
+        width=192,
+        hidden=256,
+        depth=4,
+        heads=6,
+        experts=8,
+        top_k=2,
     )
     c.checkpoint.best = "validation/nats"  # the loss also contains the auxiliary loss of the router
     c.hooks.scale.metric = "validation/nats"

@@ -15,7 +15,7 @@ FOLDER = "data/traffic"
 
 def get_config(folder=FOLDER):
     c = defaults()
-    c.task = dict(target="models.traffic.motion_tokens.NextToken", folder=folder, width=64, depth=2)
+    c.task = dict(target="convoy_zoo.models.traffic.motion_tokens.NextToken", folder=folder, width=64, depth=2)
     c.data = scenes("train", folder)
     c.train.total = "1 epoch"
     c.train.global_batch_size = 8
@@ -31,4 +31,4 @@ def get_config(folder=FOLDER):
 
 
 def scenes(split, folder, every=1):
-    return dict(target="models.traffic.token_scenes.TokenScenes", split=split, folder=folder, every=every)
+    return dict(target="convoy_zoo.models.traffic.token_scenes.TokenScenes", split=split, folder=folder, every=every)

@@ -9,7 +9,7 @@ from engine.config import defaults
 
 def get_config():
     c = defaults()
-    c.task = dict(target="models.scenes.NextStep", width=32, depth=2, heads=2)
+    c.task = dict(target="convoy_zoo.models.scenes.NextStep", width=32, depth=2, heads=2)
     c.data = bucketed(count=4000)
     c.train.total = "10 epochs"
     c.train.global_batch_size = 32
@@ -30,5 +30,5 @@ def get_config():
 
 
 def bucketed(**scenes):
-    source = dict(target="models.scenes.Scenes", **scenes)
+    source = dict(target="convoy_zoo.models.scenes.Scenes", **scenes)
     return dict(target="engine.Bucketed", source=source, lengths=[10, 20, 40, 100, 300], fields=["agents", "step"])

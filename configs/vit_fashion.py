@@ -9,7 +9,7 @@ from . import fashion_mnist
 
 def get_config():
     c = fashion_mnist.get_config()
-    c.task = dict(target="models.vit.Vit", patch=4, width=64, depth=4, heads=4, dropout=0.1)
+    c.task = dict(target="convoy_zoo.models.vit.Vit", patch=4, width=64, depth=4, heads=4, dropout=0.1)
     c.train.global_batch_size = 128
     c.mesh.cpu_devices = "auto"
     c.optimizer.learning_rate = 2e-3

@@ -30,7 +30,9 @@ class Files:
 
     def __init__(self, split: Split = "train"):
         if split not in get_args(Split):
-            raise DataError(f"models.stdlib_text: split = {split!r}: allowed are {' and '.join(get_args(Split))}.")
+            raise DataError(
+                f"convoy_zoo.models.stdlib_text: split = {split!r}: allowed are {' and '.join(get_args(Split))}."
+            )
         folder = Path(sysconfig.get_path("stdlib"))
         found = (path.relative_to(folder) for path in folder.rglob("*.py"))
         paths = sorted(

@@ -68,7 +68,7 @@ class VisionTransformer(nnx.Module):
 
 @dataclasses.dataclass
 class Vit(Task):
-    """Classifies the photographs of models.fashion_mnist as one of ten kinds of clothing."""
+    """Classifies the photographs of convoy_zoo.models.fashion_mnist as one of ten kinds of clothing."""
 
     size: int = 28  # pixels of a side
     patch: int = 4  # pixels of a side of a patch; divides the size

@@ -20,7 +20,7 @@ from engine.loop.trainer import Trainer
 from engine.run.directory import RunDirectory
 from tests import runs
 
-SCENES = {"target": "models.scenes.Scenes", "count": 160, "most": 40}
+SCENES = {"target": "convoy_zoo.models.scenes.Scenes", "count": 160, "most": 40}
 FIELDS = ["agents", "step"]
 BUCKETED = {"target": "engine.Bucketed", "source": SCENES, "lengths": [15, 40], "fields": FIELDS, "consecutive": 2}
 PADDED = {"target": "engine.Padded", "source": SCENES, "lengths": 40, "fields": FIELDS}
@@ -28,7 +28,7 @@ PACKED = {"target": "engine.Packed", "documents": SCENES, "length": 48, "fields"
 
 
 class NextStep(Task):
-    """A linear model of each agent: models.scenes.NextStep compiles for 5 s."""
+    """A linear model of each agent: convoy_zoo.models.scenes.NextStep compiles for 5 s."""
 
     def build(self, rngs):
         return nnx.Linear(4, 2, rngs=rngs)

@@ -13,13 +13,13 @@ from benchmarks.accelerator import engine_config, jobs
 from benchmarks.accelerator.models import Decoder
 from benchmarks.accelerator.plain_models import first_weight
 from benchmarks.worker import serve
+from convoy_zoo.models.decoder import LanguageModel
+from convoy_zoo.models.fashion_mnist import Fashion
+from convoy_zoo.models.moe_decoder import MoeLanguageModel
+from convoy_zoo.models.vit import Vit
 from engine import ArraySource
 from engine.api.prepared import set_up_devices
 from engine.config import validate
-from models.decoder import LanguageModel
-from models.fashion_mnist import Fashion
-from models.moe_decoder import MoeLanguageModel
-from models.vit import Vit
 
 
 @dataclasses.dataclass

@@ -10,11 +10,11 @@ from flax import nnx
 
 from benchmarks.accelerator.compare import Case, Floats, Integers, compare, error_of, noise
 from benchmarks.accelerator.context import Context
+from convoy_zoo.models.decoder import LanguageModel
 from engine import ArraySource, layers
 from engine.compile.build import build_program
 from engine.config import defaults, validate
 from engine.parallel.mesh import make_mesh
-from models.decoder import LanguageModel
 
 REMAT = ("none", "full", "dots", "save:attention", "offload:attention")
 OFFLOAD_TOLERANCE = 1e-5
@@ -135,7 +135,7 @@ def offload_error(tiny: bool) -> float:
     states = []
     for offload in (False, True):
         c = defaults()
-        c.task = dict(target="models.decoder.LanguageModel")
+        c.task = dict(target="convoy_zoo.models.decoder.LanguageModel")
         c.data = dict(target="engine.ArraySource")
         c.train.total = "4 steps"
         c.train.global_batch_size = 4

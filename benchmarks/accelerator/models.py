@@ -76,7 +76,7 @@ class Model:
 
 @dataclasses.dataclass(frozen=True)
 class Decoder(Model):
-    """models.decoder.LanguageModel."""
+    """convoy_zoo.models.decoder.LanguageModel."""
 
     width: int = 768
     hidden: int = 2048
@@ -135,7 +135,7 @@ class Decoder(Model):
 
 @dataclasses.dataclass(frozen=True)
 class Moe(Decoder):
-    """models.moe_decoder.MoeLanguageModel."""
+    """convoy_zoo.models.moe_decoder.MoeLanguageModel."""
 
     experts: int = 8
     top_k: int = 2
@@ -164,7 +164,7 @@ class Moe(Decoder):
 
 @dataclasses.dataclass(frozen=True)
 class Vit(Model):
-    """models.vit.Vit."""
+    """convoy_zoo.models.vit.Vit."""
 
     size: int = 224
     patch: int = 16
@@ -219,7 +219,7 @@ class Vit(Model):
 
 @dataclasses.dataclass(frozen=True)
 class Cnn(Model):
-    """models.fashion_mnist.Fashion, whose images have 28x28 pixels; batch normalisation is part of it."""
+    """convoy_zoo.models.fashion_mnist.Fashion, whose images have 28x28 pixels; batch normalisation is part of it."""
 
     width: int = 64
     precision: str = "float32"

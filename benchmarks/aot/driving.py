@@ -23,12 +23,12 @@ import numpy as np
 
 from benchmarks.aot.programs import Compiled
 from benchmarks.aot.small import StepCosts, host_starts, step_costs
+from convoy_zoo.models.traffic.motion_tokens import NextToken
+from convoy_zoo.models.traffic.token_model import TokenModel
 from engine.api.prepared import program
 from engine.config.override import assign
 from engine.parallel.memory import device_bytes
 from engine.parallel.targets import devices
-from models.traffic.motion_tokens import NextToken
-from models.traffic.token_model import TokenModel
 
 TARGETS: Mapping[str, tuple[str, int]] = {"v5e": ("v5e:4x4", 16), "h100": ("h100:1x8", 8)}
 """Name in a row -> target, and its devices."""
@@ -70,7 +70,7 @@ WORKLOADS: Mapping[str, Workload] = {
 
 
 class Agents:
-    """Agents to predict, of the shapes of `models.traffic.targets.Targets`."""
+    """Agents to predict, of the shapes of `convoy_zoo.models.traffic.targets.Targets`."""
 
     def __len__(self) -> int:
         return 1 << 16
@@ -90,7 +90,7 @@ class Agents:
 
 
 class TokenScenes:
-    """Scenes of the shapes of `models.traffic.token_scenes.TokenScenes`."""
+    """Scenes of the shapes of `convoy_zoo.models.traffic.token_scenes.TokenScenes`."""
 
     def __len__(self) -> int:
         return 1 << 16
@@ -114,7 +114,7 @@ class TokenScenes:
 
 
 class PackedScenes:
-    """Rows of the shapes of `models.pedestrians.eth_ucy.Rows`."""
+    """Rows of the shapes of `convoy_zoo.models.pedestrians.eth_ucy.Rows`."""
 
     def __len__(self) -> int:
         return 1 << 16

@@ -14,8 +14,8 @@ from engine.config import defaults
 from engine.config.override import assign
 from engine.parallel.memory import device_bytes
 
-DECODER = "models.decoder.LanguageModel"
-MOE = "models.moe_decoder.MoeLanguageModel"
+DECODER = "convoy_zoo.models.decoder.LanguageModel"
+MOE = "convoy_zoo.models.moe_decoder.MoeLanguageModel"
 SIZES: Mapping[str, Mapping[str, int]] = {
     "1b": {"vocabulary": 32768, "width": 2048, "hidden": 5632, "depth": 20, "heads": 16},
     "moe": {"vocabulary": 32768, "width": 1024, "hidden": 2048, "depth": 16, "heads": 8, "experts": 16, "top_k": 2},

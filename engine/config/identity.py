@@ -29,6 +29,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from engine.config import zoo
 from engine.config.old_names import current
 from engine.config.schedules import decay_begin, followers, sections
 from engine.config.schema import Arguments, Config, Data, Plain
@@ -68,7 +69,7 @@ def identity_differences(old: Config, new: Config, ignored: Collection[str] = CA
     approximate = old.train.approximate_accumulation or new.train.approximate_accumulation
     before, after = (
         {
-            name: value_text(name, current(value) if isinstance(value, str) else value)
+            name: value_text(name, zoo.canonical(current(value)) if isinstance(value, str) else value)
             for name, value in flatten(dataclasses.replace(config, data=_without(config.data, ignored)))
             if is_identity(name) or (approximate and name == "train.accumulate")
         }

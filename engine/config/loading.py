@@ -123,7 +123,7 @@ def _from_file(path: Path) -> Draft:
         exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
         return _get_config(module, shown)()
 
-    return _draft(run, shown, path.stem, package)
+    return _draft(run, shown, path.stem)
 
 
 def _from_module(reference: str) -> Draft:
@@ -139,8 +139,7 @@ def _from_module(reference: str) -> Draft:
             raise _no_module(reference, error.name) from None
         return _get_config(module, reference)()
 
-    package, _, stem = reference.rpartition(".")
-    return _draft(run, reference, stem, package)
+    return _draft(run, reference, reference.rpartition(".")[2])
 
 
 def _no_module(reference: str, missing: str) -> ConfigError:
@@ -167,7 +166,7 @@ def _get_config(module: types.ModuleType, shown: str) -> Callable[[], object]:
     return function
 
 
-def _draft(run: Callable[[], object], shown: str, stem: str, package: str) -> Draft:
+def _draft(run: Callable[[], object], shown: str, stem: str) -> Draft:
     """Runs a config's code and returns its result as a new draft, named after the file unless it has a name."""
     try:
         returned = run()
@@ -175,8 +174,6 @@ def _draft(run: Callable[[], object], shown: str, stem: str, package: str) -> Dr
             advice = "Add 'return c' at its end" if returned is None else "Return what defaults() gave"
             raise ConfigError(f"{shown}: get_config() returned {returned!r}, which is no config. {advice}.")
         draft = draft_of(returned)
-        if package.startswith(f"{zoo.ZOO}."):
-            draft = draft_of(zoo.with_full_names(draft.to_dict()))
     except FieldError as error:
         raise error.at(_line_of(error) or shown) from None
     except ConvoyError:

@@ -39,7 +39,8 @@ def resolve(target: Target, where: str) -> Callable[..., object]:
     """
     field = f"{where}.target"
     if not target.target:
-        raise FieldError(field, "is empty", "Name a class or function by dotted path, such as 'models.digits.Digits'.")
+        advice = "Name a class or function by dotted path, such as 'convoy_zoo.models.digits.Digits'."
+        raise FieldError(field, "is empty", advice)
     first, *rest = current(target.target).split(".")
     found = _import(first, target, field)
     if first != "engine":

@@ -1,8 +1,7 @@
 """Names of the models and configs that ship with the engine, the zoo: `convoy_zoo.models`, `convoy_zoo.configs`.
 
-The short names `models.digits.Digits` and `configs.digits` work wherever no module of the user has the same name. A
-Config always holds the name of the code that it uses: the short name where that leads to the zoo's own file, as in the
-repository, and the full name elsewhere. So a saved run resumes with the same code from any folder.
+A config may leave out `convoy_zoo.`, as configs and stored runs of earlier releases do, unless the user has a module of
+the short name. A Config always holds the full name, so that a saved run resumes with the same code from any folder.
 """
 
 import importlib
@@ -10,7 +9,6 @@ import importlib.util
 import os
 import pkgutil
 from importlib.machinery import PathFinder
-from typing import Any
 
 ZOO = "convoy_zoo"
 PACKAGES = ("models", "configs")
@@ -26,19 +24,18 @@ def modules(package: str) -> list[str]:
 
 
 def canonical(name: str) -> str:
-    """Returns the dotted `name` as a Config holds it; a name that is not the zoo's is returned as it is.
+    """Returns the dotted `name` as a Config holds it: the full name for a short name of the zoo, else `name`.
 
-    A full name stays the zoo's. A short name is the user's if the user has a module of that name.
+    A short name is the user's if the user has a module of that name.
     """
-    short = name.removeprefix(f"{ZOO}.")
-    package, _, rest = short.partition(".")
+    package, _, rest = name.partition(".")
     module = rest.partition(".")[0]
     if package not in PACKAGES or module not in modules(package):
         return name
     found, shipped = _file_of(package, module), _file_of(f"{ZOO}.{package}", module)
-    if found and shipped and os.path.samefile(found, shipped):
-        return short
-    return name if found else f"{ZOO}.{short}"
+    if found and not (shipped and os.path.samefile(found, shipped)):
+        return name
+    return f"{ZOO}.{name}"
 
 
 def _file_of(package: str, module: str) -> str | None:
@@ -49,17 +46,3 @@ def _file_of(package: str, module: str) -> str | None:
     if inner is None or inner.origin is None:
         return None
     return inner.origin if os.path.isfile(inner.origin) else None
-
-
-def with_full_names(value: Any) -> Any:
-    """Returns the values of a config of the zoo, in dicts and tuples, with the full name of each target of the zoo."""
-    if isinstance(value, dict):
-        return {key: _full(item) if key == "target" else with_full_names(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return tuple(with_full_names(item) for item in value)
-    return value
-
-
-def _full(target: Any) -> Any:
-    package, _, rest = target.partition(".") if isinstance(target, str) else ("", "", "")
-    return f"{ZOO}.{target}" if package in PACKAGES and rest.partition(".")[0] in modules(package) else target

@@ -98,7 +98,7 @@ def stack_examples(examples: Sequence[Example], describe: Callable[[int], str]) 
 
     Args:
         examples: at least one example; all have the same structure.
-        describe: maps a row to the name of its example in an error text, such as "3 of models.digits.Scans".
+        describe: maps a row to the name of its example in an error text, such as "3 of convoy_zoo.models.digits.Scans".
 
     Raises:
         DataError: the shapes of an example differ from those of row 0; the text names the first such example.

@@ -48,7 +48,9 @@ class Scenes:
         """
         for value, allowed in ((held_out, PLACES), (split, get_args(Split))):
             if value not in allowed:
-                raise DataError(f"models.pedestrians.eth_ucy: {value!r} is unknown: allowed are {', '.join(allowed)}.")
+                raise DataError(
+                    f"convoy_zoo.models.pedestrians.eth_ucy: {value!r} is unknown: allowed are {', '.join(allowed)}."
+                )
         subfolder, end = SUBFOLDERS[split]
         places = [place for place in RECORDINGS if (place == held_out) == (split == "test")]
         paths = [Path(folder) / subfolder / f"{name}{end}.txt" for place in places for name in RECORDINGS[place]]

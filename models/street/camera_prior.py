@@ -3,7 +3,7 @@
 A cell belongs to a mask if its mean is above a threshold, the best one on validation scenes. It is what a model reaches
 that learns where the masks are, and nothing from the images.
 
-python -m models.street.camera_prior     renders 6,000 + 1,500 + 200 scenes: about 4 minutes of CPU time
+python -m convoy_zoo.models.street.camera_prior     renders 6,000 + 1,500 + 200 scenes: about 4 minutes of CPU time
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Detection in lidar sweeps without learning: ground removal, clusters of the rest, and the class whose size fits best.
 
-    python -m models.street.lidar_baseline --count 200 --seed 1000000
+    python -m convoy_zoo.models.street.lidar_baseline --count 200 --seed 1000000
 
 prints the score on sweeps of `configs/lidar_sim.py`, and how difficult these are.
 """

@@ -4,7 +4,7 @@ The networks of the splits differ, so validation and test show a model on maps t
 a split on first use: all three take about two minutes of one core (an estimate). `convoy data write` does the same in
 advance:
 
-    convoy data write --data.target=models.traffic.scenes.Traffic --data.split=train \
+    convoy data write --data.target=convoy_zoo.models.traffic.scenes.Traffic --data.split=train \
         --out=data/traffic/train-v1.arrayrecord
 
 An example of `Traffic` has three ragged axes (`FIELDS`). `time` is the 17 steps of a scene. Positions are in metres, in

@@ -41,10 +41,10 @@ class Targets:
         split: "train", "validation" or "test".
         folder: where the scenes are, or will be.
         standing: share of the agents that stand for all 8 s that is kept, in (0, 1].
-        options: further arguments of `models.traffic.scenes.Traffic`.
+        options: further arguments of `convoy_zoo.models.traffic.scenes.Traffic`.
 
     Raises:
-        DataError: `standing` is not in (0, 1], or as for `models.traffic.scenes.scenes`.
+        DataError: `standing` is not in (0, 1], or as for `convoy_zoo.models.traffic.scenes.scenes`.
     """
 
     def __init__(self, split: str = "train", folder: str = "data/traffic", standing: float = 1.0, **options):

@@ -17,7 +17,7 @@ FITTED = 500  # scenes whose movements the vocabulary is made from
 
 
 class TokenScenes:
-    """The scenes of a split, from `models.traffic.scenes.scenes`.
+    """The scenes of a split, from `convoy_zoo.models.traffic.scenes.scenes`.
 
     An example has `pose` `[agents, STEPS, 3]`, `valid` `[agents, STEPS]`, `size` `[agents, 2]` and `type` `[agents]`;
     and of the lanes `points` `[pieces, POINTS, 2]`, `width`, `limit`, `kind`, `road` and `mask` `[pieces]`, and `light`
@@ -36,14 +36,14 @@ class TokenScenes:
         """Reads the scenes, which are simulated on first use.
 
         Args:
-            split: as for `models.traffic.scenes.scenes`.
+            split: as for `convoy_zoo.models.traffic.scenes.scenes`.
             folder: likewise.
             agents: the nearest so many agents of a scene are kept.
             pieces: likewise for pieces of lanes.
             every: the source has one of so many scenes.
 
         Raises:
-            DataError: `every` is below 1, or as for `models.traffic.scenes.scenes`.
+            DataError: `every` is below 1, or as for `convoy_zoo.models.traffic.scenes.scenes`.
         """
         if every < 1:
             raise DataError(f"every = {every}: allowed is a whole number from 1 on.")
@@ -92,7 +92,7 @@ def vocabulary(folder: str = "data/traffic", count: int = 512) -> np.ndarray:
     another version of SUMO has simulated the scenes.
 
     Raises:
-        DataError: they cannot be written, or as for `models.traffic.scenes.scenes`.
+        DataError: they cannot be written, or as for `convoy_zoo.models.traffic.scenes.scenes`.
     """
     path = Path(folder).expanduser() / f"tokens-v{VERSION}-{count}.npy"
     if not path.exists():

@@ -20,9 +20,9 @@ from benchmarks.accelerator import first_weights, models, runner
 from benchmarks.accelerator.context import Machine
 from benchmarks.accelerator.plain_models import first_weight
 from benchmarks.accelerator.rows import ROWS, RowSpec
-from models.decoder import LanguageModel
-from models.moe_decoder import MoeLanguageModel
-from models.vit import Vit
+from convoy_zoo.models.decoder import LanguageModel
+from convoy_zoo.models.moe_decoder import MoeLanguageModel
+from convoy_zoo.models.vit import Vit
 from tests import runs, zoo
 
 MACHINE = Machine("cpu", "cpu", 1, 0, "", "not installed", "jax")

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from benchmarks import bare, loop, workloads
-from models.fashion_mnist import Fashion
+from convoy_zoo.models.fashion_mnist import Fashion
 
 STEPS = 5
 

@@ -75,8 +75,8 @@ def test_wrong_paths_are_config_errors(overrides, text):
 
 def config(*overrides):
     c = defaults()
-    c.task = dict(target="models.digits.Digits")
-    c.data = dict(target="models.digits.scans")
+    c.task = dict(target="convoy_zoo.models.digits.Digits")
+    c.data = dict(target="convoy_zoo.models.digits.scans")
     apply(c, [f"init.{text}" for text in overrides])
     return validate(c)
 

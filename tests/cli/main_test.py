@@ -116,7 +116,7 @@ def test_result_that_cannot_be_written_is_an_error(tmp_path, words):
 
 def test_exception_in_user_code_is_one_sentence_with_its_line_and_the_file_of_its_traceback(tmp_path):
     (tmp_path / "mine.py").write_text(
-        "from engine import Task\nfrom models.digits import Digits\n\n"
+        "from engine import Task\nfrom convoy_zoo.models.digits import Digits\n\n"
         "class Mine(Digits):\n    def loss(self, model, batch, rng):\n        raise TypeError('the loss')\n"
     )
     done = runs.convoy("train", *QUICK, "--config.task.target=mine.Mine", "--workdir=run", cwd=tmp_path)
@@ -130,7 +130,7 @@ def test_exception_in_user_code_is_one_sentence_with_its_line_and_the_file_of_it
 
 def test_out_of_memory_of_activations_is_one_sentence(tmp_path):
     (tmp_path / "huge.py").write_text(
-        "import jax.numpy as jnp\nfrom engine import Loss\nfrom models.digits import Digits\n\n"
+        "import jax.numpy as jnp\nfrom engine import Loss\nfrom convoy_zoo.models.digits import Digits\n\n"
         "class Huge(Digits):\n    def loss(self, model, batch, rng):\n        pixel = batch['image'][0, 0, 0]\n"
         "        values = pixel + jnp.arange(1 << 25)\n"
         "        activations = jnp.sort(jnp.outer(values, values))\n"

@@ -10,9 +10,9 @@ from engine.config.validation import validate
 
 def config(*overrides):
     c = defaults()
-    c.task = dict(target="models.digits.Digits", width=64)
-    c.data = dict(target="models.digits.scans")
-    c.evaluations.heldout = dict(data=dict(target="models.digits.scans"), every="5 epochs")
+    c.task = dict(target="convoy_zoo.models.digits.Digits", width=64)
+    c.data = dict(target="convoy_zoo.models.digits.scans")
+    c.evaluations.heldout = dict(data=dict(target="convoy_zoo.models.digits.scans"), every="5 epochs")
     c.hooks.plot = dict(target="models.plot.run")
     apply(c, overrides)
     return validate(c)

@@ -9,10 +9,10 @@ from engine.config.validation import validate
 
 def config(*overrides):
     c = defaults()
-    c.task = dict(target="models.digits.Digits", width=64)
-    c.data = dict(target="models.digits.scans", split="train")
+    c.task = dict(target="convoy_zoo.models.digits.Digits", width=64)
+    c.data = dict(target="convoy_zoo.models.digits.scans", split="train")
     c.optimizer.groups = dict(head=dict(match="^head"), rest=dict(match="."))
-    c.evaluations.heldout = dict(data=dict(target="models.digits.scans", split="test"))
+    c.evaluations.heldout = dict(data=dict(target="convoy_zoo.models.digits.scans", split="test"))
     apply(c, overrides)
     return validate(c)
 
@@ -55,8 +55,8 @@ def test_identity_differences_ignores_other_fields(override):
 def test_order_of_groups_is_identity_but_order_of_arguments_is_not():
     old = config()
     c = defaults()
-    c.task = dict(width=64, target="models.digits.Digits")
-    c.data = dict(split="train", target="models.digits.scans")
+    c.task = dict(width=64, target="convoy_zoo.models.digits.Digits")
+    c.data = dict(split="train", target="convoy_zoo.models.digits.scans")
     c.optimizer.groups = dict(rest=dict(match="."), head=dict(match="^head"))
     assert identity_differences(old, validate(c)) == ["optimizer.groups: head, rest -> rest, head"]
 
@@ -118,7 +118,7 @@ def test_approximate_accumulation_makes_the_number_of_microbatches_part_of_the_r
 def test_cache_of_tags_may_move_but_an_argument_of_that_name_of_another_source_may_not():
     def weighted(*overrides):
         c = defaults()
-        c.task = dict(target="models.digits.Digits", width=64)
+        c.task = dict(target="convoy_zoo.models.digits.Digits", width=64)
         source = dict(target="x.Own", cache="a")
         c.data = dict(target="engine.Weighted", source=source, tags="label", balance="class")
         apply(c, overrides)
@@ -145,7 +145,7 @@ def test_cache_of_tags_may_move_but_an_argument_of_that_name_of_another_source_m
 def test_change_of_weights_is_distinguished_from_other_changes(override, only):
     def mixture(*overrides):
         c = defaults()
-        c.task = dict(target="models.digits.Digits", width=64)
+        c.task = dict(target="convoy_zoo.models.digits.Digits", width=64)
         own = dict(target="engine.Weighted", source=dict(target="x.Own"), tags="label", balance="class")
         other = dict(target="x.Other", weights="light")
         c.data = dict(target="engine.Mixture", sources=dict(a=own, b=other), weights=dict(a=1, b=1))

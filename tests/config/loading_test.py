@@ -13,8 +13,8 @@ GOOD = """from engine.config import defaults
 
 def get_config():
     c = defaults()
-    c.task = dict(target="models.digits.Digits", width=64)
-    c.data = dict(target="models.digits.scans")
+    c.task = dict(target="convoy_zoo.models.digits.Digits", width=64)
+    c.data = dict(target="convoy_zoo.models.digits.scans")
     return c
 """
 

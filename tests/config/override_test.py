@@ -9,8 +9,8 @@ from engine.config.override import apply, locate
 
 def draft_with(*overrides):
     c = defaults()
-    c.task = dict(target="models.digits.Digits", width=64, encoder=dict(layers=3))
-    c.evaluations.heldout = dict(data=dict(target="models.digits.scans"))
+    c.task = dict(target="convoy_zoo.models.digits.Digits", width=64, encoder=dict(layers=3))
+    c.evaluations.heldout = dict(data=dict(target="convoy_zoo.models.digits.scans"))
     apply(c, overrides, "--config.")
     return c
 
@@ -73,7 +73,7 @@ def test_overrides_can_add_names_to_open_sections():
     c = draft_with(
         "task.encoder.heads=4",
         "task.decoder.layers=2",
-        "evaluations.train.data.target=models.digits.scans",
+        "evaluations.train.data.target=convoy_zoo.models.digits.scans",
         "optimizer.groups.head.match=^head",
         "hooks.plot.target=models.plot.run",
         "sharding.rules.mlp=(data, fsdp)",

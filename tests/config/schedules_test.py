@@ -13,8 +13,8 @@ from engine.config.validation import validate
 
 def config(*overrides):
     c = defaults()
-    c.task = dict(target="models.digits.Digits")
-    c.data = dict(target="models.digits.scans")
+    c.task = dict(target="convoy_zoo.models.digits.Digits")
+    c.data = dict(target="convoy_zoo.models.digits.scans")
     c.optimizer.groups = dict(head=dict(match="^head"))
     apply(c, [f"optimizer.{text}" for text in overrides])
     return validate(c)

@@ -10,8 +10,8 @@ from engine.config.validation import validate
 def config(**task):
     c = defaults()
     c.name = "digits"
-    c.task = dict(target="models.digits.Digits", **task)
-    c.data = dict(target="models.digits.scans", split="train")
+    c.task = dict(target="convoy_zoo.models.digits.Digits", **task)
+    c.data = dict(target="convoy_zoo.models.digits.scans", split="train")
     return c
 
 
@@ -28,7 +28,7 @@ def full_config():
         text="plain words",
     )
     c.optimizer.groups = dict(zebra=dict(match="^z"), ant=dict(match="^a", weight_decay=0.0))
-    c.evaluations.heldout = dict(data=dict(target="models.digits.scans", split="test"), every=None)
+    c.evaluations.heldout = dict(data=dict(target="convoy_zoo.models.digits.scans", split="test"), every=None)
     c.hooks.plot = dict(target="models.plot.run", every="1 epoch", size=3)
     c.sharding.rules = dict(batch=("data", "fsdp"), mlp=None)
     c.mesh.cpu_devices = "auto"
@@ -40,7 +40,7 @@ def test_to_text_writes_fields_in_schema_order_then_arguments():
     lines = to_text(validate(full_config())).splitlines()
     assert lines[:4] == [
         "name: digits",
-        "task.target: models.digits.Digits",
+        "task.target: convoy_zoo.models.digits.Digits",
         "task.width: 64",
         "task.sizes: (1, (2, 3))",
     ]

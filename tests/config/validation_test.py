@@ -14,9 +14,9 @@ from engine.config.validation import validate
 
 def draft():
     c = defaults()
-    c.task = dict(target="models.digits.Digits", width=64)
-    c.data = dict(target="models.digits.scans")
-    c.evaluations.heldout = dict(data=dict(target="models.digits.scans", split="test"))
+    c.task = dict(target="convoy_zoo.models.digits.Digits", width=64)
+    c.data = dict(target="convoy_zoo.models.digits.scans")
+    c.evaluations.heldout = dict(data=dict(target="convoy_zoo.models.digits.scans", split="test"))
     return c
 
 
@@ -25,7 +25,7 @@ def test_validated_config_is_deeply_frozen():
     c.task.sizes, c.task.encoder = [1, [2]], dict(layers=3)
     config = validate(c)
     assert isinstance(config, Config)
-    assert config.task.target == "models.digits.Digits"
+    assert config.task.target == "convoy_zoo.models.digits.Digits"
     assert config.task.arguments == {"width": 64, "sizes": (1, (2,)), "encoder": {"layers": 3}}
     assert isinstance(config.task.arguments["encoder"], MappingProxyType)
     assert config.evaluations["heldout"].data.arguments == {"split": "test"}

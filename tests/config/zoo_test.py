@@ -5,8 +5,12 @@ import sys
 import pytest
 
 from engine.config import zoo
+from engine.config.draft import defaults
+from engine.config.identity import identity_differences
 from engine.config.loading import load
+from engine.config.target import INSTANCE
 from engine.config.text import from_text, to_text
+from engine.config.validation import validate
 
 OWN = """from engine.config import defaults
 
@@ -62,8 +66,8 @@ def test_modules_are_those_of_the_zoo():
 @pytest.mark.parametrize(
     "name", ["models.digits.Digits", "models.street.lidar.sweeps", "models.digits", "configs.digits"]
 )
-def test_repository_uses_short_names(name):
-    assert zoo.canonical(name) == zoo.canonical(f"convoy_zoo.{name}") == name
+def test_short_name_of_the_zoo_becomes_the_full_name(name):
+    assert zoo.canonical(name) == zoo.canonical(f"convoy_zoo.{name}") == f"convoy_zoo.{name}"
 
 
 @pytest.mark.parametrize("name", ["models.own.Task", "models", "configs.own", "optax.adamw", "mymodels.digits", ""])
@@ -103,6 +107,26 @@ def test_short_reference_finds_the_zoo_next_to_empty_folders(empty_folders):
     config = load("configs.vit_fashion")  # it imports configs/fashion_mnist.py
     assert config.task.target == "convoy_zoo.models.vit.Vit"
     assert config.data.target == "convoy_zoo.models.fashion_mnist.ShiftedPhotographs"
+
+
+def test_stored_config_with_short_names_equals_that_with_full_names():
+    text = to_text(load("configs.digits"))
+    earlier = text.replace("convoy_zoo.", "")
+    assert "task.target: models.digits.Digits" in earlier.splitlines()
+    assert to_text(from_text(earlier, "")) == text
+
+
+def test_object_of_a_class_with_a_short_name_may_have_the_full_name_on_resume():
+    def started(package):
+        c = defaults()
+        c.task = dict(target=INSTANCE, type=f"{package}.digits.Digits")
+        c.data = dict(target=INSTANCE, type="models.own.Scans")
+        return validate(c)
+
+    assert identity_differences(started("models"), started("convoy_zoo.models")) == []
+    assert identity_differences(started("models"), started("own")) == [
+        "task.type: convoy_zoo.models.digits.Digits -> own.digits.Digits"
+    ]
 
 
 def test_config_file_in_a_package_may_import_relatively(own_folders, tmp_path):

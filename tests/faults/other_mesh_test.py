@@ -42,7 +42,13 @@ KINDS = {
     "examples": {},
     "mixture": {"data": {"target": "tests.faults.other_mesh_test.mixed"}},
     "packed": {
-        "task": {"target": "models.decoder.LanguageModel", "vocabulary": 64, "width": 16, "hidden": 32, "depth": 1},
+        "task": {
+            "target": "convoy_zoo.models.decoder.LanguageModel",
+            "vocabulary": 64,
+            "width": 16,
+            "hidden": 32,
+            "depth": 1,
+        },
         "data": {"target": "tests.faults.other_mesh_test.packed"},
         "evaluations": {},
     },

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from models.attention import attend, only
+from convoy_zoo.models.attention import attend, only
 
 
 def test_attention_equals_plain_numpy():

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from convoy_zoo.models.decoder import LanguageModel
+from convoy_zoo.models.moe_decoder import MoeLanguageModel
 from engine import TaskError
-from models.decoder import LanguageModel
-from models.moe_decoder import MoeLanguageModel
 from tests import zoo
 
 SIZES: dict[str, Any] = {"vocabulary": 32, "width": 16, "hidden": 32, "depth": 2, "heads": 4, "kv_heads": 2}

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from convoy_zoo.models.detection import CANVAS, CELLS, Detection, scenes
 from engine import metrics
-from models.detection import CANVAS, CELLS, Detection, scenes
 from tests.merging import results
 
 

@@ -10,28 +10,28 @@ from typing import Any
 
 import numpy as np
 
+from convoy_zoo.models.actor_critic import CartPole
+from convoy_zoo.models.decoder import LanguageModel
+from convoy_zoo.models.detection import CANVAS, Detection
+from convoy_zoo.models.digits import Digits
+from convoy_zoo.models.fashion_mnist import Fashion
+from convoy_zoo.models.gan import DigitsGan
+from convoy_zoo.models.mean_teacher import MeanTeacher
+from convoy_zoo.models.moe_decoder import MoeLanguageModel
+from convoy_zoo.models.pedestrians.forecasting import Forecast
+from convoy_zoo.models.scenes import NextStep
+from convoy_zoo.models.street.bev import Bev, Views
+from convoy_zoo.models.street.camera_scenes import GRID, KINDS, MASKS, PATCH
+from convoy_zoo.models.street.cameras import COLUMNS, Rig
+from convoy_zoo.models.street.cameras import ROWS as LINES
+from convoy_zoo.models.street.fusion import Fusion
+from convoy_zoo.models.street.lidar import LidarDetection
+from convoy_zoo.models.traffic.motion_tokens import NextToken
+from convoy_zoo.models.traffic.token_model import TokenModel
+from convoy_zoo.models.traffic.wayformer import FEATURES, FUTURE, TrafficForecast
+from convoy_zoo.models.vit import Vit
 from engine import Task
 from engine.config.schema import DcnMeshSpec, Group, MeshSpec
-from models.actor_critic import CartPole
-from models.decoder import LanguageModel
-from models.detection import CANVAS, Detection
-from models.digits import Digits
-from models.fashion_mnist import Fashion
-from models.gan import DigitsGan
-from models.mean_teacher import MeanTeacher
-from models.moe_decoder import MoeLanguageModel
-from models.pedestrians.forecasting import Forecast
-from models.scenes import NextStep
-from models.street.bev import Bev, Views
-from models.street.camera_scenes import GRID, KINDS, MASKS, PATCH
-from models.street.cameras import COLUMNS, Rig
-from models.street.cameras import ROWS as LINES
-from models.street.fusion import Fusion
-from models.street.lidar import LidarDetection
-from models.traffic.motion_tokens import NextToken
-from models.traffic.token_model import TokenModel
-from models.traffic.wayformer import FEATURES, FUTURE, TrafficForecast
-from models.vit import Vit
 from tests import zoo
 
 TOLERANCE = 1e-5

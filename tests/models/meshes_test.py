@@ -25,7 +25,7 @@ import jax
 import numpy as np
 import pytest
 
-import models
+from convoy_zoo import models
 from engine import Task
 from engine.base.errors import ShardingError
 from engine.parallel.mesh import replicated
@@ -142,11 +142,11 @@ def test_table_has_every_pair_of_settings_that_all_models_on_all_meshes_have():
 
 def test_every_task_of_models_is_in_a_row():
     rows, written = {type(SUBJECTS[subject].task()) for subject, _ in TRAINED}, set()
-    for module in pkgutil.walk_packages(models.__path__, "models."):
+    for module in pkgutil.walk_packages(models.__path__, f"{models.__name__}."):
         found = vars(importlib.import_module(module.name)).values()
         written |= {each for each in found if isinstance(each, type) and issubclass(each, Task)}
-    trained = {base for row in rows for base in row.__mro__ if base.__module__.startswith("models.")}
-    assert {each for each in written if each.__module__.startswith("models.")} <= trained
+    trained = {base for row in rows for base in row.__mro__ if base.__module__.startswith(models.__name__)}
+    assert {each for each in written if each.__module__.startswith(models.__name__)} <= trained
 
 
 @pytest.mark.parametrize(("subject", "mesh"), TRAINED)

@@ -16,16 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from convoy_zoo.models.actor_critic import CartPole
+from convoy_zoo.models.attention import whole_rows
+from convoy_zoo.models.decoder import Block, Decoder, LanguageModel
+from convoy_zoo.models.gan import DigitsGan
+from convoy_zoo.models.scenes import Scenes
 from engine import ArraySource, Bucketed, layers
 from engine.api import prepared
 from engine.config.schema import Data, Group, MeshSpec
 from engine.data.adapt import as_source
 from engine.data.feed import Batching, TrainFeed
-from models.actor_critic import CartPole
-from models.attention import whole_rows
-from models.decoder import Block, Decoder, LanguageModel
-from models.gan import DigitsGan
-from models.scenes import Scenes
 from tests import runs, zoo
 from tests.row_state import Continue
 

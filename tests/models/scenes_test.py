@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from convoy_zoo.models.scenes import NextStep, Scenes
 from engine import Balanced, Bucketed, Packed, Padded
 from engine.data.batches import Batches, OrderedBatches
-from models.scenes import NextStep, Scenes
 
 FIELDS = ("agents", "step")
 SCENES = Scenes(count=24, most=60)

@@ -7,11 +7,11 @@ from typing import cast
 import numpy as np
 import pytest
 
+from convoy_zoo.models.stdlib_text import VOCABULARY, Files, Scale, StdlibText, bz2_nats_per_byte, validation_bytes
 from engine import DataError
 from engine.base.errors import ConfigError
 from engine.config.schema import Data
 from engine.config.target import check
-from models.stdlib_text import VOCABULARY, Files, Scale, StdlibText, bz2_nats_per_byte, validation_bytes
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_standard_library_of_this_python_is_found():
 
 def test_unknown_split_and_python_without_sources_are_refused(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"data.split: found 'test', .* takes 'train' or 'validation'"):
-        check(Data(target="models.stdlib_text.StdlibText", arguments={"split": "test"}), "data")
+        check(Data(target="convoy_zoo.models.stdlib_text.StdlibText", arguments={"split": "test"}), "data")
     with pytest.raises(DataError, match=r"split = 'test': allowed are train and validation"):
         StdlibText("test")  # pyright: ignore[reportArgumentType]
     monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))

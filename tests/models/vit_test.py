@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from convoy_zoo.models.vit import Vit
 from engine import TaskError
-from models.vit import Vit
 from tests import zoo
 
 TASK = Vit(size=8, patch=4, width=16, depth=2, heads=2)

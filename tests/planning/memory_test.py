@@ -106,7 +106,9 @@ def test_offloaded_activations_are_in_the_memory_of_the_host():
 def test_head_of_a_loss_in_chunks_is_held_whole_with_the_sum_of_its_gradient():
     """In bfloat16 a device holds the gathered head, and in float32 the head and its gradient: 2 + 4 + 4 bytes."""
     c = defaults()
-    c.task = dict(target="models.decoder.LanguageModel", vocabulary=32768, width=64, hidden=64, depth=2, heads=2)
+    c.task = dict(
+        target="convoy_zoo.models.decoder.LanguageModel", vocabulary=32768, width=64, hidden=64, depth=2, heads=2
+    )
     c.data = dict(target="tests.planning.tiny.tokens", length=2048)
     c.train.global_batch_size, c.train.precision = 8, "bfloat16"
     config = resolve_config(c)

@@ -99,7 +99,13 @@ def test_batches_that_no_mesh_divides_are_an_error_with_the_settings_to_paste(ou
 
 def decoder(width, heads, batch):
     c = defaults()
-    c.task = {"target": "models.decoder.LanguageModel", "vocabulary": 64, "width": width, "heads": heads, "depth": 2}
+    c.task = {
+        "target": "convoy_zoo.models.decoder.LanguageModel",
+        "vocabulary": 64,
+        "width": width,
+        "heads": heads,
+        "depth": 2,
+    }
     c.data = {"target": "benchmarks.aot.programs.Tokens", "length": 64}
     c.train.total, c.train.global_batch_size = "10 steps", batch
     return c

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from convoy_zoo.models.pedestrians.eth_ucy import FRAMES_PER_STEP, PLACES, AugmentedRows, Rows, Scenes, read, windows
 from engine import DataError
-from models.pedestrians.eth_ucy import FRAMES_PER_STEP, PLACES, AugmentedRows, Rows, Scenes, read, windows
 from tests.models.pedestrians import recordings
 
 

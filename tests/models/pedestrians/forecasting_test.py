@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from benchmarks import forecasting
-from models.pedestrians.eth_ucy import PLACES
-from models.pedestrians.forecasting import Forecast
+from convoy_zoo.models.pedestrians.eth_ucy import PLACES
+from convoy_zoo.models.pedestrians.forecasting import Forecast
 from tests.merging import results
 from tests.models.pedestrians import recordings
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.pedestrians.eth_ucy import FRAMES_PER_STEP, RECORDINGS, SUBFOLDERS
+from convoy_zoo.models.pedestrians.eth_ucy import FRAMES_PER_STEP, RECORDINGS, SUBFOLDERS
 
 
 def write(folder: Path, walkers: int = 6, frames: int = 30) -> Path:

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.street.bev import CELL, DEPTHS, Bev, cloud, ground, intersection_over_union, mask_losses, splat
-from models.street.camera_scenes import GRID, GROUND, MASKS, PATCH, CameraScenes
-from models.street.cameras import COLUMNS, ROWS, Rig
-from models.street.scenes import EXTENT
+from convoy_zoo.models.street.bev import CELL, DEPTHS, Bev, cloud, ground, intersection_over_union, mask_losses, splat
+from convoy_zoo.models.street.camera_scenes import GRID, GROUND, MASKS, PATCH, CameraScenes
+from convoy_zoo.models.street.cameras import COLUMNS, ROWS, Rig
+from convoy_zoo.models.street.scenes import EXTENT
 from tests import zoo
 from tests.merging import results
 

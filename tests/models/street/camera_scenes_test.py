@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from models.street.camera_prior import main, overlap, prior
-from models.street.camera_scenes import (
+from convoy_zoo.models.street.camera_prior import main, overlap, prior
+from convoy_zoo.models.street.camera_scenes import (
     CLUTTER,
     GRID,
     GROUND,
@@ -16,8 +16,8 @@ from models.street.camera_scenes import (
     draw_street,
     masks,
 )
-from models.street.cameras import COLUMNS, ROWS, Rig
-from models.street.scenes import EXTENT
+from convoy_zoo.models.street.cameras import COLUMNS, ROWS, Rig
+from convoy_zoo.models.street.scenes import EXTENT
 
 CELL = 2 * EXTENT / GRID
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from models.street.cameras import CAMERAS, COLUMNS, HORIZON, NEAR, ROWS, Rig, cast, corners
-from models.street.scenes import rotation
+from convoy_zoo.models.street.cameras import CAMERAS, COLUMNS, HORIZON, NEAR, ROWS, Rig, cast, corners
+from convoy_zoo.models.street.scenes import rotation
 
 FRONT, BACK = CAMERAS.index("front"), CAMERAS.index("back")
 

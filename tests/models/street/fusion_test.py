@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from convoy_zoo.models.street.bev import Bev, Views
+from convoy_zoo.models.street.camera_scenes import CameraScenes
+from convoy_zoo.models.street.cameras import CAMERAS
+from convoy_zoo.models.street.fusion import Fusion, scenes
+from convoy_zoo.models.street.lidar import LidarDetection
 from engine.training.arrays import cast
 from engine.training.model import describe
-from models.street.bev import Bev, Views
-from models.street.camera_scenes import CameraScenes
-from models.street.cameras import CAMERAS
-from models.street.fusion import Fusion, scenes
-from models.street.lidar import LidarDetection
 
 
 @pytest.fixture(scope="module")

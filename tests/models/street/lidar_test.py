@@ -10,9 +10,7 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from engine.config.schema import MeshSpec
-from engine.parallel.mesh import make_mesh
-from models.street.lidar import (
+from convoy_zoo.models.street.lidar import (
     BOX,
     CELL,
     CELLS,
@@ -28,8 +26,10 @@ from models.street.lidar import (
     sweeps,
     winners,
 )
-from models.street.lidar_baseline import detect, difficulty
-from models.street.scenes import CLASSES, EXTENT, SIZES
+from convoy_zoo.models.street.lidar_baseline import detect, difficulty
+from convoy_zoo.models.street.scenes import CLASSES, EXTENT, SIZES
+from engine.config.schema import MeshSpec
+from engine.parallel.mesh import make_mesh
 from tests.merging import results
 
 

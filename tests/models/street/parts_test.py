@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from models.street.parts import RectifiedNorm, wide_linear
+from convoy_zoo.models.street.parts import RectifiedNorm, wide_linear
 
 X = np.random.default_rng(0).normal(1, 2, (3, 4, 5, 6)).astype(np.float32)
 WEIGHT = np.random.default_rng(1).normal(size=X.shape).astype(np.float32)

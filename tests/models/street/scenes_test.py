@@ -3,7 +3,18 @@
 import numpy as np
 import pytest
 
-from models.street.scenes import BEAMS, CLASSES, EXTENT, HEIGHT, RANGE, RAYS, StreetScenes, cast, draw_scene, rotation
+from convoy_zoo.models.street.scenes import (
+    BEAMS,
+    CLASSES,
+    EXTENT,
+    HEIGHT,
+    RANGE,
+    RAYS,
+    StreetScenes,
+    cast,
+    draw_scene,
+    rotation,
+)
 
 
 def inside(points, box, margin):

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from convoy_zoo.models.traffic import token_scenes
+from convoy_zoo.models.traffic.motion_tokens import SCENE, NextToken, constant_velocity, failures
+from convoy_zoo.models.traffic.movements import k_means, move, movement, tokenise, wrap
+from convoy_zoo.models.traffic.scenes import CURRENT, MAP_RADIUS, STEPS, VERSION, extract
+from convoy_zoo.models.traffic.token_scenes import TokenScenes, vocabulary
 from engine import DataError
 from engine.training.model import describe
-from models.traffic import token_scenes
-from models.traffic.motion_tokens import SCENE, NextToken, constant_velocity, failures
-from models.traffic.movements import k_means, move, movement, tokenise, wrap
-from models.traffic.scenes import CURRENT, MAP_RADIUS, STEPS, VERSION, extract
-from models.traffic.token_scenes import TokenScenes, vocabulary
 from tests.merging import results
 from tests.models.traffic.recording import recording
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from models.traffic.simulation import DURATION, POINTS, RATE, SIZES, WARM_UP, Recording
+from convoy_zoo.models.traffic.simulation import DURATION, POINTS, RATE, SIZES, WARM_UP, Recording
 
 STEPS = (DURATION - WARM_UP) * RATE
 

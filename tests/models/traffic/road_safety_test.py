@@ -5,8 +5,8 @@ import itertools
 import jax
 import numpy as np
 
+from convoy_zoo.models.traffic.road_safety import collisions, nearest, off_road
 from engine import plot
-from models.traffic.road_safety import collisions, nearest, off_road
 
 
 def overlap(one, two):

@@ -10,11 +10,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
+from convoy_zoo.models.traffic import scenes as traffic
+from convoy_zoo.models.traffic import simulation
+from convoy_zoo.models.traffic.scenes import CURRENT, FIELDS, MAP_RADIUS, RADIUS, STEPS, Traffic, extract, scenes
+from convoy_zoo.models.traffic.simulation import DURATION, PIECE, POINTS, RATE, WARM_UP, Recording, cut, reachable
 from engine import DataError, Padded
-from models.traffic import scenes as traffic
-from models.traffic import simulation
-from models.traffic.scenes import CURRENT, FIELDS, MAP_RADIUS, RADIUS, STEPS, Traffic, extract, scenes
-from models.traffic.simulation import DURATION, PIECE, POINTS, RATE, WARM_UP, Recording, cut, reachable
 from tests.models.traffic.recording import recording
 
 needs_sumo = pytest.mark.skipif(

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from convoy_zoo.models.traffic.scenes import extract
+from convoy_zoo.models.traffic.targets import CURRENT, FUTURE, GROUPS, Targets, in_group, of_type, target
+from convoy_zoo.models.traffic.wayformer import TrafficForecast, constant_velocity
 from engine import DataError
-from models.traffic.scenes import extract
-from models.traffic.targets import CURRENT, FUTURE, GROUPS, Targets, in_group, of_type, target
-from models.traffic.wayformer import TrafficForecast, constant_velocity
 from tests.merging import results
 from tests.models.traffic.recording import recording
 
