@@ -1,8 +1,10 @@
 """The wheel outside the repository: training, a missing extra, and a user's own folders `models/` and `configs/`.
 
-The wheel is built and installed without a network. The packages of this environment serve as those that it needs.
+The wheel is built and installed without a network. The packages of this environment serve as those that it needs. An
+editor reads the names of the wheel, and of a clone that `pip install -e` has installed.
 """
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -11,6 +13,8 @@ import sys
 import zipfile
 
 import pytest
+
+from tests.tools.editor import opened
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHORT = ["--config.train.total=4 steps", "--config.evaluations.heldout.every=4 steps", "--config.checkpoint.best=None"]
@@ -34,10 +38,22 @@ def get_config():
 """
 
 
+SHOWN = {
+    "engine.Task": ("class Task(", "A model, its loss and its metrics."),
+    "engine.train": ("def train(\n    config: AnyConfig,", "Trains a config to its last step"),
+    "engine.layers.Dense": ("class Dense(\n    features_in: int,", "over the last dimension."),
+    "engine.metrics.AveragePrecision": ("class AveragePrecision(", "Average precision of detections"),
+    "Digits": ("class Digits(", "Classifies a scan as one of ten digits."),
+}
+"""Name -> what an editor shows of its signature and of its docstring."""
+USE = ["import engine, engine.layers, engine.metrics", "from convoy_zoo.models.digits import Digits"]
+USE += [f"value = {name}" for name in SHOWN]
+
+
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """The wheel, built by setuptools from a copy of what it contains."""
-    folder = tmp_path_factory.mktemp("wheel")
+def clone(tmp_path_factory):
+    """A copy of what the wheel contains, in the layout of the repository."""
+    folder = tmp_path_factory.mktemp("clone")
     ignore = shutil.ignore_patterns("__pycache__", "BUILD.bazel")
     for name in ("engine", "models", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=ignore)
@@ -47,10 +63,20 @@ def wheel(tmp_path_factory):
             (folder / "convoy_zoo" / name).symlink_to(f"../{name}")
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder)
-    build = "from setuptools import build_meta; print(build_meta.build_wheel('dist'))"
-    subprocess.run([sys.executable, "-c", build], cwd=folder, check=True, capture_output=True, text=True, timeout=300)
-    (built,) = (folder / "dist").glob("*.whl")
-    return built
+    return folder
+
+
+@pytest.fixture(scope="module")
+def built(clone):
+    """The wheel, and the wheel that `pip install -e` installs, as setuptools builds them."""
+    build = "from setuptools import build_meta as b; b.build_wheel('dist/wheel'); b.build_editable('dist/editable')"
+    subprocess.run([sys.executable, "-c", build], cwd=clone, check=True, capture_output=True, text=True, timeout=300)
+    return {name: next((clone / "dist" / name).glob("*.whl")) for name in ("wheel", "editable")}
+
+
+@pytest.fixture(scope="module")
+def wheel(built):
+    return built["wheel"]
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +88,35 @@ def installed(wheel, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module")
+def environments(built, installed, tmp_path_factory):
+    """An environment with the wheel and one with the clone; both read the other packages from that of this process."""
+    found = {}
+    for name in built:
+        found[name] = tmp_path_factory.mktemp(name)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", found[name]], check=True, timeout=300)
+        (packages,) = found[name].glob("lib/python*/site-packages")
+        (packages / "others.pth").write_text("\n".join(packages_without_engine()))
+        if name == "wheel":
+            (packages / "wheel.pth").write_text(str(installed))
+        else:
+            with zipfile.ZipFile(built[name]) as archive:
+                archive.extractall(packages)
+    return found
+
+
+def packages_without_engine() -> list[str]:
+    """The entries of sys.path that do not hold the repository."""
+    return [entry for entry in sys.path if entry and not (pathlib.Path(entry) / "engine").is_dir()]
+
+
 @pytest.fixture
 def convoy(installed, tmp_path):
     """Runs `convoy` from an empty folder, with the wheel and without the repository."""
 
     def run(*words, without=()):
         """Runs the words as the installed command does; imports of the modules `without` fail."""
-        packages = [entry for entry in sys.path if entry and not (pathlib.Path(entry) / "engine").is_dir()]
+        packages = packages_without_engine()
         start = f"import sys; sys.modules.update(dict.fromkeys({without})); from engine.cli.main import run; run()"
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), *packages]), "PYTHONSAFEPATH": "1"}
         command = [sys.executable, "-S", "-c", start, *words]  # -S: no .pth file adds the repository
@@ -94,6 +142,23 @@ def test_wheel_contains_every_package_and_no_top_level_models_or_configs(wheel):
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"engine", "convoy_zoo"}
     (entry_points,) = [name for name in names if name.endswith("/entry_points.txt")]
     assert "convoy = engine.cli.main:run" in zipfile.ZipFile(wheel).read(entry_points).decode().splitlines()
+
+
+@pytest.mark.slow
+def test_editor_shows_names_with_docstrings(environments, tmp_path):
+    files = {name: tmp_path / name / "use.py" for name in environments}
+    with contextlib.ExitStack() as stack:
+        editors = {}
+        for name, file in files.items():
+            file.parent.mkdir()
+            file.write_text("\n".join(USE))
+            editors[name] = stack.enter_context(opened(file, environments[name]))  # both servers work at the same time
+        for environment, editor in editors.items():
+            assert (environment, editor.problems()) == (environment, [])
+            for name, expected in SHOWN.items():
+                line = USE.index(f"value = {name}")
+                shown = editor.hover(line, len(USE[line]) - 1)
+                assert [text for text in expected if text not in shown] == [], f"{environment}: {name}: {shown}"
 
 
 def test_wheel_trains_resumes_evaluates_and_exports(convoy, tmp_path):
