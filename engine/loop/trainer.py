@@ -21,7 +21,8 @@ from engine.compile.build import build_program, check_unrolled, open_compiler
 from engine.compile.memory_check import check_memory, training_batches
 from engine.compile.shapes import CompiledSteps
 from engine.config.schedules import followers
-from engine.config.schema import Config
+from engine.config.schema import Config, user_targets
+from engine.config.target import INSTANCE
 from engine.config.text import field_texts, to_text
 from engine.data.feed import Batching
 from engine.data.source import Source, example_spec
@@ -388,4 +389,5 @@ class Trainer:
             rates=rates,
             data=Reading.of(rates, readers).sentence() if rates else "",
             scheduled=bool(followers(self.config.optimizer)),
+            objects=[path for path, section in user_targets(self.config).items() if section.target == INSTANCE],
         )

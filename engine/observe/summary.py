@@ -1,4 +1,4 @@
-"""The summary of a run: results, time, files, and the next command to run."""
+"""The summary of a run: results, time, files, and the next command or Python call to run."""
 
 import importlib.util
 import shlex
@@ -32,6 +32,7 @@ class Summary:
     data: str = ""  # whether reading data slows down the run, and what would help; `Reading.sentence`
     scheduled: bool = False  # whether the learning rate follows a schedule that depends on the total
     command: str | None = None  # command that starts the same run again; None: with the stored config
+    objects: Sequence[str] = ()  # sections of the config that are objects of Python: "task", "evaluations.heldout.data"
     kept: bool = True  # whether the run directory is kept
 
     @property
@@ -44,13 +45,13 @@ class Summary:
 
 
 def summary_text(summary: Summary) -> str:
-    """Returns the summary as a few aligned lines of ASCII that end with the next command to run."""
+    """Returns the summary as a few aligned lines of ASCII that end with the next command or call to run."""
     parts = [
         _headline(summary),
         _table(_results(summary)),
         _table(_time(summary)),
         _table(_files(summary)),
-        _table(_next_commands(summary)),
+        _table(_next_calls(summary) if summary.objects else _next_commands(summary)),
     ]
     return shown("\n\n".join(part for part in parts if part) + "\n")
 
@@ -138,6 +139,35 @@ def _next_commands(summary: Summary) -> list[tuple[str, str]]:
     else:
         rows.append(("start again", f"{summary.resume_command}   (no checkpoint was written)"))
     return rows
+
+
+def _next_calls(summary: Summary) -> list[tuple[str, str]]:
+    """Returns the Python calls for a run with objects, which the command line cannot build."""
+    if not summary.kept:
+        return []
+    run, rows = repr(str(summary.directory)), []
+    if summary.checkpoints:
+        rows.append(("evaluate", f"engine.evaluate({', '.join([run, *_passed(summary, 'task', 'evaluation_data')])})"))
+    again = [*_passed(summary, "task", "data", "evaluation_data", "hooks"), f"workdir={run}"]
+    resume = f"engine.train({', '.join([run, *again])})"
+    if summary.state == "done" and summary.reason:
+        rows.append(("continue", f"{resume}   (with other settings of stop, or of the hook)"))
+    elif summary.state == "done":
+        again += ["accept_schedule_change=True"] if summary.scheduled else []
+        longer = f'engine.config.load({run}, ["train.total=..."])'
+        rows.append(("train longer", f"engine.train({', '.join([longer, *again])})"))
+    elif summary.checkpoints:
+        rows.append((f"resume from {max(summary.checkpoints)}", resume))
+    else:
+        rows.append(("start again", f"{resume}   (no checkpoint was written)"))
+    return rows
+
+
+def _passed(summary: Summary, *names: str) -> list[str]:
+    """Returns `name=name` for each of these arguments of Python whose objects a config cannot hold."""
+    arguments = {"evaluations": "evaluation_data"}
+    given = {arguments.get(first, first) for first in (path.partition(".")[0] for path in summary.objects)}
+    return [f"{name}={name}" for name in names if name in given]
 
 
 def _table(rows: list[tuple[str, str]]) -> str:

@@ -1,6 +1,7 @@
 """A Task, sources and hooks as objects train as if the config named them, and must be passed again later."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from engine.api.prepared import prepare
 from engine.base.errors import ConfigError, DataError
 from engine.cli.main import main
 from engine.config import draft
+from engine.observe.summary import summary_text
 from tests import runs, zoo
 from tests.predicting import Predict, Unreadable
 
@@ -44,6 +46,13 @@ def trained(tmp_path_factory):
     return path, engine.train(bare(), **objects(hooks={"count": hook}), workdir=path), hook
 
 
+def next_calls(summary):
+    """The Python calls that the summary prints, as functions."""
+    names = {**objects(), "hooks": {"count": Count()}, "engine": engine}
+    printed = [line.strip().partition("  ") for line in summary_text(summary).splitlines() if "  engine." in line]
+    return {name: functools.partial(eval, text.strip().replace("...", "6 steps"), names) for name, _, text in printed}
+
+
 @pytest.mark.slow
 def test_objects_train_as_named_targets_do(trained, tmp_path):
     path, summary, hook = trained
@@ -63,11 +72,12 @@ def test_objects_train_as_named_targets_do(trained, tmp_path):
 def test_objects_are_passed_again_to_use_the_run(trained):
     path, summary, _ = trained
     assert engine.load(path, task=Predict()).task == Predict()
-    measured = engine.evaluate(path, task=Predict(), evaluation_data={"heldout": Unreadable()})
+    calls = next_calls(summary)
+    measured = calls["evaluate"]()
     assert measured["heldout/loss"] == pytest.approx(summary.metrics["heldout/loss"])
     assert len(engine.predict(path, task=Predict(), data=Unreadable(n=5))["label"]) == 5
-    again = engine.train(str(path), **objects(hooks={"count": Count()}), workdir=path)
-    assert again.step == 4
+    assert engine.train(str(path), **objects(hooks={"count": Count()}), workdir=path).step == 4
+    assert calls["train longer"]().step == 6
 
 
 def test_missing_objects_are_named(trained, capsys):

@@ -89,6 +89,20 @@ def test_summary_without_a_command_resumes_by_the_config_of_the_run(tmp_path, mo
     assert "  resume from 1410  convoy train --config=runs/digits --workdir=runs/digits\n" in text
 
 
+def test_summary_of_a_run_with_objects_prints_python_calls(tmp_path, monkeypatch):
+    objects = ("task", "evaluations.heldout.data", "evaluations.other.data", "hooks.plot")
+    summary = make_summary(tmp_path, monkeypatch, command=None, scheduled=True, objects=objects)
+    text = summary_text(summary)
+    assert text.endswith("""
+  evaluate      engine.evaluate('runs/digits', task=task, evaluation_data=evaluation_data)
+  train longer  engine.train(engine.config.load('runs/digits', ["train.total=..."]), task=task, \
+evaluation_data=evaluation_data, hooks=hooks, workdir='runs/digits', accept_schedule_change=True)
+""")
+    stopped = summary_text(dataclasses.replace(summary, state="interrupted", objects=("data",)))
+    assert "  resume from 1410  engine.train('runs/digits', data=data, workdir='runs/digits')\n" in stopped
+    assert "convoy" not in text + stopped
+
+
 def test_summary_of_a_run_that_failed_before_its_first_checkpoint(tmp_path, monkeypatch):
     summary = make_summary(
         tmp_path,

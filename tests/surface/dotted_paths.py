@@ -20,7 +20,10 @@ _PATH = re.compile(rf"(?<![\w./-])(?:{_FIRST})(?:\.[A-Za-z_]\w*)+(?![\w/*]|{{)")
 _IMPORT = re.compile(rf"^ *from ((?:{_FIRST})[\w.]*) import ([\w, ]+)", re.MULTILINE)
 _CLASS = re.compile(r"\.[A-Z]\w*[a-z]\w*$")
 _TARGET = re.compile(r"(?m)target['\"]?(?: ?[:=] ?)['\"]?([\w.]+)")
-_EXAMPLES = {"convoy_zoo.models.forecaster.Forecast", "convoy_zoo.models.digits.Scans"}  # a file of the reader; an error
+_EXAMPLES = {
+    "convoy_zoo.models.forecaster.Forecast",
+    "convoy_zoo.models.digits.Scans",
+}  # a file of the reader; an error
 
 
 def found() -> set[str]:
