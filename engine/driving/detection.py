@@ -89,15 +89,16 @@ class AveragePrecision(Metric):
         """Returns the detections of each example.
 
         Args:
-            predicted: `[batch, predictions, dim]`: centres in metres for "distance", boxes (x0, y0, x1, y1) for "iou".
-            scores: `[batch, predictions]`, comparable over examples; -inf for no prediction.
+            predicted: predicted positions, `[batch, predictions, dim]`: centres in metres for "distance", boxes (x0,
+                y0, x1, y1) for "iou".
+            scores: predicted scores, `[batch, predictions]`, comparable over examples; -inf for no prediction.
             guesses: predicted classes as integers, `[batch, predictions]`.
-            boxes: labelled centres or boxes, `[batch, labels, dim]`, padded to the same number.
-            labels: their classes, `[batch, labels]`.
-            where: mask of real labels, `[batch, labels]`; None if none is padding.
+            boxes: true positions, `[batch, labels, dim]`, of the kind of `predicted`, padded to the same number.
+            labels: true classes as integers, `[batch, labels]`.
+            where: mask of true objects that are no padding, `[batch, labels]`; None if none is padding.
             classes: names of the classes, which give results of each class, or their number.
-            predicted_where: mask of real predictions, likewise.
-            ignored: mask of labels that count neither way, `[batch, labels]`; None for none.
+            predicted_where: mask of predictions that are no padding, likewise.
+            ignored: mask of true objects that count neither way, `[batch, labels]`; None for none.
             match: "distance", "iou" for boxes along the axes, or a function (module level, in numpy) of `[n, 1, dim]`
                 and `[n, labels, dim]` that returns similarities `[n, labels]`.
             thresholds: a match is a distance below, or a similarity of at least, one of them. By default 0.5, 1, 2 and

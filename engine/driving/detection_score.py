@@ -88,15 +88,16 @@ class DetectionScore(Metric):
         """Returns the detections of each example.
 
         Args:
-            predicted: boxes `[batch, predictions, 9]`, see the class, in a frame whose origin is the vehicle.
-            scores: `[batch, predictions]`, comparable over examples.
+            predicted: predicted boxes `[batch, predictions, 9]`, see the class, in a frame whose origin is the vehicle.
+            scores: predicted scores, `[batch, predictions]`, comparable over examples.
             guesses: predicted classes as integers, `[batch, predictions]`.
-            boxes: labelled boxes `[batch, labels, 9]`. A velocity or a yaw of NaN has no error.
-            labels: their classes, `[batch, labels]`.
-            where: mask of real labels, `[batch, labels]`; None if none is padding.
+            boxes: true boxes `[batch, labels, 9]`. A velocity or a yaw of NaN has no error.
+            labels: true classes as integers, `[batch, labels]`.
+            where: mask of true boxes that are no padding, `[batch, labels]`; None if none is padding.
             classes: names of the classes.
-            predicted_where: mask of real predictions, `[batch, predictions]`.
-            attributes: integers `[batch, predictions]` and `[batch, labels]`; a label of -1 has no attribute.
+            predicted_where: mask of predictions that are no padding, `[batch, predictions]`.
+            attributes: predicted and true attributes, integers `[batch, predictions]` and `[batch,
+                labels]`; a true attribute of -1 is none.
             ranges: (from, to) distances along x and y from the origin, each of which gives results. A matched
                 prediction has the range of its label.
             farthest: distance by class; predictions and labels at this distance or beyond are left out. nuScenes: 50 m

@@ -40,8 +40,9 @@ class BestOfModes(Metric):
         """Returns the errors of each example.
 
         Args:
-            predicted: `[batch, modes, steps, dim]` or `[batch, agents, modes, steps, dim]`, in metres.
-            future: `[batch, steps, dim]` or `[batch, agents, steps, dim]`.
+            predicted: predicted positions, `[batch, modes, steps, dim]` or `[batch, agents, modes, steps, dim]`, in
+                metres.
+            future: true positions, `[batch, steps, dim]` or `[batch, agents, steps, dim]`.
             where: valid steps, `[batch, steps]` or `[batch, agents, steps]`, or valid agents, without the last
                 dimension. An agent without a valid step is left out.
             miss: distance above which a forecast is missed.

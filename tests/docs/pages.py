@@ -30,6 +30,8 @@ _FORKS = multiprocessing.get_context("forkserver")
 _FORKS.set_forkserver_preload(["engine.api.train", "pytest", __name__])
 _FENCE = re.compile(r"^(?:<!-- ([^\n]*) -->\n)?```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
+_NAME = re.compile(r"^- `(engine[\w.]*)`: ((?:.|\n(?=  ))*)$", re.MULTILINE)  # as in tools/build/docs_hooks.py
+
 
 @dataclasses.dataclass(frozen=True)
 class Block:
@@ -74,6 +76,12 @@ def commands(page: Path) -> list[str]:
     marked = [block for block in blocks(page.read_text()) if block.language == "bash" and "run" in block.marks]
     texts = [block.text for block in marked if (needed := block.value("needs")) is None or find_spec(needed)]
     return [line for text in texts for line in text.splitlines() if line and not line.startswith("#")]
+
+
+def reference(package: str) -> list[tuple[str, str]]:
+    """Returns the names that the page of a package in `docs/reference/` lists, each with its sentence."""
+    text = (ROOT / "docs" / "reference" / f"{package.rpartition('.')[2]}.md").read_text()
+    return [(name, " ".join(sentence.split())) for name, sentence in _NAME.findall(text)]
 
 
 def run(command: str, folder: Path) -> Result:

@@ -1,6 +1,8 @@
 """The pages name what exists, and all of it: links, settings, packages, public names, fields of files, exit codes."""
 
 import dataclasses
+import importlib
+import inspect
 import re
 
 import pytest
@@ -59,8 +61,16 @@ PACKAGES = [engine, engine.config, engine.layers, engine.metrics, engine.plot, e
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
 def test_api_reference_lists_each_public_name(package):
-    page = pages.ROOT / "docs" / "reference" / f"{package.__name__.rpartition('.')[2]}.md"
-    listed = re.findall(rf"^::: {re.escape(package.__name__)}\.(\w+)$", page.read_text(), re.MULTILINE)
-    assert sorted(listed) == sorted(
+    listed = [name.rpartition(".") for name, _ in pages.reference(package.__name__)]
+    assert sorted(name for module, _, name in listed if module == package.__name__) == sorted(
         set(package.__all__) - {"layers", "metrics", "plot", "readers"}
     )  # pages of their own
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_api_reference_describes_each_name_with_the_start_of_its_docstring(package):
+    for name, sentence in pages.reference(package.__name__):
+        module, _, last = name.rpartition(".")
+        docstring = inspect.getdoc(getattr(importlib.import_module(module), last)) or ""
+        words = re.findall(r"\w+", sentence)
+        assert re.findall(r"\w+", docstring)[: len(words)] == words, f"{name}: {docstring}"

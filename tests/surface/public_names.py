@@ -28,7 +28,7 @@ def _documented(listed: set[str]) -> dict[str, Any]:
     """Returns name -> object of the names that `docs/reference/` imports from modules that are not public."""
     found = {}
     for page in sorted((ROOT / "docs" / "reference").glob("*.md")):
-        for path in re.findall(r"^::: ([\w.]+)$", page.read_text(encoding="utf-8"), re.MULTILINE):
+        for path in re.findall(r"^- `(engine[\w.]*)`: ", page.read_text(encoding="utf-8"), re.MULTILINE):
             if path not in listed:
                 module, _, name = path.rpartition(".")
                 found[name] = getattr(importlib.import_module(module), name)
