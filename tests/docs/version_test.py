@@ -23,5 +23,5 @@ def test_command_line_prints_the_version(capsys):
     assert capsys.readouterr().out == f"convoy {engine.__version__}\n"
 
 
-def test_readme_compares_the_version_of_this_repository():
-    assert f"| Convoy {engine.__version__} |" in (pages.ROOT / "README.md").read_text()
+def test_comparison_is_of_the_version_of_this_repository():
+    assert f"| Convoy {engine.__version__} |" in (pages.ROOT / "docs/comparison.md").read_text()
