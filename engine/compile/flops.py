@@ -16,6 +16,7 @@ from engine.base.types import PyTree
 from engine.data.batch import Batch
 from engine.parallel.layout import with_layout
 from engine.parallel.mesh import one_device
+from engine.training.arrays import abstract_key
 from engine.training.gradients import gradients
 from engine.training.jaxprs import inner_jaxprs
 from engine.training.state import TrainState
@@ -181,5 +182,5 @@ def model_flops(spec: StepSpec, metric_names: tuple[str, ...], state: TrainState
         return gradients(reference, metric_names, state, batch, key, state.step)
 
     args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state, batch))
-    traced = jax.make_jaxpr(with_layout(layout, step))(*args, jax.random.key(0))
+    traced = jax.make_jaxpr(with_layout(layout, step))(*args, abstract_key())
     return count_flops(traced.jaxpr)

@@ -30,7 +30,7 @@ from engine.parallel.layout import NAMED, QUANTIZED, with_layout
 from engine.parallel.memory import device_memory
 from engine.parallel.mesh import replicated
 from engine.parallel.rules import warnings
-from engine.training.arrays import Arrays
+from engine.training.arrays import Arrays, abstract_key
 from engine.training.objective import LOSS, Objective, check_groups, means_of, objective_of
 from engine.training.state import Shardings, TrainState, abstract_state, initial_state, optimizer_shardings
 from engine.training.step import (
@@ -76,7 +76,6 @@ class Program:
         self.spec, self.batch_size, self.seed = spec, batch_size, seed
         self.mesh = spec.mesh
         self.abstract_state = abstract_state(
-            spec.task,
             spec.model,
             spec.tx,
             seed=seed,
@@ -123,7 +122,7 @@ class Program:
         def traced(rows: int) -> jax.stages.Traced:
             examples = jax.tree.map(lambda x: x.update(shape=(rows, *x.shape[1:])), self.abstract_batch.examples)
             state, jitted = self.abstract_state, jax.jit(with_layout(spec.layout, loss))
-            return jitted.trace(state.params, state.model_state, examples, jax.random.key(0))
+            return jitted.trace(state.params, state.model_state, examples, abstract_key())
 
         try:
             trace = traced(rows)
@@ -166,7 +165,7 @@ class Program:
             return dict(metrics)
 
         traced = jax.jit(with_layout(self.spec.layout, update))
-        trace = traced.trace(self.abstract_state, self.abstract_batch, jax.random.key(0))
+        trace = traced.trace(self.abstract_state, self.abstract_batch, abstract_key())
         self.spec = dataclasses.replace(self.spec, changed_frozen=tuple(changed))
         return self._complete_spec(trace, self.spec.objective)
 
@@ -177,7 +176,7 @@ class Program:
         def after_step(state: TrainState, key: jax.Array) -> None:
             changed.extend(changed_by_after_step(self.spec, state, key))
 
-        jax.eval_shape(with_layout(self.spec.layout, after_step), self.abstract_state, jax.random.key(0))
+        jax.eval_shape(with_layout(self.spec.layout, after_step), self.abstract_state, abstract_key())
         found = dict.fromkeys((*self.spec.changed_frozen, *changed))
         self.spec = dataclasses.replace(self.spec, changed_frozen=tuple(found))
 

@@ -18,7 +18,7 @@ from engine.parallel.layout import with_layout
 from engine.parallel.rules import RULES, mesh_axes
 from engine.planning.graph import Graph, make_graph, parts_by_rows
 from engine.planning.work import Work, measure
-from engine.training.arrays import cast
+from engine.training.arrays import abstract_key, cast
 from engine.training.gradients import gradients
 from engine.training.objective import means_of
 from engine.training.state import TrainState
@@ -147,7 +147,7 @@ class Traces:
 
         state = program.abstract_state
         args = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (state.params, (state, batch)))
-        jaxpr = jax.make_jaxpr(with_layout(layout, step))(*args, jax.random.key(0)).jaxpr
+        jaxpr = jax.make_jaxpr(with_layout(layout, step))(*args, abstract_key()).jaxpr
         graph = make_graph(jaxpr)
         first = len(jaxpr.constvars)
         paths = [path[0].key for path, _ in jax.tree.leaves_with_path(args[0])]

@@ -13,6 +13,11 @@ Arrays = dict[str, jax.Array]
 AbstractArrays = dict[str, jax.ShapeDtypeStruct]
 
 
+def abstract_key() -> PyTree:
+    """Returns a random key as jax.ShapeDtypeStruct, for a trace; a real one would compile two programs."""
+    return jax.eval_shape(lambda: jax.random.key(0))
+
+
 def cast(tree: PyTree, dtype: DTypeLike, keep: tuple[str, ...] = ()) -> PyTree:
     """Returns a pytree with floating-point leaves cast to `dtype`, except those with a name of `keep` in their path."""
 

@@ -4,7 +4,7 @@ Checkpoints store the dict of `TrainState.to_tree`; its keys are the format of r
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, NoReturn, Self
 
@@ -100,7 +100,13 @@ class TrainState(_Stored):
 
 def initial_state(task: Task, model: Model, tx: optax.GradientTransformation, seed: int, ema: bool) -> TrainState:
     """Returns the state at step 0; to be traced."""
-    params, model_state = model.init(task, seed)
+    return _state_with(*model.init(task, seed), model, tx, seed, ema)
+
+
+def _state_with(
+    params: Arrays, model_state: Arrays, model: Model, tx: optax.GradientTransformation, seed: int, ema: bool
+) -> TrainState:
+    """Returns the state at step 0 with these weights; to be traced."""
     trained = {path: params[path] for path in model.trained}
     return TrainState(
         step=jnp.zeros((), jnp.int32),
@@ -140,7 +146,6 @@ def optimizer_shardings(model: Model, params: Shardings, zero1: bool) -> Shardin
 
 
 def abstract_state(
-    task: Task,
     model: Model,
     tx: optax.GradientTransformation,
     *,
@@ -151,9 +156,10 @@ def abstract_state(
 ) -> TrainState:
     """Returns the state as jax.ShapeDtypeStruct with shardings, which init, step and restore all use.
 
+    It does not trace `Task.build` again: `model` has the shapes of the weights.
+
     Args:
-        task: the Task.
-        model: its model.
+        model: the model.
         tx: the optimizer.
         seed: seed of the initial state.
         ema: whether the state has averages of the trained parameters.
@@ -167,20 +173,21 @@ def abstract_state(
     mesh = layout.mesh
     assert mesh is not None
     with active(layout):
-        shapes = jax.eval_shape(lambda: initial_state(task, model, tx, seed, ema))
+        shapes = jax.eval_shape(
+            lambda *weights: _state_with(*weights, model, tx, seed, ema), model.params, model.model_state
+        )
     whole = replicated(mesh)
     by_param = param_shardings(model, mesh, layout.rules)
     by_update = optimizer_shardings(model, by_param, layout.zero1)
     # Optimizer state has the sharding of its parameter; jit alone would put all of it on one device. The state of a
     # group has a MaskedNode, which holds nothing, for each parameter of the other groups.
-    opt_state = optax.tree_utils.tree_map_params(
+    opt_state = _map_params(
         tx,
         lambda leaf, spec, sharding: leaf if _is_masked(leaf) else sharding if leaf.shape == spec.shape else whole,
         shapes.opt_state,
         {path: model.params[path] for path in model.trained},
         by_update,
-        transform_non_params=lambda _: whole,
-        is_leaf=_is_masked,
+        otherwise=lambda _: whole,
     )
     if layout.offload_optimizer:
         check_host_memory(mesh, "train.offload_optimizer")
@@ -193,6 +200,30 @@ def abstract_state(
         ema={path: of_params[path] for path in model.trained} if ema else None,
     )
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
+
+
+def _map_params(
+    tx: optax.GradientTransformation,
+    function: Callable[..., object],
+    opt_state: PyTree,
+    *params: Mapping[str, object],
+    otherwise: Callable[[object], object],
+) -> PyTree:
+    """Returns an optimizer state mapped as by `optax.tree_utils.tree_map_params`, without allocating or compiling.
+
+    That function calls `tx.init`, which would compile a program for each number that it creates.
+    """
+    found: list[PyTree] = []
+
+    def trace() -> None:
+        found.append(
+            optax.tree_utils.tree_map_params(
+                tx, function, opt_state, *params, transform_non_params=otherwise, is_leaf=_is_masked
+            )
+        )
+
+    jax.eval_shape(trace)
+    return found[0]
 
 
 def _is_masked(leaf: object) -> bool:

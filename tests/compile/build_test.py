@@ -26,6 +26,26 @@ def test_build_converts_durations_to_steps_without_compiling():
     assert jax.tree.map(lambda x: x.shape[0], program.abstract_batch.examples) == {"x": 16, "y": 16, "valid": 16}
 
 
+class CountsBuilds(zoo.Classify):
+    """Classifier that counts how often its model is built."""
+
+    def __init__(self):
+        super().__init__()
+        self.builds = 0
+
+    def build(self, rngs):
+        self.builds += 1
+        return super().build(rngs)
+
+
+def test_build_traces_the_model_once_and_compiles_nothing():
+    config, task = runs.config(optimizer__warmup="1 step", optimizer__target="optax.adamw"), CountsBuilds()
+    jax.clear_caches()  # a program of a number that another test has compiled is no compilation
+    with runs.compilations() as compiled:
+        build_program(task, make_mesh(config.mesh, jax.devices()[:1]), zoo.source(), config)
+    assert (task.builds, len(compiled)) == (1, 0)
+
+
 def test_config_settings_reach_the_step():
     program, _ = build(train__ema_decay=0.9, train__accumulate=2, resilience__spike=3.0)
     assert (program.spec.ema_decay, program.spec.accumulate, program.spec.spike) == (0.9, 2, 3.0)
