@@ -174,7 +174,7 @@ def abstract_state(
     assert mesh is not None
     with active(layout):
         shapes = jax.eval_shape(
-            lambda *weights: _state_with(*weights, model, tx, seed, ema), model.params, model.model_state
+            lambda *x: _state_with(x[0], x[1], model, tx, seed, ema), model.params, model.model_state
         )
     whole = replicated(mesh)
     by_param = param_shardings(model, mesh, layout.rules)
