@@ -55,6 +55,7 @@ GROUPS = {
     "extensions": [
         {
             "driving": "metrics of detection and of forecasting",
+            "experiments": "lists of runs: an index, conditions, a table; imports no JAX",
             "plot": "figures of driving scenes, for the `figure` method of a Task",
             "readers": "readers of file formats: sources with random access, streams, decoders of records",
         },

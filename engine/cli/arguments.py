@@ -26,6 +26,7 @@ EXAMPLES = """
   convoy compile --config=configs.digits                              compile the programs of a run before it starts
   convoy checkpoints runs/digits                                      list steps, sizes and results
   convoy checkpoints verify runs/digits                               compare every file with its hash
+  convoy runs --sort=-heldout/accuracy                                list the runs below runs/, the best first
   convoy data write --config=configs.digits --out=a.arrayrecord       write the training data as ArrayRecord files
   convoy data check --config=configs.digits                           read every example, and report bad ones
   convoy doctor                                                       print what this machine provides

@@ -48,6 +48,7 @@ _VERBS = (
     Verb("plan", "choose mesh, remat, microbatches and memory settings for hardware that may be absent"),
     Verb("compile", "compile the programs of a run (first state, step, evaluations) before it starts"),
     Verb("checkpoints", "list, verify or export the checkpoints of a run"),
+    Verb("runs", "list the runs below a folder, with the settings in which they differ", runs_user_code=False),
     Verb("goodput", "print how the time of a run was spent, per attempt", runs_user_code=False),
     Verb(
         "data",

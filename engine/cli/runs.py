@@ -1,0 +1,53 @@
+"""`convoy runs`: lists the runs below a folder."""
+
+import argparse
+import dataclasses
+import sys
+from pathlib import Path
+
+from engine.cli import common
+from engine.cluster.exit_status import ExitStatus
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `convoy runs`."""
+    parser.add_argument("folder", nargs="?", default="runs", help="folder with runs at any depth (default: runs)")
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="CONDITION",
+        help="runs that meet it: 'heldout/accuracy > 0.9', 'state = done', 'task.target ~ Forecast'; repeatable",
+    )
+    parser.add_argument("--sort", metavar="NAME", help="by a metric, a setting or a field; -NAME: largest first")
+    parser.add_argument("--json", action="store_true", help="print all values of each run, one JSON object per line")
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Runs `convoy runs`."""
+    from engine.base import json_text
+    from engine.experiments.index import find_runs
+    from engine.experiments.query import order, select
+    from engine.experiments.run_table import table
+
+    common.refuse_overrides(overrides, "runs")
+    found = find_runs(Path(args.folder))
+    runs = select(found.runs, args.where)
+    runs = order(runs, args.sort) if args.sort else runs
+    if args.json:
+        for record in runs:
+            print(json_text.dumps({**dataclasses.asdict(record), "parent": record.parent}))
+        return ExitStatus.DONE
+    print(table(runs) if runs else _nothing(args.folder, len(found.runs)))
+    for record in runs:
+        if record.problem:
+            print(f"{record.path}: {record.problem}", file=sys.stderr)
+    if found.others:
+        print(f"no runs: {', '.join(found.others)}", file=sys.stderr)
+    return ExitStatus.DONE
+
+
+def _nothing(folder: str, count: int) -> str:
+    if count:
+        return f"None of the {count} runs below {folder} meets the conditions."
+    return f"No runs below {folder}. `convoy train` writes runs to runs/NAME, or to --workdir."
