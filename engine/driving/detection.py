@@ -89,8 +89,7 @@ class AveragePrecision(Metric):
         """Returns the detections of each example.
 
         Args:
-            predicted: predicted positions, `[batch, predictions, dim]`: centres in metres for "distance", boxes (x0,
-                y0, x1, y1) for "iou".
+            predicted: `[batch, predictions, dim]`: centres in metres for "distance", boxes (x0, y0, x1, y1) for "iou".
             scores: predicted scores, `[batch, predictions]`, comparable over examples; -inf for no prediction.
             guesses: predicted classes as integers, `[batch, predictions]`.
             boxes: true positions, `[batch, labels, dim]`, of the kind of `predicted`, padded to the same number.
