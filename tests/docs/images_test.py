@@ -37,6 +37,11 @@ def test_table_of_packages_is_the_output_of_its_script():
     assert page == script("architecture")["page"](page)
 
 
+def test_badges_are_the_output_of_their_script():
+    for name, badge in script("badges")["badges"]().items():
+        assert (IMAGES / name).read_text() == badge
+
+
 def test_architecture_picture_names_every_package():
     shown = text_of((IMAGES / "architecture.svg").read_text())
     assert [path.parent.name for path in ENGINE.glob("*/__init__.py") if f"{path.parent.name}/" not in shown] == []

@@ -25,3 +25,15 @@ def test_command_line_prints_the_version(capsys):
 
 def test_comparison_is_of_the_version_of_this_repository():
     assert f"| Convoy {engine.__version__} |" in (pages.ROOT / "docs/comparison.md").read_text()
+
+
+def test_rows_of_the_readme_are_those_of_the_whole_comparison():
+    short = _rows((pages.ROOT / "README.md").read_text().partition("## Next to other engines")[2])
+    whole = _rows((pages.ROOT / "docs/comparison.md").read_text())
+    assert len(short) >= 5
+    assert [row for row in short if row not in whole] == []
+
+
+def _rows(text: str) -> list[str]:
+    """Returns the rows of the first table of a text, without its head."""
+    return [line for line in text.splitlines() if line.startswith("| ") and not line.startswith("| |")]
