@@ -1,11 +1,14 @@
 """Runs a stack of layers over the stages of a pipeline: each stage holds some layers; microbatches pass through all.
 
-The mesh axes `pipeline` and `data` are manual (`jax.shard_map`); XLA splits a stage's layers over the others as usual.
+The mesh axes `pipeline`, `data` and `fsdp` are manual (`jax.shard_map`): the devices gather the parameters of a stage
+once, and sum their gradients once. XLA splits a stage's layers over the other axes as usual.
 The microbatches wait in queues that are split over the stages (`queues.py`), so that no device holds the inputs or
 results of all stages. `one_f_one_b.py` has a backward pass with bounded memory.
 """
 
-from collections.abc import Callable
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +17,36 @@ from jax.sharding import PartitionSpec
 
 from engine.base.errors import TaskError
 from engine.base.types import PyTree
+from engine.config import hardware
 from engine.layers import one_f_one_b
 from engine.layers.queues import AXIS, Layers, Queues, Travelling, at
 from engine.layers.rematerialization import remat_slices
+from engine.layers.whole_weight import gathered, own_part
 from engine.parallel import schedule
-from engine.parallel.layout import current
+from engine.parallel.layout import Layout, current
+from engine.parallel.rules import axes_of, partition_spec, to_entry
+
+COPIES = ("data", "fsdp")
+"""Axes of the rows whose devices hold the parameters of a stage whole, if the memory suffices."""
 
 type Apply = Callable[[PyTree, jax.Array, PyTree, PyTree, jax.Array | None], PyTree]
 """`(parameters of consecutive layers, index of the first layer, carry, shared, keys) -> carry`."""
 
 
-def pipeline(apply: Apply, params: PyTree, carry: PyTree, shared: PyTree, rng: jax.Array | None) -> PyTree:
+def pipeline(
+    apply: Apply,
+    params: Sequence[jax.Array],
+    names: Sequence[Sequence[str | None]],
+    carry: PyTree,
+    shared: PyTree,
+    rng: jax.Array | None,
+) -> PyTree:
     """Returns the carry after all layers; each stage of the pipeline applies its own layers.
 
     Args:
         apply: function that applies consecutive layers.
-        params: pytree of arrays `[repeats, layers of a repeat, ...]`.
+        params: arrays `[repeats, layers of a repeat, ...]`.
+        names: logical axes of each array.
         carry: pytree of arrays `[batch, ...]`.
         shared: further inputs of every layer, pytrees of arrays `[batch, ...]`.
         rng: keys `[batch]`, or None.
@@ -40,8 +57,8 @@ def pipeline(apply: Apply, params: PyTree, carry: PyTree, shared: PyTree, rng: j
     """
     layout = current()
     stages = layout.use(AXIS)
-    repeats = jax.tree.leaves(params)[0].shape[0]
-    queues = Queues(layout, _batch_of((carry, shared)), stages, repeats)
+    queues = Queues(layout, _batch_of((carry, shared)), stages, params[0].shape[0])
+    weights = _Weights.of(layout, queues.axes, params, names)
     keys = None if rng is None else jax.random.key_data(rng)
 
     def layers(values: PyTree, first: jax.Array, x: Travelling) -> Travelling:
@@ -50,34 +67,104 @@ def pipeline(apply: Apply, params: PyTree, carry: PyTree, shared: PyTree, rng: j
             keys = jax.random.wrap_key_data(keys, impl=jax.random.key_impl(rng))
         return apply(values, first, carry, shared, keys), *x[1:]
 
-    def on_stages(run: Callable, params: PyTree, *batches: PyTree, out_specs: PyTree) -> PyTree:
-        def stage(values: PyTree, *queue: PyTree) -> PyTree:
-            return run(layers, queues, jax.tree.map(lambda x, like: x.astype(like.dtype), values, params), *queue)
+    def on_stages(run: Callable, params: Sequence[jax.Array], *batches: PyTree, out_specs: PyTree) -> PyTree:
+        def stage(values: Sequence[jax.Array], *queue: PyTree) -> PyTree:
+            whole = zip(weights.whole(values), params, strict=True)
+            return run(layers, queues, [x.astype(like.dtype) for x, like in whole], *queue)
 
         stages = jax.shard_map(
             stage,
             mesh=layout.inner_mesh,
-            axis_names={AXIS, *queues.copies},
-            in_specs=(of_params, *[of_rows] * len(batches)),
+            axis_names={AXIS, *weights.axes},
+            in_specs=(weights.specs, *[of_rows] * len(batches)),
             out_specs=out_specs,
             check_vma=False,  # the check refuses a scan in a layer whose initial carry is a constant
         )
-        return stages(jax.tree.map(summable, params), *jax.tree.map(queues.fill, batches))
+        return stages([summable(x) for x in params], *jax.tree.map(queues.fill, batches))
 
     def summable(x: jax.Array) -> jax.Array:  # XLA:CPU cannot sum half precision in a manual computation
         return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if layout.platform == "cpu" else x
 
-    def forward(params: PyTree, inputs: Travelling) -> PyTree:
+    def forward(params: Sequence[jax.Array], inputs: Travelling) -> PyTree:
         return jax.tree.map(queues.drain, on_stages(_forward, params, inputs, out_specs=of_rows))
 
-    def backward(params: PyTree, inputs: Travelling, d_out: list[jax.Array]) -> tuple[PyTree, list[jax.Array]]:
-        specs = of_params, of_rows
-        d_params, d_inputs = on_stages(one_f_one_b.gradients, params, inputs, d_out, out_specs=specs)
-        return d_params, jax.tree.map(queues.drain, d_inputs)
+    def gradients(*args: PyTree) -> PyTree:
+        d_params, d_inputs = one_f_one_b.gradients(*args)
+        return weights.own_parts(d_params), d_inputs
 
-    of_params, of_rows = PartitionSpec(None, AXIS), PartitionSpec(AXIS, queues.copies or None)
+    def backward(
+        params: Sequence[jax.Array], inputs: Travelling, d_out: list[jax.Array]
+    ) -> tuple[PyTree, list[jax.Array]]:
+        d_params, d_inputs = on_stages(gradients, params, inputs, d_out, out_specs=(weights.specs, of_rows))
+        return [d.astype(x.dtype) for d, x in zip(d_params, params, strict=True)], jax.tree.map(queues.drain, d_inputs)
+
+    of_rows = PartitionSpec(AXIS, weights.axes or None)
     run = one_f_one_b.with_own_gradient(forward, backward) if layout.schedule == "1f1b" else forward
-    return run(params, (carry, shared, keys))
+    return run(list(params), (carry, shared, keys))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Weights:
+    """How the devices of a stage that have different rows hold its parameters.
+
+    Those of manual axes hold them whole during all ticks: each device adds up the gradients of its microbatches, and
+    the devices sum theirs once. XLA alone would gather parameters and sum gradients in each tick.
+    """
+
+    axes: tuple[str, ...]
+    """Manual axes of the rows."""
+    splits: Sequence[Sequence[tuple[str, ...]]]
+    """The manual axes that split each dimension of each parameter."""
+    elsewhere: Sequence[Sequence[tuple[str, ...]]]
+    """Other mesh axes that split it, without that of the stages."""
+    platform: str
+
+    @classmethod
+    def of(
+        cls, layout: Layout, rows: Sequence[str], params: Sequence[jax.Array], names: Sequence[Sequence[str | None]]
+    ) -> "_Weights":
+        """Returns the choice for a stack; parameters stay split if they take too much memory whole.
+
+        Args:
+            layout: the active layout.
+            rows: mesh axes of the rows.
+            params: arrays `[repeats, layers of a repeat, ...]`.
+            names: logical axes of each array.
+        """
+        mesh = layout.mesh
+        assert mesh is not None
+        found = [partition_spec("Stack", x.shape, n, layout.rules, mesh) for x, n in zip(params, names, strict=True)]
+        specs = [[[a for a in axes_of(entry) if a != AXIS and layout.size(a) > 1] for entry in spec] for spec in found]
+        axes = tuple(axis for axis in COPIES if axis in rows)
+        elements = 0.0
+        for x, spec in zip(params, specs, strict=True):
+            if any(axis in axes for entry in spec for axis in entry):
+                elements += x.size / math.prod(layout.size(a) for entry in spec for a in entry if a not in axes)
+        whole = schedule.whole_bytes(elements / layout.size(AXIS), params[0].dtype.itemsize, layout.schedule)
+        device = hardware.find(mesh.devices.flat[0].device_kind)
+        if not schedule.gathers_once(whole, device and device.hbm_bytes):
+            axes = tuple(axis for axis in axes if not any(axis in entry for spec in specs for entry in spec))
+        splits = [[tuple(a for a in entry if a in axes) for entry in spec] for spec in specs]
+        elsewhere = [[tuple(a for a in entry if a not in axes) for entry in spec] for spec in specs]
+        return cls(axes, splits, elsewhere, layout.platform)
+
+    @property
+    def specs(self) -> list[PartitionSpec]:
+        """PartitionSpec of each parameter over the manual axes; the second dimension is split over the stages."""
+        return [
+            PartitionSpec(*(to_entry((AXIS, *axes) if i == 1 else axes) for i, axes in enumerate(split)))
+            for split in self.splits
+        ]
+
+    def whole(self, params: Sequence[jax.Array]) -> list[jax.Array]:
+        """Returns the parameters of the stage, for the parts of this device."""
+        each = zip(params, self.splits, self.elsewhere, strict=True)
+        return [gathered(x, split, elsewhere, self.platform) for x, split, elsewhere in each]
+
+    def own_parts(self, gradients: Sequence[jax.Array]) -> list[jax.Array]:
+        """Returns the parts of this device of the gradients of the stage, summed over the manual axes of the rows."""
+        each = zip(gradients, self.splits, self.elsewhere, strict=True)
+        return [own_part(x, split, elsewhere, self.axes, self.platform) for x, split, elsewhere in each]
 
 
 def _forward(layers: Layers, queues: Queues, params: PyTree, queue: Travelling) -> PyTree:

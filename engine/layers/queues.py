@@ -18,13 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from engine.base.types import PyTree
 from engine.parallel import schedule
 from engine.parallel.layout import Layout
-from engine.parallel.rules import ACTIVATIONS, mesh_axes
 
 AXIS = "pipeline"
-COPIES = "data"
-"""Axis of the rows whose devices all hold the parameters of a stage whole, unless a rule splits them over it. It is
-manual as well: each device adds up the gradients of its microbatches, and the devices sum theirs once. XLA alone would
-sum them in each tick."""
 
 type Travelling = tuple[PyTree, PyTree, jax.Array | None]
 """What a stage receives and sends: the carry, the shared inputs, and the data of the keys of one microbatch."""
@@ -46,8 +41,6 @@ class Queues:
     def __init__(self, layout: Layout, batch: int, stages: int, repeats: int):
         self.layout, self.stages = layout, stages
         self.axes = tuple(axis for axis in layout.axes("batch") if axis != AXIS)
-        splits = any(COPIES in mesh_axes("parameter", n, layout.rules) for n in layout.rules if n not in ACTIVATIONS)
-        self.copies = (COPIES,) if COPIES in self.axes and not splits else ()
         self.shards = math.prod(layout.size(axis) for axis in self.axes)
         self.microbatches = schedule.microbatch_count(layout.microbatches, stages)
         schedule.check_rows(batch, self.shards, stages, self.microbatches, repeats)

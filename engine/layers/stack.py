@@ -108,8 +108,10 @@ class Stack(nnx.Module):
                 f"Stack of {type(self.layers).__name__}: its layers hold random state, which would be the same for all "
                 "microbatches of a pipeline. Use engine.layers.Dropout, which draws per example, or mesh.pipeline=1."
             )
+        leading = STACKED[:0] if self.repeats > 1 else STACKED[:1]
+        names = [(*leading, *variable.get_metadata("logical_axes")) for variable in _variables(params)]
         values = values if self.repeats > 1 else [x[None] for x in values]
-        return pipeline(apply, values, carry, shared, rng)
+        return pipeline(apply, values, names, carry, shared, rng)
 
 
 def _scan(
@@ -151,6 +153,11 @@ def _gathered_from() -> int:
     here = current()
     over_data = here.size("data") if here.gathers_over_data else 1
     return here.size("fsdp") * over_data if here.size("tensor") == 1 else 1
+
+
+def _variables(state: PyTree) -> list[nnx.Variable]:
+    """Returns the variables of an NNX state, in the order of its arrays."""
+    return jax.tree.leaves(state, is_leaf=lambda x: isinstance(x, nnx.Variable))
 
 
 def _params(layer: nnx.Module) -> list[nnx.Variable]:

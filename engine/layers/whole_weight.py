@@ -77,7 +77,7 @@ def with_whole_weights[R: (jax.Array, tuple[jax.Array, ...])](
         whole = _whole(weights, splits, wide)
         _, pullback = jax.vjp(lambda x, whole: function(x, *whole, *others), x, whole)
         d_x, d_whole = pullback(d_y)
-        parts = [_own_part(*args, rows, here.platform) for args in zip(d_whole, splits, elsewhere, strict=True)]
+        parts = [own_part(*args, rows, here.platform) for args in zip(d_whole, splits, elsewhere, strict=True)]
         return d_x, tuple(part.astype(weight.dtype) for part, weight in zip(parts, weights, strict=True))
 
     on_each_device = functools.partial(jax.shard_map, mesh=here.inner_mesh, axis_names=set(rows), check_vma=False)
@@ -111,7 +111,7 @@ def _split(
 
 
 def _whole(
-    weights: tuple[jax.Array, ...], splits: Sequence[list[tuple[str, ...]]], wide: bool
+    weights: tuple[jax.Array, ...], splits: Sequence[Sequence[tuple[str, ...]]], wide: bool
 ) -> tuple[jax.Array, ...]:
     """Returns the whole weights on each device, for the parts of this device; as float32 if `wide`."""
     found = []
@@ -122,7 +122,29 @@ def _whole(
     return tuple(found)
 
 
-def _own_part(
+def gathered(
+    weight: jax.Array, split: Sequence[tuple[str, ...]], elsewhere: Sequence[tuple[str, ...]], platform: str
+) -> jax.Array:
+    """Returns the whole weight on each device, for the part of this device, within a `jax.shard_map`.
+
+    Its gradient is the part of this device, summed over the devices that store the other parts.
+
+    Args:
+        weight: the part of this device.
+        split: manual mesh axes that split each dimension.
+        elsewhere: other mesh axes that split each dimension.
+        platform: platform of the devices.
+    """
+
+    def whole(weight: jax.Array) -> jax.Array:
+        return _whole((weight,), [split], False)[0]
+
+    call = jax.custom_vjp(whole)
+    call.defvjp(lambda weight: (whole(weight), None), lambda _, d_y: (own_part(d_y, split, elsewhere, (), platform),))
+    return call(weight) if jnp.issubdtype(weight.dtype, jnp.inexact) else whole(weight)
+
+
+def own_part(
     gradient: jax.Array,
     split: Sequence[tuple[str, ...]],
     elsewhere: Sequence[tuple[str, ...]],

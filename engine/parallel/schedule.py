@@ -19,6 +19,10 @@ from jax.sharding import Mesh
 from engine.base.errors import ShardingError
 from engine.parallel.mesh import BATCH_AXES
 
+WHOLE_SHARE = 0.25
+"""Share of the memory of a device that whole parameters of a stage, and the sums of their gradients, may take. The rest
+is for the state, activations and other gradients. Frameworks with pipelines on GPUs gather them once by default."""
+
 
 def microbatch_count(setting: int | None, stages: int) -> int:
     """Returns the number of microbatches; by default two per stage."""
@@ -55,10 +59,34 @@ def bubble(stages: int, microbatches: int, repeats: int, kind: str = "gpipe") ->
     return 1 - 5 * microbatches * repeats / (count + 4 * (count + repeats * stages - 1))
 
 
+def whole_bytes(elements: float, width: int, kind: str = "gpipe") -> float:
+    """Returns the bytes of whole parameters and of the sums of their gradients, which "1f1b" adds up in float32.
+
+    Args:
+        elements: elements of the parameters that a device holds.
+        width: bytes of an element in the precision of the computation.
+        kind: the schedule.
+    """
+    return elements * (width + (max(width, 4) if kind == "1f1b" else width))
+
+
+def gathers_once(whole: float, memory: float | None) -> bool:
+    """Returns whether a stage gathers its parameters once, and scatters their gradients once, after the last tick.
+
+    Otherwise each tick gathers and scatters those that it uses.
+
+    Args:
+        whole: `whole_bytes` of the parameters of a stage.
+        memory: bytes of a device by the hardware table; None if it is not known, as for CPUs.
+    """
+    return memory is None or whole <= WHOLE_SHARE * memory
+
+
 def passes(stages: int, microbatches: int, repeats: int, kind: str = "gpipe") -> tuple[float, float]:
     """Returns (passes, sums): how often a stage uses the parameters of all its layers, and sums their gradients.
 
-    Where the parameters are split, each tick gathers those that it uses, in each pass, and scatters their gradients.
+    Where the parameters are split and not gathered once, each tick gathers those that it uses, in each pass, and
+    scatters their gradients.
     """
     count = ticks(stages, microbatches, repeats)
     if kind == "gpipe":

@@ -141,7 +141,9 @@ class MemoryModel:
         activations = self.activations(candidate, slope)
         moved = self.moved(candidate)
         in_loops = self.traces.work(on_device(candidate.remat), candidate.precision, self.traces.rows).in_loops
-        gathered = self.gathered(candidate.sizes, self.width(candidate), frozenset(in_loops)) + self.unsplit(candidate)
+        whole = self.whole_stage(candidate)
+        gathered = self.gathered(candidate.sizes, self.width(candidate), frozenset(in_loops), whole)
+        gathered += self.unsplit(candidate)
         if candidate.accumulate > 1:
             gathered += grads  # the gradient of a microbatch is added to the sum
         cost.memory = {
@@ -210,8 +212,10 @@ class MemoryModel:
         return max(kept - rest, more - less, 0.0) / self.divided(candidate)
 
     @functools.cache  # noqa: B019
-    def gathered(self, sizes: tuple[int, ...], width: int, in_loops: frozenset[str]) -> float:
+    def gathered(self, sizes: tuple[int, ...], width: int, in_loops: frozenset[str], whole: float) -> float:
         """Returns the bytes of gathered weights: two layers of each stack, or the largest parameter outside of one.
+
+        A stage of a pipeline has all of its layers, if it gathers them once.
 
         Kernels of convolutions are whole during the step (`training/model.py`). A parameter that a loop uses,
         such as the head of a language model whose loss is computed in chunks, is also held in float32, and so is the
@@ -221,6 +225,7 @@ class MemoryModel:
             sizes: devices of each mesh axis.
             width: bytes of a number in the precision of the computation.
             in_loops: paths of parameters that each iteration of a loop uses.
+            whole: `whole_stage`.
         """
         axes: dict[str, int] = dict(zip(AXES, sizes, strict=True))
         stacked = single = summed = kernels = 0.0
@@ -237,7 +242,7 @@ class MemoryModel:
                 single = max(single, width * size)
             if path in in_loops:
                 summed += size * ((width if split else 0) + (4 if width < 4 else 0) + 4)
-        return max(2 * stacked, single, summed) + kernels
+        return max(0.0 if whole else 2 * stacked, single, summed) + whole + kernels
 
     def unsplit(self, candidate: Candidate) -> float:
         """Returns the bytes of what ZeRO-1 splits and a step holds whole.
@@ -251,19 +256,48 @@ class MemoryModel:
 
     def weights(self, candidate: Candidate, loops: int) -> WeightTraffic:
         """Returns the traffic of the parameters in a microbatch; `weight_traffic` has `loops`."""
-        stages, times = candidate.axes["pipeline"], (2.0, 1.0)
-        if stages > 1:
-            times = schedule.passes(stages, candidate.microbatches or stages, candidate.repeats, candidate.schedule)
-        return self._traffic(candidate.sizes, self.width(candidate), loops, *times)
+        stages, width = candidate.axes["pipeline"], self.width(candidate)
+        if stages == 1:
+            return self._traffic(candidate.sizes, width, loops, 2.0 if loops > 1 else 1.0, 1.0, 1.0)
+        passes, ticks = schedule.passes(stages, candidate.microbatches or stages, candidate.repeats, candidate.schedule)
+        sums = ticks
+        if self.whole_stage(candidate):  # "1f1b" sums in float32; XLA joins the gathers of its two passes
+            loops, passes, sums = 1, 1.0, max(4 / width, 1.0) if candidate.schedule == "1f1b" else 1.0
+        return self._traffic(candidate.sizes, width, loops, passes, sums, ticks)
+
+    def whole_stage(self, candidate: Candidate) -> float:
+        """Returns the bytes of the parameters that a stage of a pipeline gathers once, and of their gradients.
+
+        It is 0 if nothing is gathered, or in each tick: `layers/pipeline.py` has the same rule.
+        """
+        if candidate.axes["pipeline"] == 1:
+            return 0.0
+        elements = self._split_elements(candidate.sizes)
+        whole = schedule.whole_bytes(elements, self.width(candidate), candidate.schedule)
+        known = None if self.machine.platform == "cpu" else self.machine.memory / self.machine.share
+        return whole if schedule.gathers_once(whole, known) else 0.0
 
     @functools.cache  # noqa: B019
-    def _traffic(self, sizes: tuple[int, ...], width: int, loops: int, passes: float, sums: float) -> WeightTraffic:
+    def _split_elements(self, sizes: tuple[int, ...]) -> float:
+        """Returns the elements of a stage's parameters that its devices of `data` and `fsdp` divide among them."""
+        axes: dict[str, int] = dict(zip(AXES, sizes, strict=True))
+        found = 0.0
+        for path, spec in self.specs(sizes).items():
+            over = {axis for entry in spec for axis in entry}
+            if path in self.stacked and any(axes[axis] > 1 for axis in over & {"data", "fsdp"}):
+                found += math.prod(self.params[path][0]) / math.prod(axes[a] for a in over - {"data", "fsdp"})
+        return found
+
+    @functools.cache  # noqa: B019
+    def _traffic(
+        self, sizes: tuple[int, ...], width: int, loops: int, passes: float, sums: float, ticks: float
+    ) -> WeightTraffic:
         weights = [
             Weight(self.params[path][0], spec, path in self.trained, path in self.stacked)
             for path, spec in self.specs(sizes).items()
         ]
         axes: dict[str, int] = dict(zip(AXES, sizes, strict=True))
-        return weight_traffic(weights, axes, width=width, loops=loops, passes=passes, sums=sums)
+        return weight_traffic(weights, axes, width=width, loops=loops, passes=passes, sums=sums, ticks=ticks)
 
     def width(self, candidate: Candidate) -> int:
         """Returns the bytes of a number in the precision of the computation."""

@@ -52,6 +52,7 @@ def weight_traffic(
     loops: int,
     passes: float = 2.0,
     sums: float = 1.0,
+    ticks: float = 1.0,
 ) -> WeightTraffic:
     """Returns the traffic of the parameters of a model.
 
@@ -59,15 +60,16 @@ def weight_traffic(
         weights: the parameters.
         axes: mesh axis -> devices.
         width: bytes of a number in the precision of the computation.
-        loops: iterations of the longest loop over layers, which gathers the parameters of a layer in each pass.
-        passes: passes over the layers of a stack.
-        sums: how often the gradients of a stack are scattered, and summed over axes other than `data`.
+        loops: arrays of a parameter of a stack that are gathered one after the other: one for each layer of a loop.
+        passes: how often the parameters of a stack are gathered.
+        sums: how often the gradients of a stack are scattered, and summed over `fsdp`.
+        ticks: how often they are summed over axes other than `fsdp` and `data`.
     """
     found = WeightTraffic()
     for shape, spec, trained, stacked in weights:
         size = math.prod(shape) * width / math.prod(axes[a] for entry in spec for a in entry if a != "fsdp")
         split = any("fsdp" in entry for entry in spec) and axes["fsdp"] > 1
-        times = (passes if loops > 1 or passes != 2 else 1.0, sums) if stacked else (1.0, 1.0)
+        times = (passes, sums) if stacked else (1.0, 1.0)
         if split:
             found.gathered += size * times[0]
             found.collectives += round(sum(times)) * (loops if stacked else 1)
@@ -80,7 +82,7 @@ def weight_traffic(
             found.zero1 += size
         for axis in COPIES:
             if not any(axis in entry for entry in spec):
-                found.copied[axis] += size * times[1]
+                found.copied[axis] += size * (times[1] if axis == "fsdp" or not stacked else ticks)
     return found
 
 

@@ -1,5 +1,6 @@
 """A pipeline gives the results and gradients of one device for every schedule."""
 
+import collections
 import functools
 import math
 from typing import Any
@@ -146,34 +147,69 @@ def test_no_device_holds_activations_of_the_global_batch():
     assert rows * blocks.TIME * blocks.WIDTH / 4 <= max(sizes) < rows * blocks.TIME * blocks.WIDTH / 2
 
 
+class Wide(nnx.Module):
+    """A layer with a parameter that is large enough to be split over `fsdp`."""
+
+    def __init__(self, rngs):
+        self.w = nnx.Param(jnp.ones((128, 128)))
+
+    def __call__(self, x, rng):
+        for _ in range(4):
+            x = jnp.sin(x @ self.w.get_value())
+        return x
+
+
+def wide_gradient(mesh, **fields):
+    """Returns the compiled gradient of four wide layers, and its collectives."""
+    layout = blocks.make_layout(mesh, **fields)
+    assert layout.mesh is not None
+    with active(layout):
+        graph, params = nnx.split(Stack(Wide, 4, rngs=nnx.Rngs(0)))
+        dims = (None, "pipeline", "fsdp") if layout.repeats > 1 else ("pipeline", "fsdp")
+        params = jax.device_put(params, jax.NamedSharding(layout.mesh, PartitionSpec(*dims)))
+        loss = jax.jit(jax.grad(lambda params, x: jnp.sin(call(graph, params, x)).sum()))
+        compiled = loss.lower(params, jnp.ones((64, 128))).compile()
+    return compiled, collectives(str(compiled.as_text()), layout.mesh)
+
+
 def test_ticks_keep_no_copies_of_parameters_and_do_not_sum_gradients_over_data():
     """The backward pass slices the parameters of a tick again."""
-
-    class Wide(nnx.Module):
-        def __init__(self, rngs):
-            self.w = nnx.Param(jnp.ones((128, 128)))
-
-        def __call__(self, x, rng):
-            for _ in range(4):
-                x = jnp.sin(x @ self.w.get_value())
-            return x
-
     kept, products, sums = {}, {}, {}
     for choice in ("none", "full"):
-        layout = blocks.make_layout(MeshSpec(pipeline=2, data=4), repeats=2, microbatches=8, remat=choice)
-        with active(layout):
-            graph, params = nnx.split(Stack(Wide, 4, rngs=nnx.Rngs(0)))
-            loss = jax.jit(jax.grad(lambda params, x, graph=graph: call(graph, params, x).sum()))
-            compiled = loss.lower(params, jnp.ones((64, 128))).compile()
+        mesh = MeshSpec(pipeline=2, data=4)
+        compiled, found = wide_gradient(mesh, repeats=2, microbatches=8, remat=choice)
         memory = compiled.memory_analysis()
         assert memory is not None
         kept[choice], products[choice] = memory.temp_size_in_bytes, str(compiled.as_text()).count(" dot(")
-        assert layout.mesh is not None
-        found = collectives(str(compiled.as_text()), layout.mesh)
         sums[choice] = sum(c.bytes for c in found if "data" in (c.axes or ()))
     assert sums == dict.fromkeys(sums, 2 * 128 * 128 * 4)  # of the layers of a device, once
     assert kept["full"] < kept["none"] < schedule.ticks(2, 8, 2) * 128 * 128 * 4
     assert products == {"none": 4 + 8, "full": 4 + 4 + 8}
+
+
+def over_fsdp(found):
+    """Returns kind -> bytes of the results of the collectives over `fsdp`."""
+    sizes = collections.Counter()
+    for c in found:
+        sizes[c.kind] += c.bytes if c.axes == ("fsdp",) else 0
+    return +sizes
+
+
+@pytest.mark.parametrize("kind", ["gpipe", "1f1b"])
+def test_stage_gathers_its_parameters_once_and_scatters_their_gradients_once(kind):
+    """XLA joins the gathers of both passes of 1f1b."""
+    _, found = wide_gradient(MeshSpec(pipeline=2, fsdp=4), microbatches=8, schedule=kind)
+    stage = 2 * 128 * 128 * 4
+    assert over_fsdp(found) == {"all-gather": stage, "reduce-scatter": stage / 4}
+
+
+def test_stage_gathers_its_parameters_in_each_tick_if_they_take_too_much_memory_whole(monkeypatch):
+    layout = blocks.make_layout(MeshSpec(pipeline=2, data=2, fsdp=2))
+    monkeypatch.setattr(schedule, "gathers_once", lambda *args: False)
+    call, params = blocks.gradient(blocks.stack(8, layout, dropout=0.3), layout)
+    zoo.assert_close(jax.device_get(call(params, *blocks.batch(32))), one_device(8, 32), 1e-5)
+    _, found = wide_gradient(MeshSpec(pipeline=2, fsdp=4), microbatches=8)
+    assert over_fsdp(found)["all-gather"] > 4 * 2 * 128 * 128 * 4
 
 
 def test_training_over_a_pipeline_gives_the_losses_of_one_device():

@@ -144,3 +144,9 @@ def test_each_tick_uses_the_parameters_of_a_group_of_layers():
     assert schedule.passes(2, 8, 2) == (2 * 17 / 2, 17 / 2)
     assert schedule.passes(2, 8, 1, "1f1b") == (9 + 3 * 10, 10)
     assert schedule.passes(2, 8, 2, "1f1b") == ((17 + 3 * 20) / 2, 20 / 2)
+
+
+def test_parameters_of_a_stage_are_gathered_once_if_they_and_their_gradients_fit_a_quarter_of_a_device():
+    assert schedule.whole_bytes(100, 2) == 400 and schedule.whole_bytes(100, 2, "1f1b") == 600
+    assert schedule.gathers_once(400, 1600) and not schedule.gathers_once(401, 1600)
+    assert schedule.gathers_once(1e15, None)  # a CPU

@@ -95,6 +95,20 @@ def test_layers_of_a_pipeline_run_forward_twice_more_in_1f1b():
     assert again.bubble == pytest.approx(1 - 5 * 16 / (19 + 4 * (19 + 3)))
 
 
+@pytest.mark.parametrize("kind", ["gpipe", "1f1b"])
+def test_stage_gathers_its_parameters_once_where_they_fit(kind):
+    """Otherwise each of 19 ticks or more gathers and scatters them."""
+    model = tiny.deep_model()
+    candidate = tiny.candidate(fsdp=2, pipeline=4, microbatches=16, schedule=kind)
+    small = CostModel(model.traces, dataclasses.replace(model.machine, memory=2**18))
+    once, ticks = (found.cost(candidate) for found in (model, small))
+    stage = 4 * tiny.DEPTH / 4 * 2 * tiny.WIDTH * tiny.HIDDEN
+    assert once.traffic["fsdp"] == pytest.approx(2 * stage / 2, rel=0.05)
+    assert ticks.traffic["fsdp"] > 15 * once.traffic["fsdp"]
+    layer = stage / (tiny.DEPTH / 4)
+    assert once.memory["temporary"] - ticks.memory["temporary"] == pytest.approx(2 * stage - 2 * layer, rel=0.05)
+
+
 def test_groups_of_layers_shrink_the_bubble_and_pass_the_ring_more_often():
     model, settings = tiny.deep_model(), {"data": 2, "pipeline": 4, "microbatches": 16}
     one, two = (model.cost(tiny.candidate(**settings, repeats=repeats)) for repeats in (1, 2))

@@ -15,7 +15,7 @@ def test_parameters_are_gathered_in_both_passes_of_a_loop_and_gradients_scattere
     found = traffic()
     assert found.gathered == 2 * stack + head
     assert found.scattered == stack + head
-    assert traffic(loops=1).gathered == stack + head
+    assert traffic(passes=1.0).gathered == stack + head
 
 
 def test_devices_of_data_sum_the_gradients_of_trained_parameters():
@@ -28,11 +28,19 @@ def test_devices_of_data_sum_the_gradients_of_trained_parameters():
 
 
 def test_ticks_of_a_pipeline_gather_and_scatter_the_parameters_of_stacks_again():
-    once, ticks = traffic(), traffic(passes=18.0, sums=9.0)
+    once, ticks = traffic(), traffic(passes=18.0, sums=9.0, ticks=9.0)
     head = 4 * 64 * 10
     assert ticks.gathered == 9 * (once.gathered - head) + head
     assert ticks.scattered == 9 * (once.scattered - head) + head
     assert (ticks.summed, ticks.zero1) == (once.summed, once.zero1)  # data sums once
+
+
+def test_stage_that_gathers_once_sums_over_other_axes_in_each_tick():
+    once, ticks = traffic(passes=1.0, loops=1), traffic(passes=1.0, loops=1, ticks=9.0)
+    assert (ticks.gathered, ticks.scattered, ticks.collectives) == (once.gathered, once.scattered, 2 + 2)
+    head, norm = 4 * 64 * 10 / 8, 4 * 64
+    assert ticks.copied["fsdp"] == once.copied["fsdp"] == norm
+    assert ticks.copied["expert"] == 9 * (once.copied["expert"] - head - norm) + head + norm
 
 
 def test_zero1_divides_a_parameter_by_a_dimension_that_is_left():
