@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from engine.metrics.mean import Mean
     from engine.metrics.metric import Metric
     from engine.observe.summary import Summary
+    from engine.planning.plan import plan
     from engine.storage.mounts import local_path
     from engine.training.loss import Loss
     from engine.training.task import Task
@@ -73,6 +74,7 @@ __all__ = [
     "load",
     "local_path",
     "metrics",
+    "plan",
     "plot",
     "predict",
     "readers",
@@ -105,6 +107,7 @@ _MODULES = {
     "engine.metrics.metric": ("Metric",),
     "engine.storage.mounts": ("local_path",),
     "engine.observe.summary": ("Summary",),
+    "engine.planning.plan": ("plan",),
     "engine.api.saved_run": ("LoadedRun", "goodput", "load"),
     "engine.training.loss": ("Loss",),
     "engine.training.task": ("Task",),

@@ -15,6 +15,7 @@ import numpy as np
 
 from engine.api.prediction_files import check_prediction_file, open_prediction_file
 from engine.api.predictions import EXAMPLE, Columns, Predictor
+from engine.api.results import Results, StepResults
 from engine.api.saved_evaluations import SavedEvaluations, choose_steps
 from engine.api.saved_program import open_program
 from engine.api.saved_run import SavedRun
@@ -50,7 +51,7 @@ def evaluate(
     task: Task | None = None,
     evaluation_data: Mapping[str, Readable] | None = None,
     overrides: Sequence[str] = (),
-) -> dict[str, Result]:
+) -> Results:
     """Runs all evaluations of a run on one checkpoint; returns "step" and the metrics. Needs no training data.
 
     The results are also appended to `evaluations.jsonl` in the run directory.
@@ -82,7 +83,7 @@ def evaluate_steps(
     overrides: Sequence[str] = (),
     on_results: Callable[[dict[str, Result]], None] = lambda results: None,
     on_message: Callable[[str], None] = warn,
-) -> list[dict[str, Result]]:
+) -> StepResults:
     """Runs all evaluations of a run on several checkpoints; compiles them once. Otherwise as `evaluate`.
 
     Args:
@@ -95,9 +96,9 @@ def evaluate_steps(
         on_message: called with sentences for the user.
     """
     evaluations = SavedEvaluations(run, task=task, overrides=overrides, data=evaluation_data, on_message=on_message)
-    found = []
+    found = StepResults()
     for step in group.run_on_primary(lambda: choose_steps(evaluations.saved, steps), "the choice of the checkpoints"):
-        found.append(evaluations.run(step))
+        found.append(Results(evaluations.run(step)))
         on_results(found[-1])
     return found
 

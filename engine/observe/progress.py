@@ -4,14 +4,13 @@ Everything is written to one stream, standard error by default, so that standard
 stream never waits for its reader (`cluster/output.py`).
 """
 
-import importlib.util
 import io
 import logging
 import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from engine.base import formatting
 from engine.base.errors import ConfigError
@@ -19,6 +18,9 @@ from engine.cluster import output
 from engine.data.stages import STAGES
 from engine.observe.writer import metrics_of
 from engine.run.log import logger
+
+if TYPE_CHECKING:
+    from engine.observe.notebook import NotebookBar
 
 MODES = ("auto", "bar", "lines", "none")
 
@@ -42,7 +44,7 @@ class Progress:
         """
         Args:
             mode: `bar`; `lines`, without colours or carriage returns; `none`, which only writes the log; `auto`: a bar
-                on a terminal and in a notebook with ipywidgets, lines otherwise.
+                on a terminal and in a notebook, lines otherwise.
             total_steps: the last step of the run.
             start_step: the step at which this attempt starts.
             stream: output stream; standard error by default.
@@ -57,12 +59,12 @@ class Progress:
             stream, mode = io.StringIO(), "none"
         self._stream: TextIO = output.nonblocking(stream)
         if mode == "auto":
-            mode = "bar" if _is_terminal(self._stream) or shows_widgets() else "lines"
+            mode = "bar" if _is_terminal(self._stream) or shows_html() else "lines"
         self._total = total_steps
         self._lines = mode == "lines"
         self._shown = mode != "none"
         self._first: tuple[int, float] | None = None  # step and monotonic time of the first update
-        self._bar = _Bar(total_steps, start_step, self._stream) if mode == "bar" else None
+        self._bar = _bar(total_steps, start_step, self._stream) if mode == "bar" else None
         self._warnings = _Warnings(self._print)
         logger.addHandler(self._warnings)
 
@@ -90,6 +92,13 @@ class Progress:
         logger.info(text)
         if self._shown:
             self._print(text)
+
+    def result(self, text: str) -> None:
+        """Prints the summary at the end; in a notebook, whose cells show it as tables, only its first paragraph."""
+        if self._bar is not None and shows_html():
+            self._bar.print(text.partition("\n\n")[0])
+        else:
+            output.show(text)
 
     def close(self) -> None:
         """Stops updating and leaves the bar on the screen. Further calls do nothing."""
@@ -135,7 +144,7 @@ class CountProgress:
 
     def __init__(self, activity: str, unit: str, shown: bool = True):
         self._activity, self._unit, self._shown = activity, unit, shown
-        self._bar: _Bar | None = None
+        self._bar: _Bar | NotebookBar | None = None
         self._begin, self._next_line = time.monotonic(), 0.0
         self.done = 0
         """Finished items."""
@@ -146,8 +155,8 @@ class CountProgress:
         if not self._shown:
             return
         rate = f"{formatting.number(round(done / max(now - self._begin, 1e-9)))} {self._unit}/s"
-        if self._bar is None and (_is_terminal(sys.stderr) or shows_widgets()):
-            self._bar = _Bar(total, 0, output.nonblocking(sys.stderr))
+        if self._bar is None and (_is_terminal(sys.stderr) or shows_html()):
+            self._bar = _bar(total, 0, output.nonblocking(sys.stderr))
         if self._bar is not None:
             self._bar.count(done, self._activity, rate)
         elif done >= total or now >= self._next_line:
@@ -168,15 +177,14 @@ class CountProgress:
 
 
 class _Bar:
-    """A progress bar on a terminal or in a notebook. Only this class imports rich, which takes 0.1 s."""
+    """A progress bar on a terminal. Only this class imports rich, which takes 0.1 s."""
 
     def __init__(self, total: int, start: int, stream: TextIO):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
 
-        notebook = shows_widgets()
-        self._console = Console(force_jupyter=True) if notebook else Console(file=stream, force_terminal=True)
+        self._console = Console(file=stream, force_terminal=True)
         self._progress = RichProgress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -253,13 +261,21 @@ def _value_text(name: str, value: float) -> str:
     return f"{name} {formatting.number(value)}"
 
 
-def shows_widgets() -> bool:
-    """Whether this process is the kernel of a notebook that shows widgets, which a bar of rich needs."""
-    if not {"ipykernel", "google.colab"} & sys.modules.keys() or importlib.util.find_spec("ipywidgets") is None:
+def shows_html() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    if "IPython" not in sys.modules:
         return False
-    from rich.console import Console
+    from engine.observe import notebook
 
-    return Console().is_jupyter
+    return notebook.shows_html()
+
+
+def _bar(total: int, start: int, stream: TextIO) -> "_Bar | NotebookBar":
+    if shows_html():
+        from engine.observe.notebook import NotebookBar
+
+        return NotebookBar(total, start)
+    return _Bar(total, start, stream)
 
 
 def _is_terminal(stream: TextIO) -> bool:

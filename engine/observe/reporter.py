@@ -115,7 +115,7 @@ class Reporter:
         try:
             self._update_status(state=state, reason=reason, exit_code=code, step=self.summary.step, metrics=metrics)
             if self._progress is not None and self._mode != "none":
-                output.show(summary_text(self.summary))
+                self._progress.result(summary_text(self.summary))
         finally:
             if self._log is not None:
                 output.drain()  # the log then states what is missing on the screen

@@ -43,6 +43,13 @@ class Summary:
         path = shlex.quote(str(self.directory))
         return f"convoy train --config={path} --workdir={path}"
 
+    def _repr_html_(self) -> str:
+        """Returns the summary as tables, for notebooks."""
+        from engine.base import html
+
+        groups = [_results(self), _time(self), _files(self), _next_rows(self)]
+        return html.paragraph(_headline(self)) + "".join(html.table(rows) for rows in groups if rows)
+
 
 def summary_text(summary: Summary) -> str:
     """Returns the summary as a few aligned lines of ASCII that end with the next command or call to run."""
@@ -51,7 +58,7 @@ def summary_text(summary: Summary) -> str:
         _table(_results(summary)),
         _table(_time(summary)),
         _table(_files(summary)),
-        _table(_next_calls(summary) if summary.objects else _next_commands(summary)),
+        _table(_next_rows(summary)),
     ]
     return shown("\n\n".join(part for part in parts if part) + "\n")
 
@@ -121,6 +128,10 @@ def _files(summary: Summary) -> list[tuple[str, str]]:
     if run.profile.exists():
         rows.append(("profile", str(run.profile)))
     return rows
+
+
+def _next_rows(summary: Summary) -> list[tuple[str, str]]:
+    return _next_calls(summary) if summary.objects else _next_commands(summary)
 
 
 def _next_commands(summary: Summary) -> list[tuple[str, str]]:

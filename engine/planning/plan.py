@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 
 from engine.api.prepared import AnyConfig, program, resolve_config, set_up_devices
+from engine.base import html
 from engine.base.errors import ConfigError, ConvoyError, first_line
 from engine.base.formatting import size_text
 from engine.base.types import Device
@@ -29,6 +30,47 @@ from engine.planning.memory import Cost
 from engine.planning.search import SearchResult, changes, different, rank, simplest_first
 
 SHOWN = 8
+
+
+class Plan(str):
+    """A plan as text. A notebook shows its candidates as a table."""
+
+    parts: Sequence[str]
+
+    def __new__(cls, parts: Sequence[str]):
+        text = super().__new__(cls, "\n".join(parts))
+        text.parts = parts
+        return text
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            html.table(part.rows[1:], header=part.rows[0]) if isinstance(part, table.Rows) else html.paragraph(part)
+            for part in self.parts
+        )
+
+
+def plan(
+    config: AnyConfig,
+    hardware: str = "local",
+    *,
+    compiles: int = 0,
+    calibrates: bool = False,
+    on_progress: Callable[[str], None] = lambda text: None,
+) -> Plan:
+    """Plans a run as `convoy plan` does: ranks meshes and memory settings for hardware that need not be there.
+
+    Args:
+        config: as for `train`.
+        hardware: "h100:32x8" (hosts x GPUs), "v5p:4x4x8", "v5e:16x16*2" (slices), or "local": the devices at hand.
+        compiles: number of the best candidates that are compiled ahead of time; needs the extra `aot`.
+        calibrates: whether to measure the rates of the devices at hand first; for "local".
+        on_progress: receives a line before each part of the work.
+
+    Raises:
+        ConfigError: as for `plan_parts`.
+    """
+    parts = plan_parts(config, hardware, compiles=compiles, calibrates=calibrates, on_progress=on_progress)
+    return Plan(list(parts))
 
 
 def plan_parts(
@@ -85,26 +127,25 @@ def plan_parts(
     if not own or not result.model.fits(own[0]):
         raise ConfigError(_refusal_when_compiled(machine, own))
     peak = (hardware.find(kind) or machine).peak
-    yield _ranked(result.model, possible, dict(flatten(config)), peak, compiles)
+    yield ""
+    yield table.table(result.model, possible, peak)
+    yield _ranked(result.model, possible, dict(flatten(config)), compiles)
     if result.problems:
         reason, count = max(result.problems.items(), key=lambda item: item[1])
         yield f"\nimpossible meshes: {sum(result.problems.values())}, such as (x{count}): {reason}"
 
 
-def _ranked(
-    model: CostModel, costs: Sequence[Cost], given: Mapping[str, object], peak: Callable[[str], float], compiles: int
-) -> str:
-    """Returns the table of the candidates, the best one with its settings, and why the others lost.
+def _ranked(model: CostModel, costs: Sequence[Cost], given: Mapping[str, object], compiles: int) -> str:
+    """Returns the best candidate with its settings, and why the others lost.
 
     Args:
         model: the cost model.
         costs: the candidates, the best one first.
         given: field -> value, of the config, which the best candidate changes.
-        peak: returns the FLOP/s of a device in a `train.precision`, for MFU.
         compiles: number of candidates that were to be compiled.
     """
     best, *others = costs
-    lines = ["", *table.table(model, costs, peak), "", f"best: {best.candidate}"]
+    lines = ["", f"best: {best.candidate}"]
     lines += [f"  {line}" for line in table.details(model, best)]
     lines += [f"  warning: {text}" for text in table.warnings(best, model.machine)]
     if compiles and not best.compiled:

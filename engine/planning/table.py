@@ -35,8 +35,19 @@ def machine_text(machine: Machine, state: str, precision: str = "") -> list[str]
     ]
 
 
-def table(model: CostModel, costs: Sequence[Cost], peak: Callable[[str], float]) -> list[str]:
-    """Returns the lines of the table.
+class Rows(str):
+    """A table as text, with its cells in `rows`; the first row is the header."""
+
+    rows: Sequence[Sequence[str]]
+
+    def __new__(cls, rows: Sequence[Sequence[str]]):
+        text = super().__new__(cls, "\n".join(aligned(rows)))
+        text.rows = rows
+        return text
+
+
+def table(model: CostModel, costs: Sequence[Cost], peak: Callable[[str], float]) -> Rows:
+    """Returns the table.
 
     Args:
         model: the cost model.
@@ -47,7 +58,7 @@ def table(model: CostModel, costs: Sequence[Cost], peak: Callable[[str], float])
     if not model.traces.tokens:
         column = COLUMNS.index("tok/s")
         rows = [(*row[:column], *row[column + 1 :]) for row in rows]
-    return aligned(rows)
+    return Rows(rows)
 
 
 def _cells(number: int, model: CostModel, cost: Cost, peak: Callable[[str], float]) -> tuple[str, ...]:

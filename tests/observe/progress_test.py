@@ -5,8 +5,6 @@ import re
 import subprocess
 import sys
 import threading
-import types
-from importlib.machinery import ModuleSpec
 
 import pytest
 
@@ -14,6 +12,7 @@ from engine.base.errors import ConfigError
 from engine.observe import progress
 from engine.observe.progress import Progress, row_text
 from engine.run.log import RunLog, logger
+from tests.cells import notebook_shell
 
 
 class Terminal:
@@ -184,20 +183,19 @@ def test_unknown_mode_is_a_config_error():
         Progress("fancy", total_steps=1)
 
 
-class ZMQInteractiveShell:
-    """Named like the shell of a Jupyter kernel, by which rich recognises one."""
-
-
-def test_bar_is_shown_in_notebooks_with_widgets_only(monkeypatch):
-    assert not progress.shows_widgets()
-    monkeypatch.setitem(sys.modules, "ipykernel", types.ModuleType("ipykernel"))
-    monkeypatch.setattr("builtins.get_ipython", ZMQInteractiveShell, raising=False)
-    widgets = types.ModuleType("ipywidgets")
-    widgets.__spec__ = ModuleSpec("ipywidgets", None)
-    monkeypatch.setitem(sys.modules, "ipywidgets", widgets)
-    assert progress.shows_widgets()
-    monkeypatch.setitem(sys.modules, "ipywidgets", None)
-    assert not progress.shows_widgets()
+def test_bar_is_a_notebook_bar_in_the_shell_of_a_notebook(capsys):
+    with notebook_shell() as shell:
+        with Progress("auto", 20) as shown:
+            shown.update(10, {"step": 10, "loss": 0.5})
+            shown.message("a message")
+        shown.result("digits: done\n\n  run  runs/digits\n")
+        with progress.CountProgress("predicting", "examples") as count:
+            count.update(3, 4)
+    bars = [shown["data"]["text/html"] for shown in shell.displayed]
+    assert 'value="10" max="20"></progress> training  10/20  loss 0.5' in bars[-4]
+    assert 'value="3" max="4"></progress> predicting  3/4' in bars[-1]
+    assert capsys.readouterr() == ("a message\ndigits: done\n", "")
+    assert not progress.shows_html()
 
 
 def test_count_shows_few_lines_and_the_last(capsys):

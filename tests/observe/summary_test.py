@@ -103,6 +103,13 @@ evaluation_data=evaluation_data, hooks=hooks, workdir='runs/digits', accept_sche
     assert "convoy" not in text + stopped
 
 
+def test_notebook_shows_the_summary_as_tables(tmp_path, monkeypatch):
+    html = make_summary(tmp_path, monkeypatch, name="a<b")._repr_html_()
+    assert html.startswith('<p style="white-space: pre-wrap">a&lt;b: done at step 1,410 of 1,410</p><table>')
+    assert html.count("<table>") == 4
+    assert ">0.9833   best 0.9861 at step 1,200</td>" in html and ">convoy evaluate runs/digits</td>" in html
+
+
 def test_summary_of_a_run_that_failed_before_its_first_checkpoint(tmp_path, monkeypatch):
     summary = make_summary(
         tmp_path,

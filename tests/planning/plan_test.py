@@ -62,13 +62,15 @@ def outside(tmp_path, monkeypatch):
 
 def test_plan_of_an_unknown_model_prints_a_table_the_settings_and_reasons(outside):
     progress = []
-    text = "\n".join(plan.plan_parts(outside, "h100:2x8", on_progress=progress.append))
+    text = plan.plan(outside, "h100:2x8", on_progress=progress.append)
     assert "16 devices, 2 hosts of 8 devices" in text
     assert "37,384 parameters" in text  # 64 * 512 + 512 + 512 * 8 + 8
     assert "--config.mesh.data=" in text and "MFU" in text
     assert "the others:" in text and "\n  2: " in text
     assert not any(axis in text for axis in ("tensor=", "context=", "pipeline=", "expert="))  # it has no such layers
     assert any("tracing" in line for line in progress)
+    html = text._repr_html_()  # as a notebook shows it
+    assert html.count("<table>") == 1 and ">MFU</th>" in html and html.count('scope="row"') == plan.SHOWN
 
 
 def test_local_plan_takes_the_devices_of_this_process(outside):

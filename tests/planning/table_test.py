@@ -46,12 +46,12 @@ def test_candidate_that_needs_more_than_jax_allocates_by_default_has_a_warning(m
 def test_model_of_tokens_has_a_column_of_tokens_per_second():
     model = copy.copy(tiny.model())
     cost = model.cost(tiny.candidate(data=8))
-    assert "tok/s" not in table.table(model, [cost], model.machine.peak)[0]
+    assert "tok/s" not in table.table(model, [cost], model.machine.peak).splitlines()[0]
     model.traces = copy.copy(model.traces)
     rows = {"tokens": jax.ShapeDtypeStruct((tiny.ROWS, 512), np.int32)}
     model.traces.program = copy.copy(tiny.program())
     model.traces.program.abstract_batch = dataclasses.replace(tiny.program().abstract_batch, examples=rows)
-    header, row = table.table(model, [cost], model.machine.peak)
+    header, row = table.table(model, [cost], model.machine.peak).splitlines()
     examples, tokens = (row[header.index(name) :].split()[0].replace(",", "") for name in ("ex/s", "tok/s"))
     assert int(tokens) == pytest.approx(512 * int(examples), rel=0.001)
 
@@ -61,7 +61,7 @@ def test_mfu_is_a_share_of_the_peak_in_the_precision_of_the_candidate():
     cost = model.cost(tiny.candidate(data=8))
     half = dataclasses.replace(cost, candidate=tiny.candidate(data=8, precision="bfloat16"))
     peaks = {"float32": 1e7, "bfloat16": 2e7}
-    header, *rows = table.table(model, [cost, half], peaks.__getitem__)
+    header, *rows = table.table(model, [cost, half], peaks.__getitem__).splitlines()
     first, second = (float(row[header.index("MFU") :].split("%")[0]) for row in rows)
     assert first == pytest.approx(2 * second, rel=0.02) and first > 0
 

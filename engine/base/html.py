@@ -1,0 +1,28 @@
+"""Tables as HTML, for `_repr_html_` of what notebooks show. They have no style of their own, except for alignment."""
+
+from collections.abc import Sequence
+from html import escape
+
+
+def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] = (), title: str = "") -> str:
+    """Returns a table; the first cell of each row names it.
+
+    Args:
+        rows: the cells of each row, as plain text.
+        header: names of the columns.
+        title: a caption.
+    """
+    caption = f"<caption>{escape(title)}</caption>" if title else ""
+    head = f"<thead>{_row(header, 'th')}</thead>" if header else ""
+    return f"<table>{caption}{head}<tbody>{''.join(_row(row, 'td') for row in rows)}</tbody></table>"
+
+
+def paragraph(text: str) -> str:
+    """Returns a paragraph of plain text that keeps its lines."""
+    return f'<p style="white-space: pre-wrap">{escape(text)}</p>'
+
+
+def _row(cells: Sequence[str], tag: str) -> str:
+    first = 'scope="row" style="text-align: left"' if tag == "td" else 'scope="col" style="text-align: left"'
+    others = "".join(f'<{tag} style="text-align: left">{escape(cell)}</{tag}>' for cell in cells[1:])
+    return f"<tr><th {first}>{escape(cells[0])}</th>{others}</tr>" if cells else ""
