@@ -53,7 +53,7 @@ def make_parser(words: Sequence[str] | None = None) -> tuple[Parser, dict[str, P
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     top.add_argument("--version", action="version", version=f"convoy {__version__}")
-    verbs = top.add_subparsers(dest="verb", metavar="VERB")
+    verbs = top.add_subparsers(dest="verb", metavar="COMMAND")
     for name, verb in VERBS.items():
         parser = verbs.add_parser(name, help=verb.help, add_help=verb.add_help)
         if words is None or name in words[:1]:
@@ -95,7 +95,8 @@ def parse(words: Sequence[str], after: Sequence[str] = ()) -> argparse.Namespace
     """
     top, verbs = make_parser(words)
     if words and not words[0].startswith("-") and words[0] not in verbs:
-        raise ConfigError(f"{words[0]}: no such verb.{did_you_mean(words[0], verbs)} Verbs: {', '.join(verbs)}.")
+        near = did_you_mean(words[0], verbs)
+        raise ConfigError(f"{words[0]}: unknown command.{near} Commands: {', '.join(verbs)}.")
     args, unknown = _parse_known(top, words)
     args.command = list(after[1:])
     args.parse_command = functools.partial(_parse_command, args.command)

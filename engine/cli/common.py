@@ -123,7 +123,7 @@ def refuse_overrides_before_command(overrides: list[str]) -> None:
 
 
 def command_words(args: argparse.Namespace, overrides: list[str], verb: str, expected: str) -> list[str]:
-    """Returns the words that start the command after `--`; `expected` is "train", or "a verb" for any verb."""
+    """Returns the words that start the command after `--`; `expected` is "train", or "a command" for any."""
     refuse_overrides_before_command(overrides)
     found = args.command[0] if args.command else "nothing"
     fits = found == "train" if expected == "train" else found not in ("nothing", "launch", "supervise")

@@ -52,7 +52,7 @@ def _run_local(args: argparse.Namespace, overrides: list[str]) -> int:
 
     if args.restarts:
         return supervise.run(args, overrides)
-    words = common.command_words(args, overrides, "convoy launch local", "a verb")
+    words = common.command_words(args, overrides, "convoy launch local", "a command")
     return local.launch(words, processes=args.processes, devices=args.devices_per_process)
 
 

@@ -88,7 +88,8 @@ class StoredPrograms(ProgramCompiler):
         loaded, problem = self._load(name, facts, lowered, mesh)
         if problem := group.decide(problem, first_problem, f"load program/{name}", LOAD_S):
             self.say(
-                f"warning: program {name!r} is compiled now, since {problem}. convoy compile makes the folder anew."
+                f"warning: program {name!r} is compiled now, since {problem}. To renew the "
+                "folder, run convoy compile again."
             )
         elif loaded is not None:
             self.loaded.append(name)

@@ -166,13 +166,19 @@ def _rows(leaves: Leaves, names: Names) -> list[tuple[str, ...]]:
     for path, leaf in leaves:
         text, key = _path_text(path), _param_of(path)
         logical = f"({', '.join(map(str, names[key]))})" if key in names else "-"
-        spec = "P(" + ", ".join(map(repr, leaf.sharding.spec)) + ")"
-        row = (re.sub(r"\d+", "*", text), _array_text(leaf), logical, spec, f"{size_text(device_bytes(leaf))}/device")
+        size = f"{size_text(device_bytes(leaf))}/device"
+        row = (re.sub(r"\d+", "*", text), _array_text(leaf), logical, _split_text(leaf.sharding.spec), size)
         found.setdefault(row, []).append(tuple(map(int, re.findall(r"\d+", text))))
     return [
         (_numbered(path, numbers), f"x{len(numbers)}" if len(numbers) > 1 else "", *rest)
         for (path, *rest), numbers in found.items()
     ]
+
+
+def _split_text(spec: Iterable[str | tuple[str, ...] | None]) -> str:
+    """Returns the mesh axes of each dimension: "(fsdp, -)", "(data+fsdp)"; "whole" if no dimension is split."""
+    texts = ["-" if axes is None else axes if isinstance(axes, str) else "+".join(axes) for axes in spec]
+    return f"({', '.join(texts)})" if any(text != "-" for text in texts) else "whole"
 
 
 def _numbered(path: str, numbers: Sequence[tuple[int, ...]]) -> str:

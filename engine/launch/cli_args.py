@@ -68,7 +68,7 @@ def check_command(launcher: str, command: Sequence[str]) -> Sequence[str]:
     """Returns the command, such as `["train", "--config=..."]`. Raises ConfigError for verbs that only run locally."""
     found = command[0] if command else "nothing"
     if not command or found in _LOCAL_VERBS:
-        raise ConfigError(f"{launcher}: found {found} after --. Write a verb: {launcher} ... -- train ...")
+        raise ConfigError(f"{launcher}: found {found} after --. Write a command: {launcher} ... -- train ...")
     return command
 
 

@@ -24,7 +24,7 @@ def test_words_after_two_dashes_are_the_command():
 @pytest.mark.parametrize(
     ("words", "after", "sentence"),
     [
-        (["superwise"], [], "superwise: no such verb. Did you mean supervise?"),
+        (["superwise"], [], "superwise: unknown command. Did you mean supervise?"),
         (["train", "--config=x", "--fres"], [], "--fres: unknown argument of convoy train. Did you mean --fresh?"),
         (["train", "--config=x"], ["--", "y"], "--: unknown argument of convoy train"),
         (["supervise", "--restart=2"], [], "--restart=2: unknown argument of convoy supervise. Did you mean --r"),

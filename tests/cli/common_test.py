@@ -69,8 +69,8 @@ def test_attempt_that_ended_without_a_verdict_is_reported(tmp_path, capsys):
         (["train", "--fresh"], "train", None),
         (["evaluate", "runs/x"], "a verb", None),
         (["evaluate", "runs/x"], "train", "convoy x: found evaluate after --. Write train: convoy x ... -- train ..."),
-        ([], "a verb", "convoy x: found nothing after --. Write a verb: convoy x ... -- train ..."),
-        (["launch"], "a verb", "convoy x: found launch after --. Write a verb: convoy x ... -- train ..."),
+        ([], "a command", "convoy x: found nothing after --. Write a command: convoy x ... -- train ..."),
+        (["launch"], "a command", "convoy x: found launch after --. Write a command: convoy x ... -- train ..."),
     ],
 )
 def test_command_words_start_the_expected_verb(command, expected, sentence):

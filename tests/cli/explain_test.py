@@ -13,7 +13,7 @@ def test_explain_prints_mesh_and_parameters():
     assert done.returncode == 0, done.stderr
     lines = [" ".join(line.split()) for line in done.stdout.splitlines()]
     assert lines[0] == "mesh: fsdp=4 (4 x cpu), from the config"
-    assert "hidden/1/kernel f32[128,128] - P('fsdp', None) 16.0 KiB/device" in lines
+    assert "hidden/1/kernel f32[128,128] - (fsdp, -) 16.0 KiB/device" in lines
     assert any(line.startswith("all-gather fsdp 4 devices") for line in lines)
     flops = 2 * 64 * (2 * 64 * 128 + 3 * 128 * 128 + 3 * 128 * 10)  # no gradient of the images
     assert f"FLOPs of a step, on all devices: {flops:.3e} of the model" in done.stdout

@@ -54,7 +54,7 @@ def test_function_returns_while_a_thread_waits_for_storage(capsys):
     ("args", "code", "words"),
     [
         (["train"], 1, "convoy train: the following arguments are required: --config"),
-        (["trian"], 1, "trian: no such verb. Did you mean train?"),
+        (["trian"], 1, "trian: unknown command. Did you mean train?"),
         (["train", DIGITS, "--fresch"], 1, "--fresch: unknown argument of convoy train. Did you mean --fresh?"),
         (["train", DIGITS, "--config.train.totl=3"], 1, "ConfigError: train.totl: unknown field"),
         (["train", DIGITS, "--config.train.total"], 1, "--config.train.total: no value"),

@@ -85,7 +85,7 @@ def test_another_program_is_compiled_and_the_changed_settings_are_named(folder):
     loaded, [text] = load(folder, factor=3.0, config=CONFIG.replace("seed: 0", "seed: 1").replace("name: a", "name: b"))
     assert not loaded
     assert text.startswith("warning: program 'step' is compiled now, since ")
-    assert text.endswith("has it for train.seed 0 (here 1). convoy compile makes the folder anew.")
+    assert text.endswith("has it for train.seed 0 (here 1). To renew the folder, run convoy compile again.")
     assert "another program of the same config" in load(folder, factor=3.0)[1][0]
 
 

@@ -33,7 +33,7 @@ def test_report_shows_the_mesh_without_axes_of_size_one(decoder):
 
 
 def test_report_shows_sharding_and_bytes_of_each_parameter(decoder):
-    assert "up/kernel f32[32,64] (embed, mlp) P('fsdp', 'tensor') 1.0 KiB/device" in decoder
+    assert "up/kernel f32[32,64] (embed, mlp) (fsdp, tensor) 1.0 KiB/device" in decoder
     assert any(line.startswith("params: ") for line in decoder) and any(line.startswith("ema: ") for line in decoder)
 
 
@@ -55,13 +55,13 @@ def test_report_merges_optimizer_state_sharded_like_its_parameters(decoder):
     params = next(line for line in decoder if line.startswith("params: "))
     assert mu.startswith("mu/... x15 f32 as the parameters")
     assert mu.split("parameters ")[1] == params.split("numbers, ")[1]
-    assert "count x2 i32[] - P() 4 B/device" in decoder
+    assert "count x2 i32[] - whole 4 B/device" in decoder
 
 
 def test_report_lists_optimizer_state_sharded_differently():
     lines = report(zoo.Classify(), MeshSpec(data=8), layout={"zero1": True})
-    assert "mu/hidden/1/kernel f32[32,32] - P('data', None) 512 B/device" in lines
-    assert "hidden/1/kernel f32[32,32] - P() 4.0 KiB/device" in lines
+    assert "mu/hidden/1/kernel f32[32,32] - (data, -) 512 B/device" in lines
+    assert "hidden/1/kernel f32[32,32] - whole 4.0 KiB/device" in lines
 
 
 def test_report_shows_slices_presets_and_changed_rules():

@@ -140,7 +140,7 @@ def test_time_limits_parse_like_slurm(time, expected):
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        (dict(command=[]), "convoy launch slurm: found nothing after --. Write a verb"),
+        (dict(command=[]), "convoy launch slurm: found nothing after --. Write a command"),
         (dict(command=["supervise"]), "convoy launch slurm: found supervise after --"),
         (dict(nodes=0), "--nodes = 0: allowed is a whole number from 1"),
         (dict(restarts=-1), "--restarts = -1: allowed is a whole number from 0"),

@@ -1,7 +1,7 @@
 """Mixtures: a source that draws examples from several sources in given proportions.
 
 A schedule assigns a source to each position of a run: `mixture_schedule.py` for weights that stay, `share_schedule.py`
-for weights that change by time. Within a source, its own sampler gives the order, with epochs of its own length.
+for weights that change during a run. Within a source, its own sampler gives the order, with epochs of its own length.
 `grain.MapDataset.mix` does the same one example at a time, 40 times as slowly (`reader.py` has the numbers).
 """
 
@@ -222,7 +222,7 @@ class _MixtureSampler(Sampler):
     The names of its marks begin with the number of the source.
 
     Raises:
-        DataError: the weights change by time, which gives a stream its positions out of order.
+        DataError: the weights change during the run, which gives a stream its positions out of order.
     """
 
     def __init__(self, parts: list[Sampler], sources: Mapping[str, BaseSource], plan: _Schedule):
@@ -235,8 +235,8 @@ class _MixtureSampler(Sampler):
         self.is_marked = bool(streams)
         if streams and not isinstance(plan, _FixedSchedule):
             raise DataError(
-                f"Mixture: the weights change by time, but {', '.join(streams)} is a stream, which is read in order. "
-                "Use one weight for each source, or sources with random access."
+                f"Mixture: the weights change during the run, but {', '.join(streams)} is a stream, which is read in "
+                "order. Use one weight for each source, or sources with random access."
             )
         within = [f"{name}/{tag}" for name, part in zip(sources, parts, strict=True) for tag in part.tag_names]
         self.tag_names = (*map(str, sources), *within)

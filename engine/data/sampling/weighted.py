@@ -78,9 +78,9 @@ class Weighted(BaseSource):
             interpolate: change the shares linearly from each time to the next, not at the times.
             cache: path of a file that keeps tags which were read from the examples, with a checksum.
 
-        `weights` and `balance` may change by time: {"0 steps": "natural", "5 epochs": "class"}. A time is in steps,
-        examples or epochs, or a percentage of the run ("50%"). Weights of examples: {"0 steps": "easy.npy", "50%": {}},
-        where {} is 1 for each.
+        `weights` and `balance` may change during the run: {"0 steps": "natural", "5 epochs": "class"}. A time is in
+        steps, examples or epochs, or a percentage of the run ("50%"). Weights of examples: {"0 steps": "easy.npy",
+        "50%": {}}, where {} is 1 for each.
 
         Raises:
             DataError: an argument is invalid, or an example cannot be read.

@@ -1,4 +1,4 @@
-"""Orders of a source whose examples are drawn by weights: by tag, by example, and by weights that change by time.
+"""Orders of a source whose examples are drawn by weights: by tag, by example, and by weights that change during a run.
 
 Each maps positions of a run to indices of examples (`sampler.Order`), as a pure function of the seed.
 """

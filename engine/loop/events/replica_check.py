@@ -112,10 +112,11 @@ def coverage(every: Duration | None, abstract_state: PyTree) -> str:
     leaves = [leaf for leaf in jax.tree.leaves(parts) if math.prod(leaf.shape) > 1]
     covered = [leaf for leaf in leaves if _copies(leaf) > 1]
     if not covered:
-        return "replica check: not covered, this mesh keeps one copy of each array"
+        return "replica check: nothing to compare, since this mesh keeps one copy of each array"
     share = _size(covered) / _size(leaves)
     copies = min(_copies(leaf) for leaf in covered)
-    rest = "" if len(covered) == len(leaves) else f" ({len(covered)} of {len(leaves)} arrays); the rest: not covered"
+    of_all = f" ({len(covered)} of {len(leaves)} arrays); the others have one copy each"
+    rest = "" if len(covered) == len(leaves) else of_all
     return f"replica check: every {every}, {copies} copies or more of {share:.1%} of the state{rest}"
 
 

@@ -71,7 +71,7 @@ def test_coverage_reports_the_share_of_the_state_with_copies(four):
             Duration(1000, "steps"), zoo.program(zoo.Classify(), mesh=mesh, devices=devices).abstract_state.to_tree()
         )
 
-    assert of(None, None) == "replica check: not covered, this mesh keeps one copy of each array"
+    assert of(None, None) == "replica check: nothing to compare, since this mesh keeps one copy of each array"
     assert of(MeshSpec(data=4), 4) == "replica check: every 1000 steps, 4 copies or more of 100.0% of the state"
-    assert of(MeshSpec(fsdp=4), 4).endswith("not covered")
+    assert of(MeshSpec(fsdp=4), 4).endswith("the others have one copy each")
     assert coverage(None, four[0].abstract_state.to_tree()) == "replica check: off (resilience.replica_check=None)"
