@@ -78,7 +78,7 @@ def open_recorder(
     train, k = config.train, config.train.steps_per_dispatch
     peak = hardware.peak_flops(jax.devices()[0].device_kind, train.precision, program.mesh.size)
     with contextlib.ExitStack() as stack:
-        writer = stack.enter_context(open_writer(directory, config.log.tensorboard))
+        writer = stack.enter_context(open_writer(directory, config))
         stack.enter_context(directory.stopwatch.written_by(writer.push))
         for observer in observers:  # they are closed after the recorder, and so have all rows
             stack.push(lambda kind, error, traceback, observer=observer: observer.close(wait=kind is None))

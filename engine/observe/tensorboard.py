@@ -1,30 +1,64 @@
-"""Writes rows to TensorBoard event files: numbers, histograms, tables as text, and curves and images as PNG."""
+"""Writes rows to TensorBoard event files: numbers, histograms, tables as text, and curves and images as PNG.
+
+The tags are grouped: `train/` for rows of training, `system/` for what the engine measures outside of the steps, and
+the name of the evaluation or hook for its results.
+"""
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from engine.config.schema import Config
+from engine.config.text import flatten
+from engine.data.stages import STAGES
 from engine.metrics.results import Bins, Curve, Image, Table
 
 type Row = Mapping[str, Any]
 
 ROW_KEYS = ("step", "attempt", "batch", "time")  # keys of a row that are not metrics
+MEASURED = (
+    "examples_per_s", "step_time_s", "data_wait", "flop_per_s", "mfu", "hfu", "host_rss_gib", "device_peak_gib",
+    "compile_s", "data_padding", "data_imbalance", *(f"data_{name}_s" for name in STAGES),
+)  # fmt: skip
+"""Names of the metrics that the engine measures outside of the step."""
+_ALWAYS = ("optimizer.learning_rate", "train.total", "train.global_batch_size", "train.seed", "train.precision")
+_NO_HYPERPARAMETERS = ("name", "tiny.", "log.", "cache.", "checkpoint.", "profile.", "data.threads", "data.workers")
 _FLUSH_S = 5.0  # between two flushes of the event file, each of which waits for the disk
 
 
+def hyperparameters(config: Config) -> dict[str, bool | float | str]:
+    """Returns the settings that TensorBoard lists: those that are not defaults, and a few that every run has."""
+    before = dict(flatten(Config()))
+    return {
+        name: value if isinstance(value, bool | int | float) else str(value)
+        for name, value in flatten(config)
+        if name in _ALWAYS or (value != before.get(name) and not name.startswith(_NO_HYPERPARAMETERS))
+    }
+
+
+def tag_of(name: str, of_training: bool) -> str:
+    """Returns the tag of a value of a row; `of_training` if the row is one of training."""
+    group = "system" if name in MEASURED else "train" if of_training else ""
+    return f"{group}/{name}" if group else name
+
+
 class EventFiles:
-    """TensorBoard event files: every value of a row under its name, at its step.
+    """TensorBoard event files: every value of a row under its tag, at its step.
 
     Rows are collected until the next flush: writing many at once takes a tenth of the time per row. tensorboardX's
     EventsWriter is used directly, since its asynchronous queue loses the error of a full disk.
+
+    Args:
+        directory: folder of the files.
+        hyperparameters: returns the settings of the run, for the page HPARAMS.
     """
 
-    def __init__(self, directory: Path):
-        self.directory = directory
+    def __init__(self, directory: Path, hyperparameters: Callable[[], Mapping[str, Any]] = dict):
+        self.directory, self._hyperparameters = directory, hyperparameters
         self._writer = None
         self._rows: list[Row] = []
         self._flush_at = time.monotonic() + _FLUSH_S  # not at once: the import in `flush` takes 0.1 s
@@ -39,6 +73,7 @@ class EventFiles:
         self._flush_at = time.monotonic() + _FLUSH_S
         if not rows:
             return
+        from tensorboardX import summary as summaries
         from tensorboardX.event_file_writer import EventsWriter
         from tensorboardX.proto import event_pb2, summary_pb2
 
@@ -47,10 +82,16 @@ class EventFiles:
         if self._writer is None:
             self.directory.mkdir(exist_ok=True)
             self._writer = EventsWriter(str(self.directory / "events"), f".{os.getpid()}")
+            if settings := dict(self._hyperparameters()):
+                # Without a description of the experiment, TensorBoard finds the metrics of all runs itself.
+                _, start, _ = summaries.hparams(settings, {})
+                self._writer.write_event(events.Event(summary=start, step=0, wall_time=time.time()))
         for row in rows:
             shown = {name: value for name, value in row.items() if name not in ROW_KEYS}
             found = {name: fields for name, value in shown.items() if (fields := _fields(value))}
-            summary = proto.Summary(value=[proto.Summary.Value(tag=name, **fields) for name, fields in found.items()])
+            tags = {name: tag_of(name, "batch" in row) for name in found}
+            values = [proto.Summary.Value(tag=tags[name], **fields) for name, fields in found.items()]
+            summary = proto.Summary(value=values)
             wall_time = row.get("time", time.time())
             self._writer.write_event(events.Event(summary=summary, step=row["step"], wall_time=wall_time))
         self._writer.flush()

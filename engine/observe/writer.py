@@ -19,9 +19,10 @@ from engine.base.errors import RunError
 from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.shutdown import RunThread
-from engine.data.stages import STAGES
+from engine.config.schema import Config
 from engine.metrics.results import json_values
-from engine.observe.tensorboard import ROW_KEYS, EventFiles
+from engine.observe.tensorboard import MEASURED as MEASURED
+from engine.observe.tensorboard import ROW_KEYS, EventFiles, hyperparameters
 from engine.run.directory import RunDirectory
 from engine.run.jsonl import open_for_append
 from engine.run.lease import ALWAYS_GRANTED, Lease
@@ -31,11 +32,6 @@ type Row = Mapping[str, Any]
 """Name -> number, or a result of an evaluation (`engine/metrics/results.py`)."""
 type Block = Callable[[], Sequence[Row] | None]
 
-MEASURED = (
-    "examples_per_s", "step_time_s", "data_wait", "flop_per_s", "mfu", "hfu", "host_rss_gib", "device_peak_gib",
-    "compile_s", "data_padding", "data_imbalance", *(f"data_{name}_s" for name in STAGES),
-)  # fmt: skip
-"""Names of the metrics that the engine measures outside of the step."""
 _MAX_QUEUED = 1024  # blocks in the queue; with more, `push` waits, so that memory is bounded and no row is lost
 _MAX_UNWRITTEN = 64 << 20  # bytes of lines that wait for the disk; more end the run
 _GATHER_S = 0.1  # blocks are run together: a single block would take the GIL, and the CPU caches, from a step
@@ -55,6 +51,7 @@ class MetricWriter:
         tensorboard_dir: Path | None,
         lease: Lease = ALWAYS_GRANTED,
         figures: Path | None = None,
+        hyperparameters: Callable[[], Mapping[str, Any]] = dict,
     ):
         """
         Args:
@@ -64,6 +61,7 @@ class MetricWriter:
             lease: checked before each block, and again before its rows are written, since a block may take long. Once
                 the lease is lost, `push` raises LeaseLost and nothing is written.
             figures: folder of the images that have a file name; None writes none.
+            hyperparameters: returns the settings of the run for the event files.
 
         Raises:
             RunError: the file cannot be opened for writing.
@@ -78,7 +76,7 @@ class MetricWriter:
         if path_jsonl is not None:
             with _errors_as_run_error(path_jsonl):
                 self._file = open_for_append(path_jsonl)
-        self._events = None if tensorboard_dir is None else EventFiles(Path(tensorboard_dir))
+        self._events = None if tensorboard_dir is None else EventFiles(Path(tensorboard_dir), hyperparameters)
         self._queue: queue.SimpleQueue[Block | threading.Event | None] = queue.SimpleQueue()
         self._hurry = threading.Event()  # set while a caller waits for the files
         self._thread = RunThread(self._run, "convoy-writer")
@@ -238,12 +236,12 @@ class MetricWriter:
             os.close(self._file)
 
 
-def open_writer(directory: RunDirectory, tensorboard: bool) -> MetricWriter:
+def open_writer(directory: RunDirectory, config: Config) -> MetricWriter:
     """Returns the writer of the metric files of a run; in processes other than the primary it writes nothing."""
     if not group.is_primary():
         return MetricWriter(None, None)
-    events = directory.tensorboard if tensorboard else None
-    return MetricWriter(directory.metrics, events, directory.lease, directory.figures)
+    events = directory.tensorboard if config.log.tensorboard else None
+    return MetricWriter(directory.metrics, events, directory.lease, directory.figures, lambda: hyperparameters(config))
 
 
 @contextmanager

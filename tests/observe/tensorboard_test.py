@@ -1,14 +1,59 @@
 """Event files hold numbers, histograms, tables and images under their names."""
 
 import struct
+from typing import Any
 
 import numpy as np
-from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue], made at import
+from tensorboardX.proto import event_pb2, plugin_hparams_pb2
 
+from engine.base.duration import Duration
+from engine.config.schema import Config, Log, Train
 from engine.metrics.results import Bins, Curve, Image, Table
 from engine.observe.drawing import SIZE, png
-from engine.observe.tensorboard import EventFiles
+from engine.observe.tensorboard import EventFiles, hyperparameters
 from tests.observe.images import decode
+
+_events: Any = event_pb2  # its names are made at import
+_hparams: Any = plugin_hparams_pb2
+Event, HParamsPluginData = _events.Event, _hparams.HParamsPluginData
+
+
+def read(folder) -> dict[str, Any]:
+    """Returns tag -> value of the only event file of a folder."""
+    (file,) = folder.iterdir()
+    data, found = file.read_bytes(), {}
+    while data:
+        (size,) = struct.unpack("<Q", data[:8])
+        event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
+        found |= {value.tag: value for value in event.summary.value}
+    return found
+
+
+def test_tags_are_grouped(tmp_path):
+    files = EventFiles(tmp_path)
+    files.add([{"step": 1, "batch": 0, "loss": 1.0, "learning_rate": 0.1, "step_time_s": 0.2}])
+    files.add([{"step": 1, "compile_s": 3.0}, {"step": 1, "heldout/loss": 2.0}])
+    files.flush()
+    files.close()
+    assert set(read(tmp_path)) == {
+        "train/loss", "train/learning_rate", "system/step_time_s", "system/compile_s", "heldout/loss",
+    }  # fmt: skip
+
+
+def test_settings_that_are_no_defaults_are_hyperparameters(tmp_path):
+    config = Config(name="a", train=Train(total=Duration(3, "steps"), seed=7), log=Log(tensorboard=False))
+    settings = hyperparameters(config)
+    assert settings == {
+        "optimizer.learning_rate": 1e-3, "train.total": "3 steps", "train.global_batch_size": 128, "train.seed": 7,
+        "train.precision": "float32",
+    }  # fmt: skip
+    files = EventFiles(tmp_path, lambda: settings)
+    files.add([{"step": 1, "loss": 1.0}])
+    files.flush()
+    files.close()
+    content = read(tmp_path)["_hparams_/session_start_info"].metadata.plugin_data.content
+    found = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert (found["train.seed"].number_value, found["train.total"].string_value) == (7.0, "3 steps")
 
 
 def test_each_kind_of_result_is_written(tmp_path):
@@ -20,12 +65,7 @@ def test_each_kind_of_result_is_written(tmp_path):
     files.add([{"step": 7, "time": 1.0, **row}])
     files.flush()
     files.close()
-    (file,) = tmp_path.iterdir()
-    data, found = file.read_bytes(), {}
-    while data:
-        (size,) = struct.unpack("<Q", data[:8])
-        event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
-        found |= {value.tag: value for value in event.summary.value}
+    found = read(tmp_path)
     assert set(found) == {"loss", "image", "file", "curve", "bins", "worst"}
     assert found["loss"].simple_value == 0.5
     np.testing.assert_array_equal(decode(found["image"].image.encoded_image_string), pixels)
