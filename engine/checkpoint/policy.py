@@ -126,7 +126,7 @@ class Retention:
         directory: directory of the checkpoints.
         keep_latest: number of newest checkpoints to keep.
         best: "evaluation/metric", or None.
-        best_mode: "max" or "min".
+        best_mode: "auto", "max" or "min".
         keep_best: number of best checkpoints to keep in addition.
         lease: lease of the run directory.
 
@@ -211,7 +211,10 @@ class Retention:
 
 
 def ranking(results: Results, best: str, best_mode: str) -> list[int]:
-    """Returns the steps that have a finite value of `best`, the best first."""
+    """Returns the steps that have a finite value of `best`, the best first; `best_mode` is auto, max or min."""
+    from engine.metrics.direction import mode_of  # a run without `checkpoint.best` does not need it
+
+    best_mode = mode_of(best_mode, best)
     sign = -1 if best_mode == "max" else 1
     values = {step: values[best] for step, values in results.items() if math.isfinite(values.get(best, math.nan))}
     return sorted(values, key=lambda step: (sign * values[step], step))

@@ -20,9 +20,10 @@ from engine.metrics.state import Reduced, check_metrics
 from engine.parallel.layout import with_layout
 from engine.parallel.mesh import replicated
 from engine.training.arrays import Arrays
+from engine.training.objective import LOSS, without_refused_loss
 from engine.training.slices import NO_SLICES, Slices
 from engine.training.state import Weights
-from engine.training.step import evaluate
+from engine.training.step import evaluate, evaluate_loss
 from engine.training.task import author_errors_reported
 
 ARGUMENTS = ("params", "model_state", "batch", "point", "members")
@@ -37,6 +38,7 @@ class EvaluationStep[Result]:
         lower: returns its lowered program for abstract weights and an abstract batch.
         mesh: the devices.
         carried: paths of the model state of the rows, whose new values a call also returns, for the next batch.
+        adds_loss: whether it also computes the loss, which `Task.evaluate` does not return.
     """
 
     def __init__(
@@ -45,7 +47,9 @@ class EvaluationStep[Result]:
         lower: Callable[[Weights, Batch], jax.stages.Lowered],
         mesh: Mesh,
         carried: Iterable[str] = (),
+        adds_loss: bool = False,
     ):
+        self.adds_loss = adds_loss
         self._jitted, self._lower, self._mesh = jitted, lower, mesh
         self.carried = tuple(carried)
         self._compiled: dict[tuple[tuple[int, ...], ...], jax.stages.Compiled] = {}  # shapes of a batch -> its program
@@ -93,6 +97,10 @@ class EvaluationStep[Result]:
             )
 
 
+type Built = tuple[EvaluationStep[Reduced], SlicedStates, bool]
+"""The step of an evaluation, its metrics, and whether all metrics have one entry per row."""
+
+
 def evaluation_step(
     program: EvaluationProgram,
     example: PyTree,
@@ -100,7 +108,8 @@ def evaluation_step(
     slices: Slices = NO_SLICES,
     ranking: Ranking = NO_RANKING,
     where: str = "",
-) -> tuple[EvaluationStep[Reduced], SlicedStates, bool]:
+    adds_loss: bool = False,
+) -> Built:
     """Returns the step of an evaluation, its metrics, and whether all metrics have one entry per row.
 
     The last argument of the step is what `Slices.members` returns, as global arrays; None without such slices.
@@ -112,18 +121,20 @@ def evaluation_step(
         slices: the slices of the evaluation.
         ranking: how examples and slices are ranked.
         where: config section of the evaluation, for error texts.
+        adds_loss: whether the step computes the loss, too, if the Task's `evaluate` does not return it.
 
     Raises:
         TaskError: the Task's `evaluate` does not return valid metrics, or a slice or the score does not fit.
     """
     weights = program.abstract_weights(averaged=False)
     batch = abstract_batch(example, batch_size, program.batch_sharding)
-    checked, names, carried = list[bool](), list[str](), list[str]()
-    compute = functools.partial(_compute, program, f"{where}.batch_size")
+    checked, added, names, carried = list[bool](), list[bool](), list[str](), list[str]()
+    compute = functools.partial(_compute, program, f"{where}.batch_size", adds_loss)
 
     def check(params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array) -> Mapping[str, Metric]:
-        metrics, state = compute(params, model_state, batch, point)
+        metrics, state, added_loss = compute(params, model_state, batch, point)
         carried.extend(state)
+        added.append(added_loss)
         checked.append(check_metrics(metrics, batch_size, f"{type(program.task).__name__}.evaluate"))
         names.extend(slices.masks(batch.examples, None))
         return dict(metrics)
@@ -138,7 +149,7 @@ def evaluation_step(
         params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array, members: dict[str, jax.Array] | None
     ) -> Reduced | tuple[Reduced, Arrays]:
         masks = slices.masks(batch.examples, members) if slices.functions else {}
-        metrics, state = compute(params, model_state, batch, point)
+        metrics, state, _ = compute(params, model_state, batch, point)
         reduced = states.reduce(metrics, batch.weight, masks)
         return (reduced, state) if state else reduced
 
@@ -149,17 +160,26 @@ def evaluation_step(
         members = slices.abstract_members(len(batch.weight), jax.tree.leaves(batch)[0].sharding)
         return jitted.lower(weights.params, weights.model_state, batch, point, members)
 
-    return EvaluationStep(jitted, lower, program.mesh, carried), states, by_row
+    return EvaluationStep(jitted, lower, program.mesh, carried, adds_loss=any(added)), states, by_row
 
 
 def _compute(
-    program: EvaluationProgram, field: str, params: Arrays, model_state: Arrays, batch: Batch, point: jax.Array
-) -> tuple[Mapping[str, Metric], Arrays]:
-    """Returns as `evaluate` for a batch, whose first example and whose step `point` gives."""
+    program: EvaluationProgram,
+    field: str,
+    adds_loss: bool,
+    params: Arrays,
+    model_state: Arrays,
+    batch: Batch,
+    point: jax.Array,
+) -> tuple[Mapping[str, Metric], Arrays, bool]:
+    """Returns as `evaluate` for a batch, whose first example and whose step `point` gives; and if a loss was added."""
     task, rows = program.task, len(batch.weight)
     context = program.context(point, batch.weight)
     with author_errors_reported(task, "evaluate", batch.examples), program.row_state_reported(rows, field):
-        return evaluate(task, program.model, program.compute_dtype, params, model_state, batch, context)
+        arguments = (task, program.model, program.compute_dtype, params, model_state, batch, context)
+        returned, state = evaluate(*arguments)
+        metrics, adds_loss = without_refused_loss(returned), adds_loss and bool(returned) and LOSS not in returned
+        return ({**evaluate_loss(*arguments), **metrics} if adds_loss else metrics), state, adds_loss
 
 
 def first_difference(compiled: jax.stages.Compiled, arguments: tuple[Any, ...]) -> str:

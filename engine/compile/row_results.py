@@ -11,7 +11,7 @@ from engine.base.types import PyTree
 from engine.data.context import Context, call
 from engine.metrics.mean import Mean
 from engine.metrics.metric import Metric, array_fields
-from engine.training.objective import means_of
+from engine.training.objective import losses_for_evaluation, means_of, without_refused_loss
 from engine.training.task import Task, encode
 
 
@@ -41,7 +41,14 @@ def encodings(task: Task, module: nnx.Module, examples: PyTree, context: Context
 
 def evaluated(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:
     """Returns the metrics of `Task.evaluate`."""
-    return _of_metrics(call(task.evaluate, module, examples, context=context), len(context.rng))
+    metrics = call(task.evaluate, module, examples, context=context)
+    return _of_metrics(without_refused_loss(metrics), len(context.rng))
+
+
+def evaluated_losses(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:
+    """Returns the losses that an evaluation adds to the metrics of `Task.evaluate`."""
+    result = call(task.loss, module, examples, None, context=context)
+    return _of_metrics(losses_for_evaluation(result), len(context.rng))
 
 
 def predicted(task: Task, module: nnx.Module, examples: PyTree, context: Context) -> Found:

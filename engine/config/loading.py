@@ -64,7 +64,8 @@ def _read(reference: str) -> Draft:
         except OSError as error:
             raise ConfigError(f"{_shown(path)}: cannot be read ({error.strerror or error}).") from error
         draft = draft_of(from_text(text, _shown(path)))
-        draft.log.progress = Log.progress  # how one attempt was shown is not how the next one must be
+        # How one attempt was shown is not how the next one must be.
+        draft.log.progress, draft.log.verbose = Log.progress, Log.verbose
         return draft
     if path.is_file() and path.suffix == ".py":
         return _from_file(path)

@@ -21,6 +21,7 @@ from engine.config.setting import (
     MAX_GIB,
     MAX_WORKERS,
     METRIC,
+    MODE,
     NAME,
     PREFETCH,
     REMAT,
@@ -228,7 +229,7 @@ class Checkpoint:
     best: str | None = setting(
         None, "evaluation/metric, or hook/metric, that selects the best checkpoints to keep.", METRIC
     )
-    best_mode: str = setting("max", "Whether the largest or the smallest value is best.", one_of("max", "min"))
+    best_mode: str = setting("auto", "Which value is best: max, min, or auto: as the name of the metric says.", MODE)
     keep_best: int = setting(1, "Number of best checkpoints to keep.", at_least(1))
     on_failure: str = setting(
         "continue",
@@ -243,7 +244,7 @@ class Stop:
     """Conditions on a metric that end the run before train.total. The run saves, and ends as done."""
 
     metric: str | None = setting(None, "evaluation/metric, or hook/metric, of the conditions.", METRIC)
-    mode: str = setting("max", "Whether the largest or the smallest value is best.", one_of("max", "min"))
+    mode: str = setting("auto", "Which value is best: max, min, or auto: as the name of the metric says.", MODE)
     patience: int | None = setting(
         None, "Measurements without an improvement after which the run ends; None: no limit.", at_least(1)
     )
@@ -307,7 +308,7 @@ class Evaluation:
         "Number of examples that Task.figure draws: the worst ones, or the first ones without worst.",
         at_least(0, below=MAX_FIGURES + 1),
     )
-    worst_mode: str = setting("max", "Whether the largest or the smallest score is worst.", one_of("max", "min"))
+    worst_mode: str = setting("auto", "Which score is worst: max, min, or auto: as the metric or its name says.", MODE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -327,6 +328,7 @@ class Log:
     every: Duration = setting(Duration(50, "steps"), "Period of the rows in metrics.jsonl.", BY_DATA)
     tensorboard: bool = setting(True, "Also write TensorBoard event files.")
     progress: str = setting("auto", "How progress is shown on the terminal.", one_of("auto", "bar", "lines", "none"))
+    verbose: bool = setting(False, "Also show each save, all numbers and tables of each evaluation, and all rates.")
     examples: bool = setting(False, "Write the examples that each step used to examples/*.jsonl.")
 
 

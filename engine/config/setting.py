@@ -181,6 +181,7 @@ def _schedule(value: object, path: str) -> None:
 
 
 SCHEDULE = Rule(f"Allowed: {', '.join(SCHEDULES)}, or the dotted path of a function.", _schedule)
+MODE = one_of("auto", "max", "min")
 METRIC = matching(r"[^/\s]+/\S+", "Write evaluation/metric or hook/metric, such as 'heldout/accuracy'.")
 SCORE = matching(r"\S+", "Write the name of a metric without that of the evaluation, such as 'loss' or 'ap/car'.")
 REMAT = matching(

@@ -51,6 +51,8 @@ class AveragePrecision(Metric):
     A prediction whose box is not finite has no label.
     """
 
+    higher_is_better = True
+
     predicted: jax.Array = collected()
     scores: jax.Array = collected(fill=-np.inf)
     guesses: jax.Array = collected()

@@ -54,6 +54,8 @@ class DetectionScore(Metric):
     errors of 1.
     """
 
+    higher_is_better = True
+
     predicted: jax.Array = collected()
     scores: jax.Array = collected(fill=-np.inf)
     guesses: jax.Array = collected()

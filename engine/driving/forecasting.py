@@ -22,6 +22,8 @@ class BestOfModes(Metric):
     - miss_rate: the share of agents whose min_fde is above `miss`, 2 m in both benchmarks' simplest form.
     """
 
+    higher_is_better = False
+
     ade: jax.Array
     fde: jax.Array
     missed: jax.Array

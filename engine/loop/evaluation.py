@@ -5,7 +5,6 @@
 
 import contextlib
 import functools
-import math
 import warnings
 from collections import deque
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from engine.base.duration import Period, RunSize
 from engine.base.errors import ConfigError, ConvoyError, TaskError, did_you_mean
 from engine.compile.compiler import ProgramCompiler
 from engine.compile.evaluation_program import EvaluationProgram
-from engine.compile.evaluation_step import evaluation_step
+from engine.compile.evaluation_step import Built, evaluation_step
 from engine.compile.memory_check import check_memory, evaluation_batches
 from engine.config.schema import Evaluation
 from engine.data.batch import Batch, abstract_batch, to_global_arrays
@@ -28,14 +27,15 @@ from engine.loop.preemption import Preemption
 from engine.metrics.mean import Mean
 from engine.metrics.metric import Metric
 from engine.metrics.results import Result, Table, scalars
-from engine.metrics.slices import COUNT, Ranking, SlicedMerger, rank_slices
+from engine.metrics.slices import Ranking, SlicedMerger, worst_slices
 from engine.metrics.state import Reduced, compute
 from engine.parallel.mesh import check_batch, replicated
 from engine.training.slices import NO_SLICES, Slices, build_slices
 from engine.training.state import TrainState, Weights, evaluation_params
-from engine.training.task import check_examples
+from engine.training.task import Task, check_examples
 
 IN_FLIGHT = 2  # batches whose results are not waited for
+MODES = {"auto": None, "max": True, "min": False}  # config field worst_mode -> whether the largest score is worst
 WORST_SLICES, WORST_EXAMPLES = "worst_slices", "worst_examples"  # names of results
 
 
@@ -68,6 +68,7 @@ class Evaluator:
         check_examples(program.task, spec, where)
         self.name, self.config, self.batch_size = name, config, batch_size
         self._source, self._program = source, program
+        self.batches = -(-len(source) // batch_size)
         batches = evaluation_batches(name, config.data, spec, batch_size, len(source))
         self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False).to_tree())
         self.unweighted: list[str] = []
@@ -76,10 +77,19 @@ class Evaluator:
         if functions or config.worst:
             _check_unpacked(source, f"{where}.{'slices' if functions else 'worst'}")
         self._slices = Slices.of(functions, first_example(source), where) if functions else NO_SLICES
-        ranking = Ranking(config.worst, config.score, config.worst_mode == "max")
-        self._step, self._states, self._by_row = evaluation_step(
-            program, spec, batch_size, self._slices, ranking, where
-        )
+        ranking = Ranking(config.worst, config.score, MODES[config.worst_mode])
+
+        def build(adds_loss: bool) -> Built:
+            return evaluation_step(program, spec, batch_size, self._slices, ranking, where, adds_loss)
+
+        if type(program.task).evaluate is Task.evaluate:
+            built = build(False)
+        else:
+            from engine.loop.evaluation_loss import with_loss
+
+            built, missing = with_loss(build, program, source, batch_size, self._unweighted_rows())
+            self.warnings += [f"{where}: {text}" for text in missing]
+        self._step, self._states, self._by_row = built
         dict(self._named(self._states.merger()))  # checks the names
         if not self._states.names:
             raise TaskError(f"{where}: {type(program.task).__name__}.evaluate returned no metric.")
@@ -88,7 +98,7 @@ class Evaluator:
         self._by_row = self._by_row and not program.task.mixes_rows
         self._remainder = 0 if self._by_row else len(source) % batch_size  # rows of a last batch that is not padded
         if self._remainder:
-            evaluation_step(program, spec, self._remainder, where=where)
+            evaluation_step(program, spec, self._remainder, where=where, adds_loss=self._step.adds_loss)
         self._full = len(source) >= batch_size or not self._remainder  # whether a batch of the full size is read
         self._figures = self._worst = None
         if config.figures:  # few evaluations have figures and tables, so that other runs do not import them
@@ -102,11 +112,15 @@ class Evaluator:
 
     def check_rows(self) -> None:
         """Raises TaskError if rows that do not count would change the metrics. It may run the Task on the devices."""
-        skipped = "data.on_error=skip replaces bad examples by fillers" * (self.config.data.on_error == "skip")
-        if self._by_row and (text := padding_text(self._source, self.batch_size) or skipped):
+        if self._by_row and (text := self._unweighted_rows()):
             from engine.compile.row_check import check_evaluation
 
             check_evaluation(self._program, self._source, self.batch_size, f"evaluations.{self.name}", text)
+
+    def _unweighted_rows(self) -> str:
+        """Returns which rows of batches have weight 0; "" if none has."""
+        skipped = "data.on_error=skip replaces bad examples by fillers" * (self.config.data.on_error == "skip")
+        return padding_text(self._source, self.batch_size) or skipped
 
     @functools.cached_property
     def _feed(self) -> EvaluationFeed:
@@ -184,6 +198,11 @@ class Evaluator:
             raise TaskError(
                 f"{where}.score = {score!r}: {metric!r} gives no number of this name.{did_you_mean(score, names)} "
                 f"Numbers of it: {', '.join(names) or 'none'}."
+            )
+        if self._states.largest is None:
+            self.warnings.append(
+                f"{where}.worst_mode: it is not known whether a large or a small {score} is bad, so the largest count "
+                "as worst. Set it to max or min."
             )
 
     def gives(self, name: str) -> bool:
@@ -299,15 +318,13 @@ class Evaluator:
         if self._states.score is None:
             return found
         score, _ = self._states.score
-        numbers = scalars(results)
-        if slices := self._states.slices:
-            scores = {name: numbers.get(f"{self.name}/{name}/{score}", math.nan) for name in slices}
-            ranked = rank_slices(scores, self._states.ranking.largest)
-            counts = [int(numbers[f"{self.name}/{name}/{COUNT}"]) for name in ranked]
-            columns = {"slice": ranked, score: [scores[name] for name in ranked], COUNT: counts}
-            found[f"{self.name}/{WORST_SLICES}"] = Table(columns)
+        prefix, states = f"{self.name}/", self._states
+        if states.slices:
+            numbers = {full.removeprefix(prefix): value for full, value in scalars(results).items()}
+            found[f"{prefix}{WORST_SLICES}"] = worst_slices(states, numbers)
         if self._worst is not None:
-            found[f"{self.name}/{WORST_EXAMPLES}"] = self._worst.table(score, *merged.worst(), on_progress)
+            table = self._worst.table(score, *merged.worst(), on_progress)
+            found[f"{prefix}{WORST_EXAMPLES}"] = Table(table.columns, states.order_text)
         return found
 
 

@@ -12,6 +12,7 @@ from engine.base import formatting, json_text
 from engine.base.errors import RunError
 from engine.cluster import group
 from engine.config.schema import Stop as StopConfig
+from engine.metrics.direction import mode_of
 from engine.run.directory import RunDirectory
 
 _SECTIONS = ("stop.", "hooks.", "train.total")  # a change of these fields makes a run continue that was stopped
@@ -24,7 +25,7 @@ def reason_to_stop(config: StopConfig, history: Mapping[int, float]) -> str:
         config: the conditions.
         history: step -> value of `config.metric`, up to the present step. Values that are not finite do not count.
     """
-    sign = 1 if config.mode == "max" else -1
+    sign = 1 if mode_of(config.mode, config.metric or "") == "max" else -1
     values = [(step, value) for step, value in sorted(history.items()) if math.isfinite(value)]
     if not values:
         return ""

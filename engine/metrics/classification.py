@@ -24,6 +24,8 @@ class ConfusionMatrix(Metric):
     predictions. The matrix needs batch x classes x classes integers of memory during an evaluation step.
     """
 
+    higher_is_better = True
+
     counts: jax.Array
     classes: tuple[str, ...]
     odd: jax.Array = added()  # number of values that are no class, so that they are in no cell
@@ -110,6 +112,8 @@ def _numbers(x: ArrayLike) -> jax.Array:
 
 class _Scores(Metric):
     """Scores, binary labels and their mask, collected."""
+
+    higher_is_better = True
 
     scores: jax.Array = collected()
     positive: jax.Array = collected()

@@ -13,6 +13,8 @@ from engine.metrics.metric import Metric
 class Perplexity(Mean):
     """exp of the mean negative log likelihood per token (Jelinek et al. 1977, doi:10.1121/1.2016299)."""
 
+    higher_is_better = False
+
     def compute(self) -> Any:
         """Returns exp(total / weight)."""
         return np.exp(super().compute())
@@ -23,6 +25,8 @@ class BitsPerByte(Metric):
 
     Definition: Gao et al. 2020, The Pile (arXiv:2101.00027), section 3.1.
     """
+
+    higher_is_better = False
 
     nats: jax.Array
     bytes: jax.Array

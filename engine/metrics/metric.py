@@ -5,7 +5,7 @@ A subclass lists its fields like a dataclass and defines `compute`; the base cla
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, dataclass_transform
+from typing import Any, ClassVar, dataclass_transform
 
 import jax
 
@@ -54,6 +54,10 @@ class Metric:
             def compute(self):
                 return {self.unit: self.error / self.count}
     """
+
+    higher_is_better: ClassVar[bool | None] = None
+    """Whether a larger result is better, which decides what the worst examples of an evaluation are; None: it depends
+    on the name, such as "loss" or "accuracy"."""
 
     def __init_subclass__(cls, **options: Any):
         super().__init_subclass__(**options)

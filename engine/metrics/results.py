@@ -64,6 +64,8 @@ class Table:
     """A table: name of a column -> its entries, which are numbers or text, as many in each column."""
 
     columns: Mapping[str, Sequence[float | str]]
+    title: str = ""
+    """What its rows are, such as "smallest accuracy first"; printed after its name."""
 
 
 type Result = float | np.ndarray | Image | Curve | Bins | Table
@@ -165,6 +167,11 @@ def result_text(value: Any) -> str:
             "\n", ""
         )
     return ""
+
+
+def titled(name: str, value: Any) -> str:
+    """Returns the name of a result, with the title of a table."""
+    return f"{name} ({value.title})" if isinstance(value, Table) and value.title else name
 
 
 def table_text(table: Table, lines: int = 10) -> str:

@@ -16,7 +16,7 @@ from engine.base.errors import TaskError, did_you_mean
 from engine.base.types import PyTree
 from engine.metrics.mean import Mean, Sum
 from engine.metrics.metric import Metric, array_fields
-from engine.metrics.results import named_results, scalars
+from engine.metrics.results import Table, named_results, scalars
 from engine.metrics.state import MetricStates, Reduced
 
 COUNT = "examples"  # metric of a slice: the number of its examples
@@ -33,12 +33,12 @@ class Ranking:
     Attributes:
         count: number of worst examples to list.
         score: name of the number that ranks them, "<metric>" or "<metric>/<key>"; None: "loss" if there is one.
-        largest: whether the largest score is worst.
+        largest: whether the largest score is worst; None: as the metric says (`direction.py`), else the largest.
     """
 
     count: int = 0
     score: str | None = None
-    largest: bool = True
+    largest: bool | None = None
 
 
 NO_RANKING = Ranking()
@@ -63,6 +63,14 @@ class SlicedStates:
         self.states, self.slices, self.ranking = MetricStates(metrics), tuple(slices), ranking
         self.score = _score_name(metrics, ranking, where)
         """Full name of the number that ranks, and the metric that gives it; None if there is none."""
+        self.largest = ranking.largest
+        """Whether the largest score is worst; None if that is not known, so that the largest counts as worst."""
+        if self.score is not None and self.largest is None:
+            from engine.metrics.direction import higher_is_better
+
+            name, metric = self.score
+            better = higher_is_better(name, metrics[metric])
+            self.largest = None if better is None else not better
         self._metrics = metrics
         if slices or ranking.count:
             _check_rows(metrics, where)
@@ -76,6 +84,17 @@ class SlicedStates:
     def names(self) -> tuple[str, ...]:
         """Names of the metrics, without those of slices."""
         return self.states.names
+
+    @property
+    def is_largest_worst(self) -> bool:
+        """Whether the largest score counts as worst."""
+        return self.largest is not False
+
+    @property
+    def order_text(self) -> str:
+        """The title of a table that the score orders."""
+        name, _ = cast(tuple[str, str], self.score)
+        return f"{'largest' if self.is_largest_worst else 'smallest'} {name} first"
 
     @property
     def scored(self) -> Metric | None:
@@ -173,12 +192,12 @@ class SlicedMerger:
         known, worst = np.flatnonzero(has_score), self._worst[0]
         if len(worst) == self._states.ranking.count:  # their addresses are computed one by one, so leave out the rest
             last, found = worst[-1], scores[known]
-            known = known[np.isnan(found) | (found >= last if self._states.ranking.largest else found <= last)]
+            known = known[np.isnan(found) | (found >= last if self._states.is_largest_worst else found <= last)]
         if not len(known):
             return
         scores = np.concatenate([worst, scores[known]])
         indices = np.concatenate([self._worst[1], self._addresses(first + known)])
-        order = np.lexsort((indices, -scores if self._states.ranking.largest else scores, ~np.isnan(scores)))
+        order = np.lexsort((indices, -scores if self._states.is_largest_worst else scores, ~np.isnan(scores)))
         chosen = order[: self._states.ranking.count]
         self._worst = scores[chosen], indices[chosen]
 
@@ -221,6 +240,20 @@ def rank_slices(scores: Mapping[str, float], largest: bool) -> list[str]:
     """Returns the slices with a score, the worst first; slices of equal score in their order."""
     known = [name for name, score in scores.items() if not np.isnan(score)]
     return sorted(known, key=lambda name: -scores[name] if largest else scores[name])
+
+
+def worst_slices(states: SlicedStates, numbers: Mapping[str, float]) -> Table:
+    """Returns the table of the slices, the worst first.
+
+    Args:
+        states: the states of the evaluation, which have a score.
+        numbers: the results that are numbers, by name: "<slice>/<metric>".
+    """
+    score, _ = cast(tuple[str, str], states.score)
+    scores = {name: numbers.get(f"{name}/{score}", np.nan) for name in states.slices}
+    ranked = rank_slices(scores, states.is_largest_worst)
+    counts = [int(numbers[f"{name}/{COUNT}"]) for name in ranked]
+    return Table({"slice": ranked, score: [scores[name] for name in ranked], COUNT: counts}, states.order_text)
 
 
 def _of_slices(name: str) -> str:

@@ -5,6 +5,7 @@ Each optimizer group has an objective, the sum of its terms. A term is divided b
 
 import dataclasses
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +79,20 @@ def means_of(result: TaskLoss) -> dict[str, Metric]:
         for name, term in _named(group, loss).items():
             means |= {name: Mean(term.total, term.weight), **term.metrics}
     return means
+
+
+def without_refused_loss(metrics: Mapping[str, Metric | None]) -> Mapping[str, Metric]:
+    """Returns the result of `Task.evaluate` without a "loss" that is None, by which it leaves out the loss."""
+    found: Any = metrics  # `check_metrics` refuses other results, and other entries that are None
+    is_refused = isinstance(metrics, Mapping) and metrics.get(LOSS, 0) is None
+    return {name: metric for name, metric in found.items() if name != LOSS} if is_refused else found
+
+
+def losses_for_evaluation(result: TaskLoss) -> dict[str, Metric]:
+    """Returns "loss" and the terms of a sum, of the metrics of `evaluation_metrics`."""
+    metrics, terms = evaluation_metrics(result), objective_of(result).terms.values()
+    names = dict.fromkeys((LOSS, *(name for group in terms for name in group)))
+    return {name: metrics[name] for name in names if name in metrics}
 
 
 class SumOfMeans(Metric):

@@ -23,6 +23,7 @@ from engine.metrics.pairs import pairs_of
 from engine.training.arrays import Arrays, cast
 from engine.training.gradients import gradients
 from engine.training.model import Model, with_whole_kernels
+from engine.training.objective import losses_for_evaluation
 from engine.training.state import LOSS_WINDOW, TrainState
 from engine.training.step_spec import BAD_EXAMPLES, StepSpec
 from engine.training.task import Task, has_encode
@@ -231,7 +232,7 @@ def evaluate(
     model_state: Arrays,
     batch: Batch,
     context: Context,
-) -> tuple[Mapping[str, Metric], Arrays]:
+) -> tuple[Mapping[str, Metric | None], Arrays]:
     """Returns the Task's metrics of one batch, by name, and the model state that it leaves; to be traced.
 
     The state has only the arrays that belong to rows and that the evaluation has changed (`Model.state_of_rows`).
@@ -243,3 +244,19 @@ def evaluate(
     after, paths = model.state_of(module), model.state_of_rows(len(batch.weight))
     changed = {path: after[path] for path in paths if after.get(path) is not model_state[path]}
     return metrics, {path: x.astype(model_state[path].dtype) for path, x in changed.items()}
+
+
+def evaluate_loss(
+    task: Task,
+    model: Model,
+    compute_dtype: DTypeLike,
+    params: Arrays,
+    model_state: Arrays,
+    batch: Batch,
+    context: Context,
+) -> dict[str, Metric]:
+    """Returns the losses of one batch for an evaluation (`losses_for_evaluation`); to be traced."""
+    module = model.module(with_whole_kernels(model, cast(params, compute_dtype)), model_state, None)
+    module.eval()
+    examples = cast(batch.examples, compute_dtype, task.full_precision)
+    return losses_for_evaluation(call(task.loss, module, examples, None, context=context))

@@ -111,10 +111,12 @@ class Task:
             f"{type(self).__name__} has no loss_of(self, encoded, batch, mask). A Task with encode needs it."
         )
 
-    def evaluate(self, model: Any, batch: Examples, *args: Any, **kwargs: Any) -> Mapping[str, Metric]:
+    def evaluate(self, model: Any, batch: Examples, *args: Any, **kwargs: Any) -> Mapping[str, Metric | None]:
         """Returns the metrics of a batch by name; by default the loss and its metrics. `model` is in eval mode.
 
-        A method may declare a parameter `context`, as for `loss`.
+        A method that returns no "loss" keeps it all the same: the engine adds "loss", and the terms of `Loss.sum`. With
+        `"loss": None` the evaluation has no loss, and does not compute it. A method may declare a parameter
+        `context`, as for `loss`.
         """
         context = current()
         try:

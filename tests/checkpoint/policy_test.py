@@ -198,6 +198,12 @@ def test_retention_keeps_the_best_in_addition_to_the_newest(choose):
     assert choose([10, 20, 30, 40], values) == [10, 30]
     assert choose([10, 20, 30, 40], values, best_mode="min") == [20, 30]
     assert choose([10, 20, 30, 40], values, keep_best=2) == [10]
+    assert choose([10, 20, 30, 40], values, best_mode="auto") == [10, 30]  # the largest accuracy
+
+
+def test_best_mode_auto_keeps_the_smallest_loss():
+    results = {10: {"heldout/loss": 0.5}, 20: {"heldout/loss": 0.9}}
+    assert ranking(results, "heldout/loss", "auto") == [10, 20]
 
 
 def test_retention_keeps_the_earlier_of_equal_results(choose):

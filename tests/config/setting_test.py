@@ -47,7 +47,7 @@ def test_every_field_has_help_and_every_restricted_field_a_rule(section):
         ("Data", "prefetch", -1, "found -1, allowed is at least 0"),
         ("Data", "prefetch", "all", "found 'all'. Allowed: a number of dispatches, or auto."),
         ("Checkpoint", "best", "accuracy", "Write evaluation/metric or hook/metric, such as 'heldout/accuracy'."),
-        ("Checkpoint", "best_mode", "lowest", "Allowed: max, min."),
+        ("Checkpoint", "best_mode", "lowest", "Allowed: auto, max, min."),
         ("Checkpoint", "keep_latest", 0, "allowed is at least 1"),
         ("Log", "progress", "bars", "Allowed: auto, bar, lines, none. Did you mean bar?"),
         ("Log", "every", "3 minutes", "Units here: steps, examples, epochs."),

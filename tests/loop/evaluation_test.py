@@ -179,6 +179,26 @@ def test_number_of_a_slice_may_select_the_best_and_its_name_must_be_free():
         evaluation(zoo.program(Clash()), slices={"high": SLICED.slices["high"]})
 
 
+def test_worst_examples_follow_the_direction_of_their_score():
+    program = zoo.program(zoo.Classify())
+    subject = evaluation(program, worst=3, score="accuracy")
+    table: Any = (subject.run(program.init()) or {})["heldout/worst_examples"]
+    assert table.title == "smallest accuracy first" and table.columns["accuracy"] == [0, 0, 0]
+    assert subject.warnings == []
+    assert evaluation(program, worst=3)._states.order_text == "largest loss first"
+    assert evaluation(program, worst=3, worst_mode="min")._states.order_text == "smallest loss first"
+
+
+def test_score_of_unknown_direction_is_a_warning():
+    class Length(zoo.Classify):
+        def evaluate(self, model, batch):
+            return {"length": Mean.of(batch["x"])}
+
+    [text] = evaluation(zoo.program(Length()), worst=3, score="length").warnings
+    assert text.startswith("evaluations.heldout.worst_mode: it is not known whether a large or a small length is bad")
+    assert evaluation(zoo.program(Length()), worst=3, score="length", worst_mode="max").warnings == []
+
+
 @pytest.mark.parametrize("score", ["confusion", "confusion/accurac", "found/image"])
 def test_score_that_is_no_number_of_its_metric_is_an_error(score):
     text = rf"^evaluations.heldout.score = '{score}': '\w+' gives no number of this name\..* Numbers of it: "
@@ -204,7 +224,7 @@ class First(metrics.Metric):
 
 class Firsts(zoo.Classify):
     def evaluate(self, model, batch):
-        return {"x": First(batch["y"])}
+        return {"x": First(batch["y"]), "loss": None}
 
 
 def test_name_that_needs_examples_is_checked_in_the_run(tmp_path):

@@ -61,7 +61,7 @@ def test_reason_names_the_metric_the_best_value_and_its_step():
     assert reason_to_stop(Stop(metric="heldout/loss", mode="min", patience=2), history) == (
         "heldout/loss was measured 2 times without an improvement over 0.25 of step 4"
     )
-    assert reason_to_stop(Stop(metric="heldout/loss", mode="min", patience=3), history) == ""
+    assert reason_to_stop(Stop(metric="heldout/loss", patience=3), history) == ""
     assert reason_to_stop(Stop(metric="heldout/loss", mode="min", target=0.3), history) == (
         "heldout/loss is 0.25, which reaches stop.target = 0.3"
     )
