@@ -39,9 +39,10 @@ from engine.training.task import Task
 FIGURE = re.compile(r"example-\d+\.png")  # name of a figure of `predict`
 
 
-def warn(text: str) -> None:
-    """Logs a sentence for the user."""
-    logging.getLogger("convoy").warning(text)
+def tell(text: str) -> None:
+    """Logs a sentence for the user, with level WARNING if it starts with "warning: ", else INFO."""
+    warning = text.removeprefix("warning: ")
+    logging.getLogger("convoy").log(logging.INFO if warning == text else logging.WARNING, warning)
 
 
 def evaluate(
@@ -82,7 +83,7 @@ def evaluate_steps(
     evaluation_data: Mapping[str, Readable] | None = None,
     overrides: Sequence[str] = (),
     on_results: Callable[[dict[str, Result]], None] = lambda results: None,
-    on_message: Callable[[str], None] = warn,
+    on_message: Callable[[str], None] = tell,
 ) -> StepResults:
     """Runs all evaluations of a run on several checkpoints; compiles them once. Otherwise as `evaluate`.
 
@@ -96,8 +97,22 @@ def evaluate_steps(
         on_message: called with sentences for the user.
     """
     evaluations = SavedEvaluations(run, task=task, overrides=overrides, data=evaluation_data, on_message=on_message)
-    found = StepResults()
-    for step in group.run_on_primary(lambda: choose_steps(evaluations.saved, steps), "the choice of the checkpoints"):
+    return run_steps(evaluations, steps, on_results)
+
+
+def run_steps(
+    evaluations: SavedEvaluations,
+    steps: str | Sequence[int | str | None],
+    on_results: Callable[[dict[str, Result]], None],
+) -> StepResults:
+    """Runs evaluations on several checkpoints, as `evaluate_steps` does, and says which."""
+    saved, found = evaluations.saved, StepResults()
+    chosen = group.run_on_primary(lambda: choose_steps(saved, steps), "the choice of the checkpoints")
+    words = steps.split(",") if isinstance(steps, str) else steps
+    for step in chosen:
+        if group.is_primary():
+            text = saved.describe_choice(step, words[0] if len(words) == 1 else step)
+            evaluations.say(f"evaluating {saved.directory} at {text}")
         found.append(Results(evaluations.run(step)))
         on_results(found[-1])
     return found
@@ -117,6 +132,7 @@ def predict(
     figures: int = 0,
     fields: Sequence[str] = (),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_message: Callable[[str], None] = tell,
 ) -> dict[str, np.ndarray]:
     """Runs `Task.predict` of a run over a dataset, each example once and in order. Needs no training data.
 
@@ -141,6 +157,7 @@ def predict(
             `<out without suffix>_figures`.
         fields: entries of the examples, such as "label", that become columns, such as `batch/label`.
         on_progress: called with the number of finished examples and of all examples.
+        on_message: called with sentences for the user.
 
     Raises:
         CheckpointError: there is no such checkpoint.
@@ -165,10 +182,12 @@ def predict(
         if isinstance(data, Mapping) or data is None:
             check(section, where)
     size = batch_size or (config.evaluations[name].batch_size if name else None) or config.train.global_batch_size
-    mesh, program = open_program(task, config, overrides, [size], warn)
+    mesh, program = open_program(task, config, overrides, [size], on_message)
     source = _source(data, section, where)
     with out_of_memory_reported(config.train, mesh), peer_failure.lost_peers_reported():
         chosen = group.run_on_primary(lambda: saved.choose(step), "the choice of the checkpoint")
+        if group.is_primary():
+            on_message(f"predicting with {saved.directory} at {saved.describe_choice(chosen, step)}")
         predictor = Predictor(source, section, program, size, where, fields)
         batches = predictor.run(saved.weights(chosen, program), lambda done: on_progress(done, predictor.examples))
         if path is None:
@@ -183,6 +202,8 @@ def predict(
         if group.is_primary():
             with _write_errors_reported(folder):
                 remove_figures(folder, FIGURE, drawn)  # those of earlier predictions
+            if drawn:
+                on_message(f"figures: {folder}")
     return {}
 
 
@@ -248,7 +269,7 @@ def export(run: str | Path, file: str | Path, *, step: int | str | None = None, 
     """
     saved = SavedRun(run)
     task = saved.build_task() if task is None else task
-    _, program = open_program(task, saved.config, (), (), warn)
+    _, program = open_program(task, saved.config, (), (), tell)
     with peer_failure.lost_peers_reported():
         chosen = group.run_on_primary(lambda: saved.choose(step), "the choice of the checkpoint")
         return export_safetensors(saved.weights(chosen, program).to_tree(), file)

@@ -5,6 +5,7 @@ the settings of the evaluation, and the time.
 """
 
 import dataclasses
+import itertools
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -21,12 +22,14 @@ from engine.config.target import check
 from engine.config.text import field_texts
 from engine.data.adapt import Readable, build_source, limit_source
 from engine.data.source import BaseSource
-from engine.loop.evaluation import build_evaluations
-from engine.metrics.results import Result, json_values
+from engine.loop.evaluation import Evaluator, build_evaluations
+from engine.metrics.results import Image, Result, json_values
 from engine.observe.figure_files import write_figures
 from engine.run.jsonl import open_for_append
 from engine.storage.mounts import address_of_copy, shown
 from engine.training.task import Task
+
+type OnBatch = Callable[[str, int, int], None]
 
 # Settings that change how an evaluation is computed, but not its result beyond rounding.
 NOT_COMPARED = ("mesh.", "sharding.", "cache.", "log.", "data.")
@@ -64,6 +67,7 @@ class SavedEvaluations:
         overrides: changes of the run's config, each "evaluations.test.batch_size=64".
         data: a source for each evaluation that reads another one than in the config; new names are new evaluations.
         on_message: called with sentences for the user.
+        on_batch: called with the name of an evaluation, and the number of its finished batches and of all.
 
     Raises:
         ConfigError: the run has no evaluations, or an override changes something else.
@@ -77,8 +81,10 @@ class SavedEvaluations:
         overrides: Sequence[str] = (),
         data: Mapping[str, Readable] | None = None,
         on_message: Callable[[str], None] = lambda text: None,
+        on_batch: OnBatch = lambda name, done, total: None,
     ):
         self.saved, self.say, data = SavedRun(run), on_message, data or {}
+        self._on_batch = on_batch
         config = self.saved.changed_config(overrides, evaluation_data=data)
         if not config.evaluations:
             raise ConfigError(
@@ -107,6 +113,8 @@ class SavedEvaluations:
         self._evaluations = build_evaluations(self._sections, sources, self.program, batch_size)
         for evaluation in self._evaluations:
             evaluation.check_rows()
+            for text in evaluation.warnings:
+                self.say(f"warning: {text}")
         self._train, self._mesh, self._warned = config.train, mesh, False
 
     def run(self, step: int, only: Sequence[str] | None = None) -> dict[str, Result]:
@@ -125,7 +133,7 @@ class SavedEvaluations:
             for evaluation in self._evaluations:
                 if only is not None and evaluation.name not in only:
                     continue
-                found = evaluation.run(weights, step=step) or {}
+                found = evaluation.run(weights, on_progress=self._counted(evaluation), step=step) or {}
                 results |= found
                 if group.is_primary():
                     settings, section = self._settings[evaluation.name]
@@ -135,6 +143,11 @@ class SavedEvaluations:
                 if evaluation.figure_error is not None:  # in every process; the results are stored
                     raise evaluation.figure_error
         return results
+
+    def _counted(self, evaluation: Evaluator) -> Callable[[], None]:
+        """Returns a function that reports one more batch each time it is called."""
+        name, total, done = evaluation.name, evaluation.batches, itertools.count(1)
+        return lambda: self._on_batch(name, min(next(done), total), total)
 
     def missing(self, step: int, known: Sequence[StoredResults]) -> list[str]:
         """Returns the evaluations that have no result for a step with these settings."""
@@ -157,6 +170,8 @@ class SavedEvaluations:
                 os.close(file)
             path = self.saved.directory.figures
             write_figures(path, found, result.step)
+            if any(isinstance(value, Image) and value.file for value in found.values()):
+                self.say(f"figures of step {result.step}: {path / result.evaluation / str(result.step)}")
         except OSError as error:
             if not self._warned:
                 self._warned = True

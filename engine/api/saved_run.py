@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from engine.base import formatting
 from engine.base.errors import CheckpointError, ConfigError, FieldError, RunError
 from engine.checkpoint import timeouts
 from engine.checkpoint.bucket_copy import add_step, readable
@@ -83,8 +84,7 @@ class SavedRun:
         Raises:
             CheckpointError: there is no such checkpoint; the message lists the existing ones.
         """
-        steps, c = self._store.steps(), self.config.checkpoint
-        best = Retention(self.directory.checkpoints, c.keep_latest, c.best, c.best_mode, c.keep_best).best()
+        steps, best = self._store.steps(), self._best()
         if not steps:
             run = shlex.quote(str(self.directory))
             raise CheckpointError(
@@ -100,6 +100,18 @@ class SavedRun:
             return int(str(step))
         found = ", ".join(map(str, steps))
         raise CheckpointError(f"{self.directory}: no checkpoint {step!r}. Found: {found}, latest, best.")
+
+    def _best(self) -> tuple[int, float] | None:
+        """Returns the step and the value of the best result of the run; None if it selects none."""
+        c = self.config.checkpoint
+        return Retention(self.directory.checkpoints, c.keep_latest, c.best, c.best_mode, c.keep_best).best()
+
+    def describe_choice(self, step: int, asked: int | str | None) -> str:
+        """Returns a chosen step with the reason: "step 562 (best heldout/accuracy, 0.9833)"."""
+        c, best = self.config.checkpoint, self._best()
+        if asked in (None, "best") and best is not None and best[0] == step:
+            return f"step {step} (best {c.best}, {formatting.number(best[1])})"
+        return f"step {step} (the newest)" if asked in (None, "best", "latest") else f"step {step}"
 
     def changed_config(
         self,

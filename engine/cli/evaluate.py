@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from engine.metrics.results import Result
 
 
+PATIENCE_S = 3.0  # an evaluation that takes longer shows its progress
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `convoy evaluate`."""
     parser.add_argument("run", help="run directory")
@@ -40,16 +43,26 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     common.join(args)
     with common.fast_import():
         from engine.api import follow, inference
-        from engine.metrics.results import result_text
+        from engine.api.saved_evaluations import SavedEvaluations
+        from engine.metrics.results import result_text, titled
+        from engine.observe.progress import CountProgress
 
     if group.is_primary() and not args.follow:  # which waits for the next attempt
         common.warn_of_missing_end(args.run)
     printed = False
+    counts: dict[str, CountProgress] = {}
+
+    def count(name: str, done: int, total: int) -> None:
+        if done == 1:
+            counts[name] = CountProgress(f"evaluating {name}", "batches", group.is_primary(), delay_s=PATIENCE_S)
+        counts[name].update(done, total)
+        if done == total:
+            counts[name].close()
 
     def show(results: "dict[str, Result]") -> None:
         nonlocal printed
         if group.is_primary():
-            texts = {name: text for name, value in results.items() if (text := result_text(value))}
+            texts = {titled(name, value): text for name, value in results.items() if (text := result_text(value))}
             lines = [f"{name}:{text if text.startswith('\n') else f' {text}'}" for name, text in texts.items()]
             print("\n".join([*[""] * printed, *lines]), flush=True)
         printed = True
@@ -59,5 +72,6 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
             follow.follow(args.run, overrides=overrides, timeout=args.timeout, on_results=show, on_message=common.say)
         else:
             steps = args.step or [None]
-            inference.evaluate_steps(args.run, steps, overrides=overrides, on_results=show, on_message=common.say)
+            evaluations = SavedEvaluations(args.run, overrides=overrides, on_message=common.say, on_batch=count)
+            inference.run_steps(evaluations, steps, show)
     return ExitStatus.DONE

@@ -50,6 +50,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
             figures=args.figures,
             fields=[name for name in (args.fields or "").split(",") if name],
             on_progress=progress.update,
+            on_message=common.say,
         )
     if group.is_primary():
         print(f"wrote predictions of {progress.done} examples to {args.out}")

@@ -140,19 +140,21 @@ class CountProgress:
         activity: what is done, such as "predicting".
         unit: what is counted, such as "examples".
         shown: False shows nothing.
+        delay_s: nothing is shown before; work that ends by then shows nothing.
     """
 
-    def __init__(self, activity: str, unit: str, shown: bool = True):
+    def __init__(self, activity: str, unit: str, shown: bool = True, delay_s: float = 0.0):
         self._activity, self._unit, self._shown = activity, unit, shown
         self._bar: _Bar | NotebookBar | None = None
         self._begin, self._next_line = time.monotonic(), 0.0
+        self._show_at = self._begin + delay_s
         self.done = 0
         """Finished items."""
 
     def update(self, done: int, total: int) -> None:
         """Shows the number of finished items; a line at most every LINES_S seconds, and at the end."""
         self.done, now = done, time.monotonic()
-        if not self._shown:
+        if not self._shown or now < self._show_at:
             return
         rate = f"{formatting.number(round(done / max(now - self._begin, 1e-9)))} {self._unit}/s"
         if self._bar is None and (_is_terminal(sys.stderr) or shows_html()):

@@ -11,6 +11,7 @@ from tests import runs
 def test_evaluate_prints_the_results_of_a_step(digits, tmp_path):
     path = shutil.copytree(digits[0], tmp_path / "run")  # an evaluation adds a file to the run
     done = runs.convoy("evaluate", str(path))
+    assert f"evaluating {path} at step 3 (best heldout/accuracy, " in done.stderr
     lines = dict(line.split(": ") for line in done.stdout.splitlines())
     assert lines["step"] == "3"
     assert float(lines["heldout/accuracy"]) == pytest.approx(runs.status(path)["metrics"]["heldout/accuracy"], abs=1e-6)

@@ -209,6 +209,13 @@ def test_count_shows_few_lines_and_the_last(capsys):
     assert hidden.done == 3 and capsys.readouterr().err == ""
 
 
+def test_count_of_short_work_shows_nothing(capsys):
+    with progress.CountProgress("evaluating a", "batches", delay_s=60.0) as shown:
+        shown.update(1, 2)
+        shown.update(2, 2)
+    assert capsys.readouterr().err == ""
+
+
 def test_process_without_streams_shows_nothing(monkeypatch):
     monkeypatch.setattr(sys, "stderr", None)
     with Progress("lines", 2) as shown:
