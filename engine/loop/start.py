@@ -1,6 +1,7 @@
 """The start of an attempt: restores or initializes the state, and compiles the steps."""
 
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -12,9 +13,11 @@ from engine.compile.shapes import CompiledSteps
 from engine.config.schema import Init
 from engine.loop.phases import COMPILING, RESTORING, Phases
 from engine.observe.recorder import Sums
+from engine.training.model import Model
 from engine.training.state import TrainState
 from engine.training.task import rounding_note
 
+FROZEN = 5  # parts that a note lists
 SILENCE_S = 20.0  # a compilation that takes longer is reported
 
 
@@ -78,8 +81,28 @@ def say_notes(program: Program, say: Callable[[str], None]) -> None:
         say(f"warning: {text}")
     if note := rounding_note(spec.task, program.abstract_batch.examples, spec.compute_dtype, spec.layout.precision):
         say(note)
+    if note := frozen_note(spec.model):
+        say(note)
     for text in spec.optimizer.messages:
         say(text)
+
+
+def frozen_note(model: Model) -> str:
+    """Returns a sentence that names the parts of a model that `optimizer.trainable` freezes; "" if it freezes none."""
+    trained = set(model.trained)
+    sizes = {path: math.prod(x.shape) for path, x in model.params.items()}
+    parts: dict[str, int] = {}
+    for path in sizes.keys() - trained:
+        names = path.split("/")
+        prefixes = ["/".join(names[:count]) for count in range(1, len(names) + 1)]
+        part = next(part for part in prefixes if not any(f"{other}/".startswith(f"{part}/") for other in trained))
+        parts[part] = parts.get(part, 0) + sizes[path]
+    if not parts:
+        return ""
+    total, frozen = sum(sizes.values()), sum(parts.values())
+    listed = [f"{part} ({count:,})" for part, count in sorted(parts.items(), key=lambda item: (-item[1], item[0]))]
+    names = ", ".join(listed[:FROZEN]) + (f" and {len(listed) - FROZEN} more" if len(listed) > FROZEN else "")
+    return f"optimizer.trainable trains {total - frozen:,} of {total:,} parameters; frozen: {names}"
 
 
 def compile_steps(program: Program, k: int, say: Callable[[str], None]) -> dict[int, CompiledSteps]:

@@ -14,10 +14,11 @@ from engine.compile.build import build_program
 from engine.config.schema import MeshSpec
 from engine.config.text import to_text
 from engine.loop.phases import Phases
-from engine.loop.start import compile_steps, reported_if_long, restore, say_notes
+from engine.loop.start import compile_steps, frozen_note, reported_if_long, restore, say_notes
 from engine.loop.watchdog import Watchdog
 from engine.parallel.mesh import make_mesh
 from engine.run.directory import RunDirectory
+from engine.training.model import describe
 from tests import runs, zoo
 
 
@@ -50,6 +51,14 @@ def test_restore_returns_the_newest_checkpoint(tmp_path):
         start = restored()
     assert start.step == 10 and messages[0] == "resuming from step 10"
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(start.state.params))
+
+
+def test_frozen_parts_are_named():
+    model = describe(zoo.Classify("mlp", width=8), "^head|hidden/1/bias")
+    assert frozen_note(model) == (
+        "optimizer.trainable trains 44 of 244 parameters; frozen: hidden/0 (136), hidden/1/kernel (64)"
+    )
+    assert frozen_note(describe(zoo.Classify("mlp", width=8))) == ""
 
 
 @pytest.mark.parametrize("k", [1, 4])
