@@ -1,7 +1,7 @@
 """Formats numbers, times, sizes and tables as readable ASCII text, which every terminal and log can show."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 _IN_A_LINE = 6  # values
 _WIDTH = 100  # characters of a table
@@ -62,6 +62,19 @@ def aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]:
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(count)]
     justify = str.rjust if right else str.ljust
     return ["  ".join(justify(cell, width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
+
+
+def line(values: Mapping[str, float], first: Collection[str] = ()) -> str:
+    """Returns up to 6 values in one line; of more values 5, and how many are left out.
+
+    Names in `first`, losses, and names with few slashes, which are those of no slice or class, come before the others.
+    """
+    if len(values) <= _IN_A_LINE:
+        return pairs(values)
+    ranked = sorted(values, key=lambda name: (name not in first, not name.endswith("/loss"), name.count("/")))
+    chosen = ranked[: _IN_A_LINE - 1]
+    shown = pairs({name: value for name, value in values.items() if name in chosen})
+    return f"{shown}  and {len(values) - len(chosen)} more in metrics.jsonl"
 
 
 def table(values: Mapping[str, float]) -> str:

@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_config_flag(parser)
     parser.add_argument("--workdir", help="run directory, a folder or s3://BUCKET/PATH (default: runs/<name>)")
     parser.add_argument("--fresh", action="store_true", help="start a new run; an existing run is moved aside")
+    parser.add_argument("--verbose", action="store_true", help="show more: each save, all results, all rates")
     parser.add_argument("--fast-dev-run", action="store_true", help="train, save and evaluate for two small steps")
     parser.add_argument(
         "--accept-schedule-change",
@@ -27,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """Runs `convoy train`."""
-    config = common.load_config(args.config, overrides)
+    verbose = ["log.verbose=true"] if args.verbose else []
+    config = common.load_config(args.config, [*overrides, *verbose])
     check_virtual_memory()  # before JAX is imported, whose libraries may not fit either
     common.join(args)
     with common.fast_import():

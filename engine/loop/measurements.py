@@ -105,7 +105,7 @@ class Measurements:
             latest: receives the latest value of each metric that is a number.
         """
         config = self._config
-        results = Results(checkpoints, recorder, say, latest)
+        results = Results(checkpoints, recorder, say, latest, self._watched.keys(), config.log.verbose)
         evaluate = Evaluate(self._evaluations, results, self._watched, preemption, heartbeat, say, self._ready)
         hooks = hook_events(self._calls, results, self._watched, config.resilience.hang.seconds)
         stop = config.stop

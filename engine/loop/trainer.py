@@ -47,6 +47,7 @@ from engine.observe.throughput import FlopsCount, Reading
 from engine.observe.writer import metrics_of
 from engine.observe.zero_weights import ZeroWeights
 from engine.run.directory import RunDirectory
+from engine.run.log import logger
 from engine.training.state import TrainState, evaluation_params
 from engine.training.task import Task
 
@@ -319,8 +320,9 @@ class Trainer:
         recorder = dispatcher.recorder
         checkpoints, preemption, measurements = self.checkpoints, self._preemption, self._measurements
         selecting = [] if measurements is None else measurements.selecting
+        report = self.say if self.config.log.verbose else logger.info  # the log has each save
         save = Save(
-            checkpoints, self.directory, self._divergence, recorder, preemption, selecting, self.total_steps, self.say
+            checkpoints, self.directory, self._divergence, recorder, preemption, selecting, self.total_steps, report
         )
         divergence = DivergenceCheck(
             self._divergence, save, recorder, self.program, checkpoints, self._phase, self._inputs.read_again
@@ -388,6 +390,7 @@ class Trainer:
             compile_s=self.program.compile_s,
             rates=rates,
             data=Reading.of(rates, readers).sentence() if rates else "",
+            verbose=self.config.log.verbose,
             scheduled=bool(followers(self.config.optimizer)),
             objects=[path for path, section in user_targets(self.config).items() if section.target == INSTANCE],
         )

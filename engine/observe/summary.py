@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from engine.base import formatting
-from engine.observe.writer import ROW_KEYS
+from engine.observe.writer import MEASURED, ROW_KEYS
 from engine.run.directory import RunDirectory
 from engine.storage.mounts import shown
 
@@ -34,6 +34,7 @@ class Summary:
     command: str | None = None  # command that starts the same run again; None: with the stored config
     objects: Sequence[str] = ()  # sections of the config that are objects of Python: "task", "evaluations.heldout.data"
     kept: bool = True  # whether the run directory is kept
+    verbose: bool = False  # whether the text also has what the engine measures outside of the steps
 
     @property
     def resume_command(self) -> str:
@@ -75,7 +76,9 @@ def _headline(summary: Summary) -> str:
 def _results(summary: Summary) -> list[tuple[str, str]]:
     rows = []
     for name, value in summary.metrics.items():
-        if name in ROW_KEYS or name in summary.rates:
+        if name in ROW_KEYS or name in summary.rates or (name == "skipped" and not value):
+            continue
+        if name in MEASURED and not summary.verbose:
             continue
         best = summary.best.get(name)
         note = "" if best is None else f"   best {formatting.number(best[1])} at step {best[0]:,}"
@@ -89,7 +92,7 @@ def _results(summary: Summary) -> list[tuple[str, str]]:
 
 def _time(summary: Summary) -> list[tuple[str, str]]:
     rates = summary.rates
-    compiling = "" if summary.compile_s is None else f", {formatting.duration(summary.compile_s)} of it compiling"
+    compiling = "" if not summary.compile_s else f", {formatting.duration(summary.compile_s)} of it compiling"
     rows = [("time", formatting.duration(summary.wall_s) + compiling)]
     if "examples_per_s" in rates:
         rows.append(
@@ -102,7 +105,7 @@ def _time(summary: Summary) -> list[tuple[str, str]]:
         )
     if summary.data:
         rows.append(("data", summary.data))
-    if "flop_per_s" in rates:
+    if "flop_per_s" in rates and ("mfu" in rates or summary.verbose):  # on a CPU there is no peak to compare it with
         peak = f", {rates['mfu']:.1%} of the peak (MFU)" if "mfu" in rates else ""
         rows.append(("compute", f"{formatting.number(rates['flop_per_s'] / 1e12)} TFLOP/s{peak}"))
     return rows

@@ -1,5 +1,6 @@
 import pytest
 
+from engine.base import formatting
 from engine.base.formatting import aligned, duration, number, pairs, size_text, table
 
 
@@ -69,3 +70,11 @@ def test_cells_are_aligned_also_in_rows_with_fewer_cells():
     assert aligned(rows) == ["a    bb  c", "aaa  b"]
     assert aligned(rows, right=True) == ["  a  bb  c", "aaa   b"]
     assert aligned([]) == []
+
+
+def test_line_shows_what_was_named_losses_and_short_names_first():
+    values = {**{f"a/by/{name}": 1.0 for name in "bcdef"}, "a/accuracy": 0.5, "a/loss": 2.0, "a/by/z": 3.0}
+    assert formatting.line(values, {"a/by/z"}) == (
+        "a/by/b 1  a/by/c 1  a/accuracy 0.5  a/loss 2  a/by/z 3  and 3 more in metrics.jsonl"
+    )
+    assert formatting.line({"a": 1.0}) == "a 1"

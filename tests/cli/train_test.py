@@ -35,7 +35,7 @@ def test_metrics_file_has_one_json_line_per_row(digits):
 
 
 def test_fast_dev_run_runs_two_steps_and_leaves_no_files(tmp_path):
-    done = runs.convoy("train", DIGITS, "--fast-dev-run", cwd=tmp_path, TMPDIR=str(tmp_path))
+    done = runs.convoy("train", DIGITS, "--fast-dev-run", "--verbose", cwd=tmp_path, TMPDIR=str(tmp_path))
     assert done.returncode == 0, done.stderr
     for words in ("step 2/2", "saving checkpoint of step 1", "heldout/accuracy", "done at step 2 of 2", "not kept"):
         assert words in done.stderr

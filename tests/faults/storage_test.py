@@ -232,7 +232,7 @@ def test_saves_are_skipped_on_slow_storage_and_training_continues(tmp_path, one,
     """Each write takes 2 s, so a save takes half a minute. A benchmark measures how much a step slows down."""
     run = tmp_path / "run"
     disk = Disk(tmp_path, run / "checkpoints")
-    where = harness.config(tmp_path / "config", pause=0.1, log__progress="lines")
+    where = harness.config(tmp_path / "config", pause=0.1, log__progress="lines", log__verbose=True)
     variables = {**disk.environment, zoo.SKIP_SAVES: "1"}
     with harness.Job("train", where, f"--workdir={run}", **variables) as job:
         job.until(lambda: harness.saved(run))

@@ -108,7 +108,9 @@ class Pod:
 
 
 def test_unprivileged_pod_trains_and_saves_on_sigterm(tmp_path):
-    config = harness.config(tmp_path / "config", pause=0.3, cache__compiled=True, log__progress="lines")
+    config = harness.config(
+        tmp_path / "config", pause=0.3, cache__compiled=True, log__progress="lines", log__verbose=True
+    )
     with Pod(tmp_path / "pod", ["train", config]) as pod:
         end = time.monotonic() + 180
         while not [*pod.host_path(pod.runs).glob("zoo/metrics.jsonl")]:

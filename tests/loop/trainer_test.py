@@ -389,11 +389,7 @@ def test_trainer_can_be_built_from_a_task_a_mesh_and_data(tmp_path):
         on_phase=phases.append,
     )
     assert trainer.run().step == 10
-    assert [text for text in messages if not text.startswith("step ")] == [
-        "saving checkpoint of step 5",
-        "saving checkpoint of step 10",
-    ]
-    assert [text.split(":")[0] for text in messages if text.startswith("step ")] == ["step 4", "step 8", "step 10"]
+    assert [text.split(":")[0] for text in messages] == ["step 4", "step 8", "step 10"]  # saves are only in the log
     assert phases == ["training"] + ["evaluating", "training"] * 3
 
 

@@ -147,6 +147,25 @@ def test_summary_shows_flops_and_mfu_if_known(tmp_path, monkeypatch):
     assert "  compute     123.4 TFLOP/s, 39.5% of the peak (MFU)\n" in text
 
 
+def test_rates_without_a_peak_are_details(tmp_path, monkeypatch):
+    summary = make_summary(tmp_path, monkeypatch)
+    rates, metrics = {**summary.rates, "flop_per_s": 1.234e10}, {"loss": 1.0, "skipped": 0.0, "host_rss_gib": 0.3}
+    quiet = dataclasses.replace(summary, rates=rates, metrics=metrics)
+    assert not any(word in summary_text(quiet) for word in ("TFLOP/s", "skipped", "host_rss_gib"))
+    details = summary_text(dataclasses.replace(quiet, verbose=True))
+    assert "0.01234 TFLOP/s\n" in details and "host_rss_gib" in details
+
+
+def test_skipped_updates_are_shown(tmp_path, monkeypatch):
+    assert "  skipped  2\n" in summary_text(make_summary(tmp_path, monkeypatch, metrics={"loss": 1.0, "skipped": 2.0}))
+
+
+def test_resume_without_steps_shows_no_rates_of_the_attempt_before(tmp_path, monkeypatch):
+    before = {"loss": 1.0, "step_time_s": 0.1, "data_wait": 0.0, "flop_per_s": 1e9, "data_read_s": 1e-5}
+    text = summary_text(make_summary(tmp_path, monkeypatch, metrics=before, rates={}, compile_s=0.0))
+    assert "\n\n  loss  1\n\n  time  12.3 s\n\n" in text
+
+
 def test_summary_names_the_folder_of_figures_if_there_are_any(tmp_path, monkeypatch):
     summary = make_summary(tmp_path, monkeypatch)
     assert "figures" not in summary_text(summary)

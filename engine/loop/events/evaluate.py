@@ -57,7 +57,7 @@ class Evaluate:
             if (error := evaluation.figure_error) is not None:
                 self.say(f"warning: step {step}: figures of {evaluation.name} are missing: {error}")
         if new:
-            self.results.add(step, new)
+            self.results.add(step, new, boundary.last)
 
     def _runs(self, period: Period, boundary: Boundary) -> bool:
         """Whether an evaluation runs at this boundary; if the run ends early, those that the last step would run."""

@@ -93,7 +93,7 @@ class HookResults:
         for hook in agreed:
             check_measured(self.watched, "hook", hook, [n for n in scalars(found) if n.startswith(f"{hook}/")])
         if found:
-            self.results.add(boundary.step, found)
+            self.results.add(boundary.step, found, boundary.last)
 
 
 def _merge(

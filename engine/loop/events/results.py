@@ -1,12 +1,12 @@
 """The results of evaluations and hooks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from engine.base import formatting
 from engine.checkpoint.checkpointer import Checkpointer
 from engine.loop.divergence import list_names
-from engine.metrics.results import MAX_NUMBERS, Result, Table, scalars, table_text, too_large
+from engine.metrics.results import MAX_NUMBERS, Result, Table, scalars, table_text, titled, too_large
 from engine.observe.recorder import Recorder
 
 
@@ -19,20 +19,24 @@ class Results:
     say: Callable[[str], None]
     latest: dict[str, float]
     """Latest value of each metric that is a number."""
+    watched: Collection[str] = ()
+    """Metrics that the config names, which a line shows first."""
+    verbose: bool = False
+    """Whether all numbers and tables are printed at each step (`log.verbose`), not only at the last one."""
     warned: set[str] = field(default_factory=set)
     """Results that are too large for metrics.jsonl, as reported."""
 
-    def add(self, step: int, results: Mapping[str, Result]) -> None:
-        """Adds the results of a step, by full name. Every process adds the same."""
+    def add(self, step: int, results: Mapping[str, Result], last: bool = False) -> None:
+        """Adds the results of a step, by full name; `last` if the run ends there. Every process adds the same."""
         values = scalars(results)
         self.latest |= values
         self.recorder.note(step, results)
         self.checkpoints.record(step, values)
-        text = formatting.table(values)
+        text = formatting.table(values) if self.verbose else formatting.line(values, self.watched)
         self.say(f"step {step}:{text if text.startswith('\n') else f' {text}'}")
         for name, result in results.items():
-            if isinstance(result, Table):
-                self.say(f"step {step}: {name}:{table_text(result)}")
+            if isinstance(result, Table) and (self.verbose or last):
+                self.say(f"step {step}: {titled(name, result)}:{table_text(result)}")
         if large := [name for name in too_large(results) if name not in self.warned]:
             self.warned.update(large)
             self.say(f"warning: {list_names(large)}: above {MAX_NUMBERS} numbers or rows, so not in metrics.jsonl")

@@ -29,7 +29,7 @@ def test_first_stop_of_a_step_ends_the_run_and_its_metrics_are_recorded():
     added = []
 
     class Results:
-        def add(self, step, results):
+        def add(self, step, results, last=False):
             added.append((step, dict(results)))
 
     calls = {

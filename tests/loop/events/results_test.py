@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from engine.loop.events.results import Results
-from engine.metrics.results import MAX_NUMBERS
+from engine.metrics.results import MAX_NUMBERS, Table
 
 
 def test_results_are_noted_stored_and_said_once():
@@ -23,3 +23,16 @@ def test_results_are_noted_stored_and_said_once():
     assert [text for text in said if "warning" in text] == [
         f"warning: a/matrix: above {MAX_NUMBERS} numbers or rows, so not in metrics.jsonl"
     ]
+
+
+def test_many_results_and_tables_are_printed_in_full_at_the_end_or_if_verbose():
+    recorder: Any = SimpleNamespace(note=lambda step, results: None)
+    checkpoints: Any = SimpleNamespace(record=lambda step, values: None)
+    table = Table({"example": [3]}, "smallest accuracy first")
+    values = {**{f"a/part/x{i}": float(i) for i in range(7)}, "a/loss": 0.5, "a/worst_examples": table}
+    for verbose, last, lines in ((False, False, 1), (False, True, 4), (True, False, 6)):
+        said = []
+        Results(checkpoints, recorder, said.append, {}, watched={"a/part/x6"}, verbose=verbose).add(4, values, last)
+        assert len("\n".join(said).splitlines()) == lines
+    assert said[0].count("a/part") == 7
+    assert said[1] == "step 4: a/worst_examples (smallest accuracy first):\n  example\n        3"
