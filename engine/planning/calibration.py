@@ -24,7 +24,7 @@ from engine.base.files import replacing
 from engine.base.host import usable_cores
 from engine.base.types import Device
 from engine.compile.cache import key, user_directory
-from engine.planning.machine import MEASURED, Machine
+from engine.planning.machine import MEASURED, SHARE, Machine
 
 REPEATS = 5
 LOOPS = 32
@@ -88,12 +88,14 @@ def stored(
 def with_rates(machine: Machine, rates: dict[str, Any], source: str) -> Machine:
     """Returns a machine with measured rates."""
     names = ["bf16", "f32", "bandwidth", "link", "latency", "dispatch"]
-    names += ["new_memory"] if machine.platform in NEW_MEMORY else []
+    names += ["new_memory", "array", "update"] if machine.platform == "cpu" else []
     measured: dict[str, Any] = {name: float(rates[name]) for name in names}
-    if not all(rate > 0 or (rate == 0 and name == "latency") for name, rate in measured.items()):
+    shares = {name.removeprefix(SHARE): rate for name, rate in rates.items() if name.startswith(SHARE)}
+    positive = (*shares.values(), *(rate for name, rate in measured.items() if name != "latency"))
+    if min(positive) <= 0 or measured["latency"] < 0:
         raise ValueError(f"rates that are not positive: {measured}")
     margin = machine.margin if machine.platform == "cpu" else MEASURED
-    return dataclasses.replace(machine, **measured, source=source, margin=margin, measured=True)
+    return dataclasses.replace(machine, **measured, shares=shares, source=source, margin=margin, measured=True)
 
 
 def measure(devices: Sequence[Device], on_progress: Callable[[str], None]) -> dict[str, float]:
@@ -111,6 +113,9 @@ def measure(devices: Sequence[Device], on_progress: Callable[[str], None]) -> di
     if platform in NEW_MEMORY:
         elements = NEW_MEMORY[platform]
         rates["new_memory"] = probe.once(lambda x: jnp.full(elements, x[0])) / (4 * elements)
+        from engine.planning import small_work
+
+        rates |= small_work.rates(devices, rates["f32"], on_progress)
     if count == 1:
         return rates | {"link": rates["bandwidth"], "latency": 0.0}
     on_progress("measuring sums over the devices")

@@ -51,7 +51,7 @@ class CostModel(MemoryModel):
         hidden = machine.overlap * compute / max(sum(asynchronous.values()), machine.overlap * compute, 1e-30)
         cost.exposed = {**synchronous, **{axis: s * (1 - hidden) for axis, s in asynchronous.items()}}
         params, grads, optimizer = self.stored(candidate)
-        update = (2 * params + grads + 2 * optimizer) / machine.bandwidth
+        update = (2 * params + grads + 2 * optimizer) / (machine.update or machine.bandwidth)
         if candidate.offload_optimizer:
             update += 2 * optimizer / machine.host_bandwidth
         moved = 2 * candidate.accumulate * self.moved(candidate) / machine.host_bandwidth
@@ -63,7 +63,7 @@ class CostModel(MemoryModel):
             "host traffic": max(0.0, moved - machine.overlap * compute),
             "update": update,
             "new memory": self.new_memory(cost),
-            "dispatch": machine.dispatch / candidate.steps_per_dispatch,
+            "dispatch": (machine.dispatch + machine.array * self.arrays) / candidate.steps_per_dispatch,
         }
         return cost
 

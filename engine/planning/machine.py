@@ -4,6 +4,8 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from engine.base.host import host_memory, usable_cores
 from engine.base.types import Device
 from engine.config import hardware
@@ -19,6 +21,8 @@ UNFUSED = {"cpu": 2.0}
 fuses less than the formula assumes."""
 WHOLE = {"cpu": 8.0}
 """Platform -> how often a compiled step reads or writes each activation that `tensor` leaves whole, likewise."""
+LARGE = 384
+"""Smallest dimension from which a product is large."""
 DISPATCH_S = 2e-4
 """Seconds that the host needs for one dispatch; assumed."""
 LATENCY_S = {"tpu": 5e-6, "gpu": 2e-5, "cpu": 2e-4}
@@ -27,6 +31,10 @@ HOST_BANDWIDTH = 25e9
 """Bytes/s between a device and the memory of its host; assumed: PCIe of generation 4 with 16 lanes gives 32e9."""
 CORE_FLOPS, CORE_BANDWIDTH, CORE_NEW_MEMORY = 4e10, 8e9, 1e-9
 """FLOP/s, bytes/s and seconds for a byte of new memory of one CPU core; assumed until `convoy plan --calibrate`."""
+CONVOLUTION = "convolution"
+"""Key of `Machine.shares`."""
+SHARE = "share_"
+"""Prefix of the keys of `Machine.shares` in the file of the measured rates."""
 ASSUMED, MEASURED, CPU_FORMULA = 0.5, 0.3, 0.7
 """Stated relative errors of a time: with assumed rates, with measured ones, and of the formula on CPUs, where XLA fuses
 less than the formula assumes. They are judgments; docs/plan.md has the errors of runs."""
@@ -52,6 +60,10 @@ class Machine:
         latency: seconds until a collective sends its first byte.
         dispatch: seconds that the host needs for a dispatch.
         new_memory: seconds in which a device gets a byte of new memory for a step; 0 where it keeps its memory.
+        array: seconds that the host needs for an array of a dispatch, in addition.
+        update: bytes/s of the optimizer's update; 0: those of `bandwidth`.
+        shares: smallest dimension of a product, or CONVOLUTION -> share of the rate of a large product that it reaches;
+            empty where all reach it.
         share: share of the memory of a device that `memory` is.
         overlap: share of the computation during which collectives of parameters and gradients run.
         source: where the rates are from.
@@ -73,6 +85,9 @@ class Machine:
     latency: float
     dispatch: float = DISPATCH_S
     new_memory: float = 0.0
+    array: float = 0.0
+    update: float = 0.0
+    shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
     share: float = 1.0
     overlap: float = 0.0
     host_bandwidth: float = HOST_BANDWIDTH
@@ -84,6 +99,20 @@ class Machine:
     def peak(self, precision: str) -> float:
         """Returns the FLOP/s that a device reaches in `train.precision`, for products in eight bits if it has them."""
         return self.f32 if precision == "float32" else self.bf16 * self.eight_bits.get(precision, 1.0)
+
+    def product_share(self, dimension: int | None) -> float:
+        """Returns the share of the rate of a large product that another one reaches, between the measured ones.
+
+        Args:
+            dimension: the smallest dimension of the product; None: it is a convolution.
+        """
+        if dimension is None:
+            return self.shares.get(CONVOLUTION, 1.0)
+        found = sorted((int(size), share) for size, share in self.shares.items() if size != CONVOLUTION)
+        if not found:
+            return 1.0
+        sizes, shares = zip(*found, (LARGE, 1.0), strict=True)
+        return float(np.interp(math.log(max(dimension, 1)), np.log(sizes), shares))
 
     @property
     def fused_bandwidth(self) -> float:

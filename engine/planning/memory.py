@@ -83,6 +83,7 @@ class MemoryModel:
         self.prefetch = traces.prefetch
         self.approximate = traces.program.spec.approximate_accumulation
         arrays = jax.tree.leaves(traces.program.abstract_batch)
+        self.arrays = len(jax.tree.leaves(state)) + len(arrays)
         self.row_bytes = sum(math.prod(x.shape) * x.dtype.itemsize for x in arrays) / self.rows
         self.attentions = Attention.all_of(traces.used)
         self.unrolls = machine.platform == "cpu" and traces.program.spec.unroll

@@ -119,7 +119,8 @@ def cost_model(
     """
     balance = {name: machine.peak(name) / machine.fused_bandwidth for name in (*precisions, "bfloat16")}
     rows = max(1, min(program.batch_size // machine.count, 64))
-    return CostModel(Traces(program, sharding, prefetch, balance, rows, on_progress), machine)
+    traces = Traces(program, sharding, prefetch, balance, rows, on_progress, machine.product_share)
+    return CostModel(traces, machine)
 
 
 def rank(

@@ -40,6 +40,7 @@ class Traces:
             precision in eight bits.
         rows: rows of a small batch; the work is linear in the rows beyond.
         on_progress: receives a line before each trace.
+        share: as for `work.measure`.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class Traces:
         balance: Mapping[str, float],
         rows: int,
         on_progress: Callable[[str], None],
+        share: Callable[[int | None], float] = lambda dimension: 1.0,
     ):
         self.program, self.prefetch, self.balance, self.rows = program, prefetch, balance, max(rows, 1)
+        self.share = share
         self.on_progress = on_progress
         self.model = program.spec.model
         self.rules = {**RULES, **sharding.rules}
@@ -110,7 +113,7 @@ class Traces:
         if key not in self._work:
             graph, params = self._graph_at(remat, precision, rows)
             rest = self.balance["bfloat16" if precision in QUANTIZED else precision]
-            self._work[key] = measure(graph, params, self.axes, rest, self.balance[precision])
+            self._work[key] = measure(graph, params, self.axes, rest, self.balance[precision], self.share)
         return self._work[key]
 
     def _graph_at(self, remat: str, precision: str, rows: int) -> tuple[Graph, dict[int, tuple[str, tuple]]]:

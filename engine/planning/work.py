@@ -69,6 +69,7 @@ def measure(
     axes: Axes,
     balance: float,
     eight_bits: float | None = None,
+    share: Callable[[int | None], float] = lambda dimension: 1.0,
 ) -> Work:
     """Returns the work of a program.
 
@@ -78,15 +79,16 @@ def measure(
         axes: mesh axes of a logical axis.
         balance: FLOP that a device computes while it moves a byte of its memory.
         eight_bits: likewise of products in eight bits; None: `balance`.
+        share: share of these FLOP that a product reaches whose smallest dimension this is; None for a convolution.
     """
     found = Work(peak=graph.peak)
-    _Walk(found, axes, balance, eight_bits or balance).walk(graph, dict(params), 1)
+    _Walk(found, axes, balance, eight_bits or balance, share).walk(graph, dict(params), 1)
     return found
 
 
 class _Walk:
-    def __init__(self, work: Work, axes: Axes, balance: float, eight_bits: float):
-        self.work, self.axes, self.balance, self.eight_bits = work, axes, balance, eight_bits
+    def __init__(self, work: Work, axes: Axes, balance: float, eight_bits: float, share: Callable[[int | None], float]):
+        self.work, self.axes, self.balance, self.eight_bits, self.share = work, axes, balance, eight_bits, share
         self.in_stack = False
         self.sliced: set[str] = set()  # paths of parameters of which each iteration of a loop has another part
 
@@ -119,6 +121,8 @@ class _Walk:
         self.work.flops += times * operation.flops
         self.work.bytes += times * moved
         balance = self.eight_bits if _in_eight_bits(graph, operation) else self.balance
+        if operation.name in PRODUCTS:
+            balance *= self.share(_smallest(graph, operation))
         cost = times * max(moved, operation.flops / balance)
         self.work.cost += cost
         if operation.name in PRODUCTS and sources.scores.intersection((*operation.inputs, *operation.outputs)):
@@ -197,6 +201,18 @@ def _in_eight_bits(graph: Graph, operation: Operation) -> bool:
     """Returns whether an operation is a product of two arrays in eight bits."""
     factors = [x for x in operation.inputs[:2] if x >= 0]
     return operation.name in PRODUCTS and all(graph.bytes[x] == math.prod(graph.shapes[x]) for x in factors)
+
+
+def _smallest(graph: Graph, operation: Operation) -> int | None:
+    """Returns the smallest of the three dimensions of a product, without those of a batch; None for a convolution."""
+    if operation.name == "conv_general_dilated":
+        return None
+    sizes = []
+    for side in (0, 1):
+        shape, (contracted, batch) = graph.shapes.get(operation.inputs[side], ()), _dimensions(operation, side)
+        sizes.append(math.prod(size for i, size in enumerate(shape) if i not in (*contracted, *batch)))
+        sizes.append(math.prod(shape[i] for i in contracted if i < len(shape)))
+    return min(sizes)
 
 
 class _Sources:

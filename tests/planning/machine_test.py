@@ -66,3 +66,11 @@ def test_products_in_eight_bits_keep_their_ratio_to_bfloat16_with_measured_rates
     assert a100.peak("int8") == 2 * a100.bf16 and a100.peak("float8") == a100.bf16
     rates: dict[str, float] = dict.fromkeys(["bf16", "f32", "bandwidth", "link", "latency", "dispatch"], 1e12)
     assert with_rates(h100, rates, "measured").peak("float8") == pytest.approx(2e12, rel=1e-3)
+
+
+def test_share_of_a_narrow_product_lies_between_the_measured_ones():
+    plain = tiny.machine("h100:1x8")
+    assert plain.product_share(1) == plain.product_share(None) == 1
+    machine = dataclasses.replace(plain, shares={"64": 0.5, "16": 0.25, "convolution": 0.4})
+    found = [machine.product_share(size) for size in (None, 1, 16, 32, 64, 384, 4096)]
+    assert found == pytest.approx([0.4, 0.25, 0.25, 0.375, 0.5, 1, 1])

@@ -40,3 +40,20 @@ def test_work_has_the_queries_and_the_keys_of_attention():
     params = {graph.inputs[0]: ("query", ("embed", "heads")), graph.inputs[1]: ("key", ("embed", "kv_heads"))}
     work = measure(graph, params, lambda name: (), balance=1.0)
     assert (work.queries, work.keys) == (4 * 32 * 4, 4 * 8 * 4)
+
+
+def test_narrow_products_and_convolutions_take_their_share_of_the_rate():
+    """The product has the dimensions 32, 16 and 64 for each of 4 rows; a convolution has its own share."""
+
+    def loss(x, w, images, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        convolved = jax.lax.conv_general_dilated(images, kernel, (1, 1), "SAME", dimension_numbers=numbers)
+        return jnp.einsum("brk,bkn->brn", x, w), convolved
+
+    shapes = ((4, 32, 16), (4, 16, 64), (2, 8, 8, 3), (3, 3, 3, 4))
+    arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
+    graph = make_graph(jax.make_jaxpr(loss)(*arrays).jaxpr)
+    product, convolution = 2 * 4 * 32 * 16 * 64, 2 * 2 * 8 * 8 * 4 * 9 * 3
+    assert measure(graph, {}, lambda name: (), balance=1.0).cost == product + convolution
+    found = measure(graph, {}, lambda name: (), balance=1.0, share=lambda size: {16: 0.5, None: 0.25}[size])
+    assert found.cost == 2 * product + 4 * convolution
