@@ -63,9 +63,14 @@ class CostModel(MemoryModel):
             "host traffic": max(0.0, moved - machine.overlap * compute),
             "update": update,
             "new memory": self.new_memory(cost),
-            "dispatch": (machine.dispatch + machine.array * self.arrays) / candidate.steps_per_dispatch,
+            "dispatch": self.dispatch / candidate.steps_per_dispatch,
         }
         return cost
+
+    @property
+    def dispatch(self) -> float:
+        """Seconds that the host needs for a dispatch."""
+        return self.machine.dispatch + self.machine.array * self.arrays
 
     def computation(self, candidate: Candidate) -> float:
         """Returns the seconds in which a device computes a microbatch, without collectives."""

@@ -171,8 +171,8 @@ def _dispatched(model: CostModel, choices: Choices, cost: Cost) -> Cost:
         if k > choices.steps[0] and not fits:
             break
         cost.candidate, cost.memory = candidate, more
-        cost.seconds["dispatch"] = model.machine.dispatch / k
-        if model.machine.dispatch / k <= DISPATCH_SHARE * step:
+        cost.seconds["dispatch"] = model.dispatch / k
+        if model.dispatch / k <= DISPATCH_SHARE * step:
             break
     return cost
 
