@@ -34,7 +34,7 @@ type OnBatch = Callable[[str, int, int], None]
 # Settings that change how an evaluation is computed, but not its result beyond rounding.
 NOT_COMPARED = ("mesh.", "sharding.", "cache.", "log.", "data.")
 SCHEDULE = ("every", "at_start", "at_end")  # settings of an evaluation that only choose its steps
-LISTING = ("worst", "score", "worst_mode", "figures")  # settings that change no metric
+LISTING = ("worst", "score", "worst_mode", "figures", "per_example")  # settings that change no metric
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +175,7 @@ class SavedEvaluations:
         except OSError as error:
             if not self._warned:
                 self._warned = True
-                what = "results" if path == self.saved.directory.evaluations else "figures"
+                what = "results" if path == self.saved.directory.evaluations else "files"
                 self.say(f"{path}: cannot be written ({error.strerror or error}), so the {what} are not stored.")
 
 

@@ -309,6 +309,7 @@ class Evaluation:
         at_least(0, below=MAX_FIGURES + 1),
     )
     worst_mode: str = setting("auto", "Which score is worst: max, min, or auto: as the metric or its name says.", MODE)
+    per_example: bool = setting(False, "Keep the metrics of each example in per_example/*/STEP.parquet.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,8 +1,8 @@
 """Intervals and p-values for differences between runs, by resampling examples or groups, or over seeds.
 
 - Examples: bootstrap over groups of examples, such as scenes, since frames of a scene are not independent. The interval
-  is the expanded percentile interval of Hesterberg (2015), "What Teachers Should Know About the Bootstrap", section 3.4:
-  its level is adjusted so that it covers as often as a t interval does where groups are few.
+  is the expanded percentile interval of Hesterberg (2015), "What Teachers Should Know About the Bootstrap": its level
+  is adjusted so that it covers as often as a t interval does where groups are few.
 - Seeds: t intervals. A bootstrap over three seeds would give their range, which covers 75 % of the time.
 """
 

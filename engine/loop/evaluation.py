@@ -14,6 +14,7 @@ import jax
 
 from engine.base.duration import Period, RunSize
 from engine.base.errors import ConfigError, ConvoyError, TaskError, did_you_mean
+from engine.cluster import group
 from engine.compile.compiler import ProgramCompiler
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.evaluation_step import Built, evaluation_step
@@ -74,10 +75,10 @@ class Evaluator:
         self.unweighted: list[str] = []
         """Metrics of the latest run whose total weight was 0, so that they have no value."""
         functions = build_slices(config.slices, where)
-        if functions or config.worst:
-            _check_unpacked(source, f"{where}.{'slices' if functions else 'worst'}")
+        if functions or config.worst or config.per_example:
+            _check_unpacked(source, f"{where}.{'slices' if functions else 'worst' if config.worst else 'per_example'}")
         self._slices = Slices.of(functions, first_example(source), where) if functions else NO_SLICES
-        ranking = Ranking(config.worst, config.score, MODES[config.worst_mode])
+        ranking = Ranking(config.worst, config.score, MODES[config.worst_mode], config.per_example)
 
         def build(adds_loss: bool) -> Built:
             return evaluation_step(program, spec, batch_size, self._slices, ranking, where, adds_loss)
@@ -95,6 +96,10 @@ class Evaluator:
             raise TaskError(f"{where}: {type(program.task).__name__}.evaluate returned no metric.")
         if config.score is not None or config.worst:
             self._check_score(where)
+        if config.per_example:
+            from engine.metrics.example_file import check_storable
+
+            check_storable(self._states.abstract, len(source), where)
         self._by_row = self._by_row and not program.task.mixes_rows
         self._remainder = 0 if self._by_row else len(source) % batch_size  # rows of a last batch that is not padded
         if self._remainder:
@@ -213,7 +218,9 @@ class Evaluator:
         )
 
     def is_known(self, results: Mapping[str, float]) -> bool:
-        """Returns whether results that were stored for a step are those of this evaluation."""
+        """Returns whether results that were stored for a step are all that this evaluation gives."""
+        if self.config.per_example:  # an attempt that was killed may not have written the file
+            return False
         return results.keys() >= {name for names in self.scalars.values() for name in names or ()} and any(
             name.startswith(f"{self.name}/") for name in results
         )
@@ -268,6 +275,10 @@ class Evaluator:
         if self._figures is not None:
             drawn = self._figures.draw(params, model_state, merged.worst()[1].tolist(), step, on_progress)
             results |= {f"{self.name}/{name}": image for name, image in drawn.items()}
+        if self.config.per_example and group.is_primary():
+            from engine.metrics.example_file import file_of
+
+            results |= file_of(self.name, step, merged.each())
         return results
 
     def _batches(self) -> Generator[tuple[Batch, Mapping[str, jax.Array] | None]]:
@@ -338,7 +349,7 @@ def _check_unpacked(source: BaseSource, field: str) -> None:
 
 
 def check_watched(watched: Mapping[str, str], evaluations: Sequence[Evaluator], hooks: Collection[str]) -> None:
-    """Checks the metrics that the config names, as far as they are known before a run; `check_measured` does the rest.
+    """Checks the metrics that the config names, as far as they are known before a run.
 
     Args:
         watched: metric -> the config field that names it.
@@ -357,26 +368,6 @@ def check_watched(watched: Mapping[str, str], evaluations: Sequence[Evaluator], 
             f"{field} = {metric!r}: no evaluation has this metric.{did_you_mean(metric, names)} "
             f"Metrics here: {', '.join(names)}."
         )
-
-
-def check_measured(watched: Mapping[str, str], kind: str, name: str, found: Collection[str]) -> None:
-    """Checks that an evaluation or a hook has given each of its numbers that the config names.
-
-    Args:
-        watched: metric -> the config field that names it.
-        kind: "evaluation" or "hook".
-        name: its name.
-        found: full names of the numbers that it has given.
-
-    Raises:
-        TaskError: a number is missing.
-    """
-    for metric, field in watched.items():
-        if metric.partition("/")[0] == name and metric not in found:
-            raise TaskError(
-                f"{field} = {metric!r}: the {kind} {name} has not returned this metric.{did_you_mean(metric, found)} "
-                f"It returned: {', '.join(found) or 'none'}."
-            )
 
 
 def build_evaluations(

@@ -68,7 +68,15 @@ class Table:
     """What its rows are, such as "smallest accuracy first"; printed after its name."""
 
 
-type Result = float | np.ndarray | Image | Curve | Bins | Table
+@dataclasses.dataclass(frozen=True, eq=False)
+class File:
+    """A file below the run directory, which appears nowhere else: its path and its content."""
+
+    path: str
+    content: bytes
+
+
+type Result = float | np.ndarray | Image | Curve | Bins | Table | File
 """One named result. An array has at least one dimension."""
 
 
@@ -193,7 +201,7 @@ def too_large(results: Mapping[str, Any]) -> list[str]:
 
 
 def _json_value(value: Any) -> Any:
-    if isinstance(value, Image) or _size(value) > MAX_NUMBERS:
+    if isinstance(value, Image | File) or _size(value) > MAX_NUMBERS:
         return None
     if isinstance(value, Table):
         return {name: list(column) for name, column in value.columns.items()}

@@ -34,14 +34,31 @@ class Ranking:
         count: number of worst examples to list.
         score: name of the number that ranks them, "<metric>" or "<metric>/<key>"; None: "loss" if there is one.
         largest: whether the largest score is worst; None: as the metric says (`direction.py`), else the largest.
+        each: whether the states of all single examples are kept, too.
     """
 
     count: int = 0
     score: str | None = None
     largest: bool | None = None
+    each: bool = False
 
 
 NO_RANKING = Ranking()
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Examples:
+    """The metrics of single examples, in the order of the dataset.
+
+    Attributes:
+        indices: indices in the dataset, int64 `[examples]`.
+        slices: name -> which examples a slice has, bool `[examples]`.
+        metrics: name -> metric whose fields are all `[examples, ...]`.
+    """
+
+    indices: np.ndarray
+    slices: Mapping[str, np.ndarray]
+    metrics: Mapping[str, Metric]
 
 
 class SlicedStates:
@@ -72,7 +89,7 @@ class SlicedStates:
             better = higher_is_better(name, metrics[metric])
             self.largest = None if better is None else not better
         self._metrics = metrics
-        if slices or ranking.count:
+        if slices or ranking.count or ranking.each:
             _check_rows(metrics, where)
         if slices and COUNT in metrics:
             raise TaskError(
@@ -97,6 +114,11 @@ class SlicedStates:
         return f"{'largest' if self.is_largest_worst else 'smallest'} {name} first"
 
     @property
+    def abstract(self) -> Mapping[str, Metric]:
+        """The metrics of a batch, of abstract arrays `[batch, ...]`."""
+        return self._metrics
+
+    @property
     def scored(self) -> Metric | None:
         """The metric that ranks examples; None if no examples are listed."""
         return self._metrics[self.score[1]] if self.score and self.ranking.count else None
@@ -119,7 +141,11 @@ class SlicedStates:
         if self.scored is not None and self.score is not None:
             metric = metrics[self.score[1]]
             found |= {_of_score(field): jnp.asarray(getattr(metric, field)) for field, _ in array_fields(metric)}
-        return found | ({"rows": jnp.asarray(rows)} if self.slices or self.scored is not None else {})
+        if self.ranking.each:
+            found |= {_of_each(name): x for name, x in self.states.summed_rows(metrics).items()}
+        return found | (
+            {"rows": jnp.asarray(rows)} if self.slices or self.scored is not None or self.ranking.each else {}
+        )
 
     def merger(self, addresses: Addresses = lambda positions: positions) -> "SlicedMerger":
         """Returns the merged state of no batch."""
@@ -144,18 +170,23 @@ class SlicedMerger:
         self._members: list[np.ndarray] = []  # one array `[slices, rows]` for each batch, if a metric collects
         self._counts = np.zeros(slices, np.int64)
         self._worst = np.zeros(0), np.zeros(0, np.int64)  # scores and indices of the worst examples so far
+        self._keeps_rows = bool(self._whole.rows) or states.ranking.each
+        self._summed: dict[str, list[np.ndarray]] = {}  # full name of a summed field -> its rows of each batch
 
     def add(self, reduced: Reduced, first: int) -> None:
         """Adds a batch; waits for its result. `first` is the position of its first example in the evaluation."""
         self._whole.add(reduced)
-        if self._whole.rows:
-            self._examples.append(self._addresses(first + np.flatnonzero(np.asarray(reduced["rows"]) > 0)))
+        if self._keeps_rows:
+            kept = np.asarray(reduced["rows"]) > 0
+            self._examples.append(self._addresses(first + np.flatnonzero(kept)))
+            for name in self._states.states.summed_names if self._states.ranking.each else ():
+                self._summed.setdefault(name, []).append(np.asarray(reduced[_of_each(name)])[kept])
         if self._states.slices:
             for kind, total in self._sums.items():
                 total += np.asarray(reduced[_of_slices(kind)], total.dtype)
             members = np.asarray(reduced[_of_slices("members")])
             self._counts += members.sum(1)
-            if self._whole.rows:
+            if self._keeps_rows:
                 self._members.append(members[:, np.asarray(reduced["rows"]) > 0])
         if self._states.scored is not None:
             self._rank(*self._scores(reduced), first)
@@ -176,9 +207,20 @@ class SlicedMerger:
             }
             sums = {kind: x[number] for kind, x in self._sums.items()}
             count: PyTree = self._counts[number]  # merged metrics hold numpy
-            found = zip(self._examples, self._members, strict=True) if self._whole.rows else ()
+            found = zip(self._examples, self._members, strict=True) if self._keeps_rows else ()
             order = _order([examples[members[number]] for examples, members in found])
             yield name, {**self._states.states.merge(sums, rows, order), COUNT: Sum(count)}
+
+    def each(self) -> Examples:
+        """Returns the metrics of single examples, with `Ranking.each`."""
+        order = _order(self._examples)
+        metrics = self._states.states.merge({}, {**self._whole.rows, **self._summed}, order)
+        joined = (
+            np.concatenate(self._members, axis=1) if self._members else np.zeros((len(self._states.slices), 0), bool)
+        )
+        indices = np.concatenate([np.zeros(0, np.int64), *self._examples])
+        indices, joined = (indices, joined) if order is None else (indices[order], joined[:, order])
+        return Examples(indices, dict(zip(self._states.slices, joined, strict=True)), metrics)
 
     def worst(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns the scores of the worst examples, float64, and their indices in the dataset; the worst first.
@@ -262,6 +304,10 @@ def _of_slices(name: str) -> str:
 
 def _of_score(name: str) -> str:
     return f"score:{name}"
+
+
+def _of_each(name: str) -> str:
+    return f"each:{name}"
 
 
 def _real(x: np.ndarray) -> np.ndarray:

@@ -145,6 +145,15 @@ class MetricStates:
             parts.setdefault(field.kind, []).append(x.reshape(-1))
         return {kind: jnp.concatenate(arrays) for kind, arrays in parts.items()}
 
+    def summed_rows(self, metrics: Mapping[str, Metric]) -> Reduced:
+        """Returns the entries of each row of the summed fields, by full name, `[batch, ...]`; to be traced."""
+        return {field.full_name: self._array(metrics, field) for field in self._fields if field.kind}
+
+    @property
+    def summed_names(self) -> list[str]:
+        """Full names of the summed fields."""
+        return [field.full_name for field in self._fields if field.kind]
+
     def _array(self, metrics: Mapping[str, Metric], field: _Field) -> jax.Array:
         return jnp.asarray(getattr(metrics[field.metric], field.name), field.dtype)
 
@@ -175,13 +184,14 @@ class MetricStates:
 
         Args:
             sums: "float32" and "int32" -> the sums over all batches.
-            rows: full name of a collected field -> the rows of each batch.
+            rows: full name of a collected field -> the rows of each batch. A summed field that has rows here keeps
+                them, too.
             order: indices that sort the rows of all batches; None keeps their order.
         """
         arrays: dict[str, dict[str, np.ndarray]] = {name: {} for name in self.names}
         start = dict.fromkeys(sums, 0)
         for field in self._fields:
-            if field.kind:
+            if field.kind and field.full_name not in rows:
                 begin = start[field.kind]
                 start[field.kind] = end = begin + field.size
                 x = sums[field.kind][begin:end].reshape(field.shape)[()]

@@ -1,4 +1,4 @@
-"""Writes the images among results that have a file name as PNG files."""
+"""Writes the results that are files: images with a file name, as PNG, and the metrics of single examples."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.base.files import leftovers, remove, replacing
-from engine.metrics.results import Image
+from engine.metrics.results import File, Image
 from engine.observe.drawing import png
 
 FIGURE = re.compile(r"\d+-example-\d+\.png")
@@ -19,7 +19,7 @@ def png_bytes(image: Image) -> bytes:
 
 
 def write_figures(folder: Path, results: Mapping[str, Any], step: int | None = None) -> None:
-    """Writes each image with a file name into a folder; creates it if there is one. May raise OSError.
+    """Writes each image with a file name into a folder, and other files beside it. May raise OSError.
 
     A file appears complete. Figures of examples replace all those that an earlier evaluation of the same step has left.
 
@@ -38,8 +38,21 @@ def write_figures(folder: Path, results: Mapping[str, Any], step: int | None = N
                 file.write(png_bytes(value))
             if FIGURE.fullmatch(path.name):
                 written.setdefault(path.parent, set()).add(path.name)
+        if isinstance(value, File):
+            _write_file(folder.parent, value)
     for parent, names in written.items():
         remove_figures(parent, FIGURE, names)
+
+
+def _write_file(run: Path, file: File) -> None:
+    """Writes a file of an evaluation, and removes those of earlier steps that have no checkpoint any more."""
+    path = run / file.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as opened:
+        opened.write(file.content)
+    for other in list(path.parent.iterdir()):
+        if other.suffix == path.suffix and other != path and not (run / "checkpoints" / other.stem).is_dir():
+            other.unlink(missing_ok=True)
 
 
 def remove_figures(folder: Path, pattern: re.Pattern[str], kept: Collection[str]) -> None:

@@ -182,7 +182,7 @@ class MetricWriter:
         try:
             write_figures(folder, row, row["step"])
         except OSError as error:
-            self._warn(folder, error, "Figures are missing there")
+            self._warn(folder.parent, error, "Figures and other files of evaluations are missing there")
 
     def _write_lines(self, path: Path) -> None:
         """Writes the lines that are not in the file yet, as far as the disk has space."""

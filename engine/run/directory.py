@@ -17,6 +17,7 @@ A *run* is one working directory. An *attempt* is one start of a run, counted fr
     examples/          which examples each step consumed, with log.examples
     stacks/            stack traces: of all threads of a run that hung, of errors in processes without a log
     bad_examples/      which examples could not be read, with data.on_error=skip
+    per_example/       metrics of single examples: <evaluation>/<step>.parquet, with evaluations.NAME.per_example
     figures/           drawn predictions: <evaluation>/<step>/<rank>-example-<index>.png
     checkpoints/  tensorboard/  profile/
 """

@@ -4,6 +4,7 @@ import dataclasses
 import os
 import signal
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,8 +20,10 @@ from engine.base.errors import ConfigError, ShardingError, TaskError
 from engine.cli.main import main
 from engine.config.schema import Data, MeshSpec, Target
 from engine.config.schema import Evaluation as Config
+from engine.experiments import resampling
 from engine.loop.evaluation import Evaluator, build_evaluations, check_watched
 from engine.loop.preemption import Preemption
+from engine.metrics.example_file import read_parquet
 from engine.metrics.results import json_values, scalars
 from tests import zoo
 from tests.measuring import SLICED, Measure
@@ -94,17 +97,19 @@ def test_best_may_be_any_number_of_a_metric():
 
 
 @pytest.mark.slow
-def test_slices_are_evaluations_of_their_examples_on_any_mesh_with_any_batch_size():
+def test_slices_are_evaluations_of_their_examples_on_any_mesh_with_any_batch_size(tmp_path):
     slices = {"id": Target(target="tests.measuring.by_id"), **SLICED.slices}
-    config, bad = dataclasses.replace(SLICED, slices=slices, data=Data(on_error="skip")), (4, 36)
-    results = []
+    config, bad = dataclasses.replace(SLICED, slices=slices, data=Data(on_error="skip"), per_example=True), (4, 36)
+    results, files = [], []
     for mesh, batch_size in ((None, 37), (None, 10), (MeshSpec(data=2, fsdp=4), 16)):
         program = zoo.program(Measure(), mesh=mesh)
         subject = Evaluator("heldout", config, Unreadable(bad), program.evaluation, batch_size)
         found = subject.run(program.init())
         assert found is not None
-        assert subject.is_known(scalars(found))
+        files.append(found["heldout/per_example"])
         results.append(json_values(found))
+    assert files[0].path == "per_example/heldout/0.parquet"
+    assert files[0].content == files[1].content == files[2].content
     assert json_text.dumps(results[0]) == json_text.dumps(results[1]) == json_text.dumps(results[2])
     data, kept = zoo.examples(N, seed=5), [i for i in range(N) if i not in bad]
     members = {
@@ -126,9 +131,29 @@ def test_slices_are_evaluations_of_their_examples_on_any_mesh_with_any_batch_siz
     worst = sorted(scores, key=lambda i: -scores[i])[:5]
     assert results[0]["heldout/worst_examples"]["example"] == worst
     assert results[0]["heldout/worst_examples"]["id"] == [NAMES[i] for i in worst]
+    assert_states_give(files[0].content, results[0], tmp_path / "0.parquet")
     ranked = results[0]["heldout/worst_slices"]
     assert sorted(ranked["slice"]) == sorted(members)  # the empty slice has no score
     assert ranked["error/p90"] == sorted(ranked["error/p90"], reverse=True)
+
+
+def assert_states_give(content: bytes, wanted: Mapping[str, Any], path: Path) -> None:
+    """Asserts that the stored states of single examples merge to the results of all examples and of each slice."""
+    path.write_bytes(content)
+    stored = read_parquet(path)
+    for part, members in {"": np.ones(len(stored.indices), bool), **stored.slices}.items():
+        for name, metric in stored.metrics.items():
+            full = f"heldout/{part}/{name}".replace("//", "/")
+            found = resampling.results(full, metric, members.astype(np.int64))
+            assert found == {key: pytest.approx(wanted[key], rel=1e-12, nan_ok=True) for key in found}
+            assert found
+
+
+def test_evaluation_with_states_of_examples_is_not_known_from_its_results_alone():
+    """A killed attempt may have stored the results and not the file."""
+    program = zoo.program(zoo.Classify())
+    found = scalars(evaluation(program).run(program.init()) or {})
+    assert evaluation(program).is_known(found) and not evaluation(program, per_example=True).is_known(found)
 
 
 def test_bucketed_examples_are_sliced_and_named_by_their_index_with_one_program_per_length():
@@ -267,7 +292,7 @@ def test_results_of_a_run_are_logged_and_select_the_best_checkpoint(tmp_path, ca
     assert len(runs.rows(tmp_path, "heldout/found/scores")[10]) == N
     assert not runs.rows(tmp_path, "heldout/found/image")
     assert len(runs.rows(tmp_path, "heldout/worst_examples")[10]["example"]) == 2
-    assert "step 10: heldout/worst_examples:\n  example" in (tmp_path / "log.txt").read_text()
+    assert "step 10: heldout/worst_examples (largest error/p50 first):\n  example" in (tmp_path / "log.txt").read_text()
     assert runs.status(tmp_path)["metrics"]["heldout/confusion/f1/a"] == 0
     assert main(["evaluate", str(tmp_path)]) == 0
     printed = capsys.readouterr().out

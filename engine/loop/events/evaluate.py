@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from engine.base.duration import Period
 from engine.loop.divergence import list_names
-from engine.loop.evaluation import Evaluator, check_measured
+from engine.loop.evaluation import Evaluator
 from engine.loop.events.event import Boundary
-from engine.loop.events.results import Results
+from engine.loop.events.results import Results, check_measured
 from engine.loop.phases import EVALUATING
 from engine.loop.preemption import Preemption
 from engine.metrics.results import Result, scalars

@@ -9,9 +9,8 @@ from engine.base.duration import Period
 from engine.cluster import group
 from engine.cluster.peer_failure import LostPeer
 from engine.loop import timeouts
-from engine.loop.evaluation import check_measured
 from engine.loop.events.event import Boundary, Event
-from engine.loop.events.results import Results
+from engine.loop.events.results import Results, check_measured
 from engine.loop.hooks import parse, read_only
 from engine.loop.phases import CALLING_HOOK, WAITING_FOR_HOOKS
 from engine.metrics.results import Result, scalars

@@ -4,6 +4,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from engine.base import formatting
+from engine.base.errors import TaskError, did_you_mean
 from engine.checkpoint.checkpointer import Checkpointer
 from engine.loop.divergence import list_names
 from engine.metrics.results import MAX_NUMBERS, Result, Table, scalars, table_text, titled, too_large
@@ -40,3 +41,23 @@ class Results:
         if large := [name for name in too_large(results) if name not in self.warned]:
             self.warned.update(large)
             self.say(f"warning: {list_names(large)}: above {MAX_NUMBERS} numbers or rows, so not in metrics.jsonl")
+
+
+def check_measured(watched: Mapping[str, str], kind: str, name: str, found: Collection[str]) -> None:
+    """Checks that an evaluation or a hook has given each of its numbers that the config names.
+
+    Args:
+        watched: metric -> the config field that names it.
+        kind: "evaluation" or "hook".
+        name: its name.
+        found: full names of the numbers that it has given.
+
+    Raises:
+        TaskError: a number is missing.
+    """
+    for metric, setting in watched.items():
+        if metric.partition("/")[0] == name and metric not in found:
+            raise TaskError(
+                f"{setting} = {metric!r}: the {kind} {name} has not returned this metric.{did_you_mean(metric, found)} "
+                f"It returned: {', '.join(found) or 'none'}."
+            )
