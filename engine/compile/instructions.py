@@ -106,8 +106,9 @@ def splash_flops(i: Instruction) -> int:
     """Returns the FLOPs of a custom call that is a kernel of splash attention, which a TPU runs; 0 for others."""
     if not (match := _SPLASH.search(i.name)):
         return 0
-    batch, heads, time, head_dim = next(dims for _, dims in arrays(i.shape) if len(dims) == 4)
-    return _SPLASH_PRODUCTS[match[1]] * batch * heads * time * time * head_dim
+    # A device with one row has a result without the dimension of the rows.
+    *rows, heads, time, head_dim = max((dims for _, dims in arrays(i.shape)), key=len)
+    return _SPLASH_PRODUCTS[match[1]] * math.prod(rows) * heads * time * time * head_dim
 
 
 def _bytes(program: HloText, i: Instruction, shapes: Mapping[str, str]) -> int:

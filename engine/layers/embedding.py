@@ -47,8 +47,7 @@ def _look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
     owners = here.axes("embed", table.shape[1])
     own_ids = ids.size // math.prod(here.size(axis) for axis in rows)
     is_split_like_rows = owners and set(owners) <= set(rows)
-    within_shard_map = jax.sharding.get_abstract_mesh().manual_axes
-    if not is_split_like_rows or own_ids >= len(table) or within_shard_map:
+    if not is_split_like_rows or own_ids >= len(table) or layout.in_stage():
         # A table that is split over fsdp is gathered before the lookup, like other parameters before their use.
         return here.constrain(table, "vocab", None)[ids]
 

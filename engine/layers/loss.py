@@ -2,7 +2,7 @@
 
 The logits of a large vocabulary are computed in chunks of positions and recomputed for the gradient. Position t belongs
 to chunk t mod n, so that no position moves to another device. The kernel is gathered once for all chunks. Its gradient
-is summed over them in float32, and after them over the devices. The inside of a `jax.shard_map` is an exception
+is summed over them in float32, and after them over the devices. A stage of a pipeline is an exception
 (`whole_weight.py`): XLA gathers the kernel, and sums its gradient in the dtype of the kernel.
 """
 

@@ -27,14 +27,14 @@ MOST = 16
 def is_split_over_rows(x: jax.Array, weight: jax.Array, names: Sequence[str | None]) -> bool:
     """Returns whether devices that have other rows of `x` hold other parts of the weight.
 
-    It is false within a `jax.shard_map`, which leaves the weight to XLA.
+    It is false within a stage of a pipeline, which leaves the weight to XLA.
 
     Args:
         x: rows `[batch, ...]`.
         weight: the weight as it is stored.
         names: logical axes of the weight.
     """
-    return any(_split(x, weight, names)) and not jax.sharding.get_abstract_mesh().manual_axes
+    return any(_split(x, weight, names)) and not layout.in_stage()
 
 
 def with_whole_weights[R: (jax.Array, tuple[jax.Array, ...])](
@@ -47,7 +47,7 @@ def with_whole_weights[R: (jax.Array, tuple[jax.Array, ...])](
 ) -> R:
     """Returns `function(x, *weights, *others)`, rows, where each device has the whole weights and its own rows.
 
-    Within a `jax.shard_map` the weights are left to XLA.
+    Within a stage of a pipeline the weights are left to XLA.
 
     Args:
         function: acts on each row alone, and is differentiable in `x` and the weights.
@@ -62,7 +62,7 @@ def with_whole_weights[R: (jax.Array, tuple[jax.Array, ...])](
     rows = here.axes("batch", len(x))
     if not rows:
         return function(x, *(w.astype(jnp.float32) if wide else w for w in weights), *others)
-    if jax.sharding.get_abstract_mesh().manual_axes:
+    if layout.in_stage():
         return function(x, *weights, *others)
     splits = [_split(x, weight, axes) for weight, axes in zip(weights, names, strict=True)]
     elsewhere = [_split(x, weight, axes, by_rows=False) for weight, axes in zip(weights, names, strict=True)]

@@ -142,6 +142,11 @@ def make_layout(mesh: Mesh, sharding: Sharding, train: Train) -> Layout:
     )
 
 
+def in_stage() -> bool:
+    """Returns whether the trace is within a stage of a pipeline, where no layer has a `jax.shard_map` over rows."""
+    return "pipeline" in _manual_axes()
+
+
 def _manual_axes() -> tuple[str, ...]:
     """Returns the mesh axes of an enclosing `jax.shard_map`."""
     return tuple(jax.sharding.get_abstract_mesh().manual_axes)

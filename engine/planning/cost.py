@@ -117,7 +117,7 @@ class CostModel(MemoryModel):
             # A step gathers the parameters once. XLA:GPU gathers those in half precision in each pass instead.
             gathers = 2 if self.machine.platform == "gpu" and self.width(candidate) < 4 else 1 / n
             summed += weights.zero1 * (scatter - 2 + gathers)
-        elif n > 1 and axes["fsdp"] == axes["expert"] == axes["pipeline"] == 1 and not self.approximate:
+        elif n > 1 and axes["pipeline"] == 1 and not self.approximate:
             summed, sums = summed * 4 / self.width(candidate) / n, sums / n  # once after all microbatches, in float32
         passes = 3 if candidate.schedule == "1f1b" else 2  # forward, in 1f1b forward again, and backward
         share = axes["tensor"] * axes["pipeline"]

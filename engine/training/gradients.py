@@ -18,7 +18,6 @@ from engine.data.batch import Batch
 from engine.data.context import call
 from engine.metrics.mean import divide
 from engine.metrics.pairs import pairs_of
-from engine.parallel.mesh import BATCH_AXES
 from engine.parallel.rules import STACKED
 from engine.training.arrays import Arrays, cast
 from engine.training.jaxprs import keep_all
@@ -157,15 +156,14 @@ def sum_gradients(
 def _summed_once(spec: StepSpec) -> tuple[str, ...]:
     """Returns the mesh axes over which the gradients of all microbatches are summed at once: `data` or none.
 
-    Not with ZeRO-1 nor with rules that split parameters over `data`, where a device has no memory for the whole
-    gradients, nor for a Task whose result depends on the number of microbatches. With `fsdp` or `expert`, a layer
-    gathers weights over the rows (`layers/whole_weight.py`), which XLA does less well within a `jax.shard_map`. A
-    pipeline sums once in each microbatch; XLA cannot compile its `jax.shard_map` within another one.
+    Gradients that are split over other axes stay split while they are added up. Not with ZeRO-1 nor with rules that
+    split parameters over `data`, where a device has no memory for the gradients of all its rows, nor for a Task whose
+    result depends on the number of microbatches. A pipeline sums once in each microbatch; XLA cannot compile its
+    `jax.shard_map` within another one.
     """
-    sizes = {axis: spec.mesh.shape[axis] for axis in (*BATCH_AXES, "pipeline")}
-    only_data = sizes["data"] > 1 and all(size == 1 for axis, size in sizes.items() if axis != "data")
+    has_copies = spec.mesh.shape["data"] > 1 and spec.mesh.shape["pipeline"] == 1
     exact = spec.loss_on_each_device and not spec.approximate_accumulation
-    if not only_data or not exact or spec.layout.zero1:
+    if not has_copies or not exact or spec.layout.zero1:
         return ()
     shardings = param_shardings(spec.model, spec.mesh, spec.layout.rules).values()
     return () if any("data" in jax.tree.leaves(tuple(x.spec)) for x in shardings) else ("data",)

@@ -68,3 +68,5 @@ def test_cycles_and_kernels_of_a_tpu_are_multiplied_out():
     program = HloText.parse(TPU)
     assert cycles(program) == 20 * 100
     assert attention_flops(program) == 20 * 2 * 2 * 4 * 256**2 * 128  # two products over half of all pairs
+    of_one_row = HloText.parse(TPU.replace("[2,4,256,128]{3,2,1,0}", "[4,256,128]{2,1,0}"))
+    assert attention_flops(of_one_row) == attention_flops(program) / 2

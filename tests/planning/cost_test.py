@@ -33,8 +33,10 @@ def test_gradients_are_summed_once_a_step_unless_accumulation_is_approximate():
     approximate = Traces(program, Sharding(), 2, tiny.traces().balance, 4, print)
     sum_of_all = 2 * 7 / 8 * 4 * tiny.numbers()
     for traces, sums in ((tiny.traces(), 1), (approximate, 4)):
-        cost = CostModel(traces, tiny.machine("h100:1x8")).cost(tiny.candidate(data=8, accumulate=4))
-        assert cost.traffic == {"data": pytest.approx(sums * sum_of_all)}
+        model = CostModel(traces, tiny.machine("h100:1x8"))
+        assert model.cost(tiny.candidate(data=8, accumulate=4)).traffic == {"data": pytest.approx(sums * sum_of_all)}
+        once, split = (model.cost(tiny.candidate(data=2, fsdp=4, accumulate=n)).traffic["data"] for n in (1, 4))
+        assert split == pytest.approx(sums * once)
 
 
 def test_zero1_gathers_float32_parameters_once_a_step():
