@@ -41,7 +41,8 @@ def gradients(
 ) -> tuple[PyTree, list[jax.Array]]:
     """Runs the ticks of one stage and returns the gradients of its parameters, and its share of those of the inputs.
 
-    The gradients of the parameters are those of the rows of this device, in float32 if the parameters are narrower.
+    The gradients of the parameters are those of the rows of this device, in float32 if the parameters are narrower. The
+    queue of the gradients of the inputs is mirrored.
 
     Args:
         layers: function that applies consecutive layers.
@@ -65,7 +66,7 @@ def gradients(
     start = (queue, x, kept), (queues.mirrored(d_results), d_x, d_inputs, wide)
     count = schedule.ticks(queues.stages, queues.microbatches, stage.repeats) + latency
     (_, (_, _, d_inputs, d_params)), _ = lax.scan(tick, start, jnp.arange(count))
-    return d_params, queues.mirrored(d_inputs)
+    return d_params, d_inputs
 
 
 @dataclasses.dataclass(frozen=True)

@@ -90,7 +90,7 @@ def pipeline(
 
     def gradients(*args: PyTree) -> PyTree:
         d_params, d_inputs = one_f_one_b.gradients(*args)
-        return weights.own_parts(d_params), d_inputs
+        return weights.own_parts(d_params), queues.mirrored(d_inputs)
 
     def backward(
         params: Sequence[jax.Array], inputs: Travelling, d_out: list[jax.Array]
