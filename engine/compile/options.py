@@ -60,6 +60,19 @@ def compiler_options(platform: str, chosen: Mapping[str, Value | None]) -> dict[
     return {name: value for name, value in options.items() if value is not None}
 
 
+def step_options(options: Mapping[str, Value], packs: bool) -> dict[str, Value] | None:
+    """Returns the options of a train step; None for XLA's own.
+
+    Args:
+        options: those of its platform and config.
+        packs: small arrays are parts of vectors (`training/packing.py`). XLA would copy the gradients that the devices
+            sum together into one array, and each sum out of it. NCCL also sums several arrays in one kernel, and the
+            vectors read the sums where they are.
+    """
+    kept = {"xla_disable_hlo_passes": "all-reduce-contiguous"} if packs else {}
+    return {**kept, **options} or None
+
+
 def check_options(mesh: Mesh, options: Mapping[str, Value]) -> None:
     """Compiles a program of one number with these options.
 

@@ -19,7 +19,7 @@ from engine.cluster import group
 from engine.compile.compiler import ProgramCompiler
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.flops import count_flops, has_callback, has_convolution, model_flops
-from engine.compile.options import Value, step_control_flow
+from engine.compile.options import Value, step_control_flow, step_options
 from engine.compile.shapes import ByShape, CompiledSteps, StepsOfRun
 from engine.data.batch import Batch, abstract_batch
 from engine.data.context import call
@@ -350,7 +350,7 @@ class Program:
             self._compile(
                 f"{name} of length {shape + 1}" if shapes > 1 else name,
                 lambda shape=shape: self.trace(k, shape).lower(),
-                self.spec.compiler_options,
+                step_options(self.spec.compiler_options, self.spec.packs),
             )
             for shape in range(shapes)
         ]
@@ -375,13 +375,13 @@ class Program:
 
     def trace(self, k: int, shape: int = -1) -> jax.stages.Traced:
         """Returns the traced, not yet compiled, program of k steps; of several shapes, that of one, the largest."""
-        step = make_train_step(self.spec, self.task_metrics)
+        step = make_train_step(self.spec, self.task_metrics, k > 1)
         shardings = jax.tree.map(lambda x: x.sharding, self.abstract_state)
         jitted = jax.jit(
             with_layout(self.spec.layout, make_steps(step, self.spec.unroll, self.spec.packs)),
             donate_argnums=0,
             out_shardings=(shardings, replicated(self.mesh)),
-            compiler_options=dict(self.spec.compiler_options) or None,
+            compiler_options=step_options(self.spec.compiler_options, self.spec.packs),
         )
         mask = jax.ShapeDtypeStruct((k,), jnp.bool_, sharding=replicated(self.mesh))
         count = len(self.spec.optimizer.numbers)

@@ -6,6 +6,7 @@ XLA starts a kernel for each array of an update, and often one more to change it
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,8 @@ LARGEST = 1 << 18
 """Most elements of an array that is packed: its memory traffic takes a GPU less time than the start of a kernel."""
 MOST = 48
 """Most arrays of a vector. XLA does not join more than 96 arrays in one kernel."""
+KERNEL = 4
+"""Least dimensions of the kernel of a convolution over two dimensions."""
 
 type Packed = tuple[list[jax.Array], list[jax.Array]]
 """Vectors, and the arrays that are not packed."""
@@ -52,21 +55,34 @@ class Packing:
     def pack(self, tree: PyTree) -> Packed:
         """Returns the vectors of a pytree, and its other arrays."""
         leaves, packed = jax.tree.leaves(tree), {n for numbers in self.vectors for n in numbers}
-        vectors = [jnp.concatenate([leaves[n].reshape(-1) for n in numbers]) for numbers in self.vectors]
+        vectors = [jnp.concatenate([flat(leaves[n]) for n in numbers]) for numbers in self.vectors]
         return vectors, [x for n, x in enumerate(leaves) if n not in packed]
 
     def unpack(self, packed: Packed) -> PyTree:
         """Returns the pytree of vectors and other arrays."""
         leaves: dict[int, jax.Array] = {}
         for numbers, vector in zip(self.vectors, packed[0], strict=True):
-            start = 0
-            for n in numbers:
-                size = math.prod(self.shapes[n])
-                leaves[n] = vector[start : start + size].reshape(self.shapes[n])
-                start += size
+            shapes = [self.shapes[n] for n in numbers]
+            leaves |= {n: part(vector, shapes, place) for place, n in enumerate(numbers)}
         rest = iter(packed[1])
         found = [leaves[n] if n in leaves else next(rest) for n in range(len(self.shapes))]
         return jax.tree.unflatten(self.structure, found)
+
+
+def flat(x: jax.Array) -> jax.Array:
+    """Returns an array as a vector. An array of four dimensions or more is the kernel of a convolution.
+
+    Its last dimension, the outputs, comes first: cuDNN reads kernels so, and writes their gradients so.
+    """
+    return (jnp.moveaxis(x, -1, 0) if x.ndim >= KERNEL else x).reshape(-1)
+
+
+def part(vector: jax.Array, shapes: Sequence[tuple[int, ...]], number: int) -> jax.Array:
+    """Returns an array of a vector of arrays of these shapes, which `flat` has made."""
+    first = sum(map(math.prod, shapes[:number]))
+    shape = shapes[number]
+    x = vector[first : first + math.prod(shape)]
+    return jnp.moveaxis(x.reshape(shape[-1], *shape[:-1]), 0, -1) if len(shape) >= KERNEL else x.reshape(shape)
 
 
 def cast_together(params: Arrays, dtype: DTypeLike) -> Arrays:

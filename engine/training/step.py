@@ -35,7 +35,7 @@ type Steps = Callable[[TrainState, tuple[Batch, ...], jax.Array, jax.Array], tup
 MIN_LOSSES = 16  # with fewer losses in the window, no loss is a spike
 
 
-def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:
+def make_train_step(settings: StepSpec, metric_names: tuple[str, ...], in_loop: bool = False) -> Step:
     """Returns `(state, batch, skip, numbers) -> (state, metrics)`.
 
     `skip` (bool) skips the update, whatever the loss. `numbers` are those of `RunOptimizer.numbers`.
@@ -43,6 +43,7 @@ def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:
     Args:
         settings: parts and settings of the step.
         metric_names: the Task's metrics in the order of the result, "loss" first; `settings.engine_metrics` follow.
+        in_loop: the step is one of several in a program, whose loop may carry its state as vectors (`packing.py`).
     """
 
     def step(state: TrainState, batch: Batch, skip: jax.Array, numbers: jax.Array) -> tuple[TrainState, jax.Array]:
@@ -54,12 +55,16 @@ def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:
             pairs = pairs_of(means, None)
             sums = jnp.stack([pairs[name] for name in metric_names])
             grad_norm, update = after.grad_norm, functools.partial(new_state, spec, state, after, key)
+            select = functools.partial(_select, update, state)
             changed = [*after.params.values(), *(after.frozen[path] for path in spec.changed_frozen)]
             finite = jnp.stack([jnp.isfinite(x).all() for x in changed]).all()
         else:
             grads, sums, model_state = _gradients(spec, metric_names, state, batch, key, state.step)
             (grad_norm, grads), finite = _norm(spec, grads), True
             update = functools.partial(_update, spec, state, grads, grad_norm, model_state, key)
+            select = functools.partial(_select, update, state)
+            if in_loop and spec.packs:
+                select = functools.partial(_select_on_vectors, spec, state, grads, grad_norm, model_state, key)
         loss = divide(sums[0])
         ok = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & ~skip & finite
         window = state.loss_window
@@ -69,7 +74,7 @@ def make_train_step(settings: StepSpec, metric_names: tuple[str, ...]) -> Step:
         if spec.branch:
             new = jax.lax.cond(ok, update, lambda: state)
         else:
-            new = jax.tree.map(lambda a, b: jnp.where(ok, a, b), update(), state)
+            new = select(ok)
         new = optimizer_to_host(spec, new)
         new = dataclasses.replace(new, step=state.step + 1, rng=state.rng, loss_window=window)
         values = {
@@ -178,6 +183,29 @@ def _update(
     trained = {path: state.params[path] for path in spec.model.trained}
     trained, opt_state = optimize(spec, trained, state.opt_state, grads, grad_norm)
     return finish(spec, state, {**state.params, **trained}, model_state, opt_state, key)
+
+
+def _select(update: Callable[[], TrainState], state: TrainState, ok: jax.Array) -> TrainState:
+    """Returns the state after an update, or the same state if not `ok`."""
+    return jax.tree.map(lambda a, b: jnp.where(ok, a, b), update(), state)
+
+
+def _select_on_vectors(
+    spec: StepSpec,
+    state: TrainState,
+    grads: Arrays,
+    grad_norm: jax.Array,
+    model_state: Arrays,
+    key: jax.Array,
+    ok: jax.Array,
+) -> TrainState:
+    """Returns as `_select`, computed on vectors of small arrays."""
+    from engine.training.vectors import on_vectors
+
+    def select(state: TrainState, grads: Arrays, model_state: Arrays) -> TrainState:
+        return _select(functools.partial(_update, spec, state, grads, grad_norm, model_state, key), state, ok)
+
+    return on_vectors(select, state, grads, model_state)
 
 
 def make_steps(step: Step, unroll: bool, packs: bool = False) -> Steps:

@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from engine.base.errors import ConfigError
-from engine.compile.options import OPTIONS, PREFIXES, check_options, compiler_options, step_control_flow
+from engine.compile.options import OPTIONS, PREFIXES, check_options, compiler_options, step_control_flow, step_options
 from engine.config.schema import MeshSpec
 from engine.parallel.mesh import make_mesh
 from tests import zoo
@@ -59,3 +59,13 @@ def test_cpu_step_unrolls_with_convolutions_and_branches_without(has_convolution
 @pytest.mark.parametrize("platform", ["gpu", "tpu"])
 def test_accelerator_step_scans_and_selects(platform):
     assert not any(flag for has_convolution in (True, False) for flag in step_control_flow(platform, has_convolution))
+
+
+def test_a_step_of_packed_arrays_keeps_summed_gradients_apart_unless_the_config_says_otherwise():
+    name = "xla_disable_hlo_passes"
+    assert step_options({}, False) is None
+    assert step_options({"xla_gpu_autotune_level": 1}, True) == {
+        name: "all-reduce-contiguous",
+        "xla_gpu_autotune_level": 1,
+    }
+    assert step_options({name: "cse"}, True) == {name: "cse"}
