@@ -93,7 +93,9 @@ def _pillar_grid_forward(points, index, kernel, bias, cells):
 def _pillar_grid_backward(cells, saved, gradient):
     points, place, values, kernel, bias = saved
     gradient = jnp.where(values > 0, gradient, 0).astype(jnp.float32)  # [cells, width]
-    features = [x.astype(kernel.dtype) for x in point_features(points[place])]
+    # Without care for negative places, which XLA compares with an array of zeros that it then copies.
+    won = points.at[place].get(mode="promise_in_bounds", wrap_negative_indices=False)
+    features = [x.astype(kernel.dtype) for x in point_features(won)]
     features.append(jnp.ones_like(features[0]))  # of the bias
     sums = (jnp.stack(features).astype(jnp.float32) * gradient).sum(1)
     return None, None, sums[:-1].astype(kernel.dtype), sums[-1].astype(bias.dtype)

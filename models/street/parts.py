@@ -5,10 +5,14 @@ the parameters where the result is float32.
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+
+LINES, SHORT = 16, 32
+"""XLA computes the sum of fewer than 32 numbers in the kernel of a GPU that reads it. A longer sum is a kernel."""
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -22,8 +26,7 @@ def rectified_norm(x, scale, bias, epsilon):
 
 
 def _rectified_norm_forward(x, scale, bias, epsilon):
-    wide = x.astype(jnp.float32)
-    statistics = _sums(wide, wide * wide) / (x.size // x.shape[-1])
+    statistics = _statistics(x) / (x.size // x.shape[-1])
     y = _scaled(_standardised(x, statistics, epsilon)[0], scale, bias)
     return (jax.nn.relu(y).astype(x.dtype), statistics), (x, scale, bias, statistics)
 
@@ -32,7 +35,7 @@ def _rectified_norm_backward(epsilon, saved, gradients):
     x, scale, bias, statistics = saved
     standard, inverse = _standardised(x, statistics, epsilon)
     d_y = jnp.where(_scaled(standard, scale, bias) > 0, gradients[0].astype(jnp.float32), 0)
-    d_bias, d_scale = sums = _sums(d_y, d_y * standard)
+    d_bias, d_scale = sums = _sums(d_y, d_y * standard, x.dtype)
     mean_bias, mean_scale = sums / (x.size // x.shape[-1])
     d_x = (d_y - mean_bias - standard * mean_scale) * (inverse * scale.astype(jnp.float32))
     return d_x.astype(x.dtype), d_scale.astype(scale.dtype), d_bias.astype(bias.dtype)
@@ -41,11 +44,25 @@ def _rectified_norm_backward(epsilon, saved, gradients):
 rectified_norm.defvjp(_rectified_norm_forward, _rectified_norm_backward)
 
 
-def _sums(first, second):
+def _statistics(x):
+    """Returns the sums of `x` and of its squares over all but the last dimension, float32 `[2, features]`."""
+    wide = x.astype(jnp.float32)
+    if x.dtype == jnp.float32:
+        return _sums(wide, wide * wide, x.dtype)
+    # One kernel reads `x` and adds all but `LINES` sums. What reads the result adds these.
+    both, lines = jnp.stack([wide, wide * wide]), math.gcd(x.shape[2], LINES)
+    both = both.reshape(*both.shape[:3], -1, lines, both.shape[-1]).sum((1, 2, 3))
+    return jax.lax.optimization_barrier(both).sum(1)  # without a barrier XLA would join both sums again
+
+
+def _sums(first, second, dtype):
     """Returns the sums of two arrays `[batch, rows, columns, features]` over all but the last, `[2, features]`.
 
-    The sums of lines stay on their devices, which then add both results at once.
+    The sums of lines stay on their devices, which then add both results at once. Of short lines in half precision, one
+    kernel computes all.
     """
+    if first.shape[2] < SHORT and dtype != jnp.float32:
+        return jnp.stack([first, second]).sum((1, 2, 3))
     return jnp.stack([first.sum(2), second.sum(2)]).sum((1, 2))
 
 
