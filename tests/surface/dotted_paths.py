@@ -28,7 +28,12 @@ _EXAMPLES = {
 
 def found() -> set[str]:
     """Returns the paths in all files of this repository that name some."""
-    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), ROOT / "docs/notebook.ipynb"]
+    pages = [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "docs").rglob("*.ipynb"),
+    ]
     paths = {path for page in pages for path in _of_page(_read(page))}
     for folder in ("configs", "models", "benchmarks", *TOPS):
         for file in (ROOT / folder).rglob("*.py"):
