@@ -215,23 +215,22 @@ def overlay(example, masks, corners=None):
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(14, 4.5), layout="constrained")
+    figure = Figure(figsize=(14, 4.8), layout="constrained")
     axes = figure.subplot_mosaic([[*CAMERAS[:3], "above"], [*CAMERAS[3:], "above"]], width_ratios=(2, 2, 2, 3))
     rig, found = Rig(example["intrinsics"], example["poses"]), masks > 0.5
     centres = (np.arange(GRID) + 0.5) * CELL - EXTENT
+    seen = {}
+    for k, name in enumerate(MASKS):
+        rows, columns = np.nonzero(found[..., k])
+        seen[name] = rig.seen(np.stack([centres[columns], centres[rows], 0 * columns], -1))
     for n, camera in enumerate(CAMERAS):
         drawn = None if corners is None else corners[n]
-        plot.camera(example["images"][n], example["intrinsics"][n], corners=drawn, ax=axes[camera], title=camera)
-    for k, colour in enumerate(("tab:red", "tab:cyan")):
-        rows, columns = np.nonzero(found[..., k])
-        points = rig.seen(np.stack([centres[columns], centres[rows], 0 * columns], -1))
-        for camera, intrinsics, seen in zip(CAMERAS, example["intrinsics"], points, strict=True):
-            at = plot.project(seen[seen[:, 2] > 1], intrinsics)
-            axes[camera].plot(*at.T, ".", color=colour, markersize=2)
-        axes["above"].contourf(centres, centres, masks[..., k], [0.5, 1], colors=colour, alpha=0.6)
-        axes["above"].contour(centres, centres, example["masks"][..., k], [0.5], colors=plot.TRUTH, linewidths=0.7)
-    axes["above"].set_aspect("equal")
-    axes["above"].set_title("true masks in green")
+        cells = {name: points[n][points[n][:, 2] > 1] for name, points in seen.items()}
+        plot.camera(
+            example["images"][n], example["intrinsics"][n], corners=drawn, cells=cells, ax=axes[camera], title=camera
+        )
+    extent = (-EXTENT, EXTENT, -EXTENT, EXTENT)
+    plot.masks(masks, example["masks"], extent=extent, names=MASKS, ax=axes["above"])
     return figure, axes
 
 

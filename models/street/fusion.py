@@ -80,7 +80,7 @@ class Fusion(Task):
         seen = Rig(example["intrinsics"], example["poses"]).seen(corners(bottom))
         figure, axes = overlay(example, prediction["masks"], seen)
         truth = example["boxes"][example["mask"]["objects"]]
-        plot.boxes(boxes[:, FOOTPRINT], None, truth[:, FOOTPRINT], ax=axes["above"])
+        plot.boxes(boxes[:, FOOTPRINT], None, truth[:, FOOTPRINT], ego=None, ax=axes["above"])
         return figure
 
 

@@ -149,7 +149,7 @@ class TrafficForecast(Task):
             past[:1],
             example["future"][None],
             prediction["future"][None],
-            scores=prediction["probability"][None],
+            scores=prediction["probability"][None] / prediction["probability"].max(),
             ax=figure.axes[0],
             title=f"Simulated traffic (SUMO), {example['id']}",
         )

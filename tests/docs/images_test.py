@@ -61,6 +61,27 @@ def test_training_picture_shows_the_command_and_its_result():
     assert "digits: done at step 674 of 674" in shown
 
 
+def test_pictures_of_scenes_exist_and_need_their_runs(tmp_path, monkeypatch, capsys):
+    scenes = script("scenes")
+    assert [name for name in scenes["PICTURES"] if not (IMAGES / f"{name}.png").exists()] == []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["scenes.py"])
+    scenes["main"]()
+    left_out = capsys.readouterr().out.splitlines()
+    assert left_out[0].startswith("forecast: left out, since there is no runs/eth_ucy/zara2-k20-seed0")
+    assert len(left_out) == len(scenes["PICTURES"])
+
+
+def test_pictures_of_scenes_are_composed_side_by_side(tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    for name, size in {"a": (200, 100), "b": (100, 200)}.items():
+        image.new("RGBA", size, (0, 0, 0, 0)).save(tmp_path / f"{name}.png")
+    script("scenes")["compose"]([tmp_path / "a.png", tmp_path / "b.png"], 1000, tmp_path / "both.png")
+    both = image.open(tmp_path / "both.png")
+    assert both.size == (200 + 24 + 50, 100)
+    assert both.convert("RGBA").getpixel((5, 5))[3] == 0
+
+
 def test_pictures_load_nothing_from_the_network():
     for file in IMAGES.glob("*.svg"):
         assert "url(http" not in file.read_text() and "href" not in file.read_text(), file.name
