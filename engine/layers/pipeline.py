@@ -7,6 +7,7 @@ results of all stages. `one_f_one_b.py` has a backward pass with bounded memory.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -67,26 +68,8 @@ def pipeline(
             keys = jax.random.wrap_key_data(keys, impl=jax.random.key_impl(rng))
         return apply(values, first, carry, shared, keys), *x[1:]
 
-    def on_stages(run: Callable, params: Sequence[jax.Array], *batches: PyTree, out_specs: PyTree) -> PyTree:
-        def stage(values: Sequence[jax.Array], *queue: PyTree) -> PyTree:
-            whole = zip(weights.whole(values), params, strict=True)
-            return run(layers, queues, [x.astype(like.dtype) for x, like in whole], *queue)
-
-        stages = jax.shard_map(
-            stage,
-            mesh=layout.inner_mesh,
-            axis_names={AXIS, *weights.axes},
-            in_specs=(weights.specs, *[of_rows] * len(batches)),
-            out_specs=out_specs,
-            check_vma=False,  # the check refuses a scan in a layer whose initial carry is a constant
-        )
-        return stages([summable(x) for x in params], *jax.tree.map(queues.fill, batches))
-
-    def summable(x: jax.Array) -> jax.Array:  # XLA:CPU cannot sum half precision in a manual computation
-        return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if layout.platform == "cpu" else x
-
     def forward(params: Sequence[jax.Array], inputs: Travelling) -> PyTree:
-        return jax.tree.map(queues.drain, on_stages(_forward, params, inputs, out_specs=of_rows))
+        return jax.tree.map(queues.drain, on_stages(_forward, params, inputs, out_specs=weights.of_rows))
 
     def gradients(*args: PyTree) -> PyTree:
         d_params, d_inputs = one_f_one_b.gradients(*args)
@@ -95,12 +78,43 @@ def pipeline(
     def backward(
         params: Sequence[jax.Array], inputs: Travelling, d_out: list[jax.Array]
     ) -> tuple[PyTree, list[jax.Array]]:
-        d_params, d_inputs = on_stages(gradients, params, inputs, d_out, out_specs=(weights.specs, of_rows))
+        specs = weights.specs, weights.of_rows
+        d_params, d_inputs = on_stages(gradients, params, inputs, d_out, out_specs=specs)
         return [d.astype(x.dtype) for d, x in zip(d_params, params, strict=True)], jax.tree.map(queues.drain, d_inputs)
 
-    of_rows = PartitionSpec(AXIS, weights.axes or None)
+    on_stages = functools.partial(_on_stages, layers, queues, weights)
     run = one_f_one_b.with_own_gradient(forward, backward) if layout.schedule == "1f1b" else forward
     return run(list(params), (carry, shared, keys))
+
+
+def _on_stages(
+    layers: Layers,
+    queues: Queues,
+    weights: "_Weights",
+    run: Callable,
+    params: Sequence[jax.Array],
+    *batches: PyTree,
+    out_specs: PyTree,
+) -> PyTree:
+    """Runs a function `(layers, queues, parameters of a stage, queue of each batch)` on the devices of each stage."""
+    layout = queues.layout
+
+    def stage(values: Sequence[jax.Array], *queue: PyTree) -> PyTree:
+        whole = zip(weights.whole(values), params, strict=True)
+        return run(layers, queues, [x.astype(like.dtype) for x, like in whole], *queue)
+
+    def summable(x: jax.Array) -> jax.Array:  # XLA:CPU cannot sum half precision in a manual computation
+        return x.astype(jnp.promote_types(x.dtype, jnp.float32)) if layout.platform == "cpu" else x
+
+    stages = jax.shard_map(
+        stage,
+        mesh=layout.inner_mesh,
+        axis_names={AXIS, *weights.axes},
+        in_specs=(weights.specs, *[weights.of_rows] * len(batches)),
+        out_specs=out_specs,
+        check_vma=False,  # the check refuses a scan in a layer whose initial carry is a constant
+    )
+    return stages([summable(x) for x in params], *jax.tree.map(queues.fill, batches))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +161,11 @@ class _Weights:
         splits = [[tuple(a for a in entry if a in axes) for entry in spec] for spec in specs]
         elsewhere = [[tuple(a for a in entry if a not in axes) for entry in spec] for spec in specs]
         return cls(axes, splits, elsewhere, layout.platform)
+
+    @property
+    def of_rows(self) -> PartitionSpec:
+        """PartitionSpec of a queue `[stages * slots, rows of a microbatch, ...]`."""
+        return PartitionSpec(AXIS, self.axes or None)
 
     @property
     def specs(self) -> list[PartitionSpec]:
