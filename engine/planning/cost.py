@@ -114,8 +114,10 @@ class CostModel(MemoryModel):
         scatter = 2.0 if self.machine.platform == "cpu" else 1.0  # XLA:CPU all-reduces where others reduce-scatter
         summed, sums = 2 * weights.summed, 4.0
         if candidate.zero1:
-            # A step gathers the parameters once. XLA:GPU gathers those in half precision in each pass instead.
-            gathers = 2 if self.machine.platform == "gpu" and self.width(candidate) < 4 else 1 / n
+            # A step gathers the parameters once. XLA:GPU gathers those in half precision in each pass instead, and
+            # so do the layers on TPUs.
+            in_passes = self.machine.platform == "gpu" and self.width(candidate) < 4
+            gathers = 2 if in_passes or self.gathers_by_layer(candidate) else 1 / n
             summed += weights.zero1 * (scatter - 2 + gathers)
         elif n > 1 and axes["pipeline"] == 1 and not self.approximate:
             summed, sums = summed * 4 / self.width(candidate) / n, sums / n  # once after all microbatches, in float32

@@ -18,7 +18,7 @@ from engine.compile.build import DTYPES
 from engine.config.hardware import AXES
 from engine.data.prefetch import dispatches_in_flight
 from engine.parallel import schedule
-from engine.parallel.rules import partition_specs
+from engine.parallel.rules import STACKED, partition_specs
 from engine.planning.candidates import Attention, Candidate
 from engine.planning.machine import Machine
 from engine.planning.tracing import Traces
@@ -249,11 +249,32 @@ class MemoryModel:
         """Returns the bytes of what ZeRO-1 splits and a step holds whole.
 
         In bfloat16 the parameters are gathered, and the gradient of each layer is split when it is known. In float32
-        the parameters are stored whole, and the gradients count.
+        the parameters are stored whole, and the gradients count. TPUs gather kernels layer by layer: two layers of each
+        stack, or the largest kernel outside of one.
         """
         if not candidate.zero1 or candidate.axes["data"] == 1:
             return 0.0
-        return self.weights(candidate, 1).zero1
+        if not self.gathers_by_layer(candidate):
+            return self.weights(candidate, 1).zero1
+        stacked = single = rest = 0.0
+        for path, spec in self.specs(candidate.sizes).items():
+            shape, leading = self.params[path][0], self.stacked.get(path, 0)
+            if path not in self.trained or not zero1_divides(shape, spec, candidate.axes):
+                continue
+            parts = math.prod(candidate.axes[axis] for entry in spec for axis in entry)
+            size = self.width(candidate) * math.prod(shape) / parts
+            if len([name for name in self.model.names.get(path, ()) if name not in STACKED]) != 2:
+                rest += size
+            elif leading:
+                stacked += size / math.prod(shape[:leading])
+            else:
+                single = max(single, size)
+        return max(2 * stacked, single) + rest
+
+    def gathers_by_layer(self, candidate: Candidate) -> bool:
+        """Returns whether layers gather what ZeRO-1 splits, each in its turn (`Layout.gathers_over_data`)."""
+        alone = candidate.axes["data"] > 1 and candidate.axes["tensor"] == 1
+        return candidate.zero1 and alone and self.machine.platform == "tpu" and candidate.precision == "bfloat16"
 
     def weights(self, candidate: Candidate, loops: int) -> WeightTraffic:
         """Returns the traffic of the parameters in a microbatch; `weight_traffic` has `loops`."""

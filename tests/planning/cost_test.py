@@ -40,13 +40,15 @@ def test_gradients_are_summed_once_a_step_unless_accumulation_is_approximate():
 
 
 def test_zero1_gathers_float32_parameters_once_a_step():
-    """A step gathers the updated parameters. In half precision, XLA:GPU gathers them in both passes (8 H100)."""
+    """A step gathers the updated parameters. In half precision, it gathers them in both passes (8 H100, 16 v5e)."""
     size = 4 * tiny.numbers()
     for accumulate in (1, 4):
         cost = tiny.model().cost(tiny.candidate(data=8, zero1=True, accumulate=accumulate))
         assert cost.traffic["data"] == pytest.approx(7 / 8 * size * (accumulate + 1), rel=0.02)
         half = tiny.model().cost(tiny.candidate(data=8, zero1=True, accumulate=accumulate, precision="bfloat16"))
         assert half.traffic["data"] == pytest.approx(7 / 8 * size / 2 * 3 * accumulate, rel=0.02)
+        on_tpus = CostModel(tiny.traces(), tiny.machine("v5e:2x4")).cost(half.candidate)
+        assert on_tpus.traffic["data"] == pytest.approx(half.traffic["data"], rel=0.02)
 
 
 def test_rows_of_a_device_divide_the_activations_and_the_products():

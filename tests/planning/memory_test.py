@@ -52,6 +52,21 @@ def test_a_step_holds_whole_what_zero1_splits(precision, held):
     assert more == pytest.approx(held * tiny.numbers(), rel=0.02)
 
 
+def test_tpus_hold_two_layers_of_what_zero1_splits():
+    """The 8 layers have kernels of 64 x 256 and 256 x 64, and biases, which each device gathers whole."""
+    found = {}
+    for target in ("v5e:2x4", "h100:1x8"):
+        model = CostModel(tiny.deep_model().traces, tiny.machine(target))
+        one, split = (
+            model.memory(tiny.candidate(data=8, zero1=zero1, precision="bfloat16")).memory["temporary"]
+            for zero1 in (False, True)
+        )
+        found[target] = split - one
+    layer, biases = 2 * 2 * tiny.WIDTH * tiny.HIDDEN, 2 * tiny.DEPTH * (tiny.WIDTH + tiny.HIDDEN)
+    assert found["v5e:2x4"] - biases == pytest.approx(2 * layer, rel=0.05)
+    assert found["h100:1x8"] == pytest.approx(tiny.DEPTH * layer + biases, rel=0.05)
+
+
 def test_batches_of_all_dispatches_on_a_device_are_in_its_memory():
     """Two dispatches wait behind the one that runs; a loop over several steps has its batches as one more array."""
     batch = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tiny.program().abstract_batch))
