@@ -1,7 +1,7 @@
 """Simulated traffic (SUMO): six futures of 6 s of an agent, from 2 s and the lanes and lights around it.
 
 tools/bazel run //configs:forecast_sim               simulates the traffic first: about two minutes (estimated)
-convoy train --config=configs/forecast_sim.py        likewise, with pip install 'convoy-engine[sim]'
+convoy train --config=configs/forecast_sim.py        likewise, with pip install -e '.[sim]'
 
 2 min 13 s of CPU time. On networks that it was not trained on, of agents that move: minADE 1.14 m of the best of 6
 futures, the mean of three seeds (1.10 to 1.21 m), 0.34 of constant velocity's 3.39 m. Its most likely future has

@@ -4,7 +4,7 @@ tools/bazel run //configs:motion_tokens     6 min of CPU time; 200 test scenes, 
                                             vehicles collide (constant velocity 27.4 %) and 2.4 % leave
                                             the road (10.6 %); minADE of 8 roll-outs 1.28 m (3.64 m)
 
-`pip install 'convoy-engine[sim]'` brings SUMO for `convoy train`. The first run also simulates the scenes, in about
+`pip install -e '.[sim]'` brings SUMO for `convoy train`. The first run also simulates the scenes, in about
 two minutes of one core (an estimate).
 """
 

@@ -84,9 +84,10 @@ def _pyarrow() -> Any:
         importlib.import_module("pyarrow.parquet")
         return importlib.import_module("pyarrow")
     except ModuleNotFoundError as error:
-        raise ConfigError(
-            "parquet files need pyarrow, which is not installed: pip install 'convoy-engine[parquet]', or write .npz."
-        ) from error
+        from engine.base.extras import install_command
+
+        command = install_command("parquet")
+        raise ConfigError(f"parquet files need pyarrow, which is not installed: {command}, or write .npz.") from error
 
 
 def _cannot_write(path: Path, error: OSError) -> DataError:

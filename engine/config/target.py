@@ -136,7 +136,9 @@ def import_error(error: ImportError, name: str, field: str) -> FieldError:
         problem = f"{name} imports {missing!r}, which does not exist{line}"
         return FieldError(field, problem, f"Correct the import. The package {package!r} was found.")
     if extra := _EXTRAS.get(package):
-        advice = f"It comes with the extra {extra!r}: pip install 'convoy-engine[{extra}]'."
+        from engine.base.extras import install_command
+
+        advice = f"It comes with the extra {extra!r}: {install_command(extra)}."
     else:
         advice = "Install the package that provides it, or correct the import."
     return FieldError(field, f"{name} needs the module {missing!r}, which is not installed{line}", advice)

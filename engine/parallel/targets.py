@@ -121,8 +121,10 @@ class HardwareTarget:
             ConfigError: a package of the extra `aot` is missing, or its compiler rejects the topology.
         """
         if names := missing(self.platform):
+            from engine.base.extras import install_command
+
             raise ConfigError(
-                f"Compiling for {self.text} needs {names}. Install the extra aot: pip install 'convoy-engine[aot]'."
+                f"Compiling for {self.text} needs {names}. Install the extra aot: {install_command('aot')}."
             )
         keep_to_cpu()
         try:

@@ -31,8 +31,10 @@ def axes(ax: Any, title: str, equal: bool = True) -> tuple[Any, Any]:
         try:
             module = importlib.import_module("matplotlib.figure")
         except ModuleNotFoundError as error:
+            from engine.base.extras import install_command
+
             raise ConfigError(
-                "engine.plot needs matplotlib, which is not installed: pip install 'convoy-engine[plot]'."
+                f"engine.plot needs matplotlib, which is not installed: {install_command('plot')}."
             ) from error
         ax = module.Figure(figsize=(SIZE, SIZE), layout="constrained", label=DECORATION).subplots()
     if equal and ax.get_aspect() == "auto":

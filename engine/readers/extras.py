@@ -23,6 +23,6 @@ def import_extra(module: str, extra: str, files: str) -> ModuleType:
         package = module.partition(".")[0].replace("_", "-")
         if error.name is None or not module.startswith(error.name):  # a module that the library itself needs
             package = str(error.name)
-        raise DataError(
-            f"{files} need {package}, which is not installed: pip install 'convoy-engine[{extra}]'."
-        ) from error
+        from engine.base.extras import install_command
+
+        raise DataError(f"{files} need {package}, which is not installed: {install_command(extra)}.") from error

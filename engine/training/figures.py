@@ -75,6 +75,6 @@ def _matplotlib_needed(where: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        raise ConfigError(
-            f"{where} needs matplotlib, which is not installed: pip install 'convoy-engine[plot]'."
-        ) from error
+        from engine.base.extras import install_command
+
+        raise ConfigError(f"{where} needs matplotlib, which is not installed: {install_command('plot')}.") from error

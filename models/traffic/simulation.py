@@ -92,7 +92,7 @@ def sumo_folder() -> Path:
         return Path(importlib.import_module("sumo").__file__ or "").parent
     except ModuleNotFoundError as error:
         raise DataError(
-            "Simulated traffic needs eclipse-sumo, which is not installed: pip install 'convoy-engine[sim]'."
+            "Simulated traffic needs eclipse-sumo, which is not installed. In the clone: pip install -e '.[sim]'."
         ) from error
 
 

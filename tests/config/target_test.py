@@ -3,6 +3,7 @@ import sys
 import pytest
 
 from engine.base.errors import ConfigError
+from engine.base.extras import install_command
 from engine.config.draft import defaults
 from engine.config.schema import Data, Optimizer, Target
 from engine.config.target import build, check, is_found, resolve
@@ -275,7 +276,7 @@ def test_import_error_of_a_call_is_one_sentence(package, name, sentence):
 
 def test_missing_module_of_an_extra_names_the_extra(package, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn", None)  # as if it were not installed
-    sentence = "It comes with the extra 'examples': pip install 'convoy-engine[examples]'."
+    sentence = f"It comes with the extra 'examples': {install_command('examples')}."
     fails(Target(target="shop.tasks.scans_of_sklearn"), sentence, build)
 
 

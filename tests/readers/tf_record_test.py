@@ -204,5 +204,5 @@ def test_fingerprint_depends_on_content_and_decoder_and_not_on_folder(labels, tm
 
 def test_missing_library_is_named_with_its_extra(labels, monkeypatch):
     monkeypatch.setitem(sys.modules, "google_crc32c", None)
-    with pytest.raises(DataError, match=r"TFRecord files need google-crc32c.*pip install 'convoy-engine\[tfrecord\]'"):
+    with pytest.raises(DataError, match=r"TFRecord files need google-crc32c.*pip install .*\[tfrecord\]'"):
         TFRecord(str(labels))

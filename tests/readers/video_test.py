@@ -116,5 +116,5 @@ def test_other_files_wrong_arguments_and_a_missing_library_are_named(tmp_path, p
     with pytest.raises(DataError, match="frames=0, stride=1, step=0, size=None: allowed are 1 and more"):
         Video(path, frames=0)
     monkeypatch.setitem(sys.modules, "av", None)  # its import fails
-    with pytest.raises(DataError, match=r"Video files need av.*: pip install 'convoy-engine\[video\]'"):
+    with pytest.raises(DataError, match=r"Video files need av.*: pip install .*\[video\]'"):
         Video(path)

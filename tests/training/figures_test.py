@@ -69,7 +69,7 @@ def test_only_figures_of_matplotlib_are_closed(monkeypatch):
             TaskError,
             r"failed: TypeError: .* It got example: id text, x ",
         ),
-        (missing, ConfigError, r"^Drawing.figure needs matplotlib, .*: pip install 'convoy-engine\[plot\]'"),
+        (missing, ConfigError, r"^Drawing.figure needs matplotlib, .*: pip install .*\[plot\]'"),
     ],
 )
 def test_wrong_figures_are_named(result, kind, text):

@@ -129,9 +129,10 @@ def read_array(path: str, name: str, where: str) -> tuple[npt.ArrayLike, Sequenc
             try:
                 import pyarrow.parquet  # pyright: ignore[reportMissingImports]
             except ImportError as error:
-                raise DataError(
-                    f"{where}: {path}: parquet files need pyarrow: pip install 'convoy-engine[parquet]'."
-                ) from error
+                from engine.base.extras import install_command
+
+                command = install_command("parquet")
+                raise DataError(f"{where}: {path}: parquet files need pyarrow: {command}.") from error
             columns = pyarrow.parquet.ParquetFile(file).schema_arrow.names
             column = _only(columns, name, path, where)
             return pyarrow.parquet.read_table(file, columns=[column])[column].to_pylist(), None

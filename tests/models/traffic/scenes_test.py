@@ -18,7 +18,7 @@ from engine import DataError, Padded
 from tests.models.traffic.recording import recording
 
 needs_sumo = pytest.mark.skipif(
-    importlib.util.find_spec("sumo") is None, reason="SUMO is not installed: pip install 'convoy-engine[sim]'"
+    importlib.util.find_spec("sumo") is None, reason="SUMO is not installed: pip install -e '.[sim]'"
 )
 
 
@@ -120,7 +120,7 @@ def test_files_are_written_once(tmp_path, monkeypatch):
 
 def test_missing_sumo_is_an_error_that_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "sumo", None)
-    with pytest.raises(DataError, match=r"eclipse-sumo, which is not installed: pip install 'convoy-engine\[sim\]'"):
+    with pytest.raises(DataError, match=r"eclipse-sumo, which is not installed. .*: pip install -e '.\[sim\]'"):
         scenes("test", str(tmp_path))
 
 
