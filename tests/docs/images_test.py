@@ -12,6 +12,7 @@ from tests.docs import pages
 
 IMAGES = pages.ROOT / "docs" / "images"
 ENGINE = pages.ROOT / "engine"
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,24 @@ def test_architecture_picture_has_colours_for_both_schemes():
     coloured = re.findall(r"^  \.(\w+) \{.*(?:fill|stroke): #", light, re.MULTILINE)
     assert coloured
     assert [kind for kind in coloured if f".{kind}" not in dark] == []
+
+
+def test_texts_of_the_architecture_picture_fit_into_their_boxes():
+    path = pytest.importorskip("matplotlib.textpath")
+    fonts = pytest.importorskip("matplotlib.font_manager")
+    sizes = {"name": ("DejaVu Sans Mono", 15, 700), "note": ("DejaVu Sans", 12, 400), "title": ("DejaVu Sans", 13, 700)}
+    tree = ET.fromstring((IMAGES / "architecture.svg").read_text())
+    boxes = [[float(box.attrib[name]) for name in ("x", "y", "width", "height")] for box in tree.iter(f"{SVG}rect")]
+    for text in tree.iter(f"{SVG}text"):
+        family, size, weight = sizes[text.attrib["class"]]
+        font = fonts.FontProperties(family=family, weight=weight)
+        width = path.TextPath((0, 0), text.text, size=size, prop=font).get_extents().width
+        x, y = (float(text.attrib[name]) for name in ("x", "y"))
+        inside = [box for box in boxes if box[0] <= x <= box[0] + box[2] and box[1] <= y <= box[1] + box[3]]
+        if inside:
+            left, top, wide, high = min(inside, key=lambda box: box[2])
+            assert width <= wide - 8 if text.attrib["text-anchor"] == "middle" else x + width <= left + wide, text.text
+            assert top + size <= y + 4 and y <= top + high - 4, text.text
 
 
 def test_training_picture_shows_the_command_and_its_result():
