@@ -3,18 +3,22 @@
 `verbs.py` lists the verbs. They import heavy libraries only when they run, so that `convoy --help` answers at once.
 """
 
+import sys
+
+from engine.cli.huge_pages import computes, restart_with_huge_pages
+
+if __name__ == "__main__" and computes(sys.argv[1:]):
+    restart_with_huge_pages()  # before the imports below, which the restarted program would repeat
+
 from engine.base.host import collect_rarely, oom_kills
-from engine.cli.huge_pages import restart_with_huge_pages
 
 if __name__ == "__main__":
-    restart_with_huge_pages()  # before the imports below, which the restarted program would repeat
     collect_rarely()
 
 import argparse
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Sequence
 from typing import NoReturn
@@ -22,7 +26,7 @@ from typing import NoReturn
 from engine.base.errors import ConfigError, EngineEnd
 from engine.cli.arguments import make_parser, parse, split_overrides
 from engine.cli.verbs import VERBS, Verb
-from engine.cluster import group, output, parent, processes, shutdown, signal_thread, verdict
+from engine.cluster import group, output, processes, shutdown, signal_thread, verdict
 from engine.cluster.exit_status import ExitStatus, status_of
 from engine.cluster.kv_store import CoordinationError
 from engine.cluster.peer_failure import LostPeer
@@ -137,6 +141,8 @@ def _continue_in_child(words: list[str]) -> None:
     if verb is not None and verb.runs_user_code and not prints_help and not verdict.is_launched():
         if not verb.prints_result:
             output.drop_unread_results()
+        from engine.cluster import parent  # loads the C library
+
         verdict.share()
         kills = oom_kills()
         parent.continue_in_child(lambda pid, code: _report_end(pid, code, kills, verb), verdict.pass_on)
@@ -167,10 +173,11 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
 
     If a thread is blocked on storage, the process exits without Python's cleanup, which would wait for that thread.
     """
-    output.guard()
-    restart_with_huge_pages()
-    collect_rarely()
     words = list(sys.argv[1:] if argv is None else argv)
+    output.guard()
+    if computes(words):
+        restart_with_huge_pages()
+    collect_rarely()
     _continue_in_child(words)
     verdict.begin()
     _treat_hangup_as_sigterm()

@@ -1,12 +1,14 @@
 """Huge pages: a program restarts once, with its arguments, if the kernel provides them on request."""
 
 import os
+import pathlib
 import subprocess
 import sys
 
 import pytest
 
 from engine.cli import huge_pages
+from engine.cli.verbs import VERBS
 
 PROGRAM = """
 import os, sys
@@ -25,7 +27,8 @@ def run(tunables):
 
 @pytest.mark.parametrize("before", ["", "glibc.malloc.check=0"])
 def test_program_restarts_with_its_arguments_if_huge_pages_are_on_request(before):
-    asks = huge_pages.KERNEL_SETTING.exists() and "[madvise]" in huge_pages.KERNEL_SETTING.read_text()
+    kernel = pathlib.Path(huge_pages.KERNEL_SETTING)
+    asks = kernel.exists() and "[madvise]" in kernel.read_text()
     after = ":".join(filter(None, (before, "glibc.malloc.hugetlb=1"))) if asks else before
     assert run(before) == f"{after} ['a b', '--c']".strip()
 
@@ -40,3 +43,12 @@ def test_restart_is_needed_only_if_huge_pages_are_on_request():
     assert not any(
         huge_pages.needs_restart(kernel, "") for kernel in ("[always] madvise never", "always madvise [never]", "")
     )
+
+
+def test_only_commands_that_compute_restart():
+    assert {name for name in VERBS if huge_pages.computes([name])} == huge_pages.COMMANDS
+    light = {"init", "plot", "config", "checkpoints", "goodput", "doctor"}
+    assert set(VERBS) == huge_pages.COMMANDS | light  # decide for a new verb
+    for words in ([], ["trian"], ["--help"], ["train", "--help"], ["launch", "-h", "--", "train"]):
+        assert not huge_pages.computes(words)
+    assert huge_pages.computes(["launch", "local", "--", "train", "--help"])

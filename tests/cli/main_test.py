@@ -38,6 +38,7 @@ def test_help_imports_neither_jax_nor_the_engine_of_a_verb():
     modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
     assert "engine.cli.verbs" in modules
     assert not modules & {"jax", "flax", "numpy", "engine.api", "engine.planning", "engine.datasets"}
+    assert not modules & {"rich", "yaml", "ctypes", "engine.config.schema", "engine.cluster.parent"}
 
 
 def test_function_returns_while_a_thread_waits_for_storage(capsys):
