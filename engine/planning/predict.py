@@ -14,6 +14,7 @@ from engine.planning import machine as machines
 from engine.planning.candidates import candidate_of
 from engine.planning.record import PlanRecord, Predicted
 from engine.planning.search import cost_model
+from engine.run.log import logger
 
 
 def predict(program: Program, config: Config, known: Predicted | None = None) -> Predicted:
@@ -53,7 +54,7 @@ def observe(trainer: Trainer) -> PlanRecord:
         lambda known: predict(program, config, known),
         lambda: program.steps(config.train.steps_per_dispatch).device_bytes,
         trainer.directory,
-        trainer.say,
+        trainer.say if config.log.verbose else logger.info,
     )
 
 
