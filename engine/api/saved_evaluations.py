@@ -5,7 +5,6 @@ the settings of the evaluation, and the time.
 """
 
 import dataclasses
-import itertools
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -145,9 +144,14 @@ class SavedEvaluations:
         return results
 
     def _counted(self, evaluation: Evaluator) -> Callable[[], None]:
-        """Returns a function that reports one more batch each time it is called."""
-        name, total, done = evaluation.name, evaluation.batches, itertools.count(1)
-        return lambda: self._on_batch(name, min(next(done), total), total)
+        """Returns a function that reports one more batch each time it is called, until the last one."""
+        name, total, numbers = evaluation.name, evaluation.batches, iter(range(1, evaluation.batches + 1))
+
+        def count() -> None:
+            if done := next(numbers, 0):  # the figures and tables that follow are no batches
+                self._on_batch(name, done, total)
+
+        return count
 
     def missing(self, step: int, known: Sequence[StoredResults]) -> list[str]:
         """Returns the evaluations that have no result for a step with these settings."""
