@@ -1,0 +1,46 @@
+"""Charts of curves as a file, drawn by matplotlib: PNG, SVG or PDF."""
+
+import importlib.util
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.base.errors import ConfigError
+from engine.plot.curves import Panel
+
+FORMATS = (".png", ".svg", ".pdf")
+_WIDTH, _HEIGHT = 5.5, 3.4  # inches of a chart
+
+
+def check_file(path: Path) -> None:
+    """Raises ConfigError if a picture cannot be written as this file: another format, or no matplotlib."""
+    if path.suffix.lower() not in FORMATS:
+        raise ConfigError(f"--out = {path}: allowed are names that end in {', '.join(FORMATS)}.")
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ConfigError(
+            f"--out = {path}: a picture needs matplotlib, which is not installed: pip install 'convoy-engine[plot]'. "
+            "Without --out, the curves are drawn in the terminal."
+        )
+
+
+def write_picture(path: Path, panels: Sequence[Panel]) -> None:
+    """Writes charts side by side, at most two in a row. Raises ConfigError if the file cannot be written."""
+    figures: Any = importlib.import_module("matplotlib.figure")
+    columns = min(2, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    figure = figures.Figure(figsize=(columns * _WIDTH, rows * _HEIGHT), layout="constrained", dpi=150)
+    for number, panel in enumerate(panels, 1):
+        axes = figure.add_subplot(rows, columns, number)
+        for label, curve in panel.curves.items():
+            marker = "." if len(curve) < 30 else ""
+            axes.plot(list(curve), list(curve.values()), label=label, marker=marker)
+        axes.set_title(panel.title)
+        axes.set_yscale("log" if panel.is_log else "linear")
+        axes.set_xlabel("step")
+        axes.grid(alpha=0.3)
+        axes.legend()
+    try:
+        figure.savefig(path)
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be written ({error.strerror or error}). Choose another file.") from error
