@@ -57,7 +57,9 @@ GROUPS = {
             "driving": "metrics of detection and of forecasting",
             "experiments": "lists of runs: an index, conditions, a table; imports no JAX",
             "plot": "figures of driving scenes, for the `figure` method of a Task",
+            "plot": "figures of driving scenes, for the `figure` method of a Task; curves of runs",
             "readers": "readers of file formats: sources with random access, streams, decoders of records",
+            "scaffold": "writes a small project from templates",
         },
         {
             "datasets": "writes a source as ArrayRecord files and checks every example, in parallel processes",
@@ -92,12 +94,13 @@ def everything():
     """Returns all packages."""
     return _targets(LEVELS)
 
-def engine_package(visibility = []):
+def engine_package(data = [], visibility = []):
     """The library of all Python files of this folder and of folders in it without targets, named like the folder.
 
     It sees the packages on lower levels.
 
     Args:
+      data: files that its code reads.
       visibility: who sees it in addition to the packages on higher levels.
     """
     name = native.package_name().split("/")[-1]
@@ -105,6 +108,7 @@ def engine_package(visibility = []):
     py_library(
         name = name,
         srcs = native.glob(["**/*.py"]),
+        data = data,
         visibility = [target + ":__pkg__" for target in _targets(LEVELS[level + 1:])] +
                      ["//engine:__pkg__"] + OUTSIDE + visibility,
         deps = _targets(LEVELS[:level]) + [

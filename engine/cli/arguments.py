@@ -12,14 +12,15 @@ from engine import __version__
 from engine.base.errors import ConfigError, did_you_mean
 from engine.cli.common import Parser
 from engine.cli.verbs import VERBS
-from engine.config.schema import Config, field_names
 
 EXAMPLES = """
   convoy train --config=configs.digits                                train, or resume where the run stopped
+  convoy init mine --kind=images                                      write a small project, to be changed
   convoy train --config=configs.digits --fast-dev-run                 train, save and evaluate for two steps
   convoy train --config=runs/digits --workdir=runs/digits             resume a run with its stored config
   convoy evaluate runs/digits                                         evaluate its best checkpoint, or --step=N
   convoy predict runs/digits --out=digits.npz                         predict, with Task.predict; or --data.target=...
+  convoy plot runs/digits                                             show its curves, or --out=curves.png
   convoy config configs.digits                                        print every setting of a config
   convoy explain --config=configs.digits                              print the mesh and how arrays are split
   convoy plan --config=configs.digits --hardware=h100:1x8             choose mesh and memory settings for hardware
@@ -138,6 +139,8 @@ def _check_not_empty(args: argparse.Namespace, parser: Parser) -> None:
 
 
 def _unknown_argument(word: str, parser: Parser) -> ConfigError:
+    from engine.config.schema import Config, field_names  # help, and most mistakes, do not need it
+
     names = re.findall(r"^  (--[\w-]+)", parser.format_help(), re.MULTILINE)
     verb, near = parser.prog.split()[1], did_you_mean(word.split("=")[0], names)
     if verb in ("launch", "supervise") and not word.startswith("-"):

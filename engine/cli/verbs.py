@@ -36,6 +36,7 @@ class Verb:
 
 
 _VERBS = (
+    Verb("init", "write a small project that trains at once: config, model, data and a test", runs_user_code=False),
     Verb("train", "train a config; the same command again resumes where the run stopped", prints_result=False),
     Verb("evaluate", "run the evaluations of a run on its checkpoints", short_overrides=("--evaluations.",)),
     Verb(
@@ -43,6 +44,7 @@ _VERBS = (
         "run the predictions of a run over a dataset, and write them to a file",
         short_overrides=("--data.", "--evaluations."),
     ),
+    Verb("plot", "show the curves of runs in the terminal, or write them as a picture", runs_user_code=False),
     Verb("config", "print a resolved config as lines `name: value`", add_help=False),
     Verb("explain", "print the mesh, the memory of a device by part, and the collectives"),
     Verb("plan", "choose mesh, remat, microbatches and memory settings for hardware that may be absent"),

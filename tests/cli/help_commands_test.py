@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,9 @@ def test_command_of_a_help_text_works(command, folder, monkeypatch, capsys):
         words.insert(2, "--processes=1")
     if not (folder / "runs/digits/config.txt").exists() and "runs/digits" in command:
         assert main(["train", "--config=configs.digits", *TINY]) == 0  # the test of one command alone
+    if "runs/a " in command:
+        for name in ("a", "b"):
+            shutil.copytree(folder / "runs/digits", folder / "runs" / name)
     if command.startswith(tuple(f"convoy {name}" for name in ALONE)) and "--help" not in words:
         done = runs.convoy(*words, cwd=folder, PYTHONPATH=os.fspath(Path(__file__).parents[2]))
         code, said = done.returncode, done.stdout + done.stderr

@@ -1,0 +1,1 @@
+"""`convoy init`: writes a small project that trains at once, from templates."""
