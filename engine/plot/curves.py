@@ -13,6 +13,7 @@ from typing import Any
 from engine.base.errors import ConfigError, RunError, did_you_mean
 from engine.observe.tensorboard import MEASURED, ROW_KEYS
 
+TRAINING = "training/"  # precedes the name of a metric of training, as the name of an evaluation precedes its own
 PANELS = 4  # charts that are shown if no metric is named
 _LAST = ("grad_norm", "learning_rate", "skipped")  # metrics of the engine; those of the Task come first
 
@@ -36,7 +37,7 @@ class Panel:
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """Returns the curves of the numbers in a `metrics.jsonl`, by the name of the metric.
+    """Returns the curves of the numbers in a `metrics.jsonl`: "training/loss", "heldout/loss".
 
     After a resume the last value of a step counts. A line that a crash left incomplete is skipped.
 
@@ -47,12 +48,17 @@ def read_curves(path: Path) -> dict[str, Curve]:
     try:
         with open(path, "rb") as file:
             for row in _rows(file):
+                part = TRAINING if "batch" in row else ""
                 for name, value in row.items():
                     is_number = isinstance(value, int | float) and not isinstance(value, bool)
                     if name not in ROW_KEYS and is_number and math.isfinite(value):
-                        found.setdefault(name, {})[row["step"]] = float(value)
+                        found.setdefault(part + name, {})[row["step"]] = float(value)
     except FileNotFoundError as error:
-        raise RunError(f"{path.parent}: there is no {path.name}. Give the run directory of a convoy train.") from error
+        below = [
+            file.parent for pattern in ("*", "runs/*") for file in sorted(path.parent.glob(f"{pattern}/{path.name}"))
+        ]
+        advice = f"Runs below it: {', '.join(map(str, below[:5]))}." if below else "Give the directory of a run."
+        raise RunError(f"{path.parent}: there is no {path.name}. {advice}") from error
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror or error}).") from error
     if not found:
@@ -78,7 +84,7 @@ def choose_panels(runs: Mapping[str, Mapping[str, Curve]], metrics: Sequence[str
 
     Args:
         runs: label of a run -> name of a metric -> curve.
-        metrics: names such as "loss", or "val/loss" for that evaluation alone.
+        metrics: names such as "loss", or "val/loss" for that evaluation alone, or "training/loss".
 
     Raises:
         ConfigError: no run has a metric.
@@ -106,10 +112,9 @@ def choose_panels(runs: Mapping[str, Mapping[str, Curve]], metrics: Sequence[str
 
 
 def _base(name: str) -> str:
-    """Returns the name of a metric without that of its evaluation: "accuracy" of "heldout/accuracy"."""
+    """Returns the name of a metric without what precedes it: "accuracy" of "heldout/accuracy"."""
     return name.partition("/")[2] or name
 
 
 def _label(run: str, name: str) -> str:
-    part = name.partition("/")[0] if "/" in name else "train"
-    return f"{run} {part}".strip()
+    return f"{run} {name.partition('/')[0]}".strip()

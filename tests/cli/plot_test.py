@@ -34,5 +34,5 @@ def test_mistakes_are_one_sentence(digits, capsys):
     assert main(["plot", "nowhere"]) == 1
     assert main(["plot", str(digits[0]), "--metric=acuracy"]) == 1
     errors = capsys.readouterr().err.splitlines()
-    assert errors[0] == "RunError: nowhere: there is no metrics.jsonl. Give the run directory of a convoy train."
+    assert errors[0] == "RunError: nowhere: there is no metrics.jsonl. Give the directory of a run."
     assert errors[1].startswith("ConfigError: --metric = acuracy: no run has this metric. Did you mean accuracy")

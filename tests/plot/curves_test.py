@@ -6,18 +6,26 @@ import pytest
 from engine.base.errors import ConfigError, RunError
 from engine.plot.curves import Panel, choose_panels, read_curves
 
-RUN = {"loss": {1: 2.0}, "accuracy": {1: 0.5}, "grad_norm": {1: 1.0}, "examples_per_s": {1: 9.0}, "val/loss": {2: 1.0}}
+RUN = {
+    "training/loss": {1: 2.0},
+    "training/accuracy": {1: 0.5},
+    "training/learning_rate/head": {1: 1.0},
+    "training/examples_per_s": {1: 9.0},
+    "val/loss": {2: 1.0},
+}
 
 
 def test_last_value_of_a_step_counts_and_damaged_lines_are_skipped(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    rows = [{"step": 2, "loss": 1.0}, {"step": 1, "loss": 3.0, "time": 5.0}, {"step": 2, "loss": 2.0, "a/x": [1, 2]}]
+    rows = [{"step": 2, "batch": 1, "loss": 1.0}, {"step": 1, "batch": 0, "loss": 3.0, "time": 5.0}]
+    rows += [{"step": 2, "batch": 1, "loss": 2.0, "a/x": [1, 2]}, {"step": 2, "val/loss": 4.0, "val/bad": "NaN"}]
     path.write_text("\n".join(map(json.dumps, rows)) + '\n{"step": 3, "lo')
-    assert read_curves(path) == {"loss": {1: 3.0, 2: 2.0}}
+    assert read_curves(path) == {"training/loss": {1: 3.0, 2: 2.0}, "val/loss": {2: 4.0}}
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"), [(None, "there is no metrics.jsonl. Give the run"), ("", "has no numbers yet. Wait until")]
+    ("text", "sentence"),
+    [(None, "there is no metrics.jsonl. Give the directory of a run."), ("", "has no numbers yet. Wait until")],
 )
 def test_run_without_curves_is_one_sentence(text, sentence, tmp_path):
     path = tmp_path / "metrics.jsonl"
@@ -27,11 +35,23 @@ def test_run_without_curves_is_one_sentence(text, sentence, tmp_path):
         read_curves(path)
 
 
+def test_runs_below_a_folder_are_named(tmp_path):
+    (tmp_path / "runs/a").mkdir(parents=True)
+    (tmp_path / "runs/a/metrics.jsonl").touch()
+    with pytest.raises(RunError, match=rf"no metrics.jsonl. Runs below it: {tmp_path}/runs/a\.$"):
+        read_curves(tmp_path / "metrics.jsonl")
+
+
 def test_metrics_of_the_task_are_shown_with_their_evaluations():
     assert choose_panels({"a": RUN}, []) == [
-        Panel("loss", {"train": {1: 2.0}, "val": {2: 1.0}}),
-        Panel("accuracy", {"train": {1: 0.5}}),
+        Panel("loss", {"training": {1: 2.0}, "val": {2: 1.0}}),
+        Panel("accuracy", {"training": {1: 0.5}}),
     ]
+
+
+def test_metric_with_a_slash_keeps_its_name():
+    [panel] = choose_panels({"a": RUN}, ["learning_rate/head"])
+    assert panel.curves == {"training": {1: 1.0}}
 
 
 def test_runs_share_a_chart():

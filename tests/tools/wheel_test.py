@@ -110,6 +110,12 @@ def packages_without_engine() -> list[str]:
     return [entry for entry in sys.path if entry and not (pathlib.Path(entry) / "engine").is_dir()]
 
 
+def test_wheel_has_the_templates_of_projects(installed):
+    folders = [folder / "engine/scaffold/templates" for folder in (ROOT, installed)]
+    here, there = ({path.relative_to(folder) for path in folder.rglob("*.tmpl")} for folder in folders)
+    assert len(here) > 10 and here == there
+
+
 @pytest.fixture
 def convoy(installed, tmp_path):
     """Runs `convoy` from an empty folder, with the wheel and without the repository."""

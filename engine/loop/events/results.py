@@ -9,6 +9,7 @@ from engine.checkpoint.checkpointer import Checkpointer
 from engine.loop.divergence import list_names
 from engine.metrics.results import MAX_NUMBERS, Result, Table, scalars, table_text, titled, too_large
 from engine.observe.recorder import Recorder
+from engine.run.log import logger
 
 
 @dataclass(eq=False)
@@ -23,7 +24,8 @@ class Results:
     watched: Collection[str] = ()
     """Metrics that the config names, which a line shows first."""
     verbose: bool = False
-    """Whether all numbers and tables are printed at each step (`log.verbose`), not only at the last one."""
+    """Whether all numbers and tables are printed at each step (`log.verbose`); else tables at the last one. All tables
+    are in the log."""
     warned: set[str] = field(default_factory=set)
     """Results that are too large for metrics.jsonl, as reported."""
 
@@ -36,8 +38,9 @@ class Results:
         text = formatting.table(values) if self.verbose else formatting.line(values, self.watched)
         self.say(f"step {step}:{text if text.startswith('\n') else f' {text}'}")
         for name, result in results.items():
-            if isinstance(result, Table) and (self.verbose or last):
-                self.say(f"step {step}: {titled(name, result)}:{table_text(result)}")
+            if isinstance(result, Table):
+                show = self.say if self.verbose or last else logger.info
+                show(f"step {step}: {titled(name, result)}:{table_text(result)}")
         if large := [name for name in too_large(results) if name not in self.warned]:
             self.warned.update(large)
             self.say(f"warning: {list_names(large)}: above {MAX_NUMBERS} numbers or rows, so not in metrics.jsonl")
