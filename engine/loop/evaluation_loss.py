@@ -34,7 +34,7 @@ def with_loss(
         built = build(True)
     except Exception as error:
         without = build(False)  # raises the errors of `evaluate`
-        return without, [_warning(task, f"loss fails there: {describe(error).rstrip('.')}")]
+        return without, [_warning(task, f"loss fails where rng is None: {describe(error).rstrip('.')}")]
     step, _, by_row = built
     if not step.adds_loss or task.mixes_rows:
         return built, []

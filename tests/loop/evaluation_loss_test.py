@@ -84,7 +84,7 @@ def test_none_leaves_out_the_loss(default):
     [
         (Compares(), r"Compares.loss of a row may depend on other rows of its batch \(.*evaluation_loss_test.py:\d+"),
         (Adds(), "Adds.loss returns one number for a batch"),
-        (Draws(), "Draws.loss fails there: "),
+        (Draws(), "Draws.loss fails where rng is None: "),
     ],
 )
 def test_loss_that_cannot_be_measured_is_left_out_with_a_warning(task, problem):
