@@ -10,11 +10,13 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
 import pytest
 
 from tests.tools.editor import opened
+from tools.build import release_main
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHORT = ["--config.train.total=4 steps", "--config.evaluations.heldout.every=4 steps", "--config.checkpoint.best=None"]
@@ -63,15 +65,20 @@ def clone(tmp_path_factory):
             (folder / "convoy_zoo" / name).symlink_to(f"../{name}")
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, folder)
+    (folder / "LICENSE").write_text("The owner's licence.\n")
     return folder
 
 
 @pytest.fixture(scope="module")
 def built(clone):
-    """The wheel, and the wheel that `pip install -e` installs, as setuptools builds them."""
-    build = "from setuptools import build_meta as b; b.build_wheel('dist/wheel'); b.build_editable('dist/editable')"
+    """The wheel, the wheel that `pip install -e` installs, and the sdist, as setuptools builds them."""
+    kinds = ("wheel", "editable", "sdist")
+    build = f"from setuptools import build_meta as b; [getattr(b, f'build_{{k}}')(f'dist/{{k}}') for k in {kinds}]"
     subprocess.run([sys.executable, "-c", build], cwd=clone, check=True, capture_output=True, text=True, timeout=300)
-    return {name: next((clone / "dist" / name).glob("*.whl")) for name in ("wheel", "editable")}
+    found = {name: next((clone / "dist" / name).glob("convoy_engine*")) for name in kinds}
+    if released := os.environ.get("CONVOY_WHEEL"):  # tools/release tests the wheel that it has built
+        found["wheel"] = pathlib.Path(released)
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +99,7 @@ def installed(wheel, tmp_path_factory):
 def environments(built, installed, tmp_path_factory):
     """An environment with the wheel and one with the clone; both read the other packages from that of this process."""
     found = {}
-    for name in built:
+    for name in ("wheel", "editable"):
         found[name] = tmp_path_factory.mktemp(name)
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", found[name]], check=True, timeout=300)
         (packages,) = found[name].glob("lib/python*/site-packages")
@@ -148,6 +155,21 @@ def test_wheel_contains_every_package_and_no_top_level_models_or_configs(wheel):
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"engine", "convoy_zoo"}
     (entry_points,) = [name for name in names if name.endswith("/entry_points.txt")]
     assert "convoy = engine.cli.main:run" in zipfile.ZipFile(wheel).read(entry_points).decode().splitlines()
+
+
+def test_sdist_has_the_files_of_the_wheel_and_the_licence(built):
+    assert release_main.not_in_wheel(built["sdist"], built["wheel"]) == []
+    with tarfile.open(built["sdist"]) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "pyproject.toml", "engine/py.typed", "convoy_zoo/models/street/lidar.py"} <= names
+    assert not any(name.startswith(("models", "configs", "tests")) for name in names)
+
+
+@pytest.mark.skipif("CONVOY_WHEEL" in os.environ, reason="the owner chooses a licence")
+def test_wheel_contains_a_licence_that_the_repository_has(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        (licence,) = [name for name in archive.namelist() if name.endswith(".dist-info/licenses/LICENSE")]
+        assert archive.read(licence) == b"The owner's licence.\n"
 
 
 @pytest.mark.slow
