@@ -1,7 +1,7 @@
 """Dotted paths that older configs name, and the paths of today.
 
-A config that an earlier release wrote or stored stays valid. Write the public path instead, such as
-`engine.readers.ArrayRecordSource`: it does not change when a module moves.
+A stored run with such a path stays readable; in a config it works with a warning. Write the public path instead, such
+as `engine.readers.ArrayRecordSource`: it does not change when a module moves.
 """
 
 MOVED = {

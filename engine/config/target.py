@@ -41,7 +41,11 @@ def resolve(target: Target, where: str) -> Callable[..., object]:
     if not target.target:
         advice = "Name a class or function by dotted path, such as 'convoy_zoo.models.digits.Digits'."
         raise FieldError(field, "is empty", advice)
-    first, *rest = current(target.target).split(".")
+    if (name := current(target.target)) != target.target:
+        from engine.base.deprecation import warn_deprecated
+
+        warn_deprecated(f"{field}: {target.target!r}", repr(name), removed="0.4.0")
+    first, *rest = name.split(".")
     found = _import(first, target, field)
     if first != "engine":
         add_target_package(first)

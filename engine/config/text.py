@@ -11,6 +11,7 @@ from engine.base.duration import Duration
 from engine.base.errors import ConfigError, FieldError
 from engine.config.draft import defaults
 from engine.config.fields import join, slots
+from engine.config.old_names import current
 from engine.config.override import locate, parse, set_text
 from engine.config.schema import Config, Target
 from engine.config.validation import validate
@@ -123,7 +124,9 @@ def from_text(text: str, where: str) -> Config:
             raise ConfigError(f"{where}:{number}: {name} is also set on line {seen[name]}. Remove one of the lines.")
         seen[name] = number
         try:
-            set_text(draft, name.strip(), value)
+            # A stored run stays readable for longer than an old name in a config, so it is no reason for a warning.
+            is_target = name.strip().rpartition(".")[2] == "target"
+            set_text(draft, name.strip(), current(value.strip()) if is_target else value)
         except FieldError as error:
             raise error.at(f"{where}:{number}") from None
     if (head := _HEAD.match(text)) and (int(head[1]) != len(seen) or not text.endswith("\n")):

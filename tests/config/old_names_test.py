@@ -9,6 +9,7 @@ from engine.config.identity import identity_differences
 from engine.config.old_names import MOVED, current
 from engine.config.schema import Target
 from engine.config.target import resolve
+from engine.config.text import from_text
 
 
 @pytest.mark.parametrize(("old", "new"), MOVED.items())
@@ -18,7 +19,17 @@ def test_old_module_is_gone_and_its_new_one_exists(old, new):
 
 def test_old_path_resolves_to_the_class_of_today():
     old = Target(target="engine.data.array_record.ArrayRecordSource")
-    assert resolve(old, "data") is resolve(Target(target="engine.readers.ArrayRecordSource"), "data")
+    with pytest.warns(
+        FutureWarning, match=r"^data.target: 'engine.data.array_record.*Use 'engine.readers.array_record"
+    ):
+        found = resolve(old, "data")
+    assert found is resolve(Target(target="engine.readers.ArrayRecordSource"), "data")
+
+
+def test_stored_config_with_an_old_path_has_the_path_of_today():
+    text = "task.target: x.Task\ndata.target: engine.Mixture\ndata.sources.a.target: engine.data.array_record.A\n"
+    config = from_text(text, "runs/a/config.txt")
+    assert config.data.arguments["sources"]["a"]["target"] == "engine.readers.array_record.A"
 
 
 def test_other_paths_are_unchanged():
