@@ -34,6 +34,9 @@ hide: [toc]
 ITEM = re.compile(r"^- `(engine[\w.]*)`: ((?:.|\n(?=  ))*)$", re.MULTILINE)
 """A name in the list of a page of the reference, with its sentence, which may continue on indented lines."""
 
+FILE = re.compile(r"^<!-- file=(\S+)[^\n]*-->\n```\w+$", re.MULTILINE)
+"""The mark and the fence of a file that a page lets its reader write."""
+
 FIELDS_ONLY = {"engine.config.Config"}
 """Classes that no caller makes: their fields are shown, their signature is not."""
 
@@ -111,9 +114,10 @@ def on_env(env: Any, config: Any, **_: Any) -> None:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
-    """Writes the pages of the reference, and the address of the repository into every page."""
+    """Writes the pages of the reference, the names of files above their text, and the address of the repository."""
     if page.file.src_uri.startswith("reference/"):
         markdown = reference(markdown)
+    markdown = FILE.sub(r'\g<0> title="\1"', markdown)
     return markdown.replace(REPOSITORY, config.repo_url)
 
 
