@@ -1,6 +1,6 @@
 """Measures what N processes cost the process that hosts the key-value store, without devices, and how it grows with N.
 
-tools/bazel run //benchmarks:coordination [-- --processes 50,100,200,400]
+tools/bazel run //benchmarks:coordination [-- --processes 50,400,1000]
 python -m benchmarks.coordination
 
 Real processes join, start, agree on a step, save and restore (`simulated_processes.py`). All of them share the cores of
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.report import Row
-from benchmarks.simulated_processes import IDLE_S, Result, simulate
+from benchmarks.simulated_processes import IDLE_S, Result, dilation, simulate
 
 WHAT = {
     "join": "join",
@@ -51,6 +51,8 @@ def rows(results: Mapping[int, Result], idle_s: float = IDLE_S) -> Iterator[Row]
         polls, size = result.all("idle").total(polls=True)
         cpu = result.cpu_s["idle"][0] / idle_s
         note = f"{size / idle_s / 1024:,.0f} KiB/s, {cpu:.0%} of a core; a process has {result.memory_mib:.0f} MiB"
+        if (slower := dilation(count)) > 1:  # so many polls in `slower` times the time
+            note += f"; measured {slower:g} times slower"
         yield Row(f"{count} processes, polls at process 0", (polls / idle_s,), "requests/s", digits=0, note=note)
     if len(results) > 1:
         yield from _growth(results)
@@ -77,7 +79,9 @@ def _per_request(result: Result, phase: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of this benchmark."""
-    parser.add_argument("--processes", type=_counts, default=[50, 100, 200, 400], metavar="N,N", help="simulations")
+    parser.add_argument(
+        "--processes", type=_counts, default=[50, 100, 200, 400, 1000], metavar="N,N", help="simulations"
+    )
     parser.add_argument("--idle", type=float, default=IDLE_S, help="seconds in which the processes only poll")
 
 

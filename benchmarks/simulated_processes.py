@@ -29,6 +29,8 @@ from typing import Any, NoReturn
 PHASES = ("join", "start", "agree", "save", "restore", "idle", "leave")
 """What each process does, in this order; in `idle`, only threads poll."""
 IDLE_S = 5.0
+REAL_TIME, SLOWER = 400, 2.0
+"""Most processes that poll in real time, and how much slower the polls of more are for each such number."""
 ARRAYS, FACTS = 400, 300
 """Arrays of the state and facts of the consistency check: those of a large model."""
 IMPORTED = (
@@ -264,8 +266,27 @@ def _wait_longer() -> None:
     """Tolerates that process 0 answers late, since hundreds of processes share the cores of this machine."""
     from engine.cluster import timeouts
 
-    for name, seconds in (("COORDINATOR_S", 120.0), ("HEARTBEAT_S", 240), ("JOIN_JAX_S", 300.0)):
+    # The thread that waits for process 0 would wake ten times a second in each process.
+    waits = (("COORDINATOR_S", 120.0), ("COORDINATOR_POLL_S", 2.0), ("HEARTBEAT_S", 240), ("JOIN_JAX_S", 300.0))
+    for name, seconds in waits:
         setattr(timeouts, name, seconds)
+
+
+def dilation(count: int) -> float:
+    """Returns how many times less often than in a real run the processes poll, and how much longer they are idle.
+
+    A poll takes 1 ms of processor time, most of it of the process that asks. The 1,850 polls a second of 1,000
+    processes would need 1.9 cores. On two cores nothing else would run, and JAX's heartbeats would get no answer.
+    """
+    return 1.0 if count <= REAL_TIME else SLOWER * count / REAL_TIME
+
+
+def _poll_less_often(factor: float) -> None:
+    """Makes all polls of the engine `factor` times as far apart."""
+    from engine.cluster import kv_store
+
+    period = kv_store.poll_period
+    kv_store.poll_period = lambda *arguments: factor * period(*arguments)
 
 
 def _private_mib() -> float:
@@ -295,12 +316,13 @@ def main(count: int, folder: Path, idle_s: float) -> NoReturn:
         importlib.import_module(name)
     _no_arrays()
     _wait_longer()
+    _poll_less_often(factor := dilation(count))
     gc.collect()
     gc.freeze()  # a collection would otherwise write to the pages of all objects, and so copy them into each process
     assert len(os.listdir("/proc/self/task")) == 1, "a fork of a process with threads may hang"
     port, running = _free_port(), set[int]()
     for index in range(count):
-        running.add(_fork(functools.partial(_run, index, count, port, folder, idle_s)))
+        running.add(_fork(functools.partial(_run, index, count, port, folder, factor * idle_s)))
     signal.signal(signal.SIGALRM, lambda *_: _end(running))
     signal.alarm(int(_TIMEOUT_S))
     while running:

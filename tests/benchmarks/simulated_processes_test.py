@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.coordination import exponent
-from benchmarks.simulated_processes import ARRAYS, Result, simulate
+from benchmarks.simulated_processes import ARRAYS, REAL_TIME, Result, dilation, simulate
 
 pytestmark = pytest.mark.multiprocess
 
@@ -14,6 +14,11 @@ EXCHANGES = {"start": (13, 4, 0), "agree": (1, 1, 0), "save": (3, 2, 1), "restor
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> dict[int, Result]:
     return {count: simulate(count, tmp_path_factory.mktemp(f"of_{count}"), idle_s=0) for count in (8, 16)}
+
+
+def test_more_processes_than_the_cores_can_poll_for_poll_less_often():
+    assert dilation(16) == dilation(REAL_TIME) == 1
+    assert 1850 * 1e-3 / dilation(1000) < 0.5  # cores that the polls of 1,000 processes need
 
 
 @pytest.mark.parametrize("phase", EXCHANGES)
