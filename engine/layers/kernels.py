@@ -26,8 +26,8 @@ SPLASH_BLOCKS = (512, 256, SPLASH_LANES)
 """Sizes of blocks, the preferred one first. For causal attention with its gradient (2 rows, 2,048 positions, 16 heads
 of 128, on a v5e), the longer of products and memory traffic of each kernel is 1.47 M cycles with 512, and 1.77 M with
 1,024, whose half-masked blocks are larger. 2,048 exceeds the memory of the kernel. 256 has 1.37 M, in four times as
-many steps, whose start is not told. The fused backward kernel saves 0.33 M in products. XLA estimates 1.24 M for the
-sum of its parts of the gradient of the queries (0.76 M with 1,024)."""
+many steps, whose overhead is unknown. The fused backward kernel saves 0.33 M in products, but XLA estimates 1.24 M for
+the sum of its parts of the gradient of the queries (0.76 M with 1,024, which saves 0.16 M)."""
 SPLASH_PADDED = 1.5
 """Largest ratio of padded to given length for splash. XLA's estimates for a v5e, forward and backward, 64 rows and 12
 heads of 64: 196 positions take 5.8 M cycles with padding and 8.4 M in plain XLA, 98 take 2.6 M and 2.1 M, 49 take 2.4 M
