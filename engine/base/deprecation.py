@@ -10,7 +10,7 @@ def warn_deprecated(what: str, use: str, *, removed: str) -> None:
     """Warns about something deprecated, at the line of the user's code that uses it.
 
     Args:
-        what: the name, with its place, such as "task.target: 'engine.old.Name'".
+        what: the name, with its place, such as "task.target: 'engine.metrics.Mean'".
         use: what replaces it.
         removed: version that no longer has it, such as "0.4.0". A test fails once the engine has this version.
     """
