@@ -5,7 +5,6 @@ These functions read a run directory and need no training data. They do not take
 
 import contextlib
 import functools
-import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 from engine.api.prediction_files import check_prediction_file, open_prediction_file
 from engine.api.predictions import EXAMPLE, Columns, Predictor
 from engine.api.results import Results, StepResults
-from engine.api.saved_evaluations import SavedEvaluations, choose_steps
+from engine.api.saved_evaluations import SavedEvaluations, choose_steps, inform, warn
 from engine.api.saved_program import open_program
 from engine.api.saved_run import SavedRun
 from engine.base.errors import ConfigError, DataError, did_you_mean
@@ -37,12 +36,6 @@ from engine.training.figures import check_figure, draw_example
 from engine.training.task import Task
 
 FIGURE = re.compile(r"example-\d+\.png")  # name of a figure of `predict`
-
-
-def tell(text: str) -> None:
-    """Logs a sentence for the user, with level WARNING if it starts with "warning: ", else INFO."""
-    warning = text.removeprefix("warning: ")
-    logging.getLogger("convoy").log(logging.INFO if warning == text else logging.WARNING, warning)
 
 
 def evaluate(
@@ -83,7 +76,7 @@ def evaluate_steps(
     evaluation_data: Mapping[str, Readable] | None = None,
     overrides: Sequence[str] = (),
     on_results: Callable[[dict[str, Result]], None] = lambda results: None,
-    on_message: Callable[[str], None] = tell,
+    on_message: Callable[[str], None] = warn,
 ) -> StepResults:
     """Runs all evaluations of a run on several checkpoints; compiles them once. Otherwise as `evaluate`.
 
@@ -112,7 +105,7 @@ def run_steps(
     for step in chosen:
         if group.is_primary():
             text = saved.describe_choice(step, words[0] if len(words) == 1 else step)
-            evaluations.say(f"evaluating {saved.directory} at {text}")
+            inform(evaluations.say, f"evaluating {saved.directory} at {text}")
         found.append(Results(evaluations.run(step)))
         on_results(found[-1])
     return found
@@ -132,7 +125,7 @@ def predict(
     figures: int = 0,
     fields: Sequence[str] = (),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-    on_message: Callable[[str], None] = tell,
+    on_message: Callable[[str], None] = warn,
 ) -> dict[str, np.ndarray]:
     """Runs `Task.predict` of a run over a dataset, each example once and in order. Needs no training data.
 
@@ -187,7 +180,7 @@ def predict(
     with out_of_memory_reported(config.train, mesh), peer_failure.lost_peers_reported():
         chosen = group.run_on_primary(lambda: saved.choose(step), "the choice of the checkpoint")
         if group.is_primary():
-            on_message(f"predicting with {saved.directory} at {saved.describe_choice(chosen, step)}")
+            inform(on_message, f"predicting with {saved.directory} at {saved.describe_choice(chosen, step)}")
         predictor = Predictor(source, section, program, size, where, fields)
         batches = predictor.run(saved.weights(chosen, program), lambda done: on_progress(done, predictor.examples))
         if path is None:
@@ -203,7 +196,7 @@ def predict(
             with _write_errors_reported(folder):
                 remove_figures(folder, FIGURE, drawn)  # those of earlier predictions
             if drawn:
-                on_message(f"figures: {folder}")
+                inform(on_message, f"figures: {folder}")
     return {}
 
 
@@ -269,7 +262,7 @@ def export(run: str | Path, file: str | Path, *, step: int | str | None = None, 
     """
     saved = SavedRun(run)
     task = saved.build_task() if task is None else task
-    _, program = open_program(task, saved.config, (), (), tell)
+    _, program = open_program(task, saved.config, (), (), warn)
     with peer_failure.lost_peers_reported():
         chosen = group.run_on_primary(lambda: saved.choose(step), "the choice of the checkpoint")
         return export_safetensors(saved.weights(chosen, program).to_tree(), file)

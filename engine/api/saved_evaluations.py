@@ -5,6 +5,7 @@ the settings of the evaluation, and the time.
 """
 
 import dataclasses
+import logging
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +35,19 @@ type OnBatch = Callable[[str, int, int], None]
 NOT_COMPARED = ("mesh.", "sharding.", "cache.", "log.", "data.")
 SCHEDULE = ("every", "at_start", "at_end")  # settings of an evaluation that only choose its steps
 LISTING = ("worst", "score", "worst_mode", "figures", "per_example")  # settings that change no metric
+
+
+def warn(text: str) -> None:
+    """Logs a sentence for the user as a warning."""
+    logging.getLogger("convoy").warning(text.removeprefix("warning: "))
+
+
+def inform(say: Callable[[str], None], text: str) -> None:
+    """Says a sentence that is no warning: where `warn` says the others, it is logged as information."""
+    if say is warn:
+        logging.getLogger("convoy").info(text)
+    else:
+        say(text)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,7 +189,7 @@ class SavedEvaluations:
             path = self.saved.directory.figures
             write_figures(path, found, result.step)
             if any(isinstance(value, Image) and value.file for value in found.values()):
-                self.say(f"figures of step {result.step}: {path / result.evaluation / str(result.step)}")
+                inform(self.say, f"figures of step {result.step}: {path / result.evaluation / str(result.step)}")
         except OSError as error:
             if not self._warned:
                 self._warned = True

@@ -92,7 +92,7 @@ def test_run_without_evaluations_says_how_to_add_one(run):
 def test_slices_and_worst_examples_of_an_existing_run_are_printed_and_stored(run, capsys):
     flags = ["--evaluations.heldout.slices.high.target=tests.measuring.is_high", "--evaluations.heldout.worst=3"]
     assert main(["evaluate", str(run), "--step=2", *flags]) == 0
-    assert "\nheldout/worst_examples:\n  example" in capsys.readouterr().out
+    assert "\nheldout/worst_examples (largest loss first):\n  example" in capsys.readouterr().out
     [line] = stored(run)
     assert line.metrics.keys() >= {"heldout/high/loss", "heldout/high/examples", "heldout/worst_slices"}
     assert len(line.metrics["heldout/worst_examples"]["loss"]) == 3
