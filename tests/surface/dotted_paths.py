@@ -8,6 +8,7 @@ import ast
 import importlib.util
 import re
 import tomllib
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,7 +72,8 @@ def _of_source(text: str, is_engine: bool) -> Iterator[str]:
 def check(path: str) -> None:
     """Raises ConfigError if the engine cannot import what a path names: a module, a class or a function."""
     if not _is_module(path):
-        resolve(Target(target=path), "task")
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # a deprecated path still resolves
+            resolve(Target(target=path), "task")
 
 
 def _is_module(path: str) -> bool:
