@@ -69,7 +69,6 @@ def test_golden_list_has_every_dotted_path_that_files_name():
     assert sorted(found - {*golden_paths()}) == [], f"To add them: {COMMAND}"
 
 
-@pytest.mark.filterwarnings("ignore:.* is deprecated:FutureWarning")
 @pytest.mark.parametrize("path", golden_paths())
 def test_dotted_path_resolves(path: str):
     dotted_paths.check(path)
