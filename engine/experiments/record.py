@@ -102,7 +102,7 @@ def read_record(folder: Path, path: str) -> RunRecord:
     results = read(lambda: read_results(folder / "checkpoints"), {})
     if found is None:
         return RunRecord(path=path, state=DAMAGED, problem=" ".join(problems), config=config)
-    selects, mode = str(config.get("checkpoint.best") or ""), str(config.get("checkpoint.best_mode", "max"))
+    selects, mode = str(config.get("checkpoint.best") or ""), str(config.get("checkpoint.best_mode", "auto"))
     best = next(iter(ranking(results, selects, mode)), None)
     metrics = {**found.metrics, **results.get(best, {})} if best is not None else found.metrics
     return RunRecord(
