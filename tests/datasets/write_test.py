@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from engine.base.errors import ConfigError, ConvoyError, DataError
+from engine.base.files import lock
 from engine.data.adapt import as_source
 from engine.data.ragged.padded import Bucketed
 from engine.data.sampling.mixture import Mixture
@@ -52,6 +53,12 @@ def wait_until(condition):
     return found
 
 
+def is_unlocked(out):
+    """Whether no process holds the lock of an output; those of a killed command end a moment after it."""
+    with open(out.with_name(out.name + write.LOCK), "w") as file:
+        return lock(file, wait=False)
+
+
 def is_running(pid):
     try:
         return Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0] not in "ZX"
@@ -74,7 +81,7 @@ def test_killed_write_continues_to_the_same_bytes_with_another_number_of_process
         output = process.communicate()[0]
     assert process.returncode == -signal.SIGKILL, output
     killed = [int(path.name) for path in gate.iterdir()] + ([child] if child else [])
-    wait_until(lambda: not any(map(is_running, killed)))
+    wait_until(lambda: not any(map(is_running, killed)) and is_unlocked(out))
     with pytest.raises(DataError, match=r"scans.arrayrecord: [1-3] of 4 shards are written. Run the same"):
         ArrayRecordSource(str(out))
     assert list(folder.glob("*.unfinished"))
