@@ -55,7 +55,7 @@ GROUPS = {
     "extensions": [
         {
             "driving": "metrics of detection and of forecasting",
-            "experiments": "lists of runs: an index, conditions, a table; imports no JAX",
+            "experiments": "lists of runs, and comparisons of their results with intervals",
             "plot": "figures of driving scenes, for the `figure` method of a Task; curves of runs",
             "readers": "readers of file formats: sources with random access, streams, decoders of records",
             "scaffold": "writes a small project from templates",

@@ -51,6 +51,7 @@ _VERBS = (
     Verb("compile", "compile the programs of a run (first state, step, evaluations) before it starts"),
     Verb("checkpoints", "list, verify or export the checkpoints of a run"),
     Verb("runs", "list the runs below a folder, with the settings in which they differ", runs_user_code=False),
+    Verb("compare", "print what differs between two runs, and whether it is noise", runs_user_code=False),
     Verb("goodput", "print how the time of a run was spent, per attempt", runs_user_code=False),
     Verb(
         "data",
