@@ -11,6 +11,7 @@ from engine.plot.curves import Panel
 
 FORMATS = (".png", ".svg", ".pdf")
 _WIDTH, _HEIGHT = 5.5, 3.4  # inches of a chart
+_LONGEST = 40  # characters of a label, of which the last ones are kept; a longer one would leave no room for the curves
 
 
 def check_file(path: Path) -> None:
@@ -34,12 +35,13 @@ def write_picture(path: Path, panels: Sequence[Panel]) -> None:
         axes = figure.add_subplot(rows, columns, number)
         for label, curve in panel.curves.items():
             marker = "." if len(curve) < 30 else ""
-            axes.plot(list(curve), list(curve.values()), label=label, marker=marker)
+            shown = label if len(label) <= _LONGEST else f"...{label[3 - _LONGEST :]}"
+            axes.plot(list(curve), list(curve.values()), label=shown, marker=marker)
         axes.set_title(panel.title)
         axes.set_yscale("log" if panel.is_log else "linear")
         axes.set_xlabel("step")
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(fontsize="small")
     try:
         figure.savefig(path)
     except OSError as error:
