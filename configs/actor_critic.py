@@ -20,6 +20,7 @@ def get_config():
     )
     c.checkpoint.every = "30 steps"
     c.checkpoint.best = "new/steps"
+    c.checkpoint.best_mode = "max"
     c.log.every = "10 steps"
     c.tiny = {"train.global_batch_size": 8, "data.limit": 16, "evaluations.new.data.limit": 12, "task.length": 10}
     return c

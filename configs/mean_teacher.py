@@ -16,6 +16,7 @@ def get_config():
     c.optimizer.trainable = "^student"
     c.evaluations.heldout = dict(data=dict(target="convoy_zoo.models.digits.scans", split="test"), every="10 epochs")
     c.checkpoint.best = "heldout/teacher"
+    c.checkpoint.best_mode = "max"
     c.log.every = "5 epochs"
     c.tiny = {"train.global_batch_size": 8, "data.limit": 16, "evaluations.heldout.data.limit": 12}
     return c

@@ -22,6 +22,7 @@ from engine.loop.events.results import Results
 from engine.loop.phases import Phases
 from engine.loop.preemption import Preemption
 from engine.loop.stopping import StopRecord, write
+from engine.metrics.direction import known_mode
 from engine.observe.recorder import Recorder
 from engine.run.directory import RunDirectory
 from engine.training.state import TrainState
@@ -58,6 +59,7 @@ class Measurements:
             evaluation.check_rows()
         check_watched(self._watched, self.evaluations, calls)
         self.warnings = [text for evaluation in self.evaluations for text in evaluation.warnings]
+        self.warnings += _unknown_modes(config)
         self._evaluations = [(evaluation, evaluation.period(size)) for evaluation in self.evaluations]
         self._calls = {name: (call, size.period(config.hooks[name].every)) for name, call in calls.items()}
         self._ready: Callable[[Evaluator], None] = lambda evaluation: None
@@ -115,3 +117,17 @@ class Measurements:
     def record_stop(self, directory: RunDirectory, step: int, reason: str) -> None:
         """Stores that a hook or the config section `stop` has ended the run at a step, and why."""
         write(directory, StopRecord.of(step, reason, field_texts(self._config)))
+
+
+def _unknown_modes(config: Config) -> list[str]:
+    """Returns a sentence for each metric that the config names, if neither a field nor its name says what is best."""
+    fields = {
+        "checkpoint.best_mode": (config.checkpoint.best, config.checkpoint.best_mode),
+        "stop.mode": (config.stop.metric, config.stop.mode),
+    }
+    return [
+        f"{field}: the name {metric!r} does not say whether a large or a small value is best, so the largest counts as "
+        "best. Set it to max or min."
+        for field, (metric, mode) in fields.items()
+        if metric is not None and mode == "auto" and known_mode(metric) is None
+    ]

@@ -40,9 +40,15 @@ def higher_is_better(name: str, metric: "Metric | None" = None) -> bool | None:
     return metric.higher_is_better if metric.higher_is_better is not None else _by_words(parts[0])
 
 
+def known_mode(name: str) -> str | None:
+    """Returns "max" or "min" for "evaluation/metric", by the name of the metric alone; None if that does not say it."""
+    better = higher_is_better(name.partition("/")[2] or name)
+    return None if better is None else "max" if better else "min"
+
+
 def mode_of(mode: str, name: str) -> str:
-    """Returns "max" or "min" for a config field that may be "auto": "min" if the name says that less is better."""
-    return mode if mode != "auto" else "min" if higher_is_better(name) is False else "max"
+    """Returns "max" or "min" for a config field that may be "auto"; "max" if the name does not say it."""
+    return mode if mode != "auto" else known_mode(name) or "max"
 
 
 def _by_words(text: str) -> bool | None:

@@ -32,5 +32,12 @@ def test_metric_that_nothing_measures_is_refused():
 
 
 def test_run_without_evaluations_can_stop_by_a_metric_of_a_hook():
-    found = measurements(evaluations={}, stop__metric="mine/norm", stop__patience=2)
+    found = measurements(evaluations={}, stop__metric="mine/norm", stop__mode="max", stop__patience=2)
     assert found.evaluations == [] and found.warnings == []
+
+
+def test_name_that_says_no_direction_is_reported_unless_the_mode_is_set():
+    assert measurements(checkpoint__best="heldout/accuracy").warnings == []
+    [best, stop] = measurements(checkpoint__best="mine/norm", stop__metric="mine/norm", stop__patience=2).warnings
+    assert best.startswith("checkpoint.best_mode: the name 'mine/norm' does not say whether")
+    assert stop.startswith("stop.mode: ") and stop.endswith("so the largest counts as best. Set it to max or min.")

@@ -3,7 +3,7 @@ import pytest
 
 from engine.driving.detection_score import DetectionScore
 from engine.metrics.classification import ConfusionMatrix
-from engine.metrics.direction import higher_is_better, mode_of
+from engine.metrics.direction import higher_is_better, known_mode, mode_of
 from engine.metrics.language import Perplexity
 from engine.metrics.mean import Mean
 from engine.metrics.metric import Metric
@@ -42,3 +42,7 @@ def test_metric_decides_unless_the_name_of_its_entry_does():
 def test_mode_follows_the_name_unless_it_is_set():
     assert [mode_of("auto", name) for name in ("a/loss", "a/accuracy", "a/length")] == ["min", "max", "max"]
     assert mode_of("max", "a/loss") == "max"
+
+
+def test_name_of_an_evaluation_does_not_decide():
+    assert [known_mode(name) for name in ("errors/length", "loss/ap/car", "accuracy")] == [None, "max", "max"]
