@@ -1,7 +1,7 @@
 """Writes rows to TensorBoard event files: numbers, histograms, tables as text, and curves and images as PNG.
 
 The tags are grouped: `train/` for rows of training, `system/` for what the engine measures outside of the steps, and
-the name of the evaluation or hook for its results.
+the name of the evaluation or hook for its results. Those of an evaluation `train` are in the group `evaluation train`.
 """
 
 import os
@@ -27,6 +27,7 @@ MEASURED = (
 """Names of the metrics that the engine measures outside of the step."""
 _ALWAYS = ("optimizer.learning_rate", "train.total", "train.global_batch_size", "train.seed", "train.precision")
 _NO_HYPERPARAMETERS = ("name", "tiny.", "log.", "cache.", "checkpoint.", "profile.", "data.threads", "data.workers")
+_TRAIN, _SYSTEM = "train", "system"  # groups of tags
 _FLUSH_S = 5.0  # between two flushes of the event file, each of which waits for the disk
 
 
@@ -42,8 +43,11 @@ def hyperparameters(config: Config) -> dict[str, bool | float | str]:
 
 def tag_of(name: str, of_training: bool) -> str:
     """Returns the tag of a value of a row; `of_training` if the row is one of training."""
-    group = "system" if name in MEASURED else "train" if of_training else ""
-    return f"{group}/{name}" if group else name
+    if name in MEASURED:
+        return f"{_SYSTEM}/{name}"
+    if of_training:
+        return f"{_TRAIN}/{name}"
+    return f"evaluation {name}" if name.partition("/")[0] in (_TRAIN, _SYSTEM) else name
 
 
 class EventFiles:

@@ -32,11 +32,12 @@ def read(folder) -> dict[str, Any]:
 def test_tags_are_grouped(tmp_path):
     files = EventFiles(tmp_path)
     files.add([{"step": 1, "batch": 0, "loss": 1.0, "learning_rate": 0.1, "step_time_s": 0.2}])
-    files.add([{"step": 1, "compile_s": 3.0}, {"step": 1, "heldout/loss": 2.0}])
+    files.add([{"step": 1, "compile_s": 3.0}, {"step": 1, "heldout/loss": 2.0, "train/loss": 4.0}])
     files.flush()
     files.close()
     assert set(read(tmp_path)) == {
         "train/loss", "train/learning_rate", "system/step_time_s", "system/compile_s", "heldout/loss",
+        "evaluation train/loss",
     }  # fmt: skip
 
 
