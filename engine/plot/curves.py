@@ -3,19 +3,19 @@
 Reads JSON lines alone, so it imports no JAX and works while a run trains.
 """
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from engine.base import json_text
 from engine.base.errors import ConfigError, RunError, did_you_mean
 from engine.observe.tensorboard import MEASURED, ROW_KEYS
 
 TRAINING = "training/"  # precedes the name of a metric of training, as the name of an evaluation precedes its own
 PANELS = 4  # charts that are shown if no metric is named
 _LAST = ("grad_norm", "learning_rate", "skipped")  # metrics of the engine; those of the Task come first
+_ROW = {"step": int, str: object}  # of metrics.jsonl
 
 type Curve = dict[int, float]
 """Step -> value."""
@@ -39,20 +39,14 @@ class Panel:
 def read_curves(path: Path) -> dict[str, Curve]:
     """Returns the curves of the numbers in a `metrics.jsonl`: "training/loss", "heldout/loss".
 
-    After a resume the last value of a step counts. A line that a crash left incomplete is skipped.
+    After a resume the last value of a step counts. A line that a crash left incomplete is skipped. Metrics of an
+    evaluation `training` are those of "evaluation training".
 
     Raises:
         RunError: the file is missing or cannot be read, or has no numbers.
     """
-    found: dict[str, Curve] = {}
     try:
-        with open(path, "rb") as file:
-            for row in _rows(file):
-                part = TRAINING if "batch" in row else ""
-                for name, value in row.items():
-                    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-                    if name not in ROW_KEYS and is_number and math.isfinite(value):
-                        found.setdefault(part + name, {})[row["step"]] = float(value)
+        rows = json_text.read_lines(path, _ROW).values
     except FileNotFoundError as error:
         below = [
             file.parent for pattern in ("*", "runs/*") for file in sorted(path.parent.glob(f"{pattern}/{path.name}"))
@@ -61,19 +55,22 @@ def read_curves(path: Path) -> dict[str, Curve]:
         raise RunError(f"{path.parent}: there is no {path.name}. {advice}") from error
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    found: dict[str, Curve] = {}
+    for row in rows:
+        for name, value in row.items():
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if name not in ROW_KEYS and is_number and math.isfinite(value):
+                found.setdefault(_name(name, "batch" in row), {})[row["step"]] = float(value)
     if not found:
         raise RunError(f"{path}: has no numbers yet. Wait until the run has logged a row (log.every).")
     return {name: dict(sorted(curve.items())) for name, curve in found.items()}
 
 
-def _rows(lines: Iterator[bytes] | Any) -> Iterator[dict[str, Any]]:
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            yield row
+def _name(name: str, of_training: bool) -> str:
+    """Returns the name of a curve for a value of a row."""
+    if of_training:
+        return TRAINING + name
+    return f"evaluation {name}" if name.startswith(TRAINING) else name
 
 
 def choose_panels(runs: Mapping[str, Mapping[str, Curve]], metrics: Sequence[str]) -> list[Panel]:

@@ -23,6 +23,14 @@ def test_last_value_of_a_step_counts_and_damaged_lines_are_skipped(tmp_path):
     assert read_curves(path) == {"training/loss": {1: 3.0, 2: 2.0}, "val/loss": {2: 4.0}}
 
 
+def test_evaluation_named_training_has_curves_of_its_own(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    rows = [{"step": 2, "batch": 1, "loss": 1.0}, {"step": 2, "training/loss": 4.0}]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    [panel] = choose_panels({"a": read_curves(path)}, ["loss"])
+    assert panel.curves == {"training": {2: 1.0}, "evaluation training": {2: 4.0}}
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [(None, "there is no metrics.jsonl. Give the directory of a run."), ("", "has no numbers yet. Wait until")],
