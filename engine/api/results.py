@@ -1,7 +1,7 @@
 """Results of evaluations: dicts, which notebooks show as tables."""
 
 from engine.base import formatting, html
-from engine.metrics.results import Bins, Curve, Image, Result, Table
+from engine.metrics.results import Bins, Curve, File, Image, Result, Table, titled
 
 _MAX_ROWS = 100  # rows of a table; `dict(results)` shows all results
 
@@ -21,12 +21,12 @@ class StepResults(list[Results]):
 
     def _repr_html_(self) -> str:
         names = dict.fromkeys(name for found in self for name, x in found.items() if isinstance(x, int | float))
-        rows = [[formatting.number(_number(found.get(name))) for name in names] for found in self[:_MAX_ROWS]]
+        rows = [[_number(found.get(name)) for name in names] for found in self[:_MAX_ROWS]]
         return html.table(rows, header=list(names))
 
 
-def _number(result: object) -> float | None:
-    return result if isinstance(result, int | float) else None
+def _number(result: object) -> str:
+    return formatting.number(result) if isinstance(result, int | float) else "-"
 
 
 def _text(result: Result) -> str:
@@ -36,6 +36,8 @@ def _text(result: Result) -> str:
         return f"histogram of {len(result.counts)} bins"
     if isinstance(result, Image):
         return "image" + (f": figures/{result.file}" if result.file else "")
+    if isinstance(result, File):
+        return f"file: {result.path}"
     if isinstance(result, int | float):
         return formatting.number(result)
     return f"array {list(getattr(result, 'shape', ()))}"
@@ -43,4 +45,4 @@ def _text(result: Result) -> str:
 
 def _table(name: str, table: Table) -> str:
     columns = [[formatting.number(entry) for entry in column[:_MAX_ROWS]] for column in table.columns.values()]
-    return html.table(list(zip(*columns, strict=True)), header=list(table.columns), title=name)
+    return html.table(list(zip(*columns, strict=True)), header=list(table.columns), title=titled(name, table))
