@@ -17,7 +17,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "<": operator.lt,
     ">": operator.gt,
     "=": operator.eq,
-    "~": lambda value, part: str(part) in str(value),
+    "~": lambda value, part: value is not None and part in str(value),
 }
 _CONDITION = re.compile(r"\s*(\S+?)\s*(<=|>=|!=|==|<|>|=|~)\s*(.*?)\s*")
 
@@ -41,6 +41,7 @@ def select(runs: Sequence[RunRecord], conditions: Sequence[str]) -> list[RunReco
             )
         name, symbol, wanted = match[1], match[2], plain(match[3])
         _check_name("--where", name, runs)
+        wanted = match[3] if symbol == "~" and not isinstance(wanted, str) else wanted  # "1e3" as it is written
         kept = [run for run in kept if _meets(run.value(name), symbol, wanted)]
     return kept
 

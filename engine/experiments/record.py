@@ -137,6 +137,6 @@ def plain(text: str) -> Any:
     """Returns a number, a truth value, None or a text, of what is written in a config or by a user."""
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         return text
     return value if isinstance(value, int | float | str | None) else text

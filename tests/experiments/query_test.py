@@ -27,6 +27,9 @@ RUNS = [run("a", 0.5, 0.1), run("b", 0.9, 0.01), run("c", None, 1e-3, step=7)]
         (["task.target ~ Forecast"], "abc"),
         (["train.total = 3 epochs"], "abc"),
         (["train.total > 3"], ""),
+        (["best ~ on"], ""),
+        (["optimizer.learning_rate ~ 0.010"], ""),
+        (["optimizer.learning_rate ~ 0.01"], "b"),
         (["heldout/accuracy > 2", "optimizer.learning_rate < 1"], ""),
     ],
 )

@@ -48,7 +48,16 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_kept(tmp_path, name, text,
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("3", 3), ("1e-3", 1e-3), ("None", None), ("True", True), ("'3'", "3"), ("5 steps", "5 steps")]
+    ("text", "value"),
+    [
+        ("3", 3),
+        ("1e-3", 1e-3),
+        ("None", None),
+        ("True", True),
+        ("'3'", "3"),
+        ("5 steps", "5 steps"),
+        ("{[]: 1}", "{[]: 1}"),
+    ],
 )
 def test_text_of_a_config_is_read_as_its_value(text, value):
     assert record.plain(text) == value and type(record.plain(text)) is type(value)
