@@ -19,9 +19,11 @@ def check_file(path: Path) -> None:
     if path.suffix.lower() not in FORMATS:
         raise ConfigError(f"--out = {path}: allowed are names that end in {', '.join(FORMATS)}.")
     if importlib.util.find_spec("matplotlib") is None:
+        from engine.base.extras import install_command
+
         raise ConfigError(
-            f"--out = {path}: a picture needs matplotlib, which is not installed: pip install 'convoy-engine[plot]'. "
-            "Without --out, the curves are drawn in the terminal."
+            f"--out = {path}: a picture needs matplotlib, which is not installed: {install_command('plot')}. Without "
+            "--out, the curves are drawn in the terminal."
         )
 
 
