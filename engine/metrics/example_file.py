@@ -2,7 +2,7 @@
 
 Columns: `example`, the index in the dataset; `slice:NAME`; and `METRIC.FIELD` for each array of a metric. An array with
 several dimensions for each example is a list of fixed size; its shape, the class of the metric and its settings are in
-the metadata of the file. `pyarrow` writes and reads it, an extra of the engine.
+the metadata of the file. `pyarrow` writes and reads it, the extra `parquet`.
 """
 
 import importlib
@@ -38,7 +38,10 @@ def pyarrow(field: str) -> ModuleType:
         import pyarrow as found
         import pyarrow.parquet
     except ImportError as error:
-        raise ConfigError(f"{field}: needs pyarrow, which is not installed: pip install pyarrow") from error
+        from engine.base.extras import install_command
+
+        command = install_command("parquet")
+        raise ConfigError(f"{field}: needs pyarrow, which is not installed: {command}.") from error
     return found
 
 

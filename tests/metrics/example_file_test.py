@@ -93,7 +93,9 @@ def test_files_beyond_the_limit_are_refused_with_their_size():
 
 def test_missing_pyarrow_is_an_error_that_names_the_setting(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match=r"evaluations\.test\.per_example: needs pyarrow"):
+    with pytest.raises(
+        ConfigError, match=r"evaluations\.test\.per_example: needs pyarrow, .*: pip install .*\[parquet\]'\.$"
+    ):
         example_file.check_storable({}, 1, "evaluations.test")
 
 
