@@ -45,14 +45,18 @@ def write_figures(folder: Path, results: Mapping[str, Any], step: int | None = N
 
 
 def _write_file(run: Path, file: File) -> None:
-    """Writes a file of an evaluation, and removes those of earlier steps that have no checkpoint any more."""
+    """Writes a file of an evaluation, and removes those of other steps that have no checkpoint any more.
+
+    The latest two steps stay: their checkpoints may still be being written, perhaps by another process.
+    """
     path = run / file.path
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as opened:
         opened.write(file.content)
-    for other in list(path.parent.iterdir()):
-        if other.suffix == path.suffix and other != path and not (run / "checkpoints" / other.stem).is_dir():
-            other.unlink(missing_ok=True)
+    steps = [int(other.stem) for other in path.parent.glob(f"*{path.suffix}") if other.stem.isdecimal()]
+    for step in {*steps} - {int(path.stem), *sorted(steps)[-2:]}:
+        if not (run / "checkpoints" / str(step)).is_dir():
+            path.with_stem(str(step)).unlink(missing_ok=True)
 
 
 def remove_figures(folder: Path, pattern: re.Pattern[str], kept: Collection[str]) -> None:

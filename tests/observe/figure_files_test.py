@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from engine.base import host
-from engine.metrics.results import Image
+from engine.metrics.results import File, Image
 from engine.observe.figure_files import write_figures
 from tests.observe.images import decode
 
@@ -37,6 +37,22 @@ def test_figures_replace_those_of_an_earlier_evaluation_of_the_step(tmp_path):
     assert len(names()) == 3 and not (tmp_path / "none").exists()
     write_figures(tmp_path, {"test/loss": 1.0}, 7)  # of an evaluation that has drawn no figure
     assert names() == ["test/7/own.png", "test/8/0-example-4.png"]
+
+
+def test_metrics_of_examples_are_kept_with_their_checkpoints_and_of_the_latest_two_steps(tmp_path):
+    """The checkpoints of the latest steps may still be being written, also by another process."""
+    folder = tmp_path / "per_example" / "test"
+
+    def names():
+        return sorted(path.name for path in folder.iterdir())
+
+    (tmp_path / "checkpoints" / "20").mkdir(parents=True)
+    for step in (10, 20, 30, 40):
+        write_figures(tmp_path / "figures", {"a": File(f"per_example/test/{step}.parquet", b"a")}, step)
+    (folder / "own.parquet").touch()
+    assert names() == ["20.parquet", "30.parquet", "40.parquet", "own.parquet"]
+    write_figures(tmp_path / "figures", {"a": File("per_example/test/10.parquet", b"a")}, 10)  # by convoy evaluate
+    assert names() == ["10.parquet", "20.parquet", "30.parquet", "40.parquet", "own.parquet"]
 
 
 def test_figure_that_cannot_be_written_keeps_the_old_one(tmp_path, monkeypatch):
