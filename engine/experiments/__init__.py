@@ -1,1 +1,4 @@
-"""Looks at many runs: lists those below a folder, and filters and sorts them. Imports no JAX."""
+"""Looks at many runs: lists those below a folder, filters and sorts them, and computes intervals of their results.
+
+Only `resampling.py`, which computes metrics, imports JAX.
+"""
