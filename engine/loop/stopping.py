@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from engine.base import formatting, json_text
 from engine.base.errors import RunError
 from engine.cluster import group
+from engine.config.old_names import current
 from engine.config.schema import Stop as StopConfig
+from engine.config.zoo import canonical
 from engine.metrics.direction import mode_of
 from engine.run.directory import RunDirectory
 
@@ -77,9 +79,22 @@ def stopped_reason(directory: RunDirectory, step: int, settings: Mapping[str, st
         RunError: the record cannot be read.
     """
     record = group.run_on_primary(lambda: _read(directory), "the record of the stop")
-    if record is None or record != list(vars(StopRecord.of(step, record[1], settings)).values()):
+    if record is None:
         return ""
-    return record[1]
+    stopped_at, reason, stored = record
+    same = stopped_at == step and _comparable(stored) == _comparable(StopRecord.of(step, reason, settings).settings)
+    return reason if same else ""
+
+
+def _comparable(settings: Mapping[str, str]) -> dict[str, str]:
+    """Returns settings as texts that are equal where they mean the same.
+
+    An earlier version stored other names of the zoo's code, and the mode max where the default is auto today.
+    """
+    found = {name: canonical(current(text)) if name.endswith(".target") else text for name, text in settings.items()}
+    if "stop.mode" in found:
+        found["stop.mode"] = mode_of(found["stop.mode"], found.get("stop.metric", ""))
+    return found
 
 
 def ended(directory: RunDirectory, step: int, total_steps: int, settings: Mapping[str, str]) -> tuple[str, str]:

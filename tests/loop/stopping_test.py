@@ -8,6 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import engine
+from engine.base import json_text
 from engine.base.errors import RunError
 from engine.config.schema import Stop
 from engine.loop.events.replica_check import ReplicaCheck
@@ -96,6 +97,26 @@ def test_target_ends_the_run_and_a_larger_patience_continues_it(tmp_path):
     assert (summary.step, summary.reason) == (4, "stopped early: walk/distance is 2, which reaches stop.target = 2")
     assert engine.train(config(stop__patience=3), workdir=tmp_path).step == 9
     assert engine.train(config(stop__metric=None, stop__patience=None), workdir=tmp_path).step == 10
+
+
+@pytest.mark.parametrize(
+    ("stored", "same"),
+    [
+        ({}, True),
+        ({"stop.mode": "max"}, True),  # the default of earlier versions
+        ({"stop.mode": "min"}, False),
+        ({"stop.patience": "3"}, False),
+        ({"hooks.show.target": "models.digits.Digits"}, True),  # the name of earlier versions
+        ({"hooks.show.target": "models.vit.Vit"}, False),
+    ],
+)
+def test_settings_that_an_earlier_version_has_stored_do_not_continue_a_stopped_run(tmp_path, stored, same):
+    settings = {"stop.metric": "heldout/accuracy", "stop.mode": "auto", "stop.patience": "2"}
+    settings |= {"hooks.show.target": "convoy_zoo.models.digits.Digits"}
+    record = {"step": 8, "reason": "done", "settings": settings | stored}
+    (tmp_path / "stopped.json").write_text(json_text.dumps(record))
+    assert stopped_reason(RunDirectory(tmp_path), 8, settings) == ("done" if same else "")
+    assert stopped_reason(RunDirectory(tmp_path), 9, settings) == ""
 
 
 def test_early_end_writes_the_row_of_the_last_steps(tmp_path):
