@@ -133,7 +133,8 @@ class _Evaluation:
             return [_Uniform(_array(operands[0]), params["shape"])]
         if name in ELEMENTWISE and self._is_one_place(operands, parts):
             return [self._once(eqn, operands, parts)]
-        results = eqn.primitive.bind(*map(_array, operands), **params)
+        bound = eqn.primitive.get_bind_params(params)  # a `jax.shard_map` is called with its function
+        results = eqn.primitive.bind(*map(_array, operands), **bound)
         return results if eqn.primitive.multiple_results else [results]
 
     def _is_one_place(self, operands: Sequence[Any], parts: Sequence[_Part]) -> bool:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 from engine.training.packing import Packing
 from engine.training.vectors import on_vectors
@@ -60,6 +61,21 @@ def test_what_is_not_elementwise_is_computed_of_the_arrays():
     found = jax.jit(lambda *args: on_vectors(normalized, *args))(PARAMS, GRADS)
     wanted = jax.jit(normalized)(PARAMS, GRADS)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), found, wanted)
+
+
+def test_functions_of_other_transformations_are_called():
+    """An optimizer may contain a `jax.shard_map`, a condition or a loop."""
+    mesh = jax.make_mesh((1,), ("all",), devices=jax.devices()[:1])
+    doubled = jax.shard_map(lambda x: 2 * x, mesh=mesh, in_specs=PartitionSpec(), out_specs=PartitionSpec())
+
+    def changed(params):
+        grown = {name: jax.lax.fori_loop(0, 3, lambda i, x: 2 * x, x) for name, x in params.items()}
+        return {name: jax.lax.cond(x.sum() > 0, doubled, jnp.negative, x) + 1 for name, x in grown.items()}
+
+    found = jax.jit(lambda params: on_vectors(changed, params))(PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, found, jax.jit(changed)(PARAMS))
+    found = jax.jit(lambda params: on_vectors(lambda p: jax.tree.map(doubled, p), params))(PARAMS)
+    jax.tree.map(np.testing.assert_array_equal, found, jax.tree.map(lambda x: 2 * x, PARAMS))
 
 
 def test_packed_results_are_the_vectors():
