@@ -33,7 +33,7 @@ _SHAPE = {
 }  # fmt: skip
 
 type _Stamp = list[list[int]]
-"""Time of the last change and size of each of FILES; an empty list for one that is missing."""
+"""Time of the last change, size and inode of each of FILES; an empty list for one that is missing."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def find_runs(folder: Path) -> Found:
         if entry is None or entry["stamp"] != stamp:
             entry = {"stamp": stamp, "record": dataclasses.asdict(read_record(run, path))}
         entries[path] = entry
-    if entries != known:
+    if entries != known and "." not in entries:  # a run directory is written by its run alone
         _write_index(folder, entries)
     runs = [_with_end(folder / path, RunRecord(**entries[path]["record"])) for path in sorted(entries)]
     return Found(runs, sorted(others))

@@ -32,7 +32,9 @@ def test_runs_are_found_at_any_depth_and_other_folders_are_named(tmp_path):
 
 
 def test_run_directory_itself_is_a_list_of_one(tmp_path):
-    assert paths(index.find_runs(make_run(tmp_path / "a"))) == ["."]
+    run = make_run(tmp_path / "a")
+    assert paths(index.find_runs(run)) == ["."]
+    assert not (run / index.INDEX).exists()
 
 
 def test_only_runs_that_changed_are_read_again(tmp_path, monkeypatch):
