@@ -17,7 +17,7 @@ from engine.checkpoint import timeouts
 from engine.checkpoint.bucket_copy import add_step, readable
 from engine.checkpoint.integrity import warn_of_incomplete
 from engine.checkpoint.manifest import read_lock
-from engine.checkpoint.policy import Retention
+from engine.checkpoint.policy import best_of, read_results
 from engine.checkpoint.store import CheckpointStore, StepInfo
 from engine.cluster import group
 from engine.compile.build import build_evaluation_program, build_task
@@ -102,9 +102,12 @@ class SavedRun:
         raise CheckpointError(f"{self.directory}: no checkpoint {step!r}. Found: {found}, latest, best.")
 
     def _best(self) -> tuple[int, float] | None:
-        """Returns the step and the value of the best result of the run; None if it selects none."""
+        """Returns the step and the value of the best result of the run; None if it selects none.
+
+        Any process may call it alone: it does not communicate.
+        """
         c = self.config.checkpoint
-        return Retention(self.directory.checkpoints, c.keep_latest, c.best, c.best_mode, c.keep_best).best()
+        return best_of(read_results(self.directory.checkpoints), c.best, c.best_mode)
 
     def describe_choice(self, step: int, asked: int | str | None) -> str:
         """Returns a chosen step with the reason: "step 562 (best heldout/accuracy, 0.9833)"."""

@@ -202,9 +202,8 @@ class Retention:
         return {step: results[metric] for step, results in self._results.items() if step <= until and metric in results}
 
     def best(self) -> tuple[int, float] | None:
-        """Returns (step, value) of the best result so far, or None. Step 0 does not count: it is never saved."""
-        ranked = self._ranked_steps({step: results for step, results in self._results.items() if step > 0})
-        return (ranked[0], self._results[ranked[0]][self._best]) if self._best and ranked else None
+        """Returns (step, value) of the best result so far, or None."""
+        return best_of(self._results, self._best, self._best_mode)
 
     def _ranked_steps(self, results: Results) -> list[int]:
         return ranking(results, self._best, self._best_mode) if self._best else []
@@ -218,6 +217,12 @@ def ranking(results: Results, best: str, best_mode: str) -> list[int]:
     sign = -1 if best_mode == "max" else 1
     values = {step: values[best] for step, values in results.items() if math.isfinite(values.get(best, math.nan))}
     return sorted(values, key=lambda step: (sign * values[step], step))
+
+
+def best_of(results: Results, best: str | None, best_mode: str) -> tuple[int, float] | None:
+    """Returns (step, value) of the best result; None without one. Step 0 does not count: it is never saved."""
+    ranked = ranking({step: values for step, values in results.items() if step > 0}, best, best_mode) if best else []
+    return (ranked[0], results[ranked[0]][best]) if best and ranked else None
 
 
 def read_results(directory: Path) -> dict[int, dict[str, float]]:

@@ -20,6 +20,7 @@ from engine.checkpoint import warm_start
 from engine.checkpoint.async_save import Saver
 from engine.checkpoint.store import CheckpointStore
 from engine.cli.main import main
+from engine.cluster import group
 from engine.config.schema import Init
 from engine.run.directory import RunDirectory
 from engine.run.lease import ALWAYS_GRANTED
@@ -40,6 +41,16 @@ def test_choose_accepts_a_number_or_latest(run):
     assert run.choose("best") == 4  # the newest, since the run selects no best checkpoint
     with pytest.raises(CheckpointError, match=r"no checkpoint '7'. Found: 2, 4, latest, best"):
         run.choose("7")
+
+
+def test_one_process_of_several_may_choose_alone(run, monkeypatch):
+    """Otherwise the next broadcast of a run would give the others what this one has sent."""
+
+    def communicate(*args):
+        raise AssertionError("communicates")
+
+    monkeypatch.setattr(group, "broadcast", communicate)
+    assert run.describe_choice(run.choose(None), None) == "step 4 (the newest)"
 
 
 def test_choose_returns_the_best_step_by_default(tmp_path):
