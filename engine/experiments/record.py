@@ -14,7 +14,7 @@ from typing import Any
 from engine.base.errors import ConvoyError
 from engine.base.files import read_text
 from engine.base.json_text import reason
-from engine.checkpoint.policy import RESULTS, ranking, read_results
+from engine.checkpoint.policy import RESULTS, best_of, read_results
 from engine.run import status
 
 DAMAGED = "damaged"
@@ -103,7 +103,7 @@ def read_record(folder: Path, path: str) -> RunRecord:
     if found is None:
         return RunRecord(path=path, state=DAMAGED, problem=" ".join(problems), config=config)
     selects, mode = str(config.get("checkpoint.best") or ""), str(config.get("checkpoint.best_mode", "auto"))
-    best = next(iter(ranking(results, selects, mode)), None)
+    best, _ = best_of(results, selects, mode) or (None, None)
     metrics = {**found.metrics, **results.get(best, {})} if best is not None else found.metrics
     return RunRecord(
         path=path,

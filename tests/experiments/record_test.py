@@ -7,7 +7,11 @@ from tests.experiments.made import make_run
 
 
 def test_record_has_the_results_of_the_best_checkpoint_and_its_step(tmp_path):
-    results = {4: {"heldout/loss": 0.5, "heldout/accuracy": 0.9}, 8: {"heldout/loss": 0.7, "heldout/accuracy": 0.8}}
+    results = {
+        0: {"heldout/loss": 0.1},
+        4: {"heldout/loss": 0.5, "heldout/accuracy": 0.9},
+        8: {"heldout/loss": 0.7, "heldout/accuracy": 0.8},
+    }
     run = make_run(
         tmp_path / "a",
         results,
