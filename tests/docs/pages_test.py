@@ -19,6 +19,8 @@ def test_commands_of_each_page_succeed_with_its_files(page, tmp_path):
     for command in pages.commands(page):
         done = pages.run(command, tmp_path)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    for log in tmp_path.glob("runs/killed/log.txt"):  # the page says that this run is resumed, not repeated
+        assert "resuming from step" in log.read_text()
 
 
 def test_page_of_predictions_draws_with_matplotlib_where_it_is_installed(monkeypatch):
