@@ -231,6 +231,8 @@ class Trainer:
 
     def _restore(self) -> Start:
         start = restore(self.checkpoints.store, self.program, self.config.init, self._phase, self.say)
+        if not start.position and self.directory.metrics.exists():
+            self.say("the earlier attempt has completed no checkpoint; starting again from step 0")
         self._divergence.resume(start.skipped)
         return start
 

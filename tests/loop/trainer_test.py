@@ -56,6 +56,7 @@ def test_run_logs_evaluates_and_saves_at_its_periods(unbroken):
     assert summary.rates["examples_per_s"] > 0
     assert not {"step", "attempt", "time"} & (summary.metrics.keys() | runs.status(path)["metrics"].keys())
     assert not (path / "tensorboard").exists()
+    assert "starting again" not in (path / "log.txt").read_text()
 
 
 def test_step_is_saved_before_it_is_evaluated(unbroken):
@@ -372,6 +373,7 @@ def test_closing_the_generator_ends_the_run_without_a_save(tmp_path):
     assert trainer.step == 4 and trainer.checkpoints.store.steps() == []
     trainer.directory.close()
     assert engine.train(runs.config(), workdir=tmp_path).step == 10
+    assert "has completed no checkpoint; starting again from step 0" in (tmp_path / "log.txt").read_text()
 
 
 def test_trainer_can_be_built_from_a_task_a_mesh_and_data(tmp_path):
