@@ -74,7 +74,7 @@ def resolve_axes(
         origin += f"; mesh.dcn.data={slices}, since there are {slices} slices"
     between = _resolve_between(between, devices, slices, join)
     count = math.prod(between.values())
-    return Axes(_resolve_within(within, devices // count, count, between), between, origin)
+    return Axes(_resolve_within(within, devices // count, count, between, kind), between, origin)
 
 
 def _chosen(
@@ -135,7 +135,7 @@ def _resolve_between(between: Mapping[str, int], devices: int, slices: int | Non
 
 
 def _resolve_within(
-    within: Mapping[str, int | None], devices: int, slices: int, between: Mapping[str, int]
+    within: Mapping[str, int | None], devices: int, slices: int, between: Mapping[str, int], kind: str
 ) -> dict[str, int]:
     """Returns the axes within a slice as numbers that multiply to its devices."""
     sizes = dict(within)
@@ -152,10 +152,12 @@ def _resolve_within(
     if free or fixed != devices:
         each = f" in each of {slices} slices (mesh.dcn: {axes_text(between)})" if slices > 1 else ""
         helps = not free and devices % (fixed // numbers["data"]) == 0
+        simulated = f" On a CPU, JAX_NUM_CPU_DEVICES={fixed} simulates {fixed} devices."
         raise ShardingError(
             f"mesh: {axes_text(numbers)} needs {'a multiple of ' if free else ''}{fixed} devices, found "
             f"{devices}{each}. Meshes that work here: {'; '.join(_nearest(within, devices))}."
             f"{' Set mesh.data=-1 to take the remaining devices.' if helps else ''}"
+            f"{simulated if kind == 'cpu' and devices * slices == 1 else ''}"
         )
     return numbers
 

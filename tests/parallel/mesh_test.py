@@ -108,6 +108,8 @@ def test_indivisible_mesh_raises_sharding_error_with_alternatives():
         resolve_axes(MeshSpec(data=2, fsdp=2), 8)
     with pytest.raises(ShardingError, match=r"data=2 x fsdp=3 needs 6 devices, found 8.*\d.$"):  # data=-1 does not help
         resolve_axes(MeshSpec(data=2, fsdp=3), 8)
+    with pytest.raises(ShardingError, match=r"found 1. .* On a CPU, JAX_NUM_CPU_DEVICES=4 simulates 4 devices.$"):
+        resolve_axes(MeshSpec(fsdp=4), 1, kind="cpu")
     with pytest.raises(ShardingError, match=r"fsdp and tensor are both -1"):
         resolve_axes(MeshSpec(fsdp=-1, tensor=-1), 8)
 
