@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 from engine import __version__
-from engine.base.errors import ConfigError, did_you_mean
+from engine.base.errors import ConfigError, did_you_mean, near_names
 from engine.cli.common import Parser
 from engine.cli.verbs import VERBS
 
@@ -147,5 +147,22 @@ def _unknown_argument(word: str, parser: Parser) -> ConfigError:
         near = f" Write -- before the command: ... -- {word} ..."
     elif "--config" in names and (not word.startswith("-") or word[2:].split(".")[0] in field_names(Config)):
         near = f" Did you mean --config{'.' if word.startswith('-') else '='}{word.removeprefix('--')}?"
+    elif "--config" in names:  # --epochs is no typing error of --process-id
+        near = _field_of(word) or near or _field_of(word, cutoff=0.8)
     allowed = [*names, "and --config.NAME=VALUE"] if "--config" in names or VERBS[verb].short_overrides else names
     return ConfigError(f"{word}: unknown argument of {parser.prog}.{near} Arguments here: {', '.join(allowed)}.")
+
+
+def _field_of(word: str, cutoff: float = 1.0) -> str:
+    """Suggests the field of a config that `--lr=0.1` may mean; "" if no field has such a name."""
+    from engine.base.duration import DATA_UNITS
+    from engine.config.schema import Config
+    from engine.config.text import flatten
+
+    name, _, value = word.lstrip("-").partition("=")
+    name = name.replace("-", "_")
+    if name in DATA_UNITS:
+        return f' Did you mean --config.train.total="{value or "N"} {name}"?'
+    paths = {path.rpartition(".")[2]: path for path, _ in reversed(flatten(Config()))}
+    near = [leaf for leaf in paths if leaf == name or leaf.endswith(f"_{name}")] or near_names(name, paths, cutoff)
+    return f" Did you mean --config.{paths[near[0]]}={value or 'VALUE'}?" if near else ""

@@ -34,6 +34,13 @@ def test_words_after_two_dashes_are_the_command():
         (["train", "--config=x", "y.py"], [], "y.py: unknown argument of convoy train. Did you mean --config=y.py?"),
         (["train", "--config=x", "--train.seed=1"], [], "--train.seed=1: unknown argument of convoy train. Did you "
          "mean --config.train.seed=1?"),
+        (["train", "--config=x", "--lr=1e-3"], [], "--lr=1e-3: unknown argument of convoy train. Did you mean "
+         "--config.optimizer.learning_rate=1e-3?"),
+        (["train", "--config=x", "--batch-size"], [], "--batch-size: unknown argument of convoy train. Did you mean "
+         "--config.train.global_batch_size=VALUE?"),
+        (["train", "--config=x", "--epochs=3"], [], "--epochs=3: unknown argument of convoy train. Did you mean "
+         '--config.train.total="3 epochs"?'),
+        (["train", "--config=x", "--out=3"], [], "--out=3: unknown argument of convoy train. Arguments here"),
         (["launch", "local", "--processes=2", "train"], [], "train: unknown argument of convoy launch local. Write --"),
         (["supervise", "train", "--config=x"], [], "train: unknown argument of convoy supervise. Write -- before the"),
         (["train", "y.py"], [], "convoy train: the following arguments are required: --config. For help: convoy train"),
