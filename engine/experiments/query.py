@@ -19,6 +19,7 @@ _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "=": operator.eq,
     "~": lambda value, part: value is not None and part in str(value),
 }
+SHOWN = 20  # names that an error lists
 _CONDITION = re.compile(r"\s*(\S+?)\s*(<=|>=|!=|==|<|>|=|~)\s*(.*?)\s*")
 
 
@@ -34,7 +35,7 @@ def select(runs: Sequence[RunRecord], conditions: Sequence[str]) -> list[RunReco
     kept = list(runs)
     for text in conditions:
         match = _CONDITION.fullmatch(text)
-        if not match:
+        if not match or re.match(r"[<>=]|!=", match[3]):  # `>> 1` is no value "> 1"
             raise ConfigError(
                 f"--where={text!r}: not a condition. Write NAME OPERATOR VALUE with one of "
                 f"{' '.join(_OPERATORS)}: --where='optimizer.learning_rate > 1e-3'."
@@ -76,5 +77,7 @@ def _check_name(flag: str, name: str, runs: Sequence[RunRecord]) -> None:
     """Raises ConfigError if no run has a value of this name."""
     known = dict.fromkeys([*FIELDS, *(key for run in runs for part in (run.metrics, run.config) for key in part)])
     if runs and name not in known:
-        near = get_close_matches(name, known, n=3, cutoff=0.5) or list(FIELDS)
-        raise ConfigError(f"{flag}: no run has {name!r}. Near names: {', '.join(near)}.")
+        metrics = dict.fromkeys(key for run in runs for key in run.metrics)
+        near, found = get_close_matches(name, known, n=3, cutoff=0.5), ", ".join([*FIELDS, *metrics][:SHOWN])
+        advice = f"Near names: {', '.join(near)}." if near else f"Write a setting or one of {found}."
+        raise ConfigError(f"{flag}: no run has {name!r}. {advice}")

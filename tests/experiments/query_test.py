@@ -54,8 +54,11 @@ def test_unknown_name_is_refused_with_near_ones():
         select(RUNS, ["learning_rate > 1"])
     with pytest.raises(ConfigError, match="--sort: no run has"):
         order(RUNS, "-acuracy")
+    with pytest.raises(ConfigError, match=r"Write a setting or one of path, state, .*, heldout/accuracy"):
+        order(RUNS, "xyz")
 
 
 def test_malformed_condition_is_refused_with_an_example():
-    with pytest.raises(ConfigError, match="not a condition"):
-        select(RUNS, ["accuracy"])
+    for text in ("accuracy", "heldout/accuracy >> 0.5", "heldout/accuracy => 0.5"):
+        with pytest.raises(ConfigError, match="not a condition"):
+            select(RUNS, [text])
