@@ -17,6 +17,7 @@ from engine.base.host import ADVICE
 _ENGINE = {file.parents[1] for file in (Path(__file__), Path(__file__).resolve())}  # Bazel runs links to the files
 _LIBRARY = tuple({sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")})
 _INSTALLED = ("site-packages", "dist-packages")
+_COMPILED = (".pyx", ".pxi", ".pxd")  # frames of Cython name files that are not there: numpy/random/mtrand.pyx
 _LIBRARY_NOTE = "has removed its internal frames"  # text of JAX's and Grain's note
 _LONGEST = 600  # characters of an error's text in a sentence; the traceback has all of them
 _target_packages: set[str] = set()  # top-level packages that the targets of a config name
@@ -111,7 +112,7 @@ def traced_place(frames: Iterable[Any]) -> str:
 def is_user_code(file: str) -> bool:
     """Whether a file is the user's code and not part of an installed package."""
     path = Path(file)
-    if file.startswith("<") or set(_INSTALLED) & set(path.parts):
+    if file.startswith("<") or path.suffix in _COMPILED or set(_INSTALLED) & set(path.parts):
         return False
     return not _ENGINE & set(path.parents) and not file.startswith(_LIBRARY)
 

@@ -53,6 +53,15 @@ def test_description_has_type_text_and_innermost_frame_of_user_code(users):
     assert describe(ConfigError("train.total: is missing.")) == "ConfigError: train.total: is missing."
 
 
+def test_frames_of_cython_are_no_user_code(users):
+    module = users("""
+        import numpy as np
+        def tracks(count):
+            return np.random.default_rng(0).uniform(0, 1, count)
+    """)
+    assert location(raised(lambda: module.tracks(-1))) == "perception.py:4 in tracks"
+
+
 def test_error_while_tracing_has_the_line_of_the_user_and_no_note_of_jax(users):
     module = users("""
         import jax.numpy as jnp
