@@ -91,7 +91,8 @@ def _configs_in(folder: Path) -> str:
     if not folder.is_dir():
         return ""
     names = [file.name for file in sorted(folder.glob("*.py")) if _mentions_get_config(file)]
-    return f"Configs in {folder}: {', '.join(names)}." if names else f"There are no configs in {folder}."
+    where = "this folder" if folder == Path() else str(folder)
+    return f"Configs in {where}: {', '.join(names)}." if names else f"There are no configs in {where}."
 
 
 def _mentions_get_config(file: Path) -> bool:

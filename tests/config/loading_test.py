@@ -142,6 +142,7 @@ def test_config_file_must_define_get_config(project):
             "recipes.digts: there is no module 'recipes.digts' and no file of this name. Did you mean recipes.digits?",
         ),
         ("recipe.digits", "recipe.digits: there is no module 'recipe' and no file of this name. Did you mean recipes?"),
+        ("digits.py", "digits.py: there is no such file. There are no configs in this folder."),
         ("recipes", "recipes: is a folder without config.txt, so no run. Configs in recipes: digits.py."),
         ("notes.md", "notes.md: is no config. Name a Python file (.py), a module or a run directory."),
     ],
