@@ -41,6 +41,8 @@ from engine.storage.mounts import local_path, shown
 
 LONGEST_PATH = 4096 - 256  # bytes: Linux allows 4096, and the longest name below a run has less than 256
 
+SHOWN = 10  # runs that an error names
+
 
 class RunDirectory:
     """Paths of a run. The constructor only mounts a bucket where needed; `open` prepares the directory for training.
@@ -225,10 +227,19 @@ class RunDirectory:
         except FileNotFoundError as error:
             raise RunError(
                 f"{self}: is not a run directory, it has no {self.config.name}. "
-                "Give the --workdir of an earlier `convoy train`."
+                f"Give the --workdir of an earlier `convoy train`.{self._neighbours()}"
             ) from error
         except (OSError, UnicodeDecodeError) as error:
             raise RunError(f"{self.config}: cannot be read ({getattr(error, 'strerror', error)}).") from error
+
+    def _neighbours(self) -> str:
+        """Names the runs in this folder, or beside it if it does not exist; "" if there are none, or in a bucket."""
+        if shown(self.path) != str(self.path):
+            return ""
+        folder = self.path if self.path.is_dir() else self.path.parent
+        names = sorted(path.parent.name for path in folder.glob(f"*/{self.config.name}"))
+        more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+        return f" Runs in {folder}: {', '.join(names[:SHOWN])}{more}." if names else ""
 
     def write_config_text(self, text: str) -> None:
         """Stores the resolved config; the primary writes it. Raises RunError.

@@ -109,6 +109,10 @@ def test_config_text_round_trip_makes_the_run_exist(tmp_path):
 def test_reading_config_of_a_directory_without_run_raises(tmp_path):
     with pytest.raises(RunError, match=r"is not a run directory, it has no config\.txt\. Give the --workdir"):
         RunDirectory(tmp_path).read_config_text()
+    make_run(tmp_path / "wide")
+    for path in (tmp_path, tmp_path / "wid"):
+        with pytest.raises(RunError, match=rf"of an earlier `convoy train`\. Runs in {tmp_path}: wide\.$"):
+            RunDirectory(path).read_config_text()
 
 
 def test_fresh_moves_the_earlier_run_and_reports_the_target(tmp_path):
