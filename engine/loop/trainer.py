@@ -224,7 +224,7 @@ class Trainer:
                 return
             if boundary.stop:
                 ended, self._stop_reason = True, boundary.stop
-                self.say(f"step {step}: the run ends: {boundary.stop}")
+                dispatcher.recorder.call(functools.partial(self.say, f"step {step}: the run ends: {boundary.stop}"))
                 schedule.end_at(step)
                 continue
             state = dispatcher.run(state, *schedule.advance(step, last))

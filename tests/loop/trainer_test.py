@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import re
 import shutil
 import threading
 import time
@@ -56,7 +57,10 @@ def test_run_logs_evaluates_and_saves_at_its_periods(unbroken):
     assert summary.rates["examples_per_s"] > 0
     assert not {"step", "attempt", "time"} & (summary.metrics.keys() | runs.status(path)["metrics"].keys())
     assert not (path / "tensorboard").exists()
-    assert "starting again" not in (path / "log.txt").read_text()
+    log = (path / "log.txt").read_text()
+    assert "starting again" not in log
+    steps = [int(step) for step in re.findall(r" step (\d+)[:/]", log)]  # of rows and of evaluations
+    assert steps == sorted([*range(1, 11), 4, 8, 10])
 
 
 def test_step_is_saved_before_it_is_evaluated(unbroken):

@@ -1,5 +1,6 @@
 """The results of evaluations and hooks."""
 
+import functools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
@@ -36,14 +37,18 @@ class Results:
         self.recorder.note(step, results)
         self.checkpoints.record(step, values)
         text = formatting.table(values) if self.verbose else formatting.line(values, self.watched)
-        self.say(f"step {step}:{text if text.startswith('\n') else f' {text}'}")
+        self._say(f"step {step}:{text if text.startswith('\n') else f' {text}'}")
         for name, result in results.items():
             if isinstance(result, Table):
-                show = self.say if self.verbose or last else logger.info
-                show(f"step {step}: {titled(name, result)}:{table_text(result)}")
+                text = f"step {step}: {titled(name, result)}:{table_text(result)}"
+                self._say(text, self.say if self.verbose or last else logger.info)
         if large := [name for name in too_large(results) if name not in self.warned]:
             self.warned.update(large)
-            self.say(f"warning: {list_names(large)}: above {MAX_NUMBERS} numbers or rows, so not in metrics.jsonl")
+            self._say(f"warning: {list_names(large)}: above {MAX_NUMBERS} numbers or rows, so not in metrics.jsonl")
+
+    def _say(self, text: str, say: Callable[[str], None] | None = None) -> None:
+        """Shows a sentence after the rows of the steps before it, which a thread writes."""
+        self.recorder.call(functools.partial(say or self.say, text))
 
 
 def check_measured(watched: Mapping[str, str], kind: str, name: str, found: Collection[str]) -> None:

@@ -9,9 +9,13 @@ from engine.loop.events.results import Results
 from engine.metrics.results import MAX_NUMBERS, Table
 
 
+def run(report):
+    report()
+
+
 def test_results_are_noted_stored_and_said_once():
     noted, stored, said = [], [], []
-    recorder: Any = SimpleNamespace(note=lambda step, results: noted.append((step, [*results])))
+    recorder: Any = SimpleNamespace(note=lambda step, results: noted.append((step, [*results])), call=run)
     checkpoints: Any = SimpleNamespace(record=lambda step, values: stored.append((step, values)))
     latest = {"old": 1.0}
     results = Results(checkpoints, recorder, said.append, latest)
@@ -26,7 +30,7 @@ def test_results_are_noted_stored_and_said_once():
 
 
 def test_many_results_and_tables_are_printed_in_full_at_the_end_or_if_verbose():
-    recorder: Any = SimpleNamespace(note=lambda step, results: None)
+    recorder: Any = SimpleNamespace(note=lambda step, results: None, call=run)
     checkpoints: Any = SimpleNamespace(record=lambda step, values: None)
     table = Table({"example": [3]}, "smallest accuracy first")
     values = {**{f"a/part/x{i}": float(i) for i in range(7)}, "a/loss": 0.5, "a/worst_examples": table}
