@@ -90,14 +90,14 @@ def test_uv_fetches_a_python_where_none_fits(clone):
     python(clone, "python3", 11)
     program(clone.parent / "bin/uv", 'echo "uv $*" >>"$RECORD"\n')
     assert install(clone)[2] == [
-        "uv venv --quiet --python 3.13 .venv",
+        "uv venv --quiet --seed --python 3.13 .venv",
         "uv pip install --quiet --python .venv/bin/python --editable .[examples]",
     ]
     code, text, calls = install(clone, CONVOY_PYTHON="python3")  # no other one is taken in silence
     assert (code, calls) == (1, [])
     assert text == "tools/install: CONVOY_PYTHON is no Python 3.12 to 3.14; found: 3.11 (python3).\n"
     python(clone, "python3.12", 12, bare=1)  # uv needs neither venv nor ensurepip
-    assert install(clone)[2][0] == "uv venv --quiet --python python3.12 .venv"
+    assert install(clone)[2][0] == "uv venv --quiet --seed --python python3.12 .venv"
 
 
 def test_environment_of_another_python_is_kept_and_reported(clone):
