@@ -6,6 +6,7 @@ columns of an npz file are first written to temporary files in the same folder.
 
 import abc
 import contextlib
+import errno
 import importlib
 import json
 import os
@@ -91,9 +92,8 @@ def _pyarrow() -> Any:
 
 
 def _cannot_write(path: Path, error: OSError) -> DataError:
-    return DataError(
-        f"{path}: cannot be written ({error.strerror or error}). Free space there, or choose another path."
-    )
+    advice = "Free space there, or choose" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose"
+    return DataError(f"{path}: cannot be written ({error.strerror or error}). {advice} another path.")
 
 
 class _Npz(PredictionFile):

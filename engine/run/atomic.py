@@ -42,9 +42,9 @@ def cannot_write(path: Path, error: OSError) -> RunError:
     Its exit code asks for a restart if the storage has failed, not if the user's path or permissions are wrong. It
     rules out a restart if the folder was removed: the run would begin at step 0.
     """
+    advice = "Free space there, or choose" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose"
     run_error = RunError(
-        f"{shown(path)}: cannot be written ({error.strerror or error}). "
-        "Free space there, or choose another directory with --workdir=DIR."
+        f"{shown(path)}: cannot be written ({error.strerror or error}). {advice} another directory with --workdir=DIR."
     )
     if error.errno in _STORAGE_ERRORS:
         run_error.exit_code = ExitStatus.RETRY

@@ -24,7 +24,7 @@ def test_file_has_default_permissions(tmp_path):
 
 
 def test_unwritable_path_error_suggests_workdir(tmp_path):
-    with pytest.raises(RunError, match=r"gone/a\.txt: cannot be written \(No such file.*--workdir=DIR"):
+    with pytest.raises(RunError, match=r"gone/a\.txt: cannot be written \(No such file.*\)\. Choose.*--workdir=DIR"):
         write_text(tmp_path / "gone" / "a.txt", "x")
 
 
