@@ -140,10 +140,11 @@ def rank(
     nearest: Cost | None = None
     problems: dict[str, int] = {}
     examined = 0
+    on_progress("scoring candidates by formula")
     for mesh in meshes(machine, choices):
         for candidate in settings(mesh, choices):
             examined += 1
-            if examined == 1 or examined % 20_000 == 0:
+            if examined % 20_000 == 0:
                 on_progress(f"scoring by formula: {examined:,} candidates, {len(fitting):,} fit")
             found = model.memory(candidate)
             if found.problem:
