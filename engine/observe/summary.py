@@ -67,7 +67,7 @@ def summary_text(summary: Summary) -> str:
 def _headline(summary: Summary) -> str:
     where = f"step {summary.step:,} of {summary.total_steps:,}"
     attempt = f", attempt {summary.directory.attempt}" if summary.directory.attempt > 1 else ""
-    lines = [f"{summary.name}: {summary.state} at {where}{attempt}"]
+    lines = [f"{summary.name or summary.directory.path.name}: {summary.state} at {where}{attempt}"]
     if summary.reason:
         lines.append(summary.reason)
     return "\n".join(lines)

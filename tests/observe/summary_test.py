@@ -57,6 +57,10 @@ digits: done at step 1,410 of 1,410
     )
 
 
+def test_summary_of_a_config_without_a_name_begins_with_the_folder(tmp_path, monkeypatch):
+    assert summary_text(make_summary(tmp_path, monkeypatch, name="")).startswith("digits: done at step 1,410")
+
+
 def test_summary_of_a_preempted_run(tmp_path, monkeypatch):
     summary = make_summary(
         tmp_path,
