@@ -16,7 +16,8 @@ from engine.checkpoint.store import CheckpointStore
 from engine.cluster import group
 from engine.cluster.consistency_check import check_consistency
 from engine.config.schedules import followers
-from engine.config.schema import Config, Train
+from engine.config.schema import Config, Train, user_targets
+from engine.config.target import INSTANCE
 from engine.config.text import from_text
 from engine.data import dataset_summary
 from engine.data.sampling.share_schedule import follows_run
@@ -153,10 +154,13 @@ def _refuse_total_before_checkpoint(train: Train, dataset_size: int, directory: 
     if stored_total < newest:  # an earlier version of the engine stored the config before this check
         flag = " --accept-schedule-change" if followers(stored.optimizer) else ""
         command += f' --config.train.total="{newest} steps"{flag}'
+    advice = f"Resume with {command}, or start a new run with --fresh"
+    if any(section.target == INSTANCE for section in user_targets(stored).values()):  # no command can build it
+        advice = "Write such a train.total, or start a new run with fresh=True"
     found = f"{train.total}" + ("" if train.total.unit == "steps" else f", which is {total} steps")
     raise ConfigError(
         f"train.total: found {found}, but {directory} has a checkpoint of step {newest}. Allowed: {newest} steps or "
-        f"more. Resume with {command}, or start a new run with --fresh (the old run is moved aside)."
+        f"more. {advice} (the old run is moved aside)."
     )
 
 

@@ -96,6 +96,10 @@ def test_resume_with_another_object_is_refused(trained):
     path, _, _ = trained
     with pytest.raises(ConfigError, match=r"task.fields.width: 32 -> 5|width"):
         engine.train(str(path), **objects(task=Predict(width=5), hooks={"count": Count()}), workdir=path)
+    short = bare()
+    short.train.total = "1 step"
+    with pytest.raises(ConfigError, match=r"more\. Write such a train\.total, or start a new run with fresh=True"):
+        engine.train(short, **objects(hooks={"count": Count()}), workdir=path)
     with pytest.raises(DataError, match="holds a run on another dataset"):
         engine.train(str(path), **objects(data=Unreadable(n=20), hooks={"count": Count()}), workdir=path)
 
