@@ -27,9 +27,14 @@ LARGEST_GIB = 4.0
 _EXAMPLE, _SLICE, _VERSION = "example", "slice:", 1
 
 
+def path_of(evaluation: str, step: int) -> str:
+    """Returns the path of a file in a run directory."""
+    return f"{FOLDER}/{evaluation}/{step}.parquet"
+
+
 def file_of(evaluation: str, step: int, found: Examples) -> dict[str, File]:
     """Returns the file as the result of an evaluation, by full name."""
-    return {f"{evaluation}/{FOLDER}": File(f"{FOLDER}/{evaluation}/{step}.parquet", to_parquet(found))}
+    return {f"{evaluation}/{FOLDER}": File(path_of(evaluation, step), to_parquet(found))}
 
 
 def pyarrow(field: str) -> ModuleType:

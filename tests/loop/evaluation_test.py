@@ -149,13 +149,6 @@ def assert_states_give(content: bytes, wanted: Mapping[str, Any], path: Path) ->
             assert found
 
 
-def test_evaluation_with_states_of_examples_is_not_known_from_its_results_alone():
-    """A killed attempt may have stored the results and not the file."""
-    program = zoo.program(zoo.Classify())
-    found = scalars(evaluation(program).run(program.init()) or {})
-    assert evaluation(program).is_known(found) and not evaluation(program, per_example=True).is_known(found)
-
-
 def test_bucketed_examples_are_sliced_and_named_by_their_index_with_one_program_per_length():
     traced = []
 

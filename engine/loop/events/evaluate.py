@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from engine.base.duration import Period
+from engine.cluster import group
 from engine.loop.divergence import list_names
 from engine.loop.evaluation import Evaluator
 from engine.loop.events.event import Boundary
@@ -42,7 +43,7 @@ class Evaluate:
         for evaluation, period in self.evaluations:
             if not self._runs(period, boundary):
                 continue
-            if evaluation.is_known(known):
+            if evaluation.is_known(known) and self._has_file(evaluation, step):
                 self.results.latest |= known
                 continue
             self.ready(evaluation)
@@ -58,6 +59,15 @@ class Evaluate:
                 self.say(f"warning: step {step}: figures of {evaluation.name} are missing: {error}")
         if new:
             self.results.add(step, new, boundary.last)
+
+    def _has_file(self, evaluation: Evaluator, step: int) -> bool:
+        """Whether the metrics of examples are stored, if they are kept: a killed attempt may not have written them."""
+        if not evaluation.config.per_example:
+            return True
+        from engine.metrics.example_file import path_of
+
+        path = self.results.checkpoints.store.directory.parent / path_of(evaluation.name, step)
+        return group.run_on_primary(path.is_file, f"the metrics of examples of {evaluation.name}")
 
     def _runs(self, period: Period, boundary: Boundary) -> bool:
         """Whether an evaluation runs at this boundary; if the run ends early, those that the last step would run."""

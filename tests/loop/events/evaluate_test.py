@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 
+import engine
 from engine.base.duration import Duration, Period
 from engine.loop.events.evaluate import Evaluate
 from engine.loop.events.event import Boundary
+from tests import runs
 
 NEVER_KNOWN: Any = SimpleNamespace(checkpoints=SimpleNamespace(results=lambda step: {}), latest={}, add=lambda *a: None)
 
@@ -68,3 +70,20 @@ def test_next_step_is_that_of_the_first_evaluation():
     four, three = (Period(Duration(n, "steps"), 16, 64, 10) for n in (4, 3))
     evaluation: Any = Counted("a", {})
     assert event((evaluation, four), (evaluation, three)).next_step(4) == 6
+
+
+@pytest.mark.slow
+def test_resume_writes_metrics_of_examples_again_only_if_they_are_missing(tmp_path):
+    """A killed attempt may have stored the results and not the file."""
+    config = runs.config(train__total="4 steps", evaluations__heldout__per_example=True)
+    file = tmp_path / "per_example/heldout/4.parquet"
+
+    def evaluated():
+        """Trains, and returns how often the run has been evaluated."""
+        engine.train(config, workdir=tmp_path)
+        return sum("heldout/loss" in row for row in runs.complete_lines(tmp_path / "metrics.jsonl"))
+
+    assert [evaluated(), evaluated()] == [1, 1]
+    content = file.read_bytes()
+    file.unlink()
+    assert evaluated() == 2 and file.read_bytes() == content
