@@ -62,6 +62,10 @@ class Objects:
                 missing(str(section.arguments.get("type")))
 
 
+def _found(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else describe_value(value)
+
+
 def _source(found: Readable | None, section: Data, where: str, finite: bool = False) -> BaseSource:
     if found is None:
         return build_source(section, where, finite=finite)
@@ -86,7 +90,10 @@ def with_objects(
     if task is not None:
         draft.task = _section(task, {})
         if not _is_named(task) and not isinstance(task, Task):
-            raise ConfigError(f"task: found {describe_value(task)}. Pass an object of a subclass of engine.Task.")
+            raise ConfigError(f"task: found {_found(task)}. Pass an object of a subclass of engine.Task.")
+    for name, given in (("task", task), ("data", data)):
+        if given is None and not draft[name].get("target"):
+            raise ConfigError(f"{name}: is missing. Pass {name}=..., or name a class or function in {name}.target.")
     if data is not None:
         draft.data = _section(data, _fields(draft.data, Data))
     for name, source in evaluation_data.items():
@@ -95,9 +102,8 @@ def with_objects(
     for name, hook in hooks.items():
         draft.hooks[name] = _section(hook, _fields(draft.hooks.get(name, {}), HookConfig))
         if not _is_named(hook) and (isinstance(hook, type) or not callable(getattr(hook, "run", None))):
-            found = f"the class {hook.__name__}" if isinstance(hook, type) else describe_value(hook)
             raise ConfigError(
-                f"hooks[{name!r}]: found {found}. Pass an object with a method run(trainer, state, step)."
+                f"hooks[{name!r}]: found {_found(hook)}. Pass an object with a method run(trainer, state, step)."
             )
     for where, source in {"data": data, **{f"evaluation_data[{n!r}]": s for n, s in evaluation_data.items()}}.items():
         if source is not None and not _is_named(source):

@@ -127,6 +127,7 @@ class NoTask:
     ("given", "error", "text"),
     [
         (dict(task=NoTask()), ConfigError, "task: found a NoTask. Pass an object of a subclass of engine.Task."),
+        (dict(task=Predict), ConfigError, "task: found the class Predict. Pass an object of a subclass of"),
         (dict(data={"x": np.zeros(3)}), DataError, "data: found a dict, allowed is a source. Pass a dict of arrays to"),
         (dict(evaluation_data={"a": 3}), DataError, r"evaluation_data\['a'\]: found a int without __len__"),
         (dict(hooks={"a": NoTask()}), ConfigError, r"hooks\['a'\]: found a NoTask. Pass an object with a method run\("),
@@ -139,6 +140,12 @@ def test_objects_of_the_wrong_kind_are_errors_before_the_directory_is_created(gi
     with pytest.raises(error, match=text):
         engine.train(runs.config(), **given, workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["task", "data"])
+def test_object_that_is_neither_passed_nor_named_is_missing(name, tmp_path):
+    with pytest.raises(ConfigError, match=rf"^{name}: is missing\. Pass {name}=\.\.\., or name a class"):
+        engine.train(bare(), **objects(**{name: None}), workdir=tmp_path / "run")
 
 
 def test_source_target_must_give_a_source():
