@@ -91,8 +91,8 @@ def with_objects(
         draft.task = _section(task, {})
         if not _is_named(task) and not isinstance(task, Task):
             raise ConfigError(f"task: found {_found(task)}. Pass an object of a subclass of engine.Task.")
-    for name, given in (("task", task), ("data", data)):
-        if given is None and not draft[name].get("target"):
+    for name, given, section in (("task", task, draft.task), ("data", data, draft.data)):
+        if given is None and not section.get("target"):
             raise ConfigError(f"{name}: is missing. Pass {name}=..., or name a class or function in {name}.target.")
     if data is not None:
         draft.data = _section(data, _fields(draft.data, Data))
