@@ -185,11 +185,12 @@ class _Bar:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
 
         self._console = Console(file=stream, force_terminal=True)
         self._progress = RichProgress(
             TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=None, table_column=Column(ratio=1)),  # in 80 columns, the bar gives way to the texts
             MofNCompleteColumn(),
             TextColumn("[cyan]{task.fields[loss]}"),
             TextColumn("[green]{task.fields[rate]}"),

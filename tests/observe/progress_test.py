@@ -109,6 +109,14 @@ def test_auto_shows_a_bar_on_a_terminal(terminal):
     ), last
 
 
+def test_bar_shows_the_whole_step_in_80_columns(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    with Progress("bar", total_steps=1500, stream=terminal.stream) as progress:
+        progress.update(1350, {"loss": 0.0003439, "examples_per_s": 42776.0})
+        progress.phase("evaluating")
+    assert "1350/1500 loss 0.0003439 42,776 examples/s 0:00:00 left" in plain(terminal.text())
+
+
 def test_messages_are_printed_above_the_bar(terminal):
     with Progress("bar", total_steps=100, stream=terminal.stream) as progress:
         progress.update(50, {"loss": 0.5})
