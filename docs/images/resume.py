@@ -39,7 +39,7 @@ def film(folder: Path, options: list[str]) -> str:
         shown.play(record(killed, folder, COLUMNS, kill_when))
         if kill_when:
             shown.line("")
-            shown.line("\x1b[31;1mKilled\x1b[0m   \x1b[2m# by kill -9 in another terminal\x1b[0m")
+            shown.line("\x1b[31;1mKilled\x1b[0m   \x1b[2m# by SIGKILL, as of kill -9\x1b[0m")
         shown.wait(PAUSE_S)
     shown.line(_prompt([*whole, "&> log.txt"]) + "   \x1b[2m# never killed\x1b[0m")
     record(whole, folder, COLUMNS)
