@@ -193,7 +193,7 @@ class SavedEvaluations:
         except OSError as error:
             if not self._warned:
                 self._warned = True
-                what = "results" if path == self.saved.directory.evaluations else "files"
+                what = "results" if path == self.saved.directory.evaluations else "figures"
                 self.say(f"{path}: cannot be written ({error.strerror or error}), so the {what} are not stored.")
 
 
