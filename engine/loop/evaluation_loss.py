@@ -32,7 +32,7 @@ def with_loss(
         return build(False), []
     try:
         built = build(True)
-    except Exception as error:
+    except Exception as error:  # of any kind: the author's loss runs here without a random key for the first time
         without = build(False)  # raises the errors of `evaluate`
         return without, [_warning(task, f"loss fails where rng is None: {describe(error).rstrip('.')}")]
     step, _, by_row = built

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 import optax
+from flax import nnx
 from jax.typing import DTypeLike
 
 from engine.base.types import PyTree
@@ -252,6 +253,15 @@ def _scan_packed(
     return packing.unpack(packed), metrics
 
 
+def _in_evaluation(
+    task: Task, model: Model, compute_dtype: DTypeLike, params: Arrays, model_state: Arrays, batch: Batch
+) -> tuple[nnx.Module, PyTree]:
+    """Returns the module in evaluation mode and the examples of a batch, both in the precision of the computation."""
+    module = model.module(with_whole_kernels(model, cast(params, compute_dtype)), model_state, None)
+    module.eval()
+    return module, cast(batch.examples, compute_dtype, task.full_precision)
+
+
 def evaluate(
     task: Task,
     model: Model,
@@ -265,9 +275,7 @@ def evaluate(
 
     The state has only the arrays that belong to rows and that the evaluation has changed (`Model.state_of_rows`).
     """
-    module = model.module(with_whole_kernels(model, cast(params, compute_dtype)), model_state, None)
-    module.eval()
-    examples = cast(batch.examples, compute_dtype, task.full_precision)
+    module, examples = _in_evaluation(task, model, compute_dtype, params, model_state, batch)
     metrics = call(task.evaluate, module, examples, context=context)
     after, paths = model.state_of(module), model.state_of_rows(len(batch.weight))
     changed = {path: after[path] for path in paths if after.get(path) is not model_state[path]}
@@ -284,7 +292,5 @@ def evaluate_loss(
     context: Context,
 ) -> dict[str, Metric]:
     """Returns the losses of one batch for an evaluation (`losses_for_evaluation`); to be traced."""
-    module = model.module(with_whole_kernels(model, cast(params, compute_dtype)), model_state, None)
-    module.eval()
-    examples = cast(batch.examples, compute_dtype, task.full_precision)
+    module, examples = _in_evaluation(task, model, compute_dtype, params, model_state, batch)
     return losses_for_evaluation(call(task.loss, module, examples, None, context=context))
