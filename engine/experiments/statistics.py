@@ -1,9 +1,8 @@
-"""Intervals and p-values for differences between runs, by resampling examples or groups, or over seeds.
+"""Intervals and p-values for differences between two runs, by resampling groups of examples.
 
-- Examples: bootstrap over groups of examples, such as scenes, since frames of a scene are not independent. The interval
-  is the expanded percentile interval of Hesterberg (2015), "What Teachers Should Know About the Bootstrap": its level
-  is adjusted so that it covers as often as a t interval does where groups are few.
-- Seeds: t intervals. A bootstrap over three seeds would give their range, which covers 75 % of the time.
+A group holds examples that are not independent, such as the frames of a scene; independent examples are groups of one.
+The interval is the expanded percentile interval of Hesterberg (2015), "What Teachers Should Know About the Bootstrap":
+its level is adjusted so that it covers as often as a t interval does where groups are few.
 """
 
 import math
@@ -62,45 +61,6 @@ def bootstrap_interval(estimate: float, resampled: np.ndarray, groups: int, leve
     below = (np.sum(values < 0) + 0.5 * np.sum(values == 0) + 0.5) / (len(values) + 1)
     deviation = special.ndtri(min(below, 1 - below)) / expansion
     return Interval(estimate, float(low), float(high), float(min(1.0, 2 * special.stdtr(groups - 1, deviation))))
-
-
-def smallest_p(resamples: int, groups: int) -> float:
-    """Returns the smallest p-value that so many resamples can give."""
-    return float(2 * special.stdtr(groups - 1, special.ndtri(0.5 / (resamples + 1)) / math.sqrt(groups / (groups - 1))))
-
-
-def t_interval(differences: Sequence[float], level: float = 0.95) -> Interval:
-    """Returns the t interval of the mean of differences, one for each seed; without limits for fewer than two."""
-    values = np.asarray(differences, np.float64)
-    estimate, freedom = float(values.mean()) if len(values) else math.nan, len(values) - 1
-    if freedom < 1:
-        return Interval(estimate, math.nan, math.nan, math.nan)
-    return _from_t(estimate, float(values.std(ddof=1)) / math.sqrt(len(values)), freedom, level)
-
-
-def welch_interval(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> Interval:
-    """Returns the interval of mean(second) - mean(first) for runs that share no seeds (Welch 1947)."""
-    parts = [np.asarray(values, np.float64) for values in (first, second)]
-    if not all(map(len, parts)):
-        return NO_INTERVAL
-    estimate = float(parts[1].mean() - parts[0].mean())
-    if min(map(len, parts)) < 2:
-        return Interval(estimate, math.nan, math.nan, math.nan)
-    squares = [float(values.var(ddof=1)) / len(values) for values in parts]
-    total = sum(squares)
-    if not total:
-        return _from_t(estimate, 0.0, 1, level)
-    freedom = total**2 / sum(square**2 / (len(values) - 1) for square, values in zip(squares, parts, strict=True))
-    return _from_t(estimate, math.sqrt(total), freedom, level)
-
-
-def _from_t(estimate: float, error: float, freedom: float, level: float) -> Interval:
-    if not error:
-        return Interval(estimate, estimate, estimate, 1.0 if not estimate else 0.0)
-    half = -float(special.stdtrit(freedom, (1 - level) / 2)) * error
-    return Interval(
-        estimate, estimate - half, estimate + half, float(2 * special.stdtr(freedom, -abs(estimate / error)))
-    )
 
 
 def holm(p: Sequence[float]) -> list[float]:

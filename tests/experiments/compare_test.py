@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from engine.base import json_text
 from engine.base.errors import RunError
-from engine.experiments import compare, statistics
+from engine.experiments import compare
 from engine.metrics import Mean, Quantiles
 from engine.metrics.example_file import to_parquet
 from engine.metrics.slices import Examples
@@ -41,6 +42,12 @@ def make(folder: Path, values: np.ndarray | None, content: str = "same", **setti
     return run
 
 
+def scipy_test(test: Any) -> tuple[float, float]:
+    """Returns the confidence interval of a test of scipy."""
+    interval = test.confidence_interval()
+    return float(interval.low), float(interval.high)
+
+
 def result(found: compare.Comparison, metric: str, part: str = compare.WHOLE) -> compare.Difference:
     [one] = [result for result in found.results if (result.metric, result.part) == (metric, part)]
     return one
@@ -50,11 +57,11 @@ def test_difference_of_a_mean_has_the_paired_interval(tmp_path):
     one, two = errors(0.0), errors(0.05, noise_seed=2)
     found = compare.compare(make(tmp_path / "a", one), make(tmp_path / "b", two))
     mean = result(found, "error")
-    paired = statistics.t_interval((two - one).tolist())  # of means the bootstrap gives nearly the t interval
+    paired = scipy_test(stats.ttest_1samp(two - one, 0))  # of means the bootstrap gives nearly the t interval
     assert mean.examples == COUNT and mean.interval.estimate == pytest.approx((two - one).mean(), rel=1e-4)
-    assert (mean.interval.low, mean.interval.high) == pytest.approx((paired.low, paired.high), abs=0.003)
-    unpaired = statistics.welch_interval(one.tolist(), two.tolist())
-    assert mean.interval.high - mean.interval.low < (unpaired.high - unpaired.low) / 5
+    assert (mean.interval.low, mean.interval.high) == pytest.approx(paired, abs=0.003)
+    low, high = scipy_test(stats.ttest_ind(two, one, equal_var=False))
+    assert mean.interval.high - mean.interval.low < (high - low) / 5
 
 
 def test_any_metric_has_an_interval_that_holds_its_difference(tmp_path):

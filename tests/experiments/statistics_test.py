@@ -1,11 +1,9 @@
-"""Intervals and p-values: equal to scipy's where scipy has them, and of the stated coverage in simulations."""
+"""Intervals and p-values: their coverage in simulations, and where they say nothing."""
 
 import math
-from typing import Any
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from engine.experiments import statistics
 
@@ -15,27 +13,6 @@ def test_group_counts_draw_each_group_once_on_average_and_do_not_depend_on_the_n
     assert counts.shape == (600, 40) and (counts.sum(1) == 40).all()
     assert abs(counts.mean(0) - 1).max() < 0.2
     assert (np.concatenate(list(statistics.group_counts(40, 300, seed=3))) == counts[:300]).all()
-
-
-def test_t_interval_is_that_of_scipy():
-    values = [0.3, -0.1, 0.5, 0.4]
-    found = statistics.t_interval(values)
-    test: Any = stats.ttest_1samp(values, 0)
-    assert (found.low, found.high) == pytest.approx(test.confidence_interval())
-    assert (found.estimate, found.p) == pytest.approx((np.mean(values), test.pvalue))
-
-
-def test_welch_interval_is_that_of_scipy():
-    first, second = [0.1, 0.4, 0.2], [0.9, 0.5, 0.7, 0.8]
-    found = statistics.welch_interval(first, second)
-    test: Any = stats.ttest_ind(second, first, equal_var=False)
-    assert (found.low, found.high) == pytest.approx(test.confidence_interval())
-    assert (found.estimate, found.p) == pytest.approx((np.mean(second) - np.mean(first), test.pvalue))
-
-
-@pytest.mark.parametrize("found", [statistics.t_interval([0.5]), statistics.welch_interval([0.1], [0.6, 0.6])])
-def test_one_seed_has_no_interval(found):
-    assert found.estimate == pytest.approx(0.5) and math.isnan(found.low) and math.isnan(found.p)
 
 
 def test_holm_is_that_of_its_definition_and_leaves_out_nan():
@@ -58,11 +35,6 @@ def test_p_value_fits_the_interval():
     ends_at_zero = statistics.bootstrap_interval(0.5, resampled, groups=50, level=1 - found.p)
     assert ends_at_zero.low == pytest.approx(0, abs=0.005)
     assert found.low < 0 < found.high or found.p < 0.05
-
-
-def test_smallest_p_value_is_reached_when_all_resamples_are_on_one_side():
-    found = statistics.bootstrap_interval(1.0, np.full(999, 1.0), groups=80)
-    assert found.p == pytest.approx(statistics.smallest_p(999, 80))
 
 
 @pytest.mark.slow
