@@ -1,8 +1,8 @@
 """The metrics of single examples of an evaluation as a Parquet file, which has what `compute` needs.
 
-Columns: `example`, the index in the dataset; `slice:NAME`; and `METRIC.FIELD` for each array of a metric. An array with
-several dimensions for each example is a list of fixed size; its shape, the class of the metric and its settings are in
-the metadata of the file. `pyarrow` writes and reads it, the extra `parquet`.
+Columns: `example`, the index in the dataset; `slice:NAME`; `tag:NAME`, numbers or text; and `METRIC.FIELD` for each
+array of a metric. An array with several dimensions for each example is a list of fixed size; its shape, the class of
+the metric and its settings are in the metadata of the file. `pyarrow` writes and reads it, the extra `parquet`.
 """
 
 import importlib
@@ -24,7 +24,7 @@ FOLDER = "per_example"
 """Folder of the files in a run directory: per_example/EVALUATION/STEP.parquet."""
 LARGEST_GIB = 4.0
 """Largest size of the arrays of a file."""
-_EXAMPLE, _SLICE, _VERSION = "example", "slice:", 1
+_EXAMPLE, _SLICE, _TAG, _VERSION = "example", "slice:", "tag:", 1
 
 
 def path_of(evaluation: str, step: int) -> str:
@@ -79,6 +79,7 @@ def to_parquet(found: Examples) -> bytes:
     arrow = pyarrow("per_example")
     columns: dict[str, Any] = {_EXAMPLE: found.indices}
     columns |= {f"{_SLICE}{name}": mask for name, mask in found.slices.items()}
+    columns |= {f"{_TAG}{name}": _tag_column(arrow, values) for name, values in found.tags.items()}
     shapes: dict[str, list[int]] = {}
     for name, metric in found.metrics.items():
         for field, _ in array_fields(metric):
@@ -107,6 +108,7 @@ def read_parquet(path: Path) -> Examples:
         arrays = {name: table[name] for name in table.column_names}
         indices = arrays[_EXAMPLE].to_numpy()
         masks = {n.removeprefix(_SLICE): x.to_numpy() for n, x in arrays.items() if n.startswith(_SLICE)}
+        tags = {n.removeprefix(_TAG): _tag(x) for n, x in arrays.items() if n.startswith(_TAG)}
         metrics = {}
         for name, each in about.items():
             fields = {n.rpartition(".")[2]: n for n in shapes if n.rpartition(".")[0] == name}
@@ -115,7 +117,16 @@ def read_parquet(path: Path) -> Examples:
     except (OSError, KeyError, TypeError, ValueError, ImportError, AttributeError, arrow.ArrowException) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"{path}: cannot be read as the metrics of examples ({text}).") from error
-    return Examples(indices, masks, metrics)
+    return Examples(indices, masks, metrics, tags)
+
+
+def _tag_column(arrow: ModuleType, values: np.ndarray) -> Any:
+    return arrow.array(values.tolist(), arrow.string()) if values.dtype.kind == "U" else arrow.array(values)
+
+
+def _tag(column: Any) -> np.ndarray:
+    values = column.to_numpy()
+    return values.astype(str) if values.dtype.kind == "O" else values
 
 
 def _column(arrow: ModuleType, x: np.ndarray) -> Any:

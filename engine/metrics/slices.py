@@ -19,6 +19,7 @@ from engine.metrics.metric import Metric, array_fields
 from engine.metrics.results import Table, named_results, scalars
 from engine.metrics.state import MetricStates, Reduced
 
+KEY = "key"  # tag that names an example: two files that both have it describe the same examples if their keys are equal
 COUNT = "examples"  # metric of a slice: the number of its examples
 SCORE = "loss"  # ranks the slices if the evaluation has such a metric and no score is set
 
@@ -54,11 +55,15 @@ class Examples:
         indices: indices in the dataset, int64 `[examples]`.
         slices: name -> which examples a slice has, bool `[examples]`.
         metrics: name -> metric whose fields are all `[examples, ...]`.
+        tags: name -> one value for each example `[examples]`: numbers, or text of NumPy's kind U. Examples with the
+            same value form a group, such as the frames of a scene. The tag `KEY`, if there is one, identifies an
+            example by something that does not depend on the order of the dataset.
     """
 
     indices: np.ndarray
     slices: Mapping[str, np.ndarray]
     metrics: Mapping[str, Metric]
+    tags: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
 
 class SlicedStates:

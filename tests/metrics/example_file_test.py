@@ -49,7 +49,9 @@ def examples(count: int = 5) -> Examples:
     of_numpy: Any = np.ones(count)
     mean = Mean(of_numpy, of_numpy * 0)
     slices = {"night/rain": np.arange(count) % 2 == 0}
-    return Examples(np.arange(count) * 3, slices, {"own": kept, "a.b": mean})
+    numbers = np.arange(count)
+    tags = {"scene": np.array(["höhe/1", "", "a b", "a\nb", "0"])[:count], "time": numbers / 3, "city": numbers % 2}
+    return Examples(numbers * 3, slices, {"own": kept, "a.b": mean}, tags)
 
 
 def test_file_has_the_arrays_and_settings_of_each_metric(tmp_path):
@@ -58,6 +60,9 @@ def test_file_has_the_arrays_and_settings_of_each_metric(tmp_path):
     found = example_file.read_parquet(path)
     assert (found.indices == wanted.indices).all()
     assert (found.slices["night/rain"] == wanted.slices["night/rain"]).all()
+    assert found.tags.keys() == wanted.tags.keys()
+    for name, values in wanted.tags.items():
+        assert found.tags[name].dtype.kind == values.dtype.kind and (found.tags[name] == values).all(), name
     assert found.metrics.keys() == wanted.metrics.keys()
     for name, metric in wanted.metrics.items():
         assert type(found.metrics[name]) is type(metric) and settings(found.metrics[name]) == settings(metric)
@@ -69,8 +74,10 @@ def test_file_has_the_arrays_and_settings_of_each_metric(tmp_path):
 def test_no_examples_are_stored_too(tmp_path):
     path = tmp_path / "a.parquet"
     path.write_bytes(example_file.to_parquet(examples(count=0)))
-    kept: Any = example_file.read_parquet(path).metrics["own"]
+    found = example_file.read_parquet(path)
+    kept: Any = found.metrics["own"]
     assert kept.grid.shape == (0, 2, 3)
+    assert found.tags["scene"].dtype.kind == "U"
 
 
 def test_settings_of_metrics_of_the_engine_can_be_stored():
