@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from engine.base.errors import DataError
-from engine.base.types import Json
+from engine.base.types import Json, PyTree
 from engine.config.schema import Data
 from engine.data.batch import Batch, Placement, local_rows, to_global_arrays
 from engine.data.batches import Batches, OrderedBatches, batch_bytes
@@ -228,7 +228,8 @@ class EvaluationFeed:
         """
         self._source = limited(source, settings.limit)
         example = example_spec(self._source)
-        self._settings, self._replicated = settings, NamedSharding(sharding.mesh, PartitionSpec())
+        self._settings, self._sharding = settings, sharding
+        self._replicated = NamedSharding(sharding.mesh, PartitionSpec())
         rows = local_rows(sharding, batch_size)
         self._batches = OrderedBatches(self._source, batch_size, rows, keep_text, in_order)
         self._place = Placement(sharding, self._batches.ones, measured=False)
@@ -251,15 +252,24 @@ class EvaluationFeed:
         """Returns the indices in the source of the examples at positions of the evaluation, int64 `[n]`."""
         return np.array([self._batches.address(position) for position in positions.tolist()], np.int64)
 
+    def positions(self, n: int) -> np.ndarray:
+        """Returns the positions in the evaluation of the rows of this process in batch n; int64 `[rows]`.
+
+        Positions past the end are those of padding.
+        """
+        return n * self._batches.batch_size + (np.arange(self._remainder) if self._is_exact(n) else self.rows)
+
+    def to_global(self, rows: PyTree, n: int) -> PyTree:
+        """Returns arrays of the rows of this process in batch n as global arrays, with the sharding of the batch."""
+        return to_global_arrays(rows, self._replicated if self._is_exact(n) else self._sharding)
+
     def __iter__(self) -> Generator[Batch]:
         with contextlib.closing(self.with_host_batches()) as batches:
             for placed, _ in batches:
                 yield placed
-        if self._remainder:
-            yield to_global_arrays(self._batches.remainder(), self._replicated)
 
     def with_host_batches(self) -> Generator[tuple[Batch, Batch]]:
-        """Yields each padded batch on the devices, and its rows of this process on the host, which may hold text."""
+        """Yields each batch on the devices, and its rows of this process on the host, which may hold text."""
         reader = read(
             self._made,
             range(len(self) - bool(self._remainder)),
@@ -272,11 +282,22 @@ class EvaluationFeed:
                 if self._tolerant:
                     _report(batch.bad)
                     batch = batch.batch
-                numbers = without_text(batch.examples) if has_text(batch.examples) else batch.examples
-                [placed] = self._place([Batch(numbers, batch.weight)])
+                [placed] = self._place([_numbers(batch)])
                 yield placed, batch
         finally:
             reader.close()
+        if self._remainder:
+            batch = self._batches.remainder()
+            yield to_global_arrays(_numbers(batch), self._replicated), batch
+
+    def _is_exact(self, n: int) -> bool:
+        """Whether batch n is the last one at its real size."""
+        return bool(self._remainder) and n == len(self) - 1
+
+
+def _numbers(batch: Batch) -> Batch:
+    """Returns a host batch without its text."""
+    return Batch(without_text(batch.examples), batch.weight) if has_text(batch.examples) else batch
 
 
 def padding_text(source: BaseSource, batch_size: int) -> str:

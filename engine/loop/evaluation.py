@@ -20,7 +20,7 @@ from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.evaluation_step import Built, evaluation_step
 from engine.compile.memory_check import check_memory, evaluation_batches
 from engine.config.schema import Evaluation
-from engine.data.batch import Batch, abstract_batch, to_global_arrays
+from engine.data.batch import Batch, abstract_batch
 from engine.data.feed import EvaluationFeed, padding_text
 from engine.data.ragged.packing import is_packed
 from engine.data.source import BaseSource, example_spec, first_example, source_name
@@ -281,14 +281,12 @@ class Evaluator:
 
     def _batches(self) -> Generator[tuple[Batch, Mapping[str, jax.Array] | None]]:
         """Yields each batch, and the masks of its slices that are computed on the host."""
-        if not self._slices.on_host:
-            with contextlib.closing(iter(self._feed)) as batches:
-                for batch in batches:
-                    yield batch, None
-            return
         with contextlib.closing(self._feed.with_host_batches()) as pairs:
-            for batch, on_host in pairs:
-                yield batch, to_global_arrays(self._slices.members(on_host), self._program.batch_sharding)
+            for number, (batch, on_host) in enumerate(pairs):
+                members = None
+                if self._slices.on_host:
+                    members = self._feed.to_global(self._slices.members(on_host), number)
+                yield batch, members
 
     def _named(self, merged: SlicedMerger) -> Iterator[tuple[str, Metric]]:
         """Yields full name and metric: over all examples, then over those of each slice. Raises TaskError."""

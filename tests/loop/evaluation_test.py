@@ -25,7 +25,7 @@ from engine.loop.evaluation import Evaluator, build_evaluations, check_watched
 from engine.loop.preemption import Preemption
 from engine.metrics.example_file import read_parquet
 from engine.metrics.results import json_values, scalars
-from tests import zoo
+from tests import runs, zoo
 from tests.measuring import SLICED, Measure
 from tests.predicting import NAMES, SIZES, Ragged, Unreadable, bucketed
 
@@ -137,6 +137,22 @@ def test_slices_are_evaluations_of_their_examples_on_any_mesh_with_any_batch_siz
     assert ranked["error/p90"] == sorted(ranked["error/p90"], reverse=True)
 
 
+class Mixing(Measure):
+    """Its last batch has its real size."""
+
+    mixes_rows = True
+
+
+@pytest.mark.slow
+def test_last_batch_of_real_size_belongs_to_slices_on_the_host():
+    program, by_id = zoo.program(Mixing(), mesh=MeshSpec(data=8)), {"id": Target(target="tests.measuring.by_id")}
+    found = Evaluator("heldout", Config(slices=by_id), Unreadable(), program.evaluation, 16).run(program.init())
+    assert found is not None
+    short = [i for i, name in enumerate(NAMES) if len(name) < 9]
+    assert short[-1] == 35 and found["heldout/id/short/examples"] == len(short)
+    assert len(json_values(found)["heldout/found/scores"]) == N
+
+
 def assert_states_give(content: bytes, wanted: Mapping[str, Any], path: Path) -> None:
     """Asserts that the stored states of single examples merge to the results of all examples and of each slice."""
     path.write_bytes(content)
@@ -246,8 +262,6 @@ class Firsts(zoo.Classify):
 
 
 def test_name_that_needs_examples_is_checked_in_the_run(tmp_path):
-    from tests import runs
-
     task = {"target": "tests.loop.evaluation_test.Firsts"}
     text = (
         r"checkpoint.best = 'heldout/x/fist': the evaluation heldout has not returned this metric. "
@@ -269,8 +283,6 @@ def test_two_metrics_of_one_name_are_an_error():
 
 @pytest.mark.slow
 def test_results_of_a_run_are_logged_and_select_the_best_checkpoint(tmp_path, capsys):
-    from tests import runs
-
     config = runs.config(
         task={"target": "tests.measuring.Measure"},
         checkpoint__best="heldout/error/p50",
@@ -326,7 +338,6 @@ def test_averaged_weights_are_evaluated_by_default():
 
 
 def test_metric_without_weight_is_nan():
-    @dataclasses.dataclass
     class Empty(zoo.Classify):
         def evaluate(self, model, batch):
             return {"nothing": Mean.of(batch["x"], where=batch["valid"] * 0)}
@@ -340,8 +351,9 @@ def test_metric_without_weight_is_nan():
 
 def test_indivisible_batch_and_empty_result_are_errors():
     program = zoo.program(zoo.Classify(), mesh=MeshSpec(data=8))
+    section = {"heldout": Config(batch_size=12)}  # its own one, instead of that of the run
     with pytest.raises(ShardingError, match=r"evaluations.heldout.batch_size = 12 is not divisible by 8"):
-        evaluation(program, batch_size=12)
+        build_evaluations(section, {"heldout": zoo.source()}, program.evaluation, 16)
 
     class Silent(zoo.Classify):
         def evaluate(self, model, batch):
@@ -352,8 +364,6 @@ def test_indivisible_batch_and_empty_result_are_errors():
 
 
 def test_evaluations_have_separate_data_and_periods(tmp_path):
-    from tests import runs
-
     config = runs.config(
         evaluations={
             "one": dict(data=dict(target="tests.zoo.source", n=20, seed=1), every="3 steps", batch_size=8),
@@ -363,16 +373,6 @@ def test_evaluations_have_separate_data_and_periods(tmp_path):
     engine.train(config, workdir=tmp_path)
     assert sorted(runs.rows(tmp_path, "one/loss")) == [3, 6, 9, 10]
     assert sorted(runs.rows(tmp_path, "two/loss")) == [10]
-
-
-def test_evaluation_uses_its_own_batch_size():
-    from tests import runs
-
-    section = dict(data=dict(target="tests.zoo.source"), batch_size=12)
-    program = zoo.program(zoo.Classify(), mesh=MeshSpec(data=8))
-    with pytest.raises(ShardingError, match=r"evaluations.one.batch_size = 12 is not divisible by 8"):
-        evaluations = runs.config(evaluations={"one": section}).evaluations
-        build_evaluations(evaluations, {"one": zoo.source()}, program.evaluation, 16)
 
 
 def test_data_that_does_not_match_the_task_is_an_error():
