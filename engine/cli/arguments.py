@@ -98,7 +98,7 @@ def parse(words: Sequence[str], after: Sequence[str] = ()) -> argparse.Namespace
     if words and not words[0].startswith("-") and words[0] not in verbs:
         near = did_you_mean(words[0], verbs)
         raise ConfigError(f"{words[0]}: unknown command.{near} Commands: {', '.join(verbs)}.")
-    args, unknown = _parse_known(top, words)
+    args, unknown = _parse_known(top, _with_action(words))
     args.command = list(after[1:])
     args.parse_command = functools.partial(_parse_command, args.command)
     if (restarts := getattr(args, "restarts", None)) is not None and restarts < 0:
@@ -111,6 +111,14 @@ def parse(words: Sequence[str], after: Sequence[str] = ()) -> argparse.Namespace
             raise _unknown_argument(unknown[0], parser)
         _check_not_empty(args, parser)
     return args
+
+
+def _with_action(words: Sequence[str]) -> Sequence[str]:
+    """Inserts the action that is meant if the word after the verb names none: `convoy runs` is `convoy runs list`."""
+    actions = VERBS[words[0]].actions if words and words[0] in VERBS else ()
+    if not actions or words[1:2] in (["-h"], ["--help"], *([action] for action in actions)):
+        return words
+    return [words[0], actions[0], *words[1:]]
 
 
 def _parse_command(command: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -10,7 +10,21 @@ from engine.cluster.exit_status import ExitStatus
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `convoy runs`."""
+    """Adds the parsers of the actions; `Verb.actions` names them too."""
+    parser.epilog = "convoy runs [FOLDER] without an action is convoy runs list [FOLDER]."
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, prog="convoy runs")
+    _add_list(actions.add_parser("list", help="list the runs below a folder"))
+    for action in actions.choices.values():
+        action.set_defaults(parser=action)
+
+
+def run(args: argparse.Namespace, overrides: list[str]) -> int:
+    """Runs `convoy runs ACTION`."""
+    common.refuse_overrides(overrides, f"runs {args.action}")
+    return {"list": _list}[args.action](args)
+
+
+def _add_list(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", nargs="?", default="runs", help="folder with runs at any depth (default: runs)")
     parser.add_argument(
         "--where",
@@ -23,14 +37,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print all values of each run, one JSON object per line")
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> int:
-    """Runs `convoy runs`."""
+def _list(args: argparse.Namespace) -> int:
+    """Prints the runs below a folder."""
     from engine.base import json_text
     from engine.experiments.index import find_runs
     from engine.experiments.query import order, select
     from engine.experiments.run_table import table
 
-    common.refuse_overrides(overrides, "runs")
     found = find_runs(Path(args.folder))
     runs = select(found.runs, args.where)
     runs = order(runs, args.sort) if args.sort else runs

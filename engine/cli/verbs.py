@@ -27,6 +27,7 @@ class Verb:
     short_overrides: tuple[str, ...] = ()  # sections that can be overridden without `--config.`
     runs_user_code: bool = True  # which may end the process: a parent waits for it (`cluster/parent.py`)
     prints_result: bool = True  # False: the result is on disk, so output that cannot be written is no error
+    actions: tuple[str, ...] = ()  # of a verb that also works without one: its actions, the one that is meant first
 
     @property
     def module(self) -> VerbModule:
@@ -50,7 +51,12 @@ _VERBS = (
     Verb("plan", "choose mesh, remat, microbatches and memory settings for hardware that may be absent"),
     Verb("compile", "compile the programs of a run (first state, step, evaluations) before it starts"),
     Verb("checkpoints", "list, verify or export the checkpoints of a run"),
-    Verb("runs", "list the runs below a folder, with the settings in which they differ", runs_user_code=False),
+    Verb(
+        "runs",
+        "list the runs below a folder, with the settings in which they differ",
+        runs_user_code=False,
+        actions=("list",),
+    ),
     Verb("compare", "print what differs between two runs, and whether it is noise", runs_user_code=False),
     Verb("goodput", "print how the time of a run was spent, per attempt", runs_user_code=False),
     Verb(

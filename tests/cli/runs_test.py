@@ -2,7 +2,9 @@
 
 import json
 
+from engine.cli.arguments import make_parser
 from engine.cli.main import main
+from engine.cli.verbs import VERBS
 
 
 def test_runs_below_a_folder_are_listed(digits, capsys):
@@ -28,3 +30,16 @@ def test_folder_without_runs_says_where_runs_are(tmp_path, capsys):
     assert "No runs below" in capsys.readouterr().out
     assert main(["runs", str(tmp_path / "nowhere")]) == 1
     assert "cannot be read" in capsys.readouterr().err
+
+
+def test_actions_of_the_table_are_those_of_the_parser_and_the_first_may_be_left_out(digits, tmp_path, capsys):
+    [actions] = [
+        found.choices for found in make_parser(["runs"])[1]["runs"]._actions if isinstance(found.choices, dict)
+    ]
+    assert tuple(actions) == VERBS["runs"].actions
+    folder = str(digits[0].parent)
+    assert main(["runs", "--json", folder]) == main(["runs", "list", "--json", folder]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+    assert main(["runs", str(tmp_path / "list"), "--sorted"]) == 1
+    assert "--sorted: unknown argument of convoy runs list." in capsys.readouterr().err
