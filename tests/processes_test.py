@@ -145,7 +145,7 @@ def test_sigterm_to_the_launcher_saves_and_resume_is_bitwise_equal(pair, tmp_pat
     assert 7 <= step < 60
     assert (tmp_path / f"run/checkpoints/{step}/commit_success.txt").exists()
     last = done.stderr.splitlines()[-1]
-    assert last.endswith(f"] Preempted: asked to stop; the state of step {step} of 60 is saved in {tmp_path / 'run'}.")
+    assert last.endswith(f"] Preempted: asked to stop; the state of step {step}/60 is saved in {tmp_path / 'run'}.")
     assert "Traceback" not in done.stderr
     done = launch(*args, config)
     assert done.returncode == 0, done.stderr

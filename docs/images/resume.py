@@ -21,8 +21,9 @@ TRAIN = ("convoy", "train", "--config=configs.digits")
 
 def far_enough(output: str) -> bool:
     """Returns whether the progress bar has passed KILL_AFTER."""
-    steps = re.findall(r"(\d+)/(\d+)\x1b", output)
-    return bool(steps) and int(steps[-1][0]) >= KILL_AFTER * int(steps[-1][1])
+    steps = re.findall(r"([\d,]+)/([\d,]+)\x1b", output)
+    done, total = (int(text.replace(",", "")) for text in steps[-1]) if steps else (0, 1)
+    return done >= KILL_AFTER * total
 
 
 def film(folder: Path, options: list[str]) -> str:

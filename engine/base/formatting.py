@@ -22,6 +22,11 @@ def number(value: float | str | None) -> str:
     return f"{value:.4g}"
 
 
+def progress(done: int, total: int) -> str:
+    """Returns how much of a known number is done: 1,350/1,500."""
+    return f"{done:,}/{total:,}"
+
+
 def duration(seconds: float) -> str:
     """Returns `0.42 s`, `12.3 s`, `3 min 05 s`, `2 h 07 min` or `3 d 04 h`."""
     if seconds < 1:

@@ -1,7 +1,12 @@
-"""Tables as HTML, for `_repr_html_` of what notebooks show. They have no style of their own, except for alignment."""
+"""Tables as HTML, for `_repr_html_` of what notebooks show.
+
+They have no style of their own, except that texts are aligned left and keep their spaces.
+"""
 
 from collections.abc import Sequence
 from html import escape
+
+_STYLE = 'style="text-align: left; white-space: pre-wrap"'  # on each cell: Jupyter has rules for cells
 
 
 def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] = (), title: str = "") -> str:
@@ -23,6 +28,6 @@ def paragraph(text: str) -> str:
 
 
 def _row(cells: Sequence[str], tag: str) -> str:
-    first = 'scope="row" style="text-align: left"' if tag == "td" else 'scope="col" style="text-align: left"'
-    others = "".join(f'<{tag} style="text-align: left">{escape(cell)}</{tag}>' for cell in cells[1:])
-    return f"<tr><th {first}>{escape(cells[0])}</th>{others}</tr>" if cells else ""
+    scope = "row" if tag == "td" else "col"
+    others = "".join(f"<{tag} {_STYLE}>{escape(cell)}</{tag}>" for cell in cells[1:])
+    return f'<tr><th scope="{scope}" {_STYLE}>{escape(cells[0])}</th>{others}</tr>' if cells else ""

@@ -65,7 +65,7 @@ def table(runs: Sequence[RunRecord], now: datetime | None = None) -> str:
 
 
 def _progress(run: RunRecord) -> str:
-    return f"{run.step}/{run.total_steps}" if run.total_steps is not None else str(run.step)
+    return formatting.progress(run.step, run.total_steps) if run.total_steps is not None else f"{run.step:,}"
 
 
 def _age(updated: str, now: datetime) -> str:

@@ -1,6 +1,8 @@
 """The progress bar of a notebook: an HTML element that is updated in place. It needs IPython and no widgets."""
 
+import contextvars
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from html import escape
@@ -8,6 +10,7 @@ from html import escape
 from engine.base import formatting
 
 REFRESH_S = 0.25  # between two updates: each is a message to the browser
+TICK_S = 1.0  # the time that the bar shows goes on while the step compiles, which takes minutes for a large model
 
 
 def shows_html() -> bool:
@@ -33,6 +36,10 @@ class NotebookBar:
         handle = display(self, display_id=True)
         assert handle is not None  # it is None without display_id
         self._handle = handle
+        self._closed = threading.Event()
+        # The kernel keeps in a context variable to which cell an output belongs.
+        ticks = threading.Thread(target=contextvars.copy_context().run, args=(self._tick,), daemon=True)
+        ticks.start()
 
     def phase(self, name: str) -> None:
         """Shows what is done now, such as "evaluating"."""
@@ -58,8 +65,14 @@ class NotebookBar:
         print(text)
 
     def close(self) -> None:
-        """Shows the last state, which stays."""
-        self._refresh(always=True)
+        """Shows the last state, which stays. Further calls do nothing."""
+        if not self._closed.is_set():
+            self._closed.set()
+            self._refresh(always=True)
+
+    def _tick(self) -> None:
+        while not self._closed.wait(TICK_S):
+            self._refresh()
 
     def _refresh(self, always: bool = False) -> None:
         now = time.monotonic()
@@ -68,13 +81,18 @@ class NotebookBar:
             self._handle.update(self)
 
     def __repr__(self) -> str:
-        texts = (self._phase, f"{self._done}/{self._total}", self._loss, self._rate, self._times())
-        return "  ".join(text for text in texts if text)
+        return "  ".join(self._texts())
 
     def _repr_html_(self) -> str:
-        label, text = escape(self._phase), escape(repr(self))
+        label = escape(self._phase)
         bar = f'<progress aria-label="{label}" value="{self._done}" max="{self._total}"></progress>'
-        return f'<div style="font-family: monospace">{bar} {text}</div>'
+        texts = "  ".join(f'<span style="white-space: nowrap">{escape(text)}</span>' for text in self._texts())
+        style = "font-family: monospace; font-size: var(--jp-code-font-size, inherit); white-space: pre-wrap"
+        return f'<div style="{style}">{bar}  {texts}</div>'
+
+    def _texts(self) -> list[str]:
+        texts = (self._phase, formatting.progress(self._done, self._total), self._loss, self._rate, self._times())
+        return [text for text in texts if text]
 
     def _times(self) -> str:
         taken, done = time.monotonic() - self._began, self._done - self._start

@@ -80,7 +80,7 @@ class Progress:
             step: completed updates.
             values: a row of metrics. The bar shows `loss` and `examples_per_s`, a line the text of `row_text`.
         """
-        line = f"step {step}/{self._total}  {row_text(values)}{self._left(step)}"
+        line = f"step {formatting.progress(step, self._total)}  {row_text(values)}{self._left(step)}"
         logger.info(line)
         if self._bar is not None:
             self._bar.update(step, values)
@@ -163,7 +163,7 @@ class CountProgress:
             self._bar.count(done, self._activity, rate)
         elif done >= total or now >= self._next_line:
             self._next_line = now + LINES_S
-            output.show(f"{self._activity}: {done}/{total} {self._unit}  {rate}")
+            output.show(f"{self._activity}: {formatting.progress(done, total)} {self._unit}  {rate}")
 
     def __enter__(self) -> "CountProgress":
         return self
@@ -183,7 +183,7 @@ class _Bar:
 
     def __init__(self, total: int, start: int, stream: TextIO):
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
         from rich.table import Column
 
@@ -191,7 +191,7 @@ class _Bar:
         self._progress = RichProgress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None, table_column=Column(ratio=1)),  # in 80 columns, the bar gives way to the texts
-            MofNCompleteColumn(),
+            TextColumn("[green]{task.completed:,}/{task.total:,}"),  # as `formatting.progress`
             TextColumn("[cyan]{task.fields[loss]}"),
             TextColumn("[green]{task.fields[rate]}"),
             TimeElapsedColumn(),

@@ -65,10 +65,10 @@ def summary_text(summary: Summary) -> str:
 
 
 def _headline(summary: Summary) -> str:
-    where = f"step {summary.step:,} of {summary.total_steps:,}"
+    where = f"step {formatting.progress(summary.step, summary.total_steps)}"
     attempt = f", attempt {summary.directory.attempt}" if summary.directory.attempt > 1 else ""
     lines = [f"{summary.name or summary.directory.path.name}: {summary.state} at {where}{attempt}"]
-    if summary.reason:
+    if summary.state == "done" and summary.reason:  # otherwise an error follows, with the reason as its message
         lines.append(summary.reason)
     return "\n".join(lines)
 

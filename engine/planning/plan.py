@@ -46,6 +46,7 @@ class Plan(str):
         return "".join(
             html.table(part.rows[1:], header=part.rows[0]) if isinstance(part, table.Rows) else html.paragraph(part)
             for part in self.parts
+            if part
         )
 
 

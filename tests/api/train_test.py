@@ -153,7 +153,7 @@ class Terminate:
 
 def test_stopped_fast_dev_run_names_no_folder_that_is_gone():
     config = runs.config(hooks={"stop": dict(target=f"{__name__}.Terminate")}, evaluations={})
-    with pytest.raises(Preempted, match=r"^asked to stop at step 1 of 2. This run keeps no files; to keep them, add"):
+    with pytest.raises(Preempted, match=r"^asked to stop at step 1/2. This run keeps no files; to keep them, add"):
         engine.train(config, fast_dev_run=True)
 
 

@@ -61,6 +61,10 @@ def test_few_values_are_a_line_and_many_a_table():
     assert lines[-1] == f"  and {1000 - shown} more in metrics.jsonl"
 
 
+def test_progress_separates_thousands():
+    assert formatting.progress(1350, 1500) == "1,350/1,500"
+
+
 def test_size_text_uses_binary_units():
     assert [size_text(n) for n in (12, 1536, 3 * 2**20, 5 * 2**30)] == ["12 B", "1.5 KiB", "3.0 MiB", "5.0 GiB"]
 

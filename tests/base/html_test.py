@@ -3,10 +3,11 @@ from engine.base import html
 
 def test_table_escapes_its_cells():
     text = html.table([("a<b", "1"), ()], header=("name", "value & more"), title="<t>")
+    style = 'style="text-align: left; white-space: pre-wrap"'
     assert text == (
-        '<table><caption>&lt;t&gt;</caption><thead><tr><th scope="col" style="text-align: left">name</th>'
-        '<th style="text-align: left">value &amp; more</th></tr></thead><tbody><tr><th scope="row" '
-        'style="text-align: left">a&lt;b</th><td style="text-align: left">1</td></tr></tbody></table>'
+        f'<table><caption>&lt;t&gt;</caption><thead><tr><th scope="col" {style}>name</th>'
+        f'<th {style}>value &amp; more</th></tr></thead><tbody><tr><th scope="row" '
+        f"{style}>a&lt;b</th><td {style}>1</td></tr></tbody></table>"
     )
 
 

@@ -77,7 +77,7 @@ def test_texts_of_the_architecture_picture_fit_into_their_boxes():
 def test_training_picture_shows_the_command_and_its_result():
     shown = text_of((IMAGES / "training.svg").read_text())
     assert " ".join(script("training")["COMMAND"]) in shown
-    assert "digits: done at step 674 of 674" in shown
+    assert "digits: done at step 674/674" in shown
 
 
 def test_pictures_of_scenes_exist_and_need_their_runs(tmp_path, monkeypatch, capsys):
@@ -112,8 +112,8 @@ def test_training_picture_can_be_drawn_again(tmp_path):
         [sys.executable, IMAGES / "training.py", f"--output={tmp_path / 'new.svg'}", *command], check=True, timeout=300
     )
     shown = text_of((tmp_path / "new.svg").read_text())
-    assert "digits: done at step 2 of 2" in shown
-    assert shown.count("2/2") == 1  # the progress bar, as the terminal shows it at the end
+    assert "digits: done at step 2/2" in shown
+    assert shown.count("2/2") == 2  # one in the progress bar, as the terminal shows it at the end
 
 
 @pytest.mark.slow
@@ -131,6 +131,6 @@ def assert_shows_a_resume(svg: str) -> None:
     shown = text_of(svg)
     before, killed, after = shown.partition("Killed")
     assert killed and "done at step" not in before
-    assert re.search(r"resuming from step \d+", after) and "digits: done at step 674 of 674" in after
+    assert re.search(r"resuming from step \d+", after) and "digits: done at step 674/674" in after
     [first, second] = re.findall(r"([0-9a-f]{64})  ?(?:killed|whole)\.safetensors", after)
     assert first == second

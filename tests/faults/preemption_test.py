@@ -157,8 +157,9 @@ def test_sigint_saves_and_prints_a_summary_without_stacks(tmp_path, two, add_row
     assert seconds <= runs.limit(10)
     assert "Traceback" not in output and "Check failure" not in output and "*** " not in output
     step = runs.status(run)["step"]
-    assert f"zoo: interrupted at step {step} of 60" in output
-    assert output.splitlines()[-1].endswith(f"asked to stop; the state of step {step} of 60 is saved in {run}.")
+    assert f"zoo: interrupted at step {step}/60" in output
+    assert output.splitlines()[-1].endswith(f"asked to stop; the state of step {step}/60 is saved in {run}.")
+    assert output.count("asked to stop; the state of") == 1
     row = resumed(config, run, two)
     assert row["lost"] == 0
     add_row("SIGINT", detected_s=seconds, code=code, **row)

@@ -156,7 +156,7 @@ def test_bucket_address_works_as_run_directory_and_mounts_end_with_their_process
                 os.kill(pid, signal.SIGTERM)
         assert [job.end() for job in jobs] == [42, 42], jobs[0].output + jobs[1].output
         reason = harness.status(bucket / "run")["reason"]
-        found = re.fullmatch(r"asked to stop; the state of step (\d+) of 30 is saved in s3://runs/run\.", reason)
+        found = re.fullmatch(r"asked to stop; the state of step (\d+)/30 is saved in s3://runs/run\.", reason)
         assert found and int(found[1]) == max(harness.saved(bucket / "run"))
 
     with harness.start_processes(train, [keys(server)] * 2) as jobs:

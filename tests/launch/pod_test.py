@@ -124,4 +124,4 @@ def test_unprivileged_pod_trains_and_saves_on_sigterm(tmp_path):
     assert "Uid:\t1000\t1000\t1000\t1000" in status and "NoNewPrivs:\t1" in status
     assert writable == {*pod.volumes, Path("/proc")}
     assert "cannot be written" not in output
-    assert re.search(r"the state of step \d+ of 60 is saved in", output)
+    assert re.search(r"the state of step \d+/60 is saved in", output)

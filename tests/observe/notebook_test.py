@@ -1,3 +1,5 @@
+import threading
+
 from IPython.terminal.interactiveshell import TerminalInteractiveShell
 
 from engine.observe.notebook import NotebookBar, shows_html
@@ -26,7 +28,20 @@ def test_updates_are_few():
         bar = NotebookBar(1000, 0)
         for step in range(1000):
             bar.update(step, {})
+        bar.close()
         assert len(shell.displayed) < 20
+
+
+def test_time_goes_on_without_updates(monkeypatch):
+    """The step of a large model compiles for minutes."""
+    monkeypatch.setattr("engine.observe.notebook.REFRESH_S", 0)
+    monkeypatch.setattr("engine.observe.notebook.TICK_S", 0.01)
+    shown = threading.Event()
+    with notebook_shell():
+        bar = NotebookBar(10, 0)
+        monkeypatch.setattr(bar._handle, "update", lambda bar: shown.set())
+        assert shown.wait(10)
+        bar.close()
 
 
 def test_terminal_of_ipython_shows_no_html(monkeypatch):

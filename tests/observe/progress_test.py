@@ -114,7 +114,7 @@ def test_bar_shows_the_whole_step_in_80_columns(terminal, monkeypatch):
     with Progress("bar", total_steps=1500, stream=terminal.stream) as progress:
         progress.update(1350, {"loss": 0.0003439, "examples_per_s": 42776.0})
         progress.phase("evaluating")
-    assert "1350/1500 loss 0.0003439 42,776 examples/s 0:00:00 left" in plain(terminal.text())
+    assert "1,350/1,500 loss 0.0003439 42,776 examples/s 0:00:00 left" in plain(terminal.text())
 
 
 def test_messages_are_printed_above_the_bar(terminal):
@@ -200,8 +200,8 @@ def test_bar_is_a_notebook_bar_in_the_shell_of_a_notebook(capsys):
         with progress.CountProgress("predicting", "examples") as count:
             count.update(3, 4)
     bars = [shown["data"]["text/html"] for shown in shell.displayed]
-    assert 'value="10" max="20"></progress> training  10/20  loss 0.5' in bars[-4]
-    assert 'value="3" max="4"></progress> predicting  3/4' in bars[-1]
+    assert all(text in bars[-4] for text in ('value="10" max="20"></progress>', ">10/20<", ">loss 0.5<"))
+    assert all(text in bars[-1] for text in ('value="3" max="4"></progress>', ">predicting<", ">3/4<"))
     assert capsys.readouterr() == ("a message\ndigits: done\n", "")
     assert not progress.shows_html()
 

@@ -160,7 +160,7 @@ def test_summary_is_printed_unless_progress_is_none(directory, capsys):
     for mode in ("lines", "none"):
         with Reporter(directory, "zoo", mode) as reporter:
             start(reporter, directory)
-        assert ("zoo: done at step 7 of 10" in capsys.readouterr().err) == (mode == "lines")
+        assert ("zoo: done at step 7/10" in capsys.readouterr().err) == (mode == "lines")
 
 
 def test_error_before_start_is_in_the_status_and_not_printed(directory, capsys):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from engine.base import formatting
 from engine.base.duration import Period
 from engine.base.host import collect_as_usual
 from engine.base.types import Json, PyTree
@@ -66,7 +67,7 @@ class Save:
 
     def _stopped(self, step: int) -> Interrupted | Preempted:
         kind = Interrupted if self.preemption.interrupted else Preempted
-        reached = f"step {step} of {self.total_steps}"
+        reached = f"step {formatting.progress(step, self.total_steps)}"
         try:
             self.checkpoints.finish()
         except StorageError as error:
