@@ -32,13 +32,14 @@ class _Shell(InteractiveShell):
 
 
 class Shell:
-    """Runs cells; `displayed` lists what the current cell has displayed, in the form of IPython."""
+    """Runs cells; `displayed` lists what the last cell has displayed, and `printed` is what it has printed."""
 
     def __init__(self, folder: str):
         config = Config({"HistoryManager": {"enabled": False}})
         self._shell = _Shell.instance(config=config, ipython_dir=folder)
         publisher = CapturingDisplayPublisher()
         publisher.outputs = self.displayed = []
+        self.printed = ""
         self._shell.display_pub = publisher
         self._shell.display_trap.hook = CapturingDisplayHook(self._shell, self.displayed)
 
@@ -59,6 +60,7 @@ class Shell:
         self.displayed.clear()
         with contextlib.redirect_stdout(io.StringIO()) as printed, contextlib.redirect_stderr(io.StringIO()) as errors:
             result = self._shell.run_cell(source)
+        self.printed = printed.getvalue()
         result.raise_error()
         streams = (("stdout", printed.getvalue()), ("stderr", errors.getvalue()))
         streams = [{"output_type": "stream", "name": name, "text": lines(text)} for name, text in streams if text]

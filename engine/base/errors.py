@@ -5,7 +5,17 @@ The message of a `ConvoyError` states where it happened, what was found, what is
 """
 
 import difflib
+import os
+import traceback
 from collections.abc import Iterable
+
+TRACEBACK_VARIABLE = "CONVOY_TRACEBACK"
+"""Environment variable that makes errors show their traceback."""
+
+
+def shows_traceback() -> bool:
+    """Whether the user asked for tracebacks."""
+    return os.environ.get(TRACEBACK_VARIABLE, "") not in ("", "0")
 
 
 class EngineEnd(BaseException):
@@ -24,6 +34,12 @@ class EngineEnd(BaseException):
     def kind(self) -> str:
         """Name of the error in front of its message."""
         return type(self).__name__
+
+    def _render_traceback_(self) -> list[str]:
+        """Returns what IPython shows: a sentence, as the command line (`cluster/tracebacks.py`)."""
+        if shows_traceback():
+            return traceback.format_exception(self)
+        return [f"{self.kind}: {self}"]
 
 
 class ConvoyError(EngineEnd, Exception):

@@ -5,16 +5,14 @@ if no file can be written, or if the environment variable CONVOY_TRACEBACK is se
 """
 
 import contextlib
-import os
 import tempfile
 import traceback
 from pathlib import Path
 
-from engine.base.errors import EngineEnd
+from engine.base.errors import TRACEBACK_VARIABLE, EngineEnd, shows_traceback
 from engine.base.user_errors import describe, has_traceback
 from engine.storage.mounts import shown
 
-VARIABLE = "CONVOY_TRACEBACK"
 _FILE = "_convoy_traceback_file"  # attribute of an error: the file that has its traceback
 
 
@@ -35,7 +33,7 @@ def is_unexpected(error: BaseException) -> bool:
 
 def keep(error: BaseException) -> None:
     """Writes the traceback of an unexpected error to a temporary file, unless a file has it already."""
-    if not is_unexpected(error) or getattr(error, _FILE, None) is not None or _printed():
+    if not is_unexpected(error) or getattr(error, _FILE, None) is not None or shows_traceback():
         return
     try:
         descriptor, name = tempfile.mkstemp(prefix="convoy-traceback-", suffix=".txt")
@@ -59,11 +57,7 @@ def report_text(error: BaseException) -> str:
     """Returns what the screen shows of an error: a sentence as the last line, after the traceback if that is shown."""
     sentence, file = describe(error), getattr(error, _FILE, None)
     if is_unexpected(error) and file is not None:
-        sentence += f" The traceback is in {file}; {VARIABLE}=1 prints it."
-    if (_printed() and has_traceback(error)) or (is_unexpected(error) and file is None):
+        sentence += f" The traceback is in {file}; {TRACEBACK_VARIABLE}=1 prints it."
+    if (shows_traceback() and has_traceback(error)) or (is_unexpected(error) and file is None):
         return f"{traceback_text(error)}\n{sentence}"
     return sentence
-
-
-def _printed() -> bool:
-    return os.environ.get(VARIABLE, "") not in ("", "0")

@@ -2,7 +2,15 @@ import pickle
 
 import pytest
 
-from engine.base.errors import ConfigError, ConvoyError, FieldError, UnknownFieldError, did_you_mean
+from engine.base.errors import (
+    TRACEBACK_VARIABLE,
+    ConfigError,
+    ConvoyError,
+    FieldError,
+    UnknownFieldError,
+    did_you_mean,
+)
+from tests.cells import notebook_shell
 
 
 def test_errors_of_this_module_have_exit_code_1():
@@ -36,3 +44,16 @@ def test_field_error_can_be_pickled():
 )
 def test_did_you_mean_suggests_similar_names(name, text):
     assert did_you_mean(name, ["total", "seed"]) == text
+
+
+def test_notebook_shows_a_sentence_instead_of_a_traceback(monkeypatch):
+    monkeypatch.delenv(TRACEBACK_VARIABLE, raising=False)
+    cell = "from engine.base.errors import ConfigError\nraise ConfigError('train.totl: unknown field.')"
+    with notebook_shell() as shell:
+        with pytest.raises(ConfigError):
+            shell.run(cell)
+        assert shell.printed == "ConfigError: train.totl: unknown field.\n"
+        monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
+        with pytest.raises(ConfigError):
+            shell.run(cell)
+        assert "Traceback (most recent call last)" in shell.printed

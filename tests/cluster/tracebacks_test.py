@@ -4,7 +4,7 @@ import tempfile
 
 import pytest
 
-from engine.base.errors import DataError
+from engine.base.errors import TRACEBACK_VARIABLE, DataError
 from engine.cluster import tracebacks
 
 
@@ -12,7 +12,7 @@ from engine.cluster import tracebacks
 def error(tmp_path, monkeypatch):
     """An error with a traceback; temporary files are made in `tmp_path`."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.delenv(tracebacks.VARIABLE, raising=False)
+    monkeypatch.delenv(TRACEBACK_VARIABLE, raising=False)
     with pytest.raises(ZeroDivisionError) as caught:
         _ = 1 / 0
     return caught.value
@@ -45,7 +45,7 @@ def test_traceback_is_printed_if_no_file_can_be_written_or_the_variable_is_set(e
     assert text.splitlines()[-1].startswith("ZeroDivisionError: division by zero (")
     assert tracebacks.write(tmp_path / "missing/stacks/error.txt", "") is None
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setenv(tracebacks.VARIABLE, "1")
+    monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
     tracebacks.keep(error)
     assert not [*tmp_path.iterdir()] and tracebacks.report_text(error) == text
 
@@ -56,6 +56,6 @@ def test_engine_error_shows_no_traceback_unless_the_variable_is_set(error, tmp_p
     tracebacks.keep(wrapped)
     assert not [*tmp_path.iterdir()]
     assert tracebacks.report_text(wrapped) == "DataError: example 3 cannot be read."
-    monkeypatch.setenv(tracebacks.VARIABLE, "1")
+    monkeypatch.setenv(TRACEBACK_VARIABLE, "1")
     assert "1 / 0" in tracebacks.report_text(wrapped)
     assert tracebacks.report_text(DataError("x.")) == "DataError: x."
