@@ -30,6 +30,9 @@ def restart_with_huge_pages() -> None:
     except FileNotFoundError:
         return
     if needs_restart(setting, os.environ.get(VARIABLE, "")):
+        from engine.cli.entry import delay_interrupt
+
+        delay_interrupt()  # so that Ctrl-C does not meet Python's own start, which would print a traceback
         os.environ[VARIABLE] = ":".join(filter(None, (os.environ.get(VARIABLE), f"{TUNABLE}=1")))
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 

@@ -5,6 +5,11 @@
 
 import sys
 
+if __name__ == "__main__":
+    from engine.cli.entry import end_on_interrupt
+
+    end_on_interrupt()  # before the imports below
+
 from engine.cli.huge_pages import computes, restart_with_huge_pages
 
 if __name__ == "__main__" and computes(sys.argv[1:]):
@@ -41,6 +46,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     fails alone while its peers wait for it, it exits immediately instead of returning.
     """
     try:
+        if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # by `entry.py`
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         _enter_directory()
         code = _run(list(sys.argv[1:] if argv is None else argv))
         processes.leave()
@@ -150,6 +157,9 @@ def _continue_in_child(words: list[str]) -> None:
 
 def _report_end(pid: int, code: int, oom_kills_before: int, verb: Verb) -> int:
     """Tells how a child has ended, unless it has done so itself; returns the exit code of this process."""
+    begun = bool(verdict.shared_status()[0])
+    if code == ExitStatus.INTERRUPTED and not begun:
+        return code  # Ctrl-C in its first moments (`entry.py`): there is nothing to tell
     if not verdict.is_intended(code):
         from engine.launch.postmortem import report_unexplained
 
