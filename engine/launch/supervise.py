@@ -147,18 +147,31 @@ def _report_stop(run: RunDirectory, stop: Exit, last: ProcessExit) -> None:
 class _AttemptCommands:
     """The command of each attempt, without `--fresh` once it has had its effect, so that a restart resumes the run.
 
-    The effect is that the earlier run was moved aside. Without an earlier run, `--fresh` is removed at once.
+    The effect is that the earlier run was moved aside, or that an attempt took the place of a start that trained no
+    step. Without an earlier run, `--fresh` is removed at once.
     """
 
     def __init__(self, words: Sequence[str], run: RunDirectory):
         self._words, self._run = list(words), run
         self._moved_before = run.moved_aside() if run.is_used() else None  # None: there is no earlier run
+        self._replaces, self._before = run.is_untrained(), self._attempt()
 
     def next(self) -> list[str]:
         """Returns the command of the next attempt."""
-        if self._moved_before is None or self._run.moved_aside() != self._moved_before:
+        if self._moved_before is None or self._run.moved_aside() != self._moved_before or self._has_replaced():
             self._words = [word for word in self._words if word != FRESH]
         return self._words
+
+    def _has_replaced(self) -> bool:
+        return self._replaces and self._attempt() not in (None, self._before)
+
+    def _attempt(self) -> tuple[str, int, str] | None:
+        """What tells the newest attempt from others; None if there is none, or its status cannot be read."""
+        try:
+            found = status.read(self._run.status) if self._run.status.exists() else None
+        except RunError:
+            return None
+        return (found.host, found.pid, found.started) if found else None
 
 
 class AnnouncedKills:

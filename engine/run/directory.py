@@ -24,6 +24,7 @@ A *run* is one working directory. An *attempt* is one start of a run, counted fr
 
 import glob
 import os
+import shutil
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -97,7 +98,8 @@ class RunDirectory:
 
         Args:
             path: the directory; created with its parents if it is missing.
-            fresh: move an earlier run to `<path>.old-N` and set `moved_to` to it. No file of it is deleted.
+            fresh: move an earlier run to `<path>.old-N` and set `moved_to` to it. No file of it is deleted. A start
+                that trained no step (`is_untrained`) is deleted instead.
             began: monotonic seconds at which the attempt began; None: now.
 
         Raises:
@@ -139,7 +141,9 @@ class RunDirectory:
         try:
             if self.lease.takeover:
                 self.messages.append(self.lease.takeover)
-            if fresh and self.is_used():
+            if fresh and self.is_untrained():
+                self._delete_earlier_start()
+            elif fresh and self.is_used():
                 self._move_earlier_run()
             attempt = status.read(self.status).attempt + 1 if self.status.exists() else 1
             self.stopwatch = Stopwatch(self.goodput, attempt, began)
@@ -180,6 +184,18 @@ class RunDirectory:
                 f"{self.moved_to} ({error.strerror}). Choose another --workdir=DIR."
             ) from error
 
+    def _delete_earlier_start(self) -> None:
+        """Deletes the files of a start that trained no step, but for the lease."""
+        try:
+            for path in self._all_contents():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        self.messages.append("the earlier start, which trained no step, was replaced")
+
     def moved_aside(self) -> set[str]:
         """Returns the names of earlier runs that `open(fresh=True)` has moved aside from here."""
         real = self.path.resolve()
@@ -192,6 +208,20 @@ class RunDirectory:
     def is_used(self) -> bool:
         """Whether files of an earlier start exist, which `open(fresh=True)` would move aside."""
         return any(path.exists() for path in self._contents())
+
+    def is_untrained(self) -> bool:
+        """Whether an earlier start is here that ended at step 0, and nothing else: no checkpoint, no metrics."""
+        names = {path.name for path in self._all_contents()}
+        results = (self.checkpoints, self.examples, self.bad_examples, self.figures, self.path / "per_example")
+        with suppress(OSError, RunError):
+            return (
+                {path.name for path in self.path.iterdir()} <= names | {"lease"}
+                and not any(entry for folder in results if folder.exists() for entry in folder.iterdir())
+                and not any(file.exists() and file.stat().st_size for file in (self.metrics, self.evaluations))
+                and self.is_used()
+                and (not self.status.exists() or status.read(self.status).step == 0)
+            )
+        return False
 
     @property
     def traces(self) -> Path:
@@ -215,6 +245,10 @@ class RunDirectory:
     def _contents(self) -> tuple[Path, ...]:
         files = (self.config, self.data, self.status, self.stopped, self.metrics, self.goodput, self.plan)
         return (*files, self.log, self.checkpoints, self.tensorboard, self.profile, self.examples, self.bad_examples)
+
+    def _all_contents(self) -> tuple[Path, ...]:
+        more = (self.code, self.optimizer, self.evaluations, self.stacks, self.figures, self.path / "per_example")
+        return (*self._contents(), *more)
 
     def read_config_text(self) -> str:
         """Returns the resolved config of the run, as `write_config_text` has stored it.

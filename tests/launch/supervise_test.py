@@ -13,6 +13,7 @@ import pytest
 from engine.launch.local import ProcessExit
 from engine.launch.supervise import AnnouncedKills
 from engine.run import status
+from engine.run.directory import RunDirectory
 from engine.run.status import Status
 from tests.launch.programs import pids, wait_until_gone
 
@@ -289,6 +290,25 @@ def test_fresh_moves_an_earlier_run_aside_once(tmp_path):
     flags = [line.split()[:-1] for line in attempts(tmp_path)]
     assert flags == [["--fresh"], ["--fresh"], [], []]
     assert (tmp_path / "run.old-1/config.txt").read_text() == "old"
+
+
+def test_fresh_replaces_a_start_without_steps_once(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    status.write(run.status, status.Status(state="failed"))
+    killed = """
+    import dataclasses
+    from engine.run import status
+    file = run / "status.json"
+    if attempt == 2:
+        status.write(file, status.Status(state="training", step=9))
+    verdict.step_counter()[0] = 9 * attempt
+    if attempt < 4:
+        die(signal.SIGKILL)
+    """
+    assert supervised(tmp_path, textwrap.dedent(killed), "--fresh")[0] == 0
+    flags = [line.split()[:-1] for line in attempts(tmp_path)]
+    assert flags == [["--fresh"], ["--fresh"], [], []]
 
 
 def test_fresh_without_an_earlier_run_moves_nothing(tmp_path):

@@ -133,8 +133,48 @@ def test_fresh_moves_the_earlier_run_and_reports_the_target(tmp_path):
 
 
 def test_fresh_moves_leftovers_without_a_config(tmp_path):
-    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "5").mkdir(parents=True)
     assert open_fresh(tmp_path / "run").moved_to == tmp_path / "run.old-1"
+
+
+def make_untrained(path):
+    """A start that failed before its first step."""
+    with RunDirectory.open(path) as run:
+        run.write_config_text("name: digits\n")
+        run.log.write_text("ConfigError: ...\n")
+        run.checkpoints.mkdir()
+        run.metrics.touch()
+        status.write(run.status, status.Status(state="failed"))
+    return run
+
+
+@pytest.mark.parametrize("has_status", [True, False])
+def test_fresh_replaces_a_start_that_trained_no_step(tmp_path, has_status):
+    run = make_untrained(tmp_path / "run")
+    if not has_status:
+        run.status.unlink()
+    fresh = open_fresh(run.path)
+    assert fresh.messages == ["the earlier start, which trained no step, was replaced"]
+    assert fresh.moved_to is None and fresh.attempt == 1
+    assert {path.name for path in run.path.iterdir()} == {"goodput.jsonl", "lease"}
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("what", ["step", "checkpoint", "metrics", "notes", "damaged status"])
+def test_fresh_moves_a_start_with_anything_of_value(tmp_path, what):
+    run = make_untrained(tmp_path / "run")
+    match what:
+        case "step":
+            status.write(run.status, status.Status(state="failed", step=1))
+        case "checkpoint":
+            (run.checkpoints / "0").mkdir()
+        case "metrics":
+            run.metrics.write_text("{}\n")
+        case "notes":
+            (run.path / "notes.txt").write_text("mine")
+        case "damaged status":
+            run.status.write_text("{")
+    assert open_fresh(run.path).moved_to == tmp_path / "run.old-1"
 
 
 def test_fresh_does_not_move_a_directory_without_a_run(tmp_path):
