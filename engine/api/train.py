@@ -10,6 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
+
 from engine.api.objects import Objects, with_objects
 from engine.api.prepared import AnyConfig, Prepared, check_code, prepare, resolve_config, restore_sizes, set_up_devices
 from engine.api.resume import (
@@ -39,7 +41,7 @@ from engine.loop.preemption import start_ended_by_sigterm
 from engine.loop.trainer import Trainer
 from engine.observe.reporter import Reporter
 from engine.observe.summary import Summary
-from engine.parallel.mesh import make_mesh
+from engine.parallel.mesh import axes_text, make_mesh
 from engine.run import code
 from engine.run.directory import RunDirectory, default_workdir
 from engine.training.task import Task, has_encode
@@ -193,10 +195,17 @@ def _build_trainer(
         directory.write_optimizer_text(choice.to_text())
     directory.write_data_text(dataset_summary.to_text(summaries))
     if group.is_primary():
-        directory.write_code_text(code.to_text(code.describe(target_names(config), directory.attempt)))
+        found = code.describe(target_names(config), directory.attempt, _environment(prepared.mesh))
+        directory.write_code_text(code.to_text(found))
     for name in sorted({*changed, *changed_data}):
         trainer.checkpoints.retention.forget(name)
     return trainer
+
+
+def _environment(mesh: Mesh) -> dict[str, str]:
+    """Returns the devices of a run as text, for `code.json`."""
+    devices = f"{mesh.size} x {mesh.devices.flat[0].device_kind}"
+    return {"devices": devices, "processes": str(group.count()), "mesh": axes_text(mesh.shape)}
 
 
 def _row_unit(config: Config) -> int:

@@ -33,6 +33,7 @@ class Code:
         packages: package -> version.
         attempt: the attempt that found this.
         time: when it started.
+        environment: "devices", "processes" and "mesh" as text; empty in older runs.
         problem: why nothing is known, if the file is damaged.
     """
 
@@ -42,6 +43,7 @@ class Code:
     packages: Mapping[str, str] = dataclasses.field(default_factory=dict)
     attempt: int = 0
     time: str = ""
+    environment: Mapping[str, str] = dataclasses.field(default_factory=dict)
     problem: str = ""
 
     def __str__(self) -> str:
@@ -57,8 +59,8 @@ class Code:
         return f"{where}{commit}{f' ({versions})' if versions else ''}"
 
 
-def describe(targets: Iterable[str], attempt: int) -> Code:
-    """Returns the code of the targets of a config, which have been imported."""
+def describe(targets: Iterable[str], attempt: int, environment: Mapping[str, str] | None = None) -> Code:
+    """Returns the code of the targets of a config, which have been imported; `environment` as in `Code`."""
     folders = tuple(dict.fromkeys(filter(None, map(_import_folder, targets))))
     commit, dirty = _git(folders[0] if folders else os.getcwd())
     packages = {"python": platform.python_version(), "convoy": __version__}
@@ -67,7 +69,7 @@ def describe(targets: Iterable[str], attempt: int) -> Code:
             packages[library] = importlib.metadata.version(library)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return Code(folders, commit, dirty, packages, attempt, now())
+    return Code(folders, commit, dirty, packages, attempt, now(), environment or {})
 
 
 def _import_folder(target: str) -> str | None:
@@ -115,7 +117,7 @@ def _run_git(folder: str, *words: str) -> str | None:
 
 def to_text(code: Code) -> str:
     """Returns the text of `code.json`."""
-    return dumps({name: vars(code)[name] for name in _SHAPE}, indent=1) + "\n"
+    return dumps({(field := name.removesuffix("?")): vars(code)[field] for name in _SHAPE}, indent=1) + "\n"
 
 
 _SHAPE = {
@@ -125,6 +127,7 @@ _SHAPE = {
     "packages": {str: str},
     "attempt": int,
     "time": str,
+    "environment?": {str: str},
 }
 
 
