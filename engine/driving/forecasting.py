@@ -9,6 +9,7 @@ from jax.typing import ArrayLike
 
 from engine.base.errors import TaskError
 from engine.metrics.metric import Metric
+from engine.metrics.resampling import Resampler, Sums
 from engine.metrics.values import real_array
 
 
@@ -84,3 +85,7 @@ class BestOfModes(Metric):
         """Returns min_ade, min_fde and miss_rate."""
         sums = {"min_ade": self.ade, "min_fde": self.fde, "miss_rate": self.missed}
         return {name: np.divide(total, self.agents) for name, total in sums.items()}
+
+    def resampler(self) -> Resampler:
+        names = {"min_ade": "ade", "min_fde": "fde", "miss_rate": "missed"}
+        return Sums(vars(self), lambda sums: {name: sums[x] / sums["agents"] for name, x in names.items()})

@@ -1,4 +1,4 @@
 """Looks at many runs: lists those below a folder, filters and sorts them, and computes intervals of their results.
 
-Only `resampling.py`, which computes metrics, imports JAX.
+Only modules that compute metrics import JAX: `resampling.py` and those that compare examples.
 """

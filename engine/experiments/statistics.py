@@ -1,8 +1,9 @@
-"""Intervals and p-values for differences between two runs, by resampling groups of examples.
+"""Intervals and p-values for differences between runs: by resampling groups of examples, or over seeds.
 
-A group holds examples that are not independent, such as the frames of a scene; independent examples are groups of one.
-The interval is the expanded percentile interval of Hesterberg (2015), "What Teachers Should Know About the Bootstrap":
-its level is adjusted so that it covers as often as a t interval does where groups are few.
+- Examples: bootstrap over groups of examples that are not independent, such as the frames of a scene; independent
+  examples are groups of one. The interval is the expanded percentile interval of Hesterberg (2015), "What Teachers
+  Should Know About the Bootstrap": it covers as often as a t interval does where groups are few.
+- Seeds: t intervals. A bootstrap over three seeds would give their range, which covers 75 % of the time.
 """
 
 import math
@@ -14,6 +15,9 @@ from scipy import special
 
 FEWEST_GROUPS = 30
 """With fewer groups, a bootstrap says too little to be printed."""
+RESOLVED = 20
+"""With so many resamples beyond 0, their share is the p-value. With fewer, a normal distribution fits their tail."""
+_TAIL = 0.1  # share of the resamples that the normal distribution of the tail is fitted to
 
 
 class Interval(NamedTuple):
@@ -28,15 +32,16 @@ class Interval(NamedTuple):
 NO_INTERVAL = Interval(math.nan, math.nan, math.nan, math.nan)
 
 
-def group_counts(groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+def group_counts(groups: int, resamples: int, seed: int, block: int = 256) -> Iterator[np.ndarray]:
     """Yields how often each group is drawn in each resample, int64 `[resamples of a block, groups]`.
 
     Args:
         groups: number of groups, of which as many are drawn with replacement.
         resamples: number of resamples, over all blocks.
         seed: seed of the draws; the first resamples of a larger number are the same.
+        block: most resamples of a block.
     """
-    random, block = np.random.default_rng(seed), max(1, min(256, 2**24 // max(1, groups)))
+    random, block = np.random.default_rng(seed), max(1, min(block, 2**24 // max(1, groups)))
     for first in range(0, resamples, block):
         drawn = random.integers(0, groups, (block, groups))
         drawn += groups * np.arange(block)[:, None]
@@ -46,6 +51,9 @@ def group_counts(groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]
 def bootstrap_interval(estimate: float, resampled: np.ndarray, groups: int, level: float = 0.95) -> Interval:
     """Returns the expanded percentile interval of an estimate, and the p-value that fits it.
 
+    With fewer than RESOLVED resamples beyond 0, the p-value is that of a normal distribution through the tail of the
+    resamples, so that it may be smaller than their number allows to count.
+
     Args:
         estimate: the value over all examples.
         resampled: its values over resamples, `[resamples]`; NaN where a resample has none.
@@ -54,13 +62,68 @@ def bootstrap_interval(estimate: float, resampled: np.ndarray, groups: int, leve
     """
     values = np.sort(resampled[np.isfinite(resampled)])
     if groups < FEWEST_GROUPS or not math.isfinite(estimate) or len(values) < max(2, len(resampled) / 2):
-        return Interval(estimate, math.nan, math.nan, math.nan)
+        return NO_INTERVAL._replace(estimate=estimate)
     expansion = math.sqrt(groups / (groups - 1))
     tail = special.ndtr(special.stdtrit(groups - 1, (1 - level) / 2) * expansion)
     low, high = np.quantile(values, [tail, 1 - tail], method="weibull")
-    below = (np.sum(values < 0) + 0.5 * np.sum(values == 0) + 0.5) / (len(values) + 1)
-    deviation = special.ndtri(min(below, 1 - below)) / expansion
+    deviation = _deviation_of_zero(values) / expansion
     return Interval(estimate, float(low), float(high), float(min(1.0, 2 * special.stdtr(groups - 1, deviation))))
+
+
+def _deviation_of_zero(values: np.ndarray) -> float:
+    """Returns where 0 lies among sorted resamples, as a quantile of the standard normal distribution, at most 0."""
+    count = len(values)
+    beyond = count_beyond_zero(values)
+    counted = float(special.ndtri(min(0.5, (beyond + 0.5) / (count + 1))))
+    fitted = int(_TAIL * count)
+    if beyond >= RESOLVED or fitted < 2 * RESOLVED:
+        return counted
+    inner = values[:fitted] if values[count // 2] > 0 else -values[: -fitted - 1 : -1]  # the tail that 0 is beyond
+    inner = inner[RESOLVED - 1 :]
+    normal = special.ndtri((np.arange(RESOLVED, fitted + 1) - 0.5) / count)
+    centred = normal - normal.mean()
+    deviation = float((centred * inner).sum() / (centred**2).sum())
+    return float(normal[0] - inner[0] / deviation) if deviation > 0 else counted
+
+
+def count_beyond_zero(values: np.ndarray) -> float:
+    """Returns how many resamples are on the other side of 0 than most of them; those at 0 count half."""
+    below = float(np.sum(values < 0) + 0.5 * np.sum(values == 0))
+    return min(below, np.isfinite(values).sum() - below)
+
+
+def t_interval(differences: Sequence[float], level: float = 0.95) -> Interval:
+    """Returns the t interval of the mean of differences, one for each seed; without limits for fewer than two."""
+    values = np.asarray(differences, np.float64)
+    estimate, freedom = float(values.mean()) if len(values) else math.nan, len(values) - 1
+    if freedom < 1:
+        return NO_INTERVAL._replace(estimate=estimate)
+    return _from_t(estimate, float(values.std(ddof=1)) / math.sqrt(len(values)), freedom, level)
+
+
+def welch_interval(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> Interval:
+    """Returns the interval of mean(second) - mean(first) for runs that share no seeds (Welch 1947)."""
+    parts = [np.asarray(values, np.float64) for values in (first, second)]
+    if not all(map(len, parts)):
+        return NO_INTERVAL
+    estimate = float(parts[1].mean() - parts[0].mean())
+    if min(map(len, parts)) < 2:
+        return NO_INTERVAL._replace(estimate=estimate)
+    squares = [float(values.var(ddof=1)) / len(values) for values in parts]
+    total = sum(squares)
+    if not total:
+        return _from_t(estimate, 0.0, 1, level)
+    freedom = total**2 / sum(square**2 / (len(values) - 1) for square, values in zip(squares, parts, strict=True))
+    return _from_t(estimate, math.sqrt(total), freedom, level)
+
+
+def _from_t(estimate: float, error: float, freedom: float, level: float) -> Interval:
+    """Returns a t interval. Seeds without any spread show nothing of it, unless both sides are the same."""
+    if not error > 1e-12 * abs(estimate):  # also NaN; equal values have a spread of rounding
+        return Interval(0.0, 0.0, 0.0, 1.0) if not estimate else NO_INTERVAL._replace(estimate=estimate)
+    half = -float(special.stdtrit(freedom, (1 - level) / 2)) * error
+    p = float(2 * special.stdtr(freedom, -abs(estimate / error)))
+    return Interval(estimate, estimate - half, estimate + half, p)
 
 
 def holm(p: Sequence[float]) -> list[float]:

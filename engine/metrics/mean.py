@@ -4,7 +4,7 @@
 batch at its real size instead of padding it.
 """
 
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,9 @@ from jax.typing import ArrayLike
 from engine.base.errors import TaskError
 from engine.metrics.metric import Metric
 from engine.metrics.values import real_array, spread
+
+if TYPE_CHECKING:
+    from engine.metrics.resampling import Resampler
 
 
 class Mean(Metric):
@@ -40,6 +43,11 @@ class Mean(Metric):
         """Returns total / weight; NaN if the weight is 0."""
         return self.total / self.weight if self.weight else np.nan
 
+    def resampler(self) -> "Resampler":
+        from engine.metrics.resampling import Sums
+
+        return Sums(vars(self), lambda sums: {"": np.where(sums["weight"], sums["total"] / sums["weight"], np.nan)})
+
 
 class RootMeanSquare(Mean):
     """The square root of the weighted mean of squares, such as the RMSE of errors."""
@@ -52,6 +60,13 @@ class RootMeanSquare(Mean):
     def compute(self) -> Any:
         """Returns sqrt(total / weight)."""
         return np.sqrt(super().compute())
+
+    def resampler(self) -> "Resampler":
+        from engine.metrics.resampling import Sums
+
+        return Sums(
+            vars(self), lambda sums: {"": np.sqrt(np.where(sums["weight"], sums["total"] / sums["weight"], np.nan))}
+        )
 
 
 class Sum(Metric):
@@ -68,6 +83,11 @@ class Sum(Metric):
         """Returns the total."""
         return self.total
 
+    def resampler(self) -> "Resampler":
+        from engine.metrics.resampling import Sums
+
+        return Sums(vars(self), lambda sums: {"": sums["total"]})
+
 
 class Ratio(Metric):
     """The sum of one quantity over the sum of another, such as collisions per kilometre."""
@@ -83,6 +103,11 @@ class Ratio(Metric):
     def compute(self) -> Any:
         """Returns numerator / denominator."""
         return np.divide(self.numerator, self.denominator)
+
+    def resampler(self) -> "Resampler":
+        from engine.metrics.resampling import Sums
+
+        return Sums(vars(self), lambda sums: {"": sums["numerator"] / sums["denominator"]})
 
 
 def sum_examples(kind: str, values: ArrayLike, where: ArrayLike | None) -> tuple[jax.Array, jax.Array]:

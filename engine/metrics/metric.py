@@ -5,12 +5,15 @@ A subclass lists its fields like a dataclass and defines `compute`; the base cla
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, dataclass_transform
 
 import jax
 
 from engine.base.errors import TaskError
 from engine.base.types import PyTree
+
+if TYPE_CHECKING:
+    from engine.metrics.resampling import Resampler
 
 _COLLECTED = "collected"
 _FILL = "fill"
@@ -88,6 +91,14 @@ class Metric:
         field, _ = next(array_fields(self))
         for row in range(len(getattr(self, field))):
             yield one_example(self, row).compute()
+
+    def resampler(self) -> "Resampler | None":
+        """Returns what computes the numbers of many resamples of the examples at once, for `convoy compare`.
+
+        None, the default, calls `compute` for each resample. Here summed fields are `[examples, ...]`, too. A subclass
+        that has its own `compute` does not use the resampler of its base class.
+        """
+        return None
 
 
 def one_example[M: Metric](metric: M, row: int) -> M:

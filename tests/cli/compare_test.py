@@ -11,7 +11,7 @@ def test_run_compared_with_itself_differs_in_nothing(digits, capsys):
     printed = capsys.readouterr().out
     assert printed.startswith("settings: the same")
     assert "heldout/accuracy" in printed and "+0" in printed
-    assert "convoy evaluate RUN --evaluations.heldout.per_example=True" in printed
+    assert f"convoy evaluate {run} --evaluations.heldout.per_example=True" in printed
 
 
 def test_json_has_settings_results_and_notes(digits, capsys):
@@ -25,3 +25,13 @@ def test_json_has_settings_results_and_notes(digits, capsys):
 def test_number_of_resamples_is_checked(digits, capsys):
     assert main(["compare", str(digits[0]), str(digits[0]), "--resamples=5"]) == 1
     assert "--resamples = 5: allowed are 100 to 1,000,000" in capsys.readouterr().err
+
+
+def test_tag_that_no_evaluation_has_is_an_error(digits, capsys):
+    assert main(["compare", str(digits[0]), str(digits[0]), "--group=scene"]) == 1
+    assert "--group=scene: no evaluation has this tag" in capsys.readouterr().err
+
+
+def test_number_of_examples_is_checked(digits, capsys):
+    assert main(["compare", str(digits[0]), str(digits[0]), "--examples=-1"]) == 1
+    assert "--examples = -1: allowed is a whole number from 0" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Comparing two runs: what differs, and intervals of the differences over the same examples."""
+"""Comparing runs: what differs, and intervals of the differences over examples, groups of them, or seeds."""
 
 import math
 from pathlib import Path
@@ -9,64 +9,44 @@ import pytest
 from scipy import stats
 
 from engine.base import json_text
-from engine.base.errors import RunError
-from engine.experiments import compare
-from engine.metrics import Mean, Quantiles
-from engine.metrics.example_file import to_parquet
-from engine.metrics.slices import Examples
-from tests.experiments.made import make_run
+from engine.base.errors import ConfigError, RunError
+from engine.experiments.compare import Options, compare
+from engine.experiments.comparison import WHOLE, Basis, Comparison, Difference
+from engine.metrics import Quantiles
+from tests.experiments.made import COUNT, errors, make_evaluated, make_run
 
-COUNT = 200
-
-
-def errors(shift: float, noise_seed: int = 1) -> np.ndarray:
-    """Errors of examples, most of which two runs share: the runs are compared in pairs."""
-    hard = np.random.default_rng(0).exponential(1.0, COUNT)
-    return hard + shift + 0.1 * np.random.default_rng(noise_seed).normal(size=COUNT)
+QUICK = Options(resamples=500)
 
 
-def make(folder: Path, values: np.ndarray | None, content: str = "same", **settings: Any) -> Path:
-    """Writes a run with the metrics of its examples."""
-    run = make_run(folder, metrics={"heldout/error": 1.0 if values is None else float(values.mean())}, **settings)
-    (run / "data.json").write_text(
-        json_text.dumps({"evaluations.heldout.data": {"content": content, "examples": "200"}})
-    )
-    if values is not None:
-        of_numpy: Any = values.astype(np.float32)
-        slices = {"near": np.arange(COUNT) % 2 == 0, "far": np.arange(COUNT) % 2 == 1, "rare": np.arange(COUNT) < 5}
-        quantiles = Quantiles.of(of_numpy[:, None], np.ones((COUNT, 1)))
-        metrics = {"error": Mean(of_numpy, np.ones_like(of_numpy)), "quantiles": quantiles}
-        path = run / "per_example" / "heldout" / "10.parquet"
-        path.parent.mkdir(parents=True)
-        path.write_bytes(to_parquet(Examples(np.arange(COUNT), slices, metrics)))
-    return run
-
-
-def scipy_test(test: Any) -> tuple[float, float]:
+def scipy_interval(test: Any) -> tuple[float, float]:
     """Returns the confidence interval of a test of scipy."""
     interval = test.confidence_interval()
     return float(interval.low), float(interval.high)
 
 
-def result(found: compare.Comparison, metric: str, part: str = compare.WHOLE) -> compare.Difference:
-    [one] = [result for result in found.results if (result.metric, result.part) == (metric, part)]
+def result(found: Comparison, metric: str, part: str = WHOLE, variant: int = 1) -> Difference:
+    [one] = [x for x in found.results if (x.metric, x.part, x.variant) == (metric, part, variant)]
     return one
 
 
 def test_difference_of_a_mean_has_the_paired_interval(tmp_path):
     one, two = errors(0.0), errors(0.05, noise_seed=2)
-    found = compare.compare(make(tmp_path / "a", one), make(tmp_path / "b", two))
+    found = compare([make_evaluated(tmp_path / "a", one), make_evaluated(tmp_path / "b", two)])
     mean = result(found, "error")
-    paired = scipy_test(stats.ttest_1samp(two - one, 0))  # of means the bootstrap gives nearly the t interval
-    assert mean.examples == COUNT and mean.interval.estimate == pytest.approx((two - one).mean(), rel=1e-4)
+    paired = scipy_interval(stats.ttest_1samp(two - one, 0))  # of means the bootstrap gives nearly the t interval
+    assert (mean.examples, mean.groups, mean.basis, mean.resamples) == (COUNT, COUNT, Basis.EXAMPLES, 2000)
+    assert mean.interval.estimate == pytest.approx((two - one).mean(), rel=1e-4)
     assert (mean.interval.low, mean.interval.high) == pytest.approx(paired, abs=0.003)
-    low, high = scipy_test(stats.ttest_ind(two, one, equal_var=False))
+    low, high = scipy_interval(stats.ttest_ind(two, one, equal_var=False))
     assert mean.interval.high - mean.interval.low < (high - low) / 5
+    assert mean.verdict == "worse"
 
 
 def test_any_metric_has_an_interval_that_holds_its_difference(tmp_path):
-    found = compare.compare(make(tmp_path / "a", errors(0.0)), make(tmp_path / "b", errors(0.5, noise_seed=2)))
-    median = result(found, "quantiles/p50")
+    one, two = errors(0.0), errors(0.5, noise_seed=2)
+    quantiles = [{"quantiles": Quantiles.of(x[:, None], np.ones((COUNT, 1)))} for x in (one, two)]
+    runs = [make_evaluated(tmp_path / n, x, metrics=q) for n, x, q in zip("ab", (one, two), quantiles, strict=True)]
+    median = result(compare(runs, QUICK), "quantiles/p50")
     assert median.interval.low < median.interval.estimate < median.interval.high
     assert median.interval.low > 0.2
 
@@ -74,69 +54,153 @@ def test_any_metric_has_an_interval_that_holds_its_difference(tmp_path):
 def test_slices_are_ordered_by_how_sure_their_difference_is_and_corrected_for_their_number(tmp_path):
     two = errors(0.0, noise_seed=2)
     two[1::2] += 0.3
-    found = compare.compare(make(tmp_path / "a", errors(0.0)), make(tmp_path / "b", two))
-    slices = [result for result in found.results if result.metric == "error" and result.part]
-    assert [result.part for result in slices] == ["far", "near", "rare"]
+    found = compare([make_evaluated(tmp_path / "a", errors(0.0)), make_evaluated(tmp_path / "b", two)], QUICK)
+    slices = [x for x in found.results if x.part]
+    assert [x.part for x in slices] == ["far", "near", "rare"]
     assert slices[0].adjusted_p == pytest.approx(2 * slices[0].interval.p)  # "rare" is no test
     assert slices[1].adjusted_p > 0.05
     rare = slices[2]
     assert rare.examples == 5 and math.isnan(rare.interval.low) and math.isnan(rare.adjusted_p)
 
 
+def test_groups_are_resampled_as_a_whole(tmp_path):
+    """Of groups of equal size, the bootstrap gives nearly the t interval of their means."""
+    scene = np.arange(COUNT) // 5
+    by_scene = 0.2 * np.random.default_rng(3).normal(size=COUNT // 5)[scene]
+    one, two = errors(0.0), errors(0.1, noise_seed=2) + by_scene
+    runs = [make_evaluated(tmp_path / n, x, tags={"scene": scene}) for n, x in (("a", one), ("b", two))]
+    grouped = result(compare(runs, Options(group="scene")), "error")
+    means = (two - one).reshape(-1, 5).mean(1)
+    assert (grouped.examples, grouped.groups) == (COUNT, COUNT // 5)
+    assert (grouped.interval.low, grouped.interval.high) == pytest.approx(
+        scipy_interval(stats.ttest_1samp(means, 0)), abs=0.006
+    )
+    alone = compare(runs, QUICK)
+    single = result(alone, "error").interval
+    assert single.high - single.low < 0.6 * (grouped.interval.high - grouped.interval.low)
+    assert any("200 examples have 40 values of the tag scene" in note for note in alone.notes)
+    assert math.isnan(result(compare(runs, Options(group="scene")), "error", "rare").interval.low)  # 1 group
+
+
+def test_unknown_tag_is_an_error_that_lists_the_tags(tmp_path):
+    tags = {"scene": np.arange(COUNT) // 5, "city": np.arange(COUNT) // 100}
+    runs = [make_evaluated(tmp_path / name, errors(0.0), tags=tags) for name in "ab"]
+    with pytest.raises(ConfigError, match=r"--group=sene: no evaluation has this tag\. The tags are scene, city\."):
+        compare(runs, Options(group="sene"))
+    with pytest.raises(ConfigError, match="No run has metrics of examples with tags"):
+        compare([make_evaluated(tmp_path / "c", None), runs[0]], Options(group="scene"))
+
+
+def seeds(tmp_path: Path, values: dict[tuple[str, int], float]) -> list[Path]:
+    """Writes runs of two learning rates and several seeds."""
+    rates = {"a": 0.01, "b": 0.1}
+    return [
+        make_run(
+            tmp_path / f"{name}{seed}",
+            metrics={"heldout/error": value, "heldout/night/error": 2 * value, "heldout/night/examples": 30.0},
+            train__seed=seed,
+            optimizer__learning_rate=rates[name],
+        )
+        for (name, seed), value in values.items()
+    ]
+
+
+def test_several_seeds_are_one_variant_and_have_t_intervals_over_seeds(tmp_path):
+    one, two = [0.5, 0.6, 0.45], [0.4, 0.43, 0.41]
+    values = {("a", seed): x for seed, x in enumerate(one)} | {("b", seed): x for seed, x in enumerate(two)}
+    found = compare(seeds(tmp_path, values))
+    assert [variant.seeds for variant in found.variants] == [(0, 1, 2), (0, 1, 2)]
+    assert found.settings == {"optimizer.learning_rate": (0.01, 0.1)}
+    assert found.notes == []
+    error, test = result(found, "error"), stats.ttest_rel(two, one)
+    assert error.basis == Basis.SEEDS and error.first_values == pytest.approx(one)
+    assert (error.interval.low, error.interval.high) == pytest.approx(scipy_interval(test))
+    assert error.interval.p == pytest.approx(float(test.pvalue))  # pyright: ignore[reportAttributeAccessIssue]
+    night = result(found, "error", "night")
+    assert (night.first, night.examples) == (pytest.approx(2 * np.mean(one)), 30)
+    assert night.adjusted_p == pytest.approx(night.interval.p)
+
+
+def test_other_seeds_have_the_interval_of_welch(tmp_path):
+    one, two = [0.5, 0.6, 0.45], [0.4, 0.43]
+    values = {("a", seed): x for seed, x in enumerate(one)} | {("b", seed + 5): x for seed, x in enumerate(two)}
+    error = result(compare(seeds(tmp_path, values)), "error")
+    assert error.basis == Basis.SEPARATE_SEEDS
+    assert (error.interval.low, error.interval.high) == pytest.approx(
+        scipy_interval(stats.ttest_ind(two, one, equal_var=False))
+    )
+
+
+def test_seeds_on_one_side_only_are_averaged_and_compared_over_examples(tmp_path):
+    runs = [make_evaluated(tmp_path / f"a{n}", errors(0.1 * n, n), train__seed=n) for n in range(3)]
+    found = compare([*runs, make_evaluated(tmp_path / "b", errors(0.0, 9), optimizer__learning_rate=0.5)], QUICK)
+    error = result(found, "error")
+    assert error.basis == Basis.EXAMPLES and len(error.first_values) == 3
+    assert error.interval.low < error.interval.estimate == pytest.approx(-0.1, abs=0.02)
+
+
+def test_each_run_is_compared_with_the_first(tmp_path):
+    runs = [make_evaluated(tmp_path / f"{n}", errors(0.1 * n, n), optimizer__learning_rate=0.1 + n) for n in range(3)]
+    found = compare(runs, QUICK)
+    assert found.settings == {"optimizer.learning_rate": (0.1, 1.1, 2.1)}
+    assert [result(found, "error", variant=n).interval.estimate for n in (1, 2)] == pytest.approx([0.1, 0.2], abs=0.03)
+
+
 @pytest.mark.parametrize(
     ("second", "note"),
     [
-        (
-            {"values": None},
-            "heldout: no interval, since a run kept no metrics of its examples. Add them: convoy evaluate RUN",
-        ),
+        ({"values": None}, "heldout: no interval over examples, since {b} kept no metrics of its examples. Add"),
         ({"content": "other"}, "heldout: the runs were evaluated on other examples, so no interval is given."),
     ],
 )
 def test_results_that_cannot_be_paired_have_no_interval_and_a_note(tmp_path, second, note):
-    two = make(tmp_path / "b", **{"values": errors(0.1), **second})
-    found = compare.compare(make(tmp_path / "a", errors(0.0)), two)
-    assert [text.startswith(note) for text in found.notes] == [True]
+    two = make_evaluated(tmp_path / "b", **{"values": errors(0.1), **second})
+    found = compare([make_evaluated(tmp_path / "a", errors(0.0)), two])
+    assert [text.startswith(note.format(b=two)) for text in found.notes] == [True]
     [only] = found.results
     assert only.interval.estimate == pytest.approx(only.second - only.first) and math.isnan(only.interval.low)
+    assert only.basis == Basis.NONE and only.verdict == ""
     assert found.data == ({} if "values" in second else {"evaluations.heldout.data": ("same", "other")})
 
 
-def test_differing_settings_and_versions_are_listed(tmp_path):
-    one, two = make(tmp_path / "a", None), make(tmp_path / "b", None, optimizer__learning_rate=0.5)
+def test_parts_that_are_close_to_the_level_get_more_resamples(tmp_path):
+    one, noise = errors(0.0), np.random.default_rng(5).normal(size=COUNT)
+    close = one + 0.1 * (noise - noise.mean()) / noise.std() + 0.1 * 1.97 / np.sqrt(COUNT)  # p = 0.05
+    two = [make_evaluated(tmp_path / name, x) for name, x in (("a", one), ("b", close))]
+    found = compare(two, QUICK)
+    assert result(found, "error").resamples == 16 * QUICK.resamples
+    assert result(found, "error").interval.p == pytest.approx(0.05, abs=0.01)
+    assert result(found, "error", "near").resamples == QUICK.resamples
+
+
+def test_examples_that_changed_most_are_listed(tmp_path):
+    two = errors(0.0)
+    two[[7, 30]] += [5.0, -8.0]
+    runs = [
+        make_evaluated(tmp_path / name, x, tags={"scene": np.arange(COUNT) // 5})
+        for name, x in (("a", errors(0.0)), ("b", two))
+    ]
+    found = compare(runs, Options(resamples=100, examples=1))
+    [change] = found.changes
+    assert (change.index, change.metric, change.tags) == (30, "error", {"scene": 6})
+    assert change.second - change.first == pytest.approx(-8.0)
+
+
+def test_environment_and_versions_that_differ_are_listed(tmp_path):
+    one, two = make_evaluated(tmp_path / "a", None), make_evaluated(tmp_path / "b", None, optimizer__learning_rate=0.5)
     code = {"folders": [], "commit": "a" * 40, "dirty": False, "packages": {"jax": "1"}, "attempt": 1, "time": "t"}
-    (one / "code.json").write_text(json_text.dumps(code))
-    (two / "code.json").write_text(json_text.dumps({**code, "packages": {"jax": "2"}}))
-    found = compare.compare(one, two)
+    (one / "code.json").write_text(json_text.dumps({**code, "environment": {"mesh": "data=1"}}))
+    (two / "code.json").write_text(
+        json_text.dumps({**code, "packages": {"jax": "2"}, "environment": {"mesh": "data=4"}})
+    )
+    found = compare([one, two])
     assert found.settings == {"optimizer.learning_rate": (0.01, 0.5)}
     assert found.code == {"jax": ("1", "2")}
-
-
-def test_best_checkpoint_is_compared_and_else_the_newest(tmp_path):
-    run = make_run(
-        tmp_path / "a",
-        {4: {"heldout/x": 1.0}, 8: {"heldout/x": 2.0}},
-        checkpoint__best="heldout/x",
-        checkpoint__best_mode="min",
-    )
-    for step in (4, 8):
-        (run / "per_example" / "heldout").mkdir(parents=True, exist_ok=True)
-        (run / "per_example" / "heldout" / f"{step}.parquet").touch()
-    record = compare.read_record(run, "a")
-    assert compare._stored(run, record)["heldout"].stem == "4"
-    (run / "per_example" / "heldout" / "4.parquet").unlink()
-    assert compare._stored(run, record)["heldout"].stem == "8"
+    assert found.environment == {"mesh": ("data=1", "data=4")}
 
 
 def test_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(RunError, match="nowhere: no run that can be read"):
-        compare.compare(make(tmp_path / "a", None), tmp_path / "nowhere")
-
-
-def test_examples_are_paired_by_their_index():
-    values: Any = np.arange(50.0)
-    one = Examples(np.arange(50), {}, {"error": Mean(values, np.ones_like(values))})
-    two = Examples(np.arange(10, 50), {}, {"error": Mean(values[10:] + 1, np.ones_like(values[10:]))})
-    [found] = compare._paired("heldout", compare.WHOLE, one, two, 100)
-    assert (found.examples, found.interval.estimate) == (40, 1.0)
-    assert (found.interval.low, found.interval.high) == pytest.approx((1.0, 1.0))
+        compare([make_evaluated(tmp_path / "a", None), tmp_path / "nowhere"])
+    with pytest.raises(ConfigError, match=r"found one run\. Give two or more"):
+        compare([tmp_path / "a"])

@@ -1,0 +1,39 @@
+"""Compares two variants of several seeds each: t intervals over their runs."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from engine.experiments import statistics
+from engine.experiments.comparison import Basis, Variant
+from engine.experiments.statistics import Interval
+
+
+def seed_interval(
+    first: Variant, second: Variant, first_values: Sequence[float], second_values: Sequence[float]
+) -> tuple[Basis, Interval]:
+    """Returns the interval of the difference of two variants, and what it is over.
+
+    Variants with the same seeds are compared in pairs, and others by Welch's interval.
+
+    Args:
+        first: the base.
+        second: the other variant.
+        first_values: the value of each run of the first variant.
+        second_values: that of each run of the second.
+    """
+    if sorted(map(str, first.seeds)) == sorted(map(str, second.seeds)):
+        by_seed = dict(zip(first.seeds, first_values, strict=True))
+        differences = [b - by_seed[seed] for seed, b in zip(second.seeds, second_values, strict=True)]
+        basis, interval = Basis.SEEDS, statistics.t_interval(differences)
+    else:
+        basis, interval = Basis.SEPARATE_SEEDS, statistics.welch_interval(first_values, second_values)
+    if math.isnan(interval.low):
+        return Basis.NONE, Interval(float(np.mean(second_values) - np.mean(first_values)), *[math.nan] * 3)
+    return basis, interval
+
+
+def has_seeds(*variants: Variant) -> bool:
+    """Returns whether each variant has several seeds, so that intervals are over seeds."""
+    return all(len(variant.runs) > 1 for variant in variants)

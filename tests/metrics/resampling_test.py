@@ -1,0 +1,66 @@
+"""Resamplers of metrics: their numbers are those of `compute` on the repeated examples."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from engine.driving.forecasting import BestOfModes
+from engine.experiments.resampling import Repeated
+from engine.metrics import Mean, Ratio, RootMeanSquare, Sum
+from engine.metrics.metric import Metric
+from engine.metrics.resampling import resampler_of, weighted_sum
+
+EXAMPLES = 12
+
+
+def metrics() -> dict[str, Metric]:
+    """Returns a metric of each class that has a resampler."""
+    random = np.random.default_rng(0)
+    values, where = random.normal(size=(EXAMPLES, 3)), random.random((EXAMPLES, 3)) < 0.7
+    return {
+        "mean": Mean.of(values, where),
+        "rms": RootMeanSquare.of(values, where),
+        "sum": Sum.of(values),
+        "ratio": Ratio.of(values, values**2),
+        "modes": BestOfModes.of(random.normal(size=(EXAMPLES, 2, 3, 4, 2)), random.normal(size=(EXAMPLES, 2, 4, 2))),
+    }
+
+
+def counts_of(resamples: int, examples: int = EXAMPLES) -> np.ndarray:
+    """Returns resamples, the last of which has the first example only."""
+    random = np.random.default_rng(1)
+    counts = np.stack([np.bincount(random.integers(0, examples, examples), minlength=examples)] * resamples)
+    counts[-1] = examples * (np.arange(examples) == 0)
+    return counts
+
+
+@pytest.mark.parametrize("name", list(metrics()))
+def test_numbers_are_those_of_repeated_examples(name):
+    metric, rows = metrics()[name], np.array([0, 2, 3, 7, 11])
+    fast, slow = resampler_of(metric), Repeated(name, metric)
+    assert fast is not None
+    for one, other, counts in ((fast, slow, counts_of(20)), (fast.subset(rows), slow.subset(rows), counts_of(5, 5))):
+        found, expected = one.numbers(counts), other.numbers(counts)
+        assert found.keys() == expected.keys()
+        for key, values in expected.items():
+            assert found[key] == pytest.approx(values, rel=1e-12, nan_ok=True), key
+
+
+def test_subclass_with_its_own_compute_does_not_use_the_resampler_of_its_base():
+    class Doubled(Mean):
+        def compute(self):
+            return 2 * super().compute()
+
+    class Renamed(Mean):
+        pass
+
+    ones: Any = np.ones(3)
+    assert resampler_of(Doubled(ones, ones)) is None
+    assert resampler_of(Renamed(ones, ones)) is not None
+
+
+def test_example_that_is_not_drawn_does_not_count_even_if_it_is_nan():
+    counts = np.array([[0, 2, 1], [1, 1, 1]])
+    found = weighted_sum(counts, np.array([np.nan, 1.0, np.inf]))
+    assert found[0] == np.inf and np.isnan(found[1])
