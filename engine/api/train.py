@@ -118,8 +118,10 @@ def _train(
     accepted: Accepted,
     began: float,
     kept: bool = True,
+    trial: bool = False,
 ) -> Summary:
-    """Trains in the directory `path`; with `kept=False` the summary does not show the directory."""
+    """Trains in the directory `path`. The summary does not show it with `kept=False`, and proposes no longer training
+    with `trial=True`."""
     check_code(config)
     if group.count() > 1:
         settings = field_texts(config)
@@ -131,7 +133,7 @@ def _train(
         section, stored_sizes = restore_sizes(config.train, directory)
         config = dataclasses.replace(config, train=section)
         changed = check_config(config, directory, accepted)
-        reporter = Reporter(directory, config.name, config.log.progress, kept=kept)
+        reporter = Reporter(directory, config.name, config.log.progress, kept=kept, trial=trial)
         with reporter, out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
             with start_ended_by_sigterm():
                 prepared = prepare(config, objects, directory=directory)
@@ -231,7 +233,7 @@ def _fast_dev_run(
             return _fast_dev_run(config, objects, temporary, began, kept=False)
     from engine.api.saved_run import SavedRun
 
-    summary = _train(config, objects, workdir, fresh=True, accepted=Accepted(), began=began, kept=kept)
+    summary = _train(config, objects, workdir, fresh=True, accepted=Accepted(), began=began, kept=kept, trial=True)
     run = SavedRun(summary.directory.path)
     program, _ = prepare(run.config, objects, directory=run.directory).with_sizes().build_program()
     restored = run.restore(summary.step, program)

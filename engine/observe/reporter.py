@@ -34,10 +34,11 @@ class Reporter:
         name: name of the config.
         mode: progress mode, `log.progress`.
         kept: whether the directory is kept after the run.
+        trial: whether the run only tries the config.
     """
 
-    def __init__(self, directory: RunDirectory, name: str, mode: str, *, kept: bool = True):
-        self._directory, self._mode, self._kept = directory, mode, kept
+    def __init__(self, directory: RunDirectory, name: str, mode: str, *, kept: bool = True, trial: bool = False):
+        self._directory, self._mode, self._kept, self._trial = directory, mode, kept, trial
         self._reports = group.is_primary()
         self._log = RunLog(directory.log) if self._reports else None
         self._progress: Progress | None = None
@@ -111,7 +112,9 @@ class Reporter:
         last = self._summarise()
         reason = last.reason if error is None else _reason(error)
         metrics = {**self._status.metrics, **last.metrics}  # a finished run that is started again has no new metrics
-        self.summary = dataclasses.replace(last, state=state, reason=reason, metrics=metrics, kept=self._kept)
+        self.summary = dataclasses.replace(
+            last, state=state, reason=reason, metrics=metrics, kept=self._kept, trial=self._trial
+        )
         try:
             self._update_status(state=state, reason=reason, exit_code=code, step=self.summary.step, metrics=metrics)
             if self._progress is not None and self._mode != "none":

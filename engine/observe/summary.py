@@ -34,6 +34,7 @@ class Summary:
     command: str | None = None  # command that starts the same run again; None: with the stored config
     objects: Sequence[str] = ()  # sections of the config that are objects of Python: "task", "evaluations.heldout.data"
     kept: bool = True  # whether the run directory is kept
+    trial: bool = False  # whether it only tried the config, as --fast-dev-run: there is nothing to train longer
     verbose: bool = False  # whether the text also has what the engine measures outside of the steps
 
     @property
@@ -143,6 +144,8 @@ def _next_commands(summary: Summary) -> list[tuple[str, str]]:
     rows = []
     if summary.checkpoints:
         rows.append(("evaluate", f"convoy evaluate {shlex.quote(str(summary.directory))}"))
+    if summary.trial:
+        return rows
     if summary.state == "done" and summary.reason:
         rows.append(("continue", f"{summary.resume_command}   (with other settings of stop, or of the hook)"))
     elif summary.state == "done":
@@ -162,6 +165,8 @@ def _next_calls(summary: Summary) -> list[tuple[str, str]]:
     run, rows = repr(str(summary.directory)), []
     if summary.checkpoints:
         rows.append(("evaluate", f"engine.evaluate({', '.join([run, *_passed(summary, 'task', 'evaluation_data')])})"))
+    if summary.trial:
+        return rows
     again = [*_passed(summary, "task", "data", "evaluation_data", "hooks"), f"workdir={run}"]
     resume = f"engine.train({', '.join([run, *again])})"
     if summary.state == "done" and summary.reason:

@@ -46,4 +46,5 @@ def test_fast_dev_run_runs_two_steps_and_leaves_no_files(tmp_path):
 def test_fast_dev_run_with_workdir_keeps_its_files(tmp_path):
     done = runs.convoy("train", DIGITS, "--fast-dev-run", "--workdir=here", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "convoy evaluate here" in done.stderr and "train longer" not in done.stderr
     assert "here/checkpoints" in done.stderr and (tmp_path / "here" / "checkpoints" / "2").is_dir()

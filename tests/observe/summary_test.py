@@ -61,6 +61,13 @@ def test_summary_of_a_config_without_a_name_begins_with_the_folder(tmp_path, mon
     assert summary_text(make_summary(tmp_path, monkeypatch, name="")).startswith("digits: done at step 1,410")
 
 
+def test_summary_of_a_trial_proposes_no_longer_training(tmp_path, monkeypatch):
+    summary = make_summary(tmp_path, monkeypatch, trial=True)
+    for objects, call in (((), "  evaluate  convoy evaluate runs/digits"), (("task",), "engine.evaluate(")):
+        text = summary_text(dataclasses.replace(summary, objects=objects))
+        assert call in text and "longer" not in text
+
+
 def test_summary_of_a_preempted_run(tmp_path, monkeypatch):
     summary = make_summary(
         tmp_path,
