@@ -18,17 +18,17 @@ EXAMPLES = """
   convoy init mine --kind=images                                      write a small project, to be changed
   convoy train --config=configs.digits --fast-dev-run                 train, save and evaluate for two steps
   convoy train --config=runs/digits --workdir=runs/digits             resume a run with its stored config
-  convoy evaluate runs/digits                                         evaluate its best checkpoint, or --step=N
-  convoy predict runs/digits --out=digits.npz                         predict, with Task.predict; or --data.target=...
+  convoy evaluate runs/digits                                         evaluate its best step, or --step=N
+  convoy predict runs/digits --out=digits.npz                         predict with Task.predict
   convoy plot runs/digits                                             show its curves, or --out=curves.png
   convoy config configs.digits                                        print every setting of a config
   convoy explain --config=configs.digits                              print the mesh and how arrays are split
-  convoy plan --config=configs.digits --hardware=h100:1x8             choose mesh and memory settings for hardware
-  convoy compile --config=configs.digits                              compile the programs of a run before it starts
+  convoy plan --config=configs.digits --hardware=h100:1x8             choose mesh and memory for hardware
+  convoy compile --config=configs.digits                              compile the programs before a run starts
   convoy checkpoints runs/digits                                      list steps, sizes and results
   convoy checkpoints verify runs/digits                               compare every file with its hash
-  convoy runs --sort=-heldout/accuracy                                list the runs below runs/, the best first
-  convoy data write --config=configs.digits --out=a.arrayrecord       write the training data as ArrayRecord files
+  convoy runs --sort=-heldout/accuracy                                list the runs in runs/, the best first
+  convoy data write --config=configs.digits --out=a.arrayrecord       write the training data as ArrayRecord
   convoy data check --config=configs.digits                           read every example, and report bad ones
   convoy doctor                                                       print what this machine provides
   convoy launch local --processes 2 -- train --config=configs.digits  in several processes

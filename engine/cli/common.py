@@ -6,8 +6,10 @@ Every verb imports this module, so it imports no heavy library.
 import argparse
 import contextlib
 import gc
+import itertools
 import os
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from engine.config import Config
 
 
+_COLUMNS, _TEXT_COLUMN = 80, 40
+
+
 class Parser(argparse.ArgumentParser):
     """Reports parse errors like any other user error: one sentence, exit code 1. Flags cannot be abbreviated."""
 
@@ -27,6 +32,39 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{self.prog}: {message}. For help: {self.prog} --help")
+
+    def format_help(self) -> str:
+        """Returns the help, with texts that argparse prints as they are in at most 80 columns."""
+        if self.formatter_class is argparse.RawDescriptionHelpFormatter:
+            self.description, self.epilog = narrow(self.description or ""), narrow(self.epilog or "")
+        return super().format_help()
+
+
+def narrow(text: str) -> str:
+    """Returns a text in at most 80 columns: paragraphs, and indented lists of commands with what each does."""
+    blocks = itertools.groupby(text.splitlines(), key=lambda line: line[:2] if line[:2].isspace() else bool(line))
+    lines: list[str] = []
+    for kind, block in blocks:
+        found = list(block)
+        if max(map(len, found)) > _COLUMNS:
+            found = _commands(found) if isinstance(kind, str) else textwrap.wrap(" ".join(found), _COLUMNS)
+        lines += found
+    return "\n".join(lines)
+
+
+def _commands(lines: Sequence[str]) -> list[str]:
+    """Returns the commands with their texts in a column, or below where the command reaches into it."""
+    found: list[str] = []
+    for line in lines:
+        command, _, text = line[2:].partition("  ")
+        texts = textwrap.wrap(text.strip(), _COLUMNS - _TEXT_COLUMN)
+        start = f"  {command}" if command else ""
+        if start and len(start) > _TEXT_COLUMN - 2:
+            found.append(start)
+            start = ""
+        found += [f"{start:{_TEXT_COLUMN}}{texts[0]}" if texts else start] if texts or start else []
+        found += [" " * _TEXT_COLUMN + more for more in texts[1:]]
+    return found
 
 
 def add_config_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from engine.base.errors import ConfigError
 from engine.cli import common
+from engine.cli.arguments import make_parser
 from engine.cli.arguments import parse
 
 ATTEMPT = """
@@ -27,6 +28,16 @@ def test_parse_errors_are_one_sentence_and_flags_cannot_be_abbreviated():
     common.add_config_flag(parser)
     with pytest.raises(ConfigError, match=r"^convoy test: .* required: --config\. For help: convoy test --help$"):
         parser.parse_args(["--conf=x"])
+
+
+def test_help_has_80_columns_also_where_a_text_is_wider(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    top, verbs = make_parser(None)
+    texts = [parser.format_help() for parser in (top, *verbs.values())]
+    assert max(len(line) for text in texts for line in text.splitlines()) <= 80
+    assert "  convoy doctor                         print what this machine provides\n" in texts[0]
+    assert f"-- train --config=configs.digits\n{' ' * 40}in several processes\n" in texts[0]
+    assert common.narrow("a\n  b  c\n\nd") == "a\n  b  c\n\nd"
 
 
 def test_single_process_joins_silently(capsys):

@@ -116,6 +116,7 @@ def test_messages_before_start_are_only_logged(directory, capsys):
 
 def test_moved_aside_run_is_logged(directory, tmp_path):
     Reporter(directory, "zoo", "none").__exit__(None, None, None)
+    (directory.checkpoints / "5").mkdir(parents=True)
     directory.close()
     with RunDirectory.open(directory.path, fresh=True) as fresh, Reporter(fresh, "zoo", "none") as reporter:
         start(reporter, fresh)
