@@ -9,8 +9,7 @@ import pytest
 
 from engine.base.errors import ConfigError
 from engine.cli import common
-from engine.cli.arguments import make_parser
-from engine.cli.arguments import parse
+from engine.cli.arguments import make_parser, parse
 
 ATTEMPT = """
 import os, sys
