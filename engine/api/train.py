@@ -123,6 +123,10 @@ def _train(
     """Trains in the directory `path`. The summary does not show it with `kept=False`, and proposes no longer training
     with `trial=True`."""
     check_code(config)
+    if config.log.trackers:
+        from engine.observe.writer import build_trackers
+
+        group.run_on_primary(lambda: len(build_trackers(config)), "the trackers")  # a missing package, before the run
     if group.count() > 1:
         settings = field_texts(config)
         targets = [text for name, text in settings.items() if name.endswith("target")]

@@ -55,6 +55,7 @@ def tiny(config: Config, row_unit: Callable[[Config], int] = lambda config: 1) -
         evaluation.batch_size = _smaller(evaluation.batch_size, batch_size)
     if draft.stop.metric is not None:
         draft.stop.target, draft.stop.patience = None, MEASUREMENTS
+    draft.log.trackers = {}
     _override(draft, config.tiny)
     draft.tiny = {}
     return validate(draft, "--fast-dev-run")

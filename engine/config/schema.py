@@ -331,6 +331,7 @@ class Log:
     progress: str = setting("auto", "How progress is shown on the terminal.", one_of("auto", "bar", "lines", "none"))
     verbose: bool = setting(False, "Also show each save, all numbers and tables of each evaluation, and all rates.")
     examples: bool = setting(False, "Write the examples that each step used to examples/*.jsonl.")
+    trackers: Mapping[str, Target] = table("Name -> tracker that receives the metrics, such as MLflow.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,10 +387,11 @@ class Config:
 
 
 def user_targets(config: Config) -> dict[str, Target]:
-    """Returns dotted path -> section of the Task, the datasets and the hooks: the targets that only the user knows."""
+    """Returns dotted path -> section of the Task, the data, the hooks and the trackers: what only the user knows."""
     evaluations = {f"evaluations.{name}.data": evaluation.data for name, evaluation in config.evaluations.items()}
     hooks = {f"hooks.{name}": hook for name, hook in config.hooks.items()}
-    return {"task": config.task, "data": config.data, **evaluations, **hooks}
+    trackers = {f"log.trackers.{name}": tracker for name, tracker in config.log.trackers.items()}
+    return {"task": config.task, "data": config.data, **evaluations, **hooks, **trackers}
 
 
 def field_names(section: type) -> list[str]:

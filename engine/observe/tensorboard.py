@@ -4,6 +4,7 @@ The tags are grouped: `train/` for rows of training, `system/` for what the engi
 the name of the evaluation or hook for its results. Those of an evaluation `train` are in the group `evaluation train`.
 """
 
+import itertools
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ MEASURED = (
 _ALWAYS = ("optimizer.learning_rate", "train.total", "train.global_batch_size", "train.seed", "train.precision")
 _NO_HYPERPARAMETERS = ("name", "tiny.", "log.", "cache.", "checkpoint.", "profile.", "data.threads", "data.workers")
 _TRAIN, _SYSTEM = "train", "system"  # groups of tags
+_numbers = itertools.count()  # of the files of this process: two of one second would have one name
 _FLUSH_S = 5.0  # between two flushes of the event file, each of which waits for the disk
 
 
@@ -37,8 +39,13 @@ def hyperparameters(config: Config) -> dict[str, bool | float | str]:
     return {
         name: value if isinstance(value, bool | int | float) else str(value)
         for name, value in flatten(config)
-        if name in _ALWAYS or (value != before.get(name) and not name.startswith(_NO_HYPERPARAMETERS))
+        if is_hyperparameter(name, value == before.get(name))
     }
+
+
+def is_hyperparameter(name: str, is_default: bool) -> bool:
+    """Returns whether a setting belongs to the few that are listed beside the results of a run."""
+    return name in _ALWAYS or not (is_default or name.startswith(_NO_HYPERPARAMETERS))
 
 
 def tag_of(name: str, of_training: bool) -> str:
@@ -59,10 +66,16 @@ class EventFiles:
     Args:
         directory: folder of the files.
         hyperparameters: returns the settings of the run, for the page HPARAMS.
+        tag: as `tag_of`.
     """
 
-    def __init__(self, directory: Path, hyperparameters: Callable[[], Mapping[str, Any]] = dict):
-        self.directory, self._hyperparameters = directory, hyperparameters
+    def __init__(
+        self,
+        directory: Path,
+        hyperparameters: Callable[[], Mapping[str, Any]] = dict,
+        tag: Callable[[str, bool], str] = tag_of,
+    ):
+        self.directory, self._hyperparameters, self._tag = directory, hyperparameters, tag
         self._writer = None
         self._rows: list[Row] = []
         self._flush_at = time.monotonic() + _FLUSH_S  # not at once: the import in `flush` takes 0.1 s
@@ -85,7 +98,7 @@ class EventFiles:
         proto: Any = summary_pb2
         if self._writer is None:
             self.directory.mkdir(exist_ok=True)
-            self._writer = EventsWriter(str(self.directory / "events"), f".{os.getpid()}")
+            self._writer = EventsWriter(str(self.directory / "events"), f".{os.getpid()}.{next(_numbers)}")
             if settings := dict(self._hyperparameters()):
                 # Without a description of the experiment, TensorBoard finds the metrics of all runs itself.
                 _, start, _ = summaries.hparams(settings, {})
@@ -93,7 +106,7 @@ class EventFiles:
         for row in rows:
             shown = {name: value for name, value in row.items() if name not in ROW_KEYS}
             found = {name: fields for name, value in shown.items() if (fields := _fields(value))}
-            tags = {name: tag_of(name, "batch" in row) for name in found}
+            tags = {name: self._tag(name, "batch" in row) for name in found}
             values = [proto.Summary.Value(tag=tags[name], **fields) for name, fields in found.items()]
             summary = proto.Summary(value=values)
             wall_time = row.get("time", time.time())

@@ -8,14 +8,15 @@ incomplete. If the disk is full, one warning is logged and lines are kept in mem
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from engine.base import json_text
-from engine.base.errors import RunError
+from engine.base.errors import EngineEnd, FieldError, RunError
 from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.shutdown import RunThread
@@ -32,8 +33,29 @@ type Row = Mapping[str, Any]
 """Name -> number, or a result of an evaluation (`engine/metrics/results.py`)."""
 type Block = Callable[[], Sequence[Row] | None]
 
+
+class Tracker(Protocol):
+    """Passes the rows of one attempt on to a tracker of experiments. No method may wait for it, except `join`."""
+
+    def open(self, directory: RunDirectory) -> None:
+        """Starts, before the first row; the directory holds the config and the earlier rows of the run."""
+
+    def add(self, row: Row) -> None:
+        """Receives a row before its line is written to `metrics.jsonl`. Called in the thread of the writer."""
+
+    def end(self, error: BaseException | None) -> None:
+        """Starts the end, after the last row; `error` ended the attempt."""
+
+    def join(self, deadline: float) -> None:
+        """Waits for the end until a monotonic time, and reports what was lost."""
+
+
 _MAX_QUEUED = 1024  # blocks in the queue; with more, `push` waits, so that memory is bounded and no row is lost
 _MAX_UNWRITTEN = 64 << 20  # bytes of lines that wait for the disk; more end the run
+_DONE_S = 30.0  # longest wait for trackers at the end of a run; the first start of a package may take some seconds
+_FAILED_S = 10.0  # the same after an error
+_STOPPED_S = 3.0  # the same if the run was asked to stop, and may have only seconds to end
+_METHODS = ("open", "add", "end", "join")  # of a tracker
 _GATHER_S = 0.1  # blocks are run together: a single block would take the GIL, and the CPU caches, from a step
 
 
@@ -52,6 +74,7 @@ class MetricWriter:
         lease: Lease = ALWAYS_GRANTED,
         figures: Path | None = None,
         hyperparameters: Callable[[], Mapping[str, Any]] = dict,
+        trackers: Sequence[Tracker] = (),
     ):
         """
         Args:
@@ -62,11 +85,12 @@ class MetricWriter:
                 the lease is lost, `push` raises LeaseLost and nothing is written.
             figures: folder of the images that have a file name; None writes none.
             hyperparameters: returns the settings of the run for the event files.
+            trackers: also receive the rows.
 
         Raises:
             RunError: the file cannot be opened for writing.
         """
-        self._path, self._lease, self._figures = path_jsonl, lease, figures
+        self._path, self._lease, self._figures, self._trackers = path_jsonl, lease, figures, trackers
         self._error: BaseException | None = None
         self._raised = False  # whether the error was raised
         self._closed = False
@@ -167,6 +191,9 @@ class MetricWriter:
         if not rows:
             return
         self._lease.check()
+        for tracker in self._trackers:
+            for row in rows:
+                tracker.add(row)
         if self._path is not None:
             self._unwritten += "".join(json_text.dumps(json_values(row)) + "\n" for row in rows).encode()
             self._write_lines(self._path)
@@ -236,12 +263,60 @@ class MetricWriter:
             os.close(self._file)
 
 
-def open_writer(directory: RunDirectory, config: Config) -> MetricWriter:
-    """Returns the writer of the metric files of a run; in processes other than the primary it writes nothing."""
+@contextmanager
+def open_writer(directory: RunDirectory, config: Config) -> Iterator[MetricWriter]:
+    """Opens the writer of the metric files of a run; in processes other than the primary it writes nothing."""
     if not group.is_primary():
-        return MetricWriter(None, None)
+        with MetricWriter(None, None) as writer:
+            yield writer
+        return
     events = directory.tensorboard if config.log.tensorboard else None
-    return MetricWriter(directory.metrics, events, directory.lease, directory.figures, lambda: hyperparameters(config))
+    trackers = build_trackers(config) if config.log.trackers else ()
+    with (
+        _running(trackers, directory),
+        MetricWriter(
+            directory.metrics,
+            events,
+            directory.lease,
+            directory.figures,
+            lambda: hyperparameters(config),
+            trackers,
+        ) as writer,
+    ):
+        yield writer
+
+
+def build_trackers(config: Config) -> list[Tracker]:
+    """Returns the trackers of `log.trackers`. Raises ConfigError for a target that is none."""
+    from engine.config.target import build
+
+    found = {name: build(section, f"log.trackers.{name}") for name, section in config.log.trackers.items()}
+    for name, tracker in found.items():
+        if isinstance(tracker, type) or not all(callable(getattr(tracker, method, None)) for method in _METHODS):
+            problem = f"{config.log.trackers[name].target} returned no tracker: its methods are {', '.join(_METHODS)}"
+            advice = "Name one of engine.trackers, or a subclass of engine.trackers.tracker.Tracker."
+            raise FieldError(f"log.trackers.{name}.target", problem, advice)
+    return list(found.values())
+
+
+@contextmanager
+def _running(trackers: Sequence[Tracker], directory: RunDirectory) -> Iterator[None]:
+    """Opens trackers and ends them, all at the same time."""
+    for tracker in trackers:
+        tracker.open(directory)
+    error: BaseException | None = None
+    try:
+        yield
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        for tracker in trackers:
+            tracker.end(error)
+        stopped = isinstance(error, EngineEnd) and error.from_outside
+        deadline = time.monotonic() + (_STOPPED_S if stopped else _DONE_S if error is None else _FAILED_S)
+        for tracker in trackers:
+            tracker.join(deadline)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ A *run* is one working directory. An *attempt* is one start of a run, counted fr
     bad_examples/      which examples could not be read, with data.on_error=skip
     per_example/       metrics of single examples: <evaluation>/<step>.parquet, with evaluations.NAME.per_example
     figures/           drawn predictions: <evaluation>/<step>/<rank>-example-<index>.png
+    trackers/          what each tracker of `log.trackers` has received
     checkpoints/  tensorboard/  profile/
 """
 
