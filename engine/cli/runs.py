@@ -1,4 +1,4 @@
-"""`convoy runs`: lists the runs below a folder."""
+"""`convoy runs`: lists the runs below a folder, or sends runs to a tracker."""
 
 import argparse
 import dataclasses
@@ -14,6 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "convoy runs [FOLDER] without an action is convoy runs list [FOLDER]."
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, prog="convoy runs")
     _add_list(actions.add_parser("list", help="list the runs below a folder"))
+    _add_push(actions.add_parser("push", help="send finished runs to a tracker; again, to send what is missing"))
     for action in actions.choices.values():
         action.set_defaults(parser=action)
 
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """Runs `convoy runs ACTION`."""
     common.refuse_overrides(overrides, f"runs {args.action}")
-    return {"list": _list}[args.action](args)
+    return {"list": _list, "push": _push}[args.action](args)
 
 
 def _add_list(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +58,25 @@ def _list(args: argparse.Namespace) -> int:
             print(f"{record.path}: {record.problem}", file=sys.stderr)
     if found.others:
         print(f"no runs: {', '.join(found.others)}", file=sys.stderr)
+    return ExitStatus.DONE
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory")
+    parser.add_argument(
+        "--to", required=True, metavar="NAME", help="csv, mlflow, tensorboard, trackio, wandb, or package.module.Class"
+    )
+    parser.add_argument("--uri", help="where to: a folder, the address of a server, or a Space")
+    parser.add_argument("--project", metavar="NAME", help="the project, or the experiment of MLflow")
+
+
+def _push(args: argparse.Namespace) -> int:
+    """Sends runs to a tracker."""
+    from engine.trackers.push import arguments_of, push
+
+    for found in push(args.runs, args.to, arguments_of(args.to, args.uri, args.project)):
+        damaged = f"; {found.damaged} damaged lines were left out" if found.damaged else ""
+        print(f"{found.path}: sent {found.rows} rows{damaged}" if found.rows else f"{found.path}: nothing is missing")
     return ExitStatus.DONE
 
 

@@ -55,7 +55,7 @@ _VERBS = (
         "runs",
         "list the runs below a folder, with the settings in which they differ",
         runs_user_code=False,
-        actions=("list",),
+        actions=("list", "push"),
     ),
     Verb("compare", "print what differs between two runs, and whether it is noise", runs_user_code=False),
     Verb("goodput", "print how the time of a run was spent, per attempt", runs_user_code=False),
