@@ -62,6 +62,7 @@ GROUPS = {
         },
         {
             "datasets": "writes a source as ArrayRecord files and checks every example, in parallel processes",
+            "report": "reports of runs and of comparisons as HTML, one file each that needs no network",
             "planning": "plans a run for hardware that may be absent: cost model, candidates, `plan.json`",
             "trackers": "passes metrics on to MLflow, W&B, Trackio, TensorBoard and CSV files",
         },

@@ -21,6 +21,7 @@ EXAMPLES = """
   convoy evaluate runs/digits                                         evaluate its best step, or --step=N
   convoy predict runs/digits --out=digits.npz                         predict with Task.predict
   convoy plot runs/digits                                             show its curves, or --out=curves.png
+  convoy report runs/digits                                           write its curves, results and settings as HTML
   convoy config configs.digits                                        print every setting of a config
   convoy explain --config=configs.digits                              print the mesh and how arrays are split
   convoy plan --config=configs.digits --hardware=h100:1x8             choose mesh and memory for hardware

@@ -46,6 +46,7 @@ _VERBS = (
         short_overrides=("--data.", "--evaluations."),
     ),
     Verb("plot", "show the curves of runs in the terminal, or write them as a picture", runs_user_code=False),
+    Verb("report", "write what happened in runs as one HTML file that needs no network", runs_user_code=False),
     Verb("config", "print a resolved config as lines `name: value`", add_help=False),
     Verb("explain", "print the mesh, the memory of a device by part, and the collectives"),
     Verb("plan", "choose mesh, remat, microbatches and memory settings for hardware that may be absent"),

@@ -62,7 +62,7 @@ def test_command_of_a_help_text_works(command, folder, monkeypatch, capsys):
         assert main(["train", "--config=configs.digits", *TINY]) == 0  # the test of one command alone
     if "runs/a " in command:
         for name in ("a", "b"):
-            shutil.copytree(folder / "runs/digits", folder / "runs" / name)
+            shutil.copytree(folder / "runs/digits", folder / "runs" / name, dirs_exist_ok=True)
     if command.startswith(tuple(f"convoy {name}" for name in ALONE)) and "--help" not in words:
         done = runs.convoy(*words, cwd=folder, PYTHONPATH=os.fspath(Path(__file__).parents[2]))
         code, said = done.returncode, done.stdout + done.stderr

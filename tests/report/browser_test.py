@@ -1,0 +1,118 @@
+"""Reports in headless Chromium, by mouse: zoom, hide a curve, choose a run, open a figure; on a phone; printed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from engine.report.page import write_report
+from tests import browser
+from tests.report.made import full_run
+
+LOSS = '[data-chart="loss"]'
+EVIL = "<script>alert(1)<|script>"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a report of one run, whose name is markup, and one of four runs."""
+    found = tmp_path_factory.mktemp("reports")
+    write_report([full_run(found / EVIL)], found / "one.html")
+    settings = [{"train__seed": seed, "train__global_batch_size": size} for size in (8, 16) for seed in (0, 1)]
+    runs = [full_run(found / f"run-{at}", shift=at / 10, **each) for at, each in enumerate(settings)]
+    write_report(runs, found / "four.html")
+    return found
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]:
+    if browser.program() is None:
+        pytest.skip(f"no browser here: {', '.join(browser.PROGRAMS)}; apt-get install chromium, or set CHROMIUM")
+    with browser.page(tmp_path_factory.mktemp("browser")) as page:
+        yield page
+
+
+@pytest.fixture
+def page(started: browser.Page) -> Iterator[browser.Page]:
+    """A page that must report no problem in the test."""
+    started.problems.clear()
+    started.view(1280, 900)
+    yield started
+    assert started.problems == []
+
+
+def zoom(page: browser.Page) -> list[float]:
+    """The first and the last step that the chart of the loss shows."""
+    return page.run(f"window.convoyReport.range({LOSS!r})")
+
+
+@pytest.mark.multiprocess
+def test_dragging_zooms_all_charts_and_the_button_resets(page, folder):
+    page.open(folder / "one.html")
+    page.wait(f"document.querySelector({LOSS + ' canvas'!r})")
+    low, high = zoom(page)
+    assert (low, high) == (1, 40)
+    page.drag(f"{LOSS} .u-over", 0.25, 0.75)
+    low, high = zoom(page)
+    assert 9 < low < 13 and 28 < high < 32
+    page.wait("document.querySelector('[data-chart=accuracy] canvas')")
+    assert page.run("window.convoyReport.range('[data-chart=accuracy]')") == [low, high]
+    page.click(".resetzoom")
+    assert zoom(page) == [1, 40]
+
+
+@pytest.mark.multiprocess
+def test_legend_hides_a_curve(page, folder):
+    page.open(folder / "one.html")
+    page.wait(f"document.querySelector({LOSS + ' canvas'!r})")
+    assert page.run(f"window.convoyReport.shown({LOSS!r})") == ["training", "heldout"]
+    page.click(f"{LOSS} .legend button")
+    assert page.run(f"window.convoyReport.shown({LOSS!r})") == ["heldout"]
+
+
+@pytest.mark.multiprocess
+def test_figure_opens_large_with_its_score_and_the_next_one_by_key(page, folder):
+    page.open(folder / "one.html")
+    page.click(".figure")
+    assert page.run("document.querySelector('dialog[open] h3').textContent") == "example 7 · loss 4.5"
+    assert page.run("document.querySelector('dialog img').naturalWidth") == 32
+    page.call("Input.dispatchKeyEvent", type="keyDown", key="ArrowRight")
+    assert page.run("document.querySelector('dialog h3').textContent") == "example 3 · loss 2.5"
+    page.click("dialog .button:last-child")
+    assert page.wait("document.querySelector('dialog') ? null : 'closed'")
+
+
+@pytest.mark.multiprocess
+def test_run_is_chosen_and_hidden_in_the_table(page, folder):
+    page.open(folder / "four.html")
+    page.wait(f"document.querySelector({LOSS + ' canvas'!r})")
+    labels = ["global_batch_size=8 · training", "global_batch_size=8 · heldout"]
+    labels += ["global_batch_size=16 · training", "global_batch_size=16 · heldout"]
+    assert page.run(f"window.convoyReport.shown({LOSS!r})") == labels
+    page.click('[data-run="run-2"] td:nth-child(3)')
+    assert set(page.run("[...document.querySelectorAll('select.whose')].map(each => each.value)")) == {"2"}
+    page.click('[data-run="run-3"] input')
+    assert page.run(f"window.convoyReport.shown({LOSS!r})")[2:] == ["run-2 · training", "run-2 · heldout"]
+
+
+@pytest.mark.multiprocess
+def test_report_fits_a_phone_in_both_schemes_and_can_be_printed(page, folder, tmp_path):
+    for scheme, background in (("light", "rgb(245, 246, 248)"), ("dark", "rgb(14, 17, 22)")):
+        for name in ("one.html", "four.html"):
+            page.view(390, 800, scheme=scheme)
+            page.open(folder / name)
+            assert page.run("getComputedStyle(document.body).backgroundColor") == background
+            assert page.run("document.documentElement.scrollWidth") == 390
+    page.click("#theme")
+    assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(245, 246, 248)"
+    page.click("#theme")
+    assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(14, 17, 22)"
+    page.pdf(tmp_path / "report.pdf")
+    assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.multiprocess
+def test_name_of_a_run_is_shown_as_text(page, folder):
+    page.open(folder / "one.html")
+    assert page.run("document.querySelector('h1').textContent") == EVIL
+    assert page.run("document.title") == f"{EVIL} · Convoy"
