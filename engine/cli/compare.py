@@ -18,6 +18,7 @@ evaluations.NAME.per_example=True; convoy evaluate adds them to a finished run.
   convoy compare runs/a-0 runs/a-1 runs/b-0 runs/b-1   two seeds of each of two configs
   convoy compare runs/digits runs/wide --group=scene   examples of one scene are not independent
   convoy compare runs/digits runs/wide --json          one JSON object
+  convoy compare runs/digits runs/wide --html=a.html   a page with charts, which needs no network
 """
 
 
@@ -38,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="resamples of the bootstrap, up to 16 times as many where it is close (default: 2000)",
     )
-    parser.add_argument("--json", action="store_true", help="print a JSON object")
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument("--json", action="store_true", help="print a JSON object")
+    shown.add_argument("--html", metavar="FILE", help="write a page with charts, as convoy report does")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -62,5 +65,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         found = compare([Path(args.base), *map(Path, args.others)], options)
     finally:
         progress.close()
-    print(json_text.dumps(to_json(found)) if args.json else text(found))
+    if args.html:
+        from engine.report.page import write_report
+
+        write_report([args.base, *args.others], Path(args.html), found)
+        print(f"wrote {args.html}")
+    else:
+        print(json_text.dumps(to_json(found)) if args.json else text(found))
     return ExitStatus.DONE

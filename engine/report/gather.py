@@ -113,6 +113,7 @@ def names_of(paths: Sequence[str]) -> list[str]:
 
 
 def _state(record: RunRecord, directory: RunDirectory) -> dict[str, Any]:
+    selects = str(record.config.get("checkpoint.best") or "")
     try:
         slowest = status.read(directory.status).slowest
     except RunError:
@@ -120,8 +121,8 @@ def _state(record: RunRecord, directory: RunDirectory) -> dict[str, Any]:
     return {
         "state": record.state, "step": record.step, "total": record.total_steps, "attempt": record.attempt,
         "started": record.started, "updated": record.updated, "problem": record.problem, "slowest": slowest,
-        "best": record.best, "select": str(record.config.get("checkpoint.best") or ""),
-        "metrics": {name: rounded(value) for name, value in record.metrics.items() if name.count("/") < 2},
+        "best": record.best, "select": selects,
+        "metrics": {name: rounded(x) for name, x in record.metrics.items() if name.count("/") < 2 or name == selects},
     }  # fmt: skip
 
 
@@ -196,7 +197,8 @@ def _environment(directory: RunDirectory) -> list[list[str]]:
         rows.append(["commit", found.commit[:12] + notes[found.dirty]])
     with contextlib.suppress(RunError):
         rows.append(["host of process 0", status.read(directory.status).host])
-    return [*rows, *([name, version] for name, version in found.packages.items())]
+    named = {name: text for name, text in found.environment.items() if name != "mesh"}
+    return [*rows, *([name, text] for name, text in (*named.items(), *found.packages.items()))]
 
 
 def _worst(rows: Rows, pictures: Any) -> list[dict[str, Any]]:

@@ -10,74 +10,117 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine import __version__
 from engine.base import json_text
-from engine.base.errors import RunError
+from engine.base.errors import ConvoyError, RunError
 from engine.base.files import replacing
 from engine.base.json_text import now
-from engine.experiments.record import RunRecord
 from engine.experiments.run_table import differing_settings, metric_columns
-from engine.report.gather import Gathered, all_data
+from engine.report.gather import IMAGE_BYTES, Gathered, all_data, names_of
+from engine.report.images import Budget
 from engine.report.panels import panels
+
+if TYPE_CHECKING:
+    from engine.experiments.comparison import Comparison
 
 LIBRARY = "uPlot.json"
 """File in `vendor/` with name, version, licence and hashes of the chart library."""
-SCRIPTS = ("dom.js", "chart.js", "curves.js", "run.js", "compare.js", "main.js")
-_SEED = "train.seed"
+SCRIPTS = ("dom.js", "chart.js", "curves.js", "run.js", "compare.js", "parallel.js", "main.js")
+SEED = "train.seed"
+_LISTS = ("variants", "differences", "results", "changes", "meanings")  # of a comparison
 
 
-def write_report(paths: Sequence[str | Path], output: Path) -> None:
+def write_report(paths: Sequence[str | Path], output: Path, found: "Comparison | None" = None) -> None:
     """Writes the report of one or several runs.
 
     Args:
         paths: the run directories.
         output: the file; it appears complete, and an earlier one is replaced.
+        found: the comparison of these runs; None compares several runs as `convoy compare` does.
 
     Raises:
         RunError: a directory is no run, a file of it cannot be read, or the report cannot be written.
     """
-    write(output, report([Gathered(path) for path in paths]))
+    write(output, report([Gathered(path) for path in paths], found))
 
 
-def report(runs: Sequence[Gathered]) -> dict[str, Any]:
-    """Returns the data of a report."""
+def report(runs: Sequence[Gathered], comparison: "Comparison | None" = None) -> dict[str, Any]:
+    """Returns the data of a report; `comparison` as for `write_report`."""
     found = all_data(runs)
+    grouped = groups(runs, [run["name"] for run in found])
+    compared = _comparison(runs, comparison, grouped) if len(runs) > 1 else None
     records = [run.record for run in runs]
     names = differing_settings(records) if len(runs) > 1 else []
     selects = list(dict.fromkeys(run["select"] for run in found if run["select"]))
     return {
-        "title": found[0]["name"] if len(found) == 1 else ", ".join(run["name"] for run in found[:4]) + _more(found),
+        "title": _title(found, grouped, " against " if comparison and len(grouped) == 2 else ", "),
         "made": now(),
         "version": __version__,
         "runs": found,
-        "groups": groups(records, [run["name"] for run in found]),
+        "groups": grouped,
         "settings": [[name, [record.config.get(name) for record in records]] for name in names],
-        "columns": metric_columns(records),
+        "columns": [name for name in metric_columns(records) if any(name in run["metrics"] for run in found)],
         "panels": panels((name for run in found for name in run["curves"]), selects),
-        "comparison": None,
+        "comparison": compared,
+        "focus": "runs" if comparison is None else "comparison",
     }
 
 
-def _more(found: Sequence[Any]) -> str:
-    return f" and {len(found) - 4} more" if len(found) > 4 else ""
+def _comparison(
+    runs: Sequence[Gathered], found: "Comparison | None", grouped: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Returns the comparison of several runs; where they cannot be compared, only a note that says why."""
+    from engine.experiments.compare import compare  # computes metrics, and so imports JAX
+    from engine.report.comparison import comparison_data
+
+    try:
+        found = found or compare([run.directory.path for run in runs])
+    except ConvoyError as error:
+        empty: dict[str, list[Any]] = {name: [] for name in _LISTS}
+        return {**empty, "more": 0, "notes": [f"The results are not compared: {error}"]}
+    names = names_of([run.record.path for run in runs])
+    if len(grouped) == len(found.variants):
+        for group in grouped:
+            names[group["runs"][0]] = group["label"]
+    pairs = zip(runs, names, strict=True)
+    paths = {path: name for run, name in pairs for path in (run.record.path, str(run.directory.path))}
+    return comparison_data(found, paths, Budget(IMAGE_BYTES // 2))
 
 
-def groups(records: Sequence[RunRecord], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Returns the runs that differ in their seeds alone, in groups; a label has the settings that tell groups apart."""
-    differing = [name for name in differing_settings(records) if name != _SEED]
-    found: dict[str, list[int]] = {}
-    for index, record in enumerate(records):
-        found.setdefault(repr([record.config.get(name) for name in differing]), []).append(index)
+def _title(found: Sequence[Mapping[str, Any]], grouped: Sequence[Mapping[str, Any]], between: str) -> str:
+    names = [group["label"] for group in grouped] if len(grouped) > 1 else [run["name"] for run in found]
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return between.join(reversed(names) if between != ", " else names[:4]) + more
+
+
+def groups(runs: Sequence[Gathered], names: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns the runs that differ in their seeds alone, in groups; a label has the settings that tell groups apart.
+
+    Args:
+        runs: the runs.
+        names: their names in the report.
+    """
+    if len(runs) == 1:
+        return [{"runs": [0], "label": names[0]}]
+    from engine.experiments.variants import Run, differences, variants_of  # JAX
+
+    read = [Run.read(run.directory.path) for run in runs]
+    found, _ = variants_of(read)
+    differing = {part: values for part, values in differences(found).items() if values and part != "environment"}
+    if set(differing) == {"settings"} and set(differing["settings"]) == {SEED}:
+        found = [read]  # `variants_of` leaves them apart, so that they can be compared
+    shown = [name for name in differing.get("settings", {}) if name != SEED][:3]
     labels = [
-        ", ".join(f"{name.rpartition('.')[2]}={records[group[0]].config.get(name)}" for name in differing[:3])
-        for group in found.values()
+        ", ".join(f"{name.rpartition('.')[2]}={group[0].record.config.get(name)}" for name in shown) for group in found
     ]
     told_apart = len(set(labels)) == len(labels)
+    places = {id(run): place for place, run in enumerate(read)}
+    members = [[places[id(run)] for run in group] for group in found]
     return [
-        {"runs": group, "label": names[group[0]] if len(group) == 1 or not (label and told_apart) else label}
-        for group, label in zip(found.values(), labels, strict=True)
+        {"runs": group, "label": label if len(group) > 1 and label and told_apart else names[group[0]]}
+        for group, label in zip(members, labels, strict=True)
     ]
 
 

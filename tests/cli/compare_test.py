@@ -35,3 +35,10 @@ def test_tag_that_no_evaluation_has_is_an_error(digits, capsys):
 def test_number_of_examples_is_checked(digits, capsys):
     assert main(["compare", str(digits[0]), str(digits[0]), "--examples=-1"]) == 1
     assert "--examples = -1: allowed is a whole number from 0" in capsys.readouterr().err
+
+
+def test_page_is_written_with_the_comparison(digits, tmp_path, capsys):
+    assert main(["compare", str(digits[0]), str(digits[0]), f"--html={tmp_path / 'a.html'}"]) == 0
+    assert capsys.readouterr().out == f"wrote {tmp_path / 'a.html'}\n"
+    assert '"focus": "comparison"' in (tmp_path / "a.html").read_text()
+    assert main(["compare", str(digits[0]), str(digits[0]), "--html=a.html", "--json"]) == 1

@@ -41,6 +41,12 @@ def page(started: browser.Page) -> Iterator[browser.Page]:
     assert started.problems == []
 
 
+def show_loss(page: browser.Page) -> None:
+    """Scrolls to the chart of the loss, which is drawn when it comes near the window."""
+    page.place(LOSS)
+    page.wait(f"document.querySelector({LOSS + ' canvas'!r})")
+
+
 def zoom(page: browser.Page) -> list[float]:
     """The first and the last step that the chart of the loss shows."""
     return page.run(f"window.convoyReport.range({LOSS!r})")
@@ -49,7 +55,7 @@ def zoom(page: browser.Page) -> list[float]:
 @pytest.mark.multiprocess
 def test_dragging_zooms_all_charts_and_the_button_resets(page, folder):
     page.open(folder / "one.html")
-    page.wait(f"document.querySelector({LOSS + ' canvas'!r})")
+    show_loss(page)
     low, high = zoom(page)
     assert (low, high) == (1, 40)
     page.drag(f"{LOSS} .u-over", 0.25, 0.75)
@@ -64,7 +70,7 @@ def test_dragging_zooms_all_charts_and_the_button_resets(page, folder):
 @pytest.mark.multiprocess
 def test_legend_hides_a_curve(page, folder):
     page.open(folder / "one.html")
-    page.wait(f"document.querySelector({LOSS + ' canvas'!r})")
+    show_loss(page)
     assert page.run(f"window.convoyReport.shown({LOSS!r})") == ["training", "heldout"]
     page.click(f"{LOSS} .legend button")
     assert page.run(f"window.convoyReport.shown({LOSS!r})") == ["heldout"]
@@ -85,12 +91,13 @@ def test_figure_opens_large_with_its_score_and_the_next_one_by_key(page, folder)
 @pytest.mark.multiprocess
 def test_run_is_chosen_and_hidden_in_the_table(page, folder):
     page.open(folder / "four.html")
-    page.wait(f"document.querySelector({LOSS + ' canvas'!r})")
+    show_loss(page)
     labels = ["global_batch_size=8 · training", "global_batch_size=8 · heldout"]
     labels += ["global_batch_size=16 · training", "global_batch_size=16 · heldout"]
     assert page.run(f"window.convoyReport.shown({LOSS!r})") == labels
     page.click('[data-run="run-2"] td:nth-child(3)')
     assert set(page.run("[...document.querySelectorAll('select.whose')].map(each => each.value)")) == {"2"}
+    assert page.run("document.querySelector('path.strong').dataset.line") == "run-2"
     page.click('[data-run="run-3"] input')
     assert page.run(f"window.convoyReport.shown({LOSS!r})")[2:] == ["run-2 · training", "run-2 · heldout"]
 

@@ -9,11 +9,17 @@ import pytest
 
 import engine.report
 from engine.base.errors import RunError
+from engine.experiments.compare import compare
 from engine.report import page
 from engine.report.gather import Gathered
 from tests.report.made import full_run
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+def two_runs(folder: Path) -> list[Gathered]:
+    rates = {"a": 0.1, "b": 0.2}
+    return [Gathered(full_run(folder / name, optimizer__learning_rate=rate)) for name, rate in rates.items()]
 
 
 def data_of(html: str) -> dict:
@@ -73,3 +79,25 @@ def test_chart_library_is_the_released_one_and_small():
 def test_file_that_cannot_be_written_is_one_sentence(tmp_path):
     with pytest.raises(RunError, match="the report cannot be written"):
         page.write_report([full_run(tmp_path / "a")], tmp_path / "nowhere" / "report.html")
+
+
+def test_runs_without_metrics_of_examples_are_compared_with_a_note(tmp_path):
+    runs = two_runs(tmp_path)
+    data = page.report(runs)
+    assert data["comparison"]["variants"] == ["a", "b"]
+    assert data["comparison"]["differences"] == [["settings", ["optimizer.learning_rate", ["0.1", "0.2"]]]]
+    assert "kept no metrics of its examples" in data["comparison"]["notes"][0]
+    assert (data["title"], data["focus"]) == ("a, b", "runs")
+    data = page.report(runs, compare([run.directory.path for run in runs]))
+    assert (data["title"], data["focus"]) == ("b against a", "comparison")
+
+
+def test_runs_that_cannot_be_compared_say_why(tmp_path):
+    runs = two_runs(tmp_path)
+    for run in runs:
+        file = run.directory.path / "per_example/heldout/40.parquet"
+        file.parent.mkdir(parents=True)
+        file.write_text("damaged")
+    notes = page.report(runs)["comparison"]["notes"]
+    assert notes[0].startswith("The results are not compared: ")
+    assert "40.parquet" in notes[0]

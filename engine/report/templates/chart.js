@@ -168,11 +168,10 @@ class Chart {
     this.height = height;
     this.off = new Set();
     this.plot = h("div", { class: "plot", style: { height: `${height}px` } });
-    this.caption = h("div", { class: "caption" });
+    this.caption = h("span", { class: "muted" }, panel.unit ?? "");
     this.legend = h("div", { class: "legend" });
     this.element = h("div", { class: "card chart", "data-chart": panel.title },
-      h("div", { class: "cardhead" }, h("h3", null, panel.title), panel.unit ? h("span", { class: "muted" }, panel.unit) : null),
-      this.plot, this.caption, this.legend);
+      h("div", { class: "cardhead" }, h("h3", null, panel.title), this.caption), this.plot, this.legend);
     this.u = null;
     charts.add(this);
     watcher.observe(this.element);
@@ -266,7 +265,7 @@ class Chart {
       this.values[order].textContent = x === null ? number(ys[ys.length - 1]) : number(nearest(xs, ys, x));
     });
     const where = x === null ? "" : state.axis === "step" ? `step ${Math.round(x).toLocaleString("en")}` : duration(x);
-    this.caption.textContent = [where, markTextAt(u, left)].filter(Boolean).join(" · ");
+    this.caption.textContent = [where, markTextAt(u, left)].filter(Boolean).join(" · ") || (this.panel.unit ?? "");
   }
 }
 
@@ -317,6 +316,7 @@ const watcher = new IntersectionObserver((entries) => {
 }, { rootMargin: "400px" });
 
 const resizer = new ResizeObserver(() => {
+  drawParallel();
   for (const chart of charts) {
     const width = chart.plot.clientWidth;
     if (chart.u && width && Math.abs(width - chart.u.width) > 1) chart.u.setSize({ width, height: chart.height });

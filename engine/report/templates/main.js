@@ -21,7 +21,7 @@ function subtitle(run) {
 function header() {
   const single = data.runs.length === 1, run = data.runs[0];
   return h("header", { class: "top" }, h("div", null,
-    h("div", { class: "brand" }, h("span", null, data.comparison ? "Convoy comparison" : "Convoy report"), themeButton()),
+    h("div", { class: "brand" }, h("span", null, data.focus === "comparison" ? "Convoy comparison" : "Convoy report"), themeButton()),
     h("div", { class: "title" }, h("h1", null, data.title), single ? h("span", { class: `pill ${run.state}` }, run.state) : null),
     h("p", { class: "subtitle" }, single ? subtitle(run) : `${data.runs.length} runs${data.groups.length < data.runs.length ? ` in ${data.groups.length} groups of seeds` : ""}`),
     single && run.slowest ? h("p", { class: "subtitle" }, run.slowest) : null));
@@ -85,6 +85,7 @@ details.forEach((draw) => draw());
 document.getElementById("report").append(header(), navigation(sections), h("main", null, sections, footer()));
 dispatchEvent(new Event("scroll"));
 drawRuns();
+drawParallel();
 resizer.observe(document.body);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 printing();
