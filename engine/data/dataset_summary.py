@@ -11,7 +11,7 @@ from pathlib import Path
 from engine.base import json_text
 from engine.base.duration import UNKNOWN_LENGTH
 from engine.base.errors import DataError
-from engine.data.source import SEPARATOR, BaseSource, example_spec, leaves_with_path
+from engine.data.source import SEPARATOR, BaseSource, example_spec, inner_sources, leaves_with_path
 
 MAX_SHOWN = 8  # differing parts of a fingerprint that are listed
 
@@ -23,6 +23,12 @@ def summarize(source: BaseSource) -> dict[str, str]:
     spec = ", ".join(f"{path} {leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves_with_path(example_spec(source)))
     size = "unknown" if len(source) >= UNKNOWN_LENGTH else str(len(source))
     return {"examples": size, "each": spec, "content": source.fingerprint()}
+
+
+def reads_files(source: BaseSource) -> bool:
+    """Returns whether a source, or one within it, knows the files or the folder that it reads."""
+    own = source.file_states is not None or bool(source.paths) or source.folder is not None
+    return own or any(map(reads_files, inner_sources(source)))
 
 
 def changes(before: Summary, now: Summary, where: str) -> list[str]:

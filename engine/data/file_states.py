@@ -52,6 +52,8 @@ class FileStates:
     def __init__(self, paths: Sequence[str]):
         self.tolerant = False
         """Whether a change is only reported (`data.on_change=warn`)."""
+        self.count = len(paths)
+        """Number of the files."""
         begin, first = time.monotonic(), paths[:MOST_AT_START]
         self._states = {path: _state(path) for path in first[:FEW]}
         more = first[FEW:]
@@ -65,6 +67,11 @@ class FileStates:
     def paths(self) -> list[str]:
         """The files whose state is known."""
         return list(self._states)
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The size in bytes of each file whose state is known; -1 for one that does not exist."""
+        return {path: -1 if state is None else state[0] for path, state in list(self._states.items())}
 
     def check(self, path: str) -> None:
         """Compares a file that is being opened. Raises FileChangedError, unless changes are tolerated."""

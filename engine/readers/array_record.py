@@ -32,7 +32,6 @@ from engine.readers.record_manifest import (
     known_shards,
     lengths_path,
     load_lengths,
-    manifest_path,
     read_manifest,
 )
 from engine.storage.mounts import local_path
@@ -207,9 +206,9 @@ def write_array_record(source: Source, path: str, progress: Callable[[int, int],
             if progress is not None:
                 progress(index + 1, len(source))
 
-    for sidecar in (manifest_path(Path(path)), lengths_path(Path(path))):  # they describe the file that is replaced
+    for suffix in SIDECARS:  # they describe the file that is replaced
         with contextlib.suppress(OSError):
-            sidecar.unlink()
+            Path(path + suffix).unlink()
     return write_records(records(), path, str(temporary_path(Path(path))))
 
 

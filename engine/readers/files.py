@@ -73,11 +73,11 @@ def file_names(paths: Sequence[str]) -> list[str]:
 def sampled_files(paths: Sequence[str]) -> list[str]:
     """Returns the parts of a fingerprint that identify files: for each of the first files, a hash of samples."""
     first = paths[:FINGERPRINT_FILES]
-    parts = [f"{name} {_sample(path)}" for name, path in zip(file_names(first), first, strict=True)]
+    parts = [f"{name} {sample_hash(path)}" for name, path in zip(file_names(first), first, strict=True)]
     return [*parts, f"{len(paths) - len(first)} more files"] if len(paths) > len(first) else parts
 
 
-def _sample(path: str) -> str:
+def sample_hash(path: str) -> str:
     """Returns a hash of evenly spaced windows of a file, which include its first and its last bytes."""
     found, last = hashlib.blake2b(digest_size=6), max(0, os.path.getsize(path) - WINDOW_BYTES)
     with open(path, "rb") as file:

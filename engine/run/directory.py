@@ -4,7 +4,9 @@ A *run* is one working directory. An *attempt* is one start of a run, counted fr
 
     config.txt         the resolved config, one `name: value` per line
     data.json          description of the datasets, so that a resume on other data is detected
-    code.json          where the code of the run lies, its commit, and versions of packages
+    code.json          where the code of the run lies, its commit, versions of packages, and the devices
+    lineage.json       data of all attempts, and checkpoints that gave the first weights (`run/lineage.py`)
+    names.json.gz      files and names that this data holds
     optimizer.json     which parameters Muon orthogonalises, if the optimizer is Muon
     status.json        state, step, reason, exit code, final metrics
     stopped.json       where and why the run ended before its last step, if it did
