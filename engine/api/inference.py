@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from engine.api.lineage import PredictionLineage, record_export
 from engine.api.prediction_files import check_prediction_file, open_prediction_file
 from engine.api.predictions import EXAMPLE, Columns, Predictor
 from engine.api.results import Results, StepResults
@@ -144,7 +145,8 @@ def predict(
         task: the Task, if the run was started with a Task object.
         batch_size: rows per batch; None: that of the evaluation, or `train.global_batch_size`.
         overrides: changes of the run's config, each "mesh.data=2" or "data.limit=100".
-        out: file to write, `.npz` or `.parquet`. It appears once it is complete.
+        out: file to write, `.npz` or `.parquet`. It appears once it is complete. `OUT.lineage.json` next to it says
+            from which checkpoint and data it is.
         overwrite: replace an existing file `out`.
         figures: number of examples, the first ones, whose predictions `Task.figure` draws as PNG files into the folder
             `<out without suffix>_figures`.
@@ -187,12 +189,15 @@ def predict(
             parts = list(batches)
             return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
         folder, drawn = path.with_name(f"{path.stem}_figures"), set[str]()
+        lineage = PredictionLineage(path, saved, chosen, config, where, predictor) if group.is_primary() else None
         with open_prediction_file(path, overwrite) if group.is_primary() else contextlib.nullcontext() as file:
             for columns in batches:
                 drawn |= _draw(columns, predictor, task, figures - len(drawn), folder)
-                if file is not None:
+                if file is not None and lineage is not None:
                     file.add(columns)
-        if group.is_primary():
+                    lineage.add(columns)
+        if lineage is not None:
+            lineage.write()
             with _write_errors_reported(folder):
                 remove_figures(folder, FIGURE, drawn)  # those of earlier predictions
             if drawn:
@@ -257,6 +262,8 @@ def _source(data: Readable | Mapping[str, Any] | None, section: Data, where: str
 def export(run: str | Path, file: str | Path, *, step: int | str | None = None, task: Task | None = None) -> list[str]:
     """Writes the weights of a checkpoint as safetensors; the averaged weights if the run has them. Needs no data.
 
+    `FILE.lineage.json` next to the file says from which checkpoint they are.
+
     Returns:
         The names of the arrays.
     """
@@ -265,7 +272,11 @@ def export(run: str | Path, file: str | Path, *, step: int | str | None = None, 
     _, program = open_program(task, saved.config, (), (), warn)
     with peer_failure.lost_peers_reported():
         chosen = group.run_on_primary(lambda: saved.choose(step), "the choice of the checkpoint")
-        return export_safetensors(saved.weights(chosen, program).to_tree(), file)
+        weights = saved.weights(chosen, program).to_tree()
+        names = export_safetensors(weights, file)
+        if group.is_primary():
+            record_export(Path(file), saved, chosen, averaged=bool(weights.get("ema")))
+        return names
 
 
 def checkpoints(run: str | Path) -> list[StepInfo]:

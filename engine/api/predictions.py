@@ -74,8 +74,9 @@ class Predictor:
         batches = dataclasses.replace(batches, field="batch_size", advice="a smaller batch size of predictions")
         self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False).to_tree())
         self._program = program
-        self._text = source_text(source)
-        numbers = [name for name in dict.fromkeys([*ragged_fields(source, spec), *fields]) if name not in self._text]
+        self.text = self._text = source_text(source)
+        """Names of the text of the examples."""
+        numbers = [name for name in dict.fromkeys([*ragged_fields(source, spec), *fields]) if name not in self.text]
         self._step, self._shapes = prediction_step(program, spec, batch_size, numbers)
         if padding := padding_text(source, batch_size):
             from engine.compile.row_check import check_predictions

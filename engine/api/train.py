@@ -199,10 +199,14 @@ def _build_trainer(
     directory.write_config_text(to_text(config))  # after all checks of the config
     if prepared.matrices is None and (choice := trainer.program.spec.optimizer.muon) is not None:
         directory.write_optimizer_text(choice.to_text())
-    directory.write_data_text(dataset_summary.to_text(summaries))
     if group.is_primary():
+        if directory.attempt > 1 or any(map(dataset_summary.reads_files, prepared.sources.values())):
+            from engine.api.lineage import record_run  # a first attempt on arrays has nothing to record
+
+            record_run(directory, config, prepared.sources, summaries)
         found = code.describe(target_names(config), directory.attempt, _environment(prepared.mesh))
         directory.write_code_text(code.to_text(found))
+    directory.write_data_text(dataset_summary.to_text(summaries))
     for name in sorted({*changed, *changed_data}):
         trainer.checkpoints.retention.forget(name)
     return trainer

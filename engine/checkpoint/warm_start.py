@@ -6,8 +6,9 @@ A *key* is the section and the path of an array in a state: "params/encoder/0/ke
 """
 
 import contextlib
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +19,7 @@ from engine.checkpoint import arrays, paths_of_init
 from engine.checkpoint.arrays import reraise
 from engine.checkpoint.bucket_copy import readable
 from engine.checkpoint.integrity import verify, warn_of_incomplete
-from engine.checkpoint.manifest import MANIFEST, read_lock
+from engine.checkpoint.manifest import MANIFEST, manifest_hash, read_lock
 from engine.checkpoint.policy import ranking, read_results
 from engine.checkpoint.store import STATE, CheckpointStore
 from engine.checkpoint.tree_compat import (
@@ -34,6 +35,7 @@ from engine.cluster import group
 from engine.config.schema import Init, InitSource
 from engine.config.text import from_text
 from engine.run.directory import RunDirectory
+from engine.run.lineage import CHECKPOINT, Input
 from engine.storage.mounts import shown
 
 if TYPE_CHECKING:
@@ -45,11 +47,12 @@ AVERAGED = "ema"
 
 @dataclass(frozen=True)
 class RestoredWeights:
-    """The restored arrays by path, and a sentence about them for the user."""
+    """The restored arrays by path, a sentence about them for the user, and the checkpoints that they are from."""
 
     params: Mapping[str, "jax.Array"]
     model_state: Mapping[str, "jax.Array"]
     message: str
+    inputs: Sequence[Input] = ()
 
 
 def is_set(init: Init) -> bool:
@@ -72,7 +75,7 @@ def read_weights(init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapp
     """
     here = [f"{section}/{path}" for section in SECTIONS for path in abstract_state[section]]
     owners = paths_of_init.owners(init, here)
-    params, model_state, messages = {}, {}, []
+    params, model_state, messages, inputs = {}, {}, [], []
     for name, source in (("", init), *init.sources.items()):
         keys = {key for key in here if owners.get(key) == name}
         if source.checkpoint and (keys or not name):
@@ -81,9 +84,10 @@ def read_weights(init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapp
             params |= found.params
             model_state |= found.model_state
             messages.append(found.message)
+            inputs += found.inputs
     if not init.checkpoint:
         messages.append(f"random: {_listed([key for key in here if key not in owners])}")
-    return RestoredWeights(params, model_state, "; ".join(messages))
+    return RestoredWeights(params, model_state, "; ".join(messages), inputs)
 
 
 def _read_source(
@@ -98,7 +102,10 @@ def _read_source(
         with reraise(lambda text: _unreadable(path, where, text)):
             stack.enter_context(read_lock(path))
         verify(path)
-        return _read_matching(path, source, where, abstract_state, stacked)
+        found = _read_matching(path, source, where, abstract_state, stacked)
+        run = directory.removesuffix("/checkpoints")  # `directory` may be an address
+        one = Input(kind=CHECKPOINT, role=where, path=run, step=step, id=manifest_hash(path))
+        return dataclasses.replace(found, inputs=(one,))
 
 
 def _read_matching(

@@ -19,6 +19,7 @@ from engine.base.errors import DataError
 from engine.base.files import replacing
 from engine.readers.array_record import cannot_write
 from engine.readers.record_manifest import MANIFEST, RecordManifest, Shard, lengths_path, manifest_path, read_manifest
+from engine.run import lineage
 from engine.storage.mounts import split_address
 from engine.storage.object_store import SWITCH, Bucket
 
@@ -86,7 +87,9 @@ class BucketOutput:
         self._check_sizes(shards)
         try:
             self._begin(manifest, [shard.file for shard in shards])
-            others = (lengths_path(self.path), manifest_path(self.path))
+            record = lineage.record_path(self.path)
+            records = [path for path in (record, lineage.names_path(record)) if path.exists()]
+            others = (lengths_path(self.path), *records, manifest_path(self.path))  # the manifest last
             done, total = 0, len(shards) + len(others)
             for done in self._send_shards({shard.file: shard.checksum for shard in shards}):
                 on_sent(done, total)
@@ -96,7 +99,7 @@ class BucketOutput:
                 on_sent(done, total)
             for name in [shard.file for shard in shards]:
                 self.path.with_name(name).unlink()
-            for file in (lengths_path(self.path), self._sent, manifest_path(self.path)):
+            for file in (lengths_path(self.path), *records, self._sent, manifest_path(self.path)):
                 file.unlink(missing_ok=True)
         except OSError as error:
             raise cannot_write(self.path, error.strerror or str(error)) from error

@@ -1,6 +1,7 @@
 """The dataset that a caller gives: a source, a stream, or a section of a config that names one."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from engine.base.errors import ConfigError
@@ -35,9 +36,7 @@ def given_source(data: Given, on_error: str | None = None) -> tuple[BaseSource, 
     if on_error not in (None, *POLICIES):
         raise ConfigError(f"on_error = {on_error!r}: allowed are {' and '.join(POLICIES)}.")
     if isinstance(data, Mapping):
-        draft = defaults()
-        draft.data = dict(data)
-        data = _validated(draft).data
+        data = section_config(data).data
     if isinstance(data, Data):
         return build_source(data, "data", finite=True), on_error or data.on_error
     return as_source(data, "data", finite=True), on_error or "stop"
@@ -62,6 +61,16 @@ def data_section(overrides: Sequence[str]) -> Data:
     draft = defaults()
     apply(draft, overrides, "--")
     return _validated(draft).data
+
+
+def section_config(data: Mapping[str, Any] | Data) -> Config:
+    """Returns a config whose section `data` is this one. Raises ConfigError if it is invalid."""
+    draft = defaults()
+    if isinstance(data, Mapping):
+        draft.data = dict(data)
+        return _validated(draft)
+    draft.data.target = _ANY_TASK
+    return replace(_validated(draft), data=data)
 
 
 def with_inner(source: BaseSource) -> Iterator[BaseSource]:

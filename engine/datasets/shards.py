@@ -14,6 +14,7 @@ from engine.data.bad_examples import ALWAYS_ALLOWED, MAX_BAD_FRACTION
 from engine.data.examples import Example
 from engine.data.source import BaseSource, source_name
 from engine.data.streams.cursor import StreamReadError
+from engine.datasets.lineage import NameCollector, shard_names
 from engine.datasets.pool import ReportProgress
 from engine.readers.array_record import cannot_write, write_records
 from engine.readers.record import encode
@@ -58,6 +59,7 @@ class ShardWriter:
         count = write_records(examples.records(), str(job.path), unfinished)
         try:
             save_lengths(shard_lengths(job.path), examples.lengths())
+            examples.names.save(job.path)
         except OSError as error:
             raise cannot_write(job.path, error.strerror or str(error)) from error
         size = os.path.getsize(job.path)
@@ -65,7 +67,8 @@ class ShardWriter:
 
     def _is_intact(self, path: Path, known: Shard) -> bool:
         with contextlib.suppress(OSError):
-            return (self.complete or shard_lengths(path).exists()) and checksum(path) == known.checksum
+            own = shard_lengths(path).exists() and shard_names(path).exists()
+            return (self.complete or own) and checksum(path) == known.checksum
         return False
 
 
@@ -81,6 +84,7 @@ class _Examples:
         self._source, self._on_error, self._job, self._report = source, on_error, job, report
         self._lengths: dict[str, list[int]] = {}
         self._count = 0
+        self.names = NameCollector()
         self.bad: tuple[BadRecord, ...] = ()
 
     def records(self) -> Iterator[bytes]:
@@ -94,6 +98,7 @@ class _Examples:
                 self._skip(index, error)
             else:
                 self._measure(example)
+                self.names.add(example)
                 yield record
             self._report(1)
 

@@ -22,6 +22,7 @@ from engine.data.source import BaseSource, source_name
 from engine.datasets import pool
 from engine.datasets.bucket_output import BucketOutput, remove_empty
 from engine.datasets.given import Given, given_source, is_stream_source, sample_indices, with_inner
+from engine.datasets.lineage import SHARD_NAMES, dataset_names, remove_record, save_record
 from engine.datasets.shards import (
     SHARD_LENGTHS,
     ShardJob,
@@ -34,9 +35,8 @@ from engine.datasets.shards import (
 from engine.readers.array_record import cannot_write, check_name
 from engine.readers.record import encode
 from engine.readers.record_manifest import (
-    LENGTHS,
     LOCK,
-    MANIFEST,
+    SIDECARS,
     RecordManifest,
     dataset_of,
     lengths_path,
@@ -56,10 +56,10 @@ SAVE_S = 3.0  # between two saves of the manifest, whose size grows with the num
 LOCK_TRIES = 10  # a lock file that its holder removes at the same moment is opened again
 SAMPLE = 16  # examples whose sizes give the default number of shards
 # Names of files of an unfinished write, and in a group the shard or the dataset that they belong to. The hidden files
-# are temporary ones of `save_lengths` and `write_text`.
+# are temporary ones of `save_lengths`, `write_names` and `write_text`.
 _UNFINISHED = re.compile(
-    rf"(.+)\.\d+\.unfinished|(.+){re.escape(SHARD_LENGTHS)}"
-    rf"|\.(.+)(?:{re.escape(SHARD_LENGTHS)}|{re.escape(LENGTHS)}|{re.escape(MANIFEST)})\.[\da-f-]+\.tmp",
+    rf"(.+)\.\d+\.unfinished|(.+)(?:{re.escape(SHARD_LENGTHS)}|{re.escape(SHARD_NAMES)})"
+    rf"|\.(.+)(?:{'|'.join(map(re.escape, (SHARD_LENGTHS, SHARD_NAMES, *SIDECARS)))})\.[\da-f-]+\.tmp",
     re.DOTALL,
 )
 
@@ -126,7 +126,7 @@ def write_dataset(
 
     def write() -> WrittenDataset:
         manifest = _begin(path, source, on_error, shards, overwrite)
-        return _Write(path, source, manifest, on_progress).run(processes)
+        return _Write(path, data, source, manifest, on_progress).run(processes)
 
     if output is None:
         with _locked(path):
@@ -154,9 +154,15 @@ class _Write:
     """One call: runs the jobs, and keeps the manifest up to date."""
 
     def __init__(
-        self, out: Path, source: BaseSource, manifest: RecordManifest, on_progress: Callable[[int, int], None]
+        self,
+        out: Path,
+        given: Given,
+        source: BaseSource,
+        manifest: RecordManifest,
+        on_progress: Callable[[int, int], None],
     ):
         self._out, self._source, self._manifest, self._on_progress = out, source, manifest, on_progress
+        self._given = given
         self._shards = list(manifest.shards)
         self._unsaved, self._save_at = False, 0.0  # shards that the saved manifest lacks, and the time to save them
         count, size = len(manifest.shards), len(source)
@@ -233,6 +239,9 @@ class _Write:
                 save_lengths(lengths_path(self._out), merge_lengths(parts, [shard.examples for shard in shards]))
             except OSError as error:
                 raise cannot_write(self._out, error.strerror or str(error)) from error
+            names = dataset_names(self._out, [job.path for job in self._jobs], before is not None)
+            content = self._manifest.source["content"]
+            save_record(self._out, self._given, self._source, content, shards, names)
             save_manifest(self._out, replace(self._manifest, complete=True))
         _remove_unfinished(self._out)
         return WrittenDataset([str(job.path) for job in self._jobs], len(self._source) - len(bad), bad, self._kept)
@@ -309,6 +318,7 @@ def _remove(out: Path) -> None:
                 out.with_name(shard_name(out, number, len(found.shards))).unlink(missing_ok=True)
     for path in (manifest_path(out), lengths_path(out), out):
         path.unlink(missing_ok=True)
+    remove_record(out)
     _remove_unfinished(out)
 
 

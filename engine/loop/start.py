@@ -3,19 +3,24 @@
 import contextlib
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.checkpoint.store import CheckpointStore
+from engine.cluster import group
 from engine.compile.program import Program
 from engine.compile.shapes import CompiledSteps
 from engine.config.schema import Init
 from engine.loop.phases import COMPILING, RESTORING, Phases
 from engine.observe.recorder import Sums
+from engine.run.directory import RunDirectory
 from engine.training.model import Model
 from engine.training.state import TrainState
 from engine.training.task import rounding_note
+
+if TYPE_CHECKING:
+    from engine.run import lineage
 
 FROZEN = 5  # parts that a note lists
 SILENCE_S = 20.0  # a compilation that takes longer is reported
@@ -29,6 +34,8 @@ class Start:
     step: int
     position: Mapping[str, Any]
     """Position in the data that the checkpoint holds; {} for a new run."""
+    inputs: "Sequence[lineage.Input]" = ()
+    """Checkpoints that gave the weights of a new run."""
 
     @property
     def skipped(self) -> set[int]:
@@ -57,21 +64,32 @@ def restore(store: CheckpointStore, program: Program, init: Init, phase: Phases,
         found = store.restore_latest(abstract.to_tree(), program.spec.model.stacked, say, partial)
     if found is None:
         with phase(COMPILING):
-            return Start(_initial_state(program, init, say), 0, {})
+            state, inputs = _initial_state(program, init, say)
+            return Start(state, 0, {}, inputs)
     tree, step = found
     say(f"resuming from step {step}")
     return Start(TrainState.from_tree(tree), step, store.position(step))
 
 
-def _initial_state(program: Program, init: Init, say: Callable[[str], None]) -> TrainState:
-    """Returns the state of step 0, with random weights or those of `init.checkpoint`."""
+def record_inputs(start: Start, directory: RunDirectory) -> None:
+    """Records the checkpoints that gave a new run its weights, instead of those of an earlier start from step 0."""
+    if start.inputs and group.is_primary():
+        from engine.run import lineage
+
+        lineage.update_run(directory, start.inputs, kept=lambda one: one.kind != lineage.CHECKPOINT)
+
+
+def _initial_state(
+    program: Program, init: Init, say: Callable[[str], None]
+) -> tuple[TrainState, "Sequence[lineage.Input]"]:
+    """Returns the state of step 0, with random weights or those of `init.checkpoint`, and these checkpoints."""
     if not (init.checkpoint or init.sources):
-        return program.init()
+        return program.init(), ()
     from engine.checkpoint import warm_start  # few runs need it
 
     weights = warm_start.read_weights(init, program.abstract_state.to_tree(), program.spec.model.stacked)
     say(weights.message)
-    return program.init(weights.params, weights.model_state)
+    return program.init(weights.params, weights.model_state), weights.inputs
 
 
 def say_notes(program: Program, say: Callable[[str], None]) -> None:

@@ -38,7 +38,7 @@ from engine.loop.observers import LateObserver
 from engine.loop.phases import COMPILING, IDLE, SAVING, TRAINING, Phases
 from engine.loop.preemption import Preemption
 from engine.loop.recording import check_metric_names, open_recorder
-from engine.loop.start import Start, compile_steps, restore, say_notes
+from engine.loop.start import Start, compile_steps, record_inputs, restore, say_notes
 from engine.loop.stragglers.base import Stragglers
 from engine.loop.watchdog import Watchdog
 from engine.observe.recorder import Receivers, Recorder
@@ -233,6 +233,7 @@ class Trainer:
         start = restore(self.checkpoints.store, self.program, self.config.init, self._phase, self.say)
         if not start.position and self.directory.metrics.exists():
             self.say("the earlier attempt has completed no checkpoint; starting again from step 0")
+        record_inputs(start, self.directory)
         self._divergence.resume(start.skipped)
         return start
 

@@ -34,8 +34,8 @@ def test_dataset_is_complete_once_its_last_object_is_sent(bucket, tmp_path, monk
     add = lambda done, total: sent.append((done, total))  # noqa: E731
     written = write_dataset(source(), OUT, shards=3, processes=1, on_sent=add)
     assert written.paths == [f"s3://data/a/scans-0000{n}-of-00003.arrayrecord" for n in range(3)]
-    assert order[0] == order[-1] == "a/scans.arrayrecord.manifest.json" and len(order) == 6
-    assert sent == [(done, 5) for done in range(1, 6)]  # three shards, the length index, the manifest
+    assert order[0] == order[-1] == "a/scans.arrayrecord.manifest.json" and len(order) == 7
+    assert sent == [(done, 6) for done in range(1, 7)]  # three shards, the length index, the record, the manifest
     assert not (tmp_path / "cache" / "unsent" / "s3").exists()
     found = ArrayRecordSource(OUT)
     assert [int(found[index]["x"]) for index in range(10)] == list(range(10))
@@ -44,10 +44,10 @@ def test_dataset_is_complete_once_its_last_object_is_sent(bucket, tmp_path, monk
     with pytest.raises(DataError, match=r"s3://data/a/scans-00000-of-00003\.arrayrecord exists\. Choose another path"):
         write_dataset(source(), OUT, shards=3, processes=1)
     write_dataset(source(4), OUT, shards=2, processes=1, overwrite=True)
-    assert len(ArrayRecordSource(OUT)) == 4 and len(keys(bucket)) == 5
+    assert len(ArrayRecordSource(OUT)) == 4 and len(keys(bucket)) == 6
     bucket.write("a/scans.arrayrecord.manifest.json", b"damaged").result()
     write_dataset(source(4), OUT, shards=1, processes=1, overwrite=True)
-    assert len(ArrayRecordSource(OUT)) == 4 and len(keys(bucket)) == 4
+    assert len(ArrayRecordSource(OUT)) == 4 and len(keys(bucket)) == 5
     assert not mounts._mounts
 
 
@@ -105,7 +105,7 @@ def test_command_prints_how_many_files_are_sent(bucket, capsys):
     data = ["--data.target=tests.datasets.bucket_output_test.source"]
     assert main(["data", "write", f"--out={OUT}", "--shards=2", "--processes=1", *data]) == 0
     lines = [line.split("  ")[0] for line in capsys.readouterr().err.splitlines()]
-    assert [line for line in lines if line.startswith("sending")][-1] == "sending: 4/4 files"
+    assert [line for line in lines if line.startswith("sending")][-1] == "sending: 5/5 files"
 
 
 def test_address_of_a_bucket_and_too_large_shards_are_refused(bucket, monkeypatch):

@@ -22,7 +22,7 @@ from engine.datasets.check import check_dataset, checksums
 from engine.datasets.write import default_shards, write_dataset
 from engine.readers import WebDataset
 from engine.readers.array_record import ArrayRecordSource, write_array_record
-from engine.readers.record_manifest import lengths_path, manifest_path, save_lengths
+from engine.readers.record_manifest import SIDECARS, lengths_path, manifest_path, save_lengths
 from tests import runs
 from tests.data.streams.counting import Counting
 from tests.datasets.scans import Scans
@@ -244,7 +244,7 @@ def test_existing_file_without_manifest_needs_overwrite(tmp_path):
     assert len(ArrayRecordSource(str(out))) == 7 and not out.exists()
     write_dataset(Scans(2), out, overwrite=True, processes=1)
     assert sorted(path.name.removeprefix("a.arrayrecord") for path in tmp_path.iterdir()) == [
-        "", ".lengths.npz", ".manifest.json",
+        "", ".lengths.npz", ".lineage.json", ".manifest.json", ".names.json.gz",
     ]  # fmt: skip
     with pytest.raises(DataError, match="are files of the source"):
         write_dataset(limited(ArrayRecordSource(str(out)), 1), out, overwrite=True, processes=1)
@@ -304,13 +304,14 @@ def test_temporary_files_of_a_killed_write_are_removed(tmp_path):
     out = tmp_path / "a.arrayrecord"
     own = ["a-00000-of-00002.arrayrecord.7.unfinished", "a.arrayrecord.7.unfinished", "a.arrayrecord.lengths"]
     own += [".a-00000-of-00002.arrayrecord.lengths.7f.tmp", ".a.arrayrecord.lengths.npz.7f.tmp"]
-    own += [".a.arrayrecord.manifest.json.7-8.tmp"]
+    own += [".a.arrayrecord.manifest.json.7-8.tmp", "a-00001-of-00002.arrayrecord.names"]
+    own += [".a.arrayrecord.names.json.gz.7-8.tmp", ".a.arrayrecord.lineage.json.7-8.tmp"]
     others = ["ab.arrayrecord.7.unfinished", ".ab.arrayrecord.lengths.npz.7f.tmp", "a.arrayrecord.tmp"]
     for name in (*own, *others):
         (tmp_path / name).touch()
     write_dataset(Scans(2), out, processes=1)
     assert {path.name for path in tmp_path.iterdir()} == {
-        "a.arrayrecord", "a.arrayrecord.lengths.npz", "a.arrayrecord.manifest.json", *others,
+        "a.arrayrecord", *(f"a.arrayrecord{suffix}" for suffix in SIDECARS if suffix != write.LOCK), *others,
     }  # fmt: skip
 
 

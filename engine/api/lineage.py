@@ -1,0 +1,177 @@
+"""Writes records of lineage (`engine/run/lineage.py`): of runs, of predictions, and of exported weights."""
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from engine.api.predictions import EXAMPLE, Columns, Predictor
+from engine.api.saved_run import SavedRun
+from engine.base.errors import ConvoyError, DataError
+from engine.base.json_text import now
+from engine.checkpoint.manifest import manifest_hash
+from engine.checkpoint.store import CheckpointStore
+from engine.config.schema import Config, Data
+from engine.config.target import target_names
+from engine.config.text import field_texts
+from engine.data import dataset_summary, source_lineage
+from engine.data.source import BaseSource
+from engine.run import code, lineage
+from engine.run.atomic import write_text
+from engine.run.directory import RunDirectory
+from engine.run.lineage import CHECKPOINT, DATA, Input, Record
+from engine.storage.mounts import shown
+
+READING = ("threads", "workers", "prefetch", "on_change", "shuffle_window")
+"""Settings of a data section that change only how fast it is read, or its order."""
+
+
+def data_settings(config: Config, role: str) -> dict[str, str]:
+    """Returns the settings that decide which examples a data section has: its target, arguments and filters.
+
+    Settings with their default are left out.
+
+    Args:
+        config: the config.
+        role: the section: "data", or "evaluations.test.data".
+    """
+    usual = {name: getattr(Data(), name) for name in ("limit", "on_error", "shuffle")}
+    found = {}
+    for name, text in field_texts(config).items():
+        field = name.removeprefix(f"{role}.")
+        if field != name and field not in READING and text != str(usual.get(field, "")):
+            found[field] = text
+    return found
+
+
+def record_run(
+    directory: RunDirectory,
+    config: Config,
+    sources: Mapping[str, BaseSource],
+    summaries: Mapping[str, dataset_summary.Summary],
+) -> None:
+    """Records the data of an attempt; the primary calls it before it stores the new `data.json`.
+
+    Data of earlier attempts stays in the record once there is a checkpoint that was trained on it.
+
+    Args:
+        directory: the run directory, which is open.
+        config: the config of the run.
+        sources: section -> its data.
+        summaries: section -> summary of its data.
+    """
+    described = [
+        source_lineage.describe(source, role, summaries[role], data_settings(config, role))
+        for role, source in sources.items()
+    ]
+    inputs, names = [one for one, _ in described], {one.key: found for one, found in described}
+    resumes = CheckpointStore(directory.checkpoints).latest() is not None
+    path = directory.path / lineage.RECORD
+    if resumes and not path.exists():  # the earlier attempt was on arrays, or of an older version
+        before = dataset_summary.read(directory.data)
+        if {role: one["content"] for role, one in before.items()} == {one.role: one.id for one in inputs}:
+            before = {}
+        known = directory.attempt - 1  # the latest attempt that used this data
+        inputs += [
+            Input(kind=DATA, role=role, id=one["content"], examples=one["examples"], attempt=known)
+            for role, one in before.items()
+        ]
+        if not (before or any(names.values())):
+            return
+    lineage.update_run(directory, inputs, names, lambda one: resumes or one.kind != DATA)
+
+
+def checkpoint_input(saved: SavedRun, step: int, role: str = "weights") -> Input:
+    """Returns a checkpoint of a run as an input of a record."""
+    folder = saved.directory.checkpoints / str(step)
+    return Input(kind=CHECKPOINT, role=role, path=_address(saved.directory.path), step=step, id=manifest_hash(folder))
+
+
+def write_record(path: Path, record: Record, config: Config, names: Mapping[str, lineage.Names] | None = None) -> None:
+    """Writes the record of a file, with the time and the version of the code that this process runs.
+
+    Args:
+        path: the file.
+        record: what it was made from; its `id`, code and time are set here.
+        config: config of the run, whose code made the file.
+        names: names of the data among its inputs, by key.
+
+    Raises:
+        DataError: the record cannot be written.
+    """
+    found, at = code.describe(target_names(config), 0), lineage.record_path(path)
+    whole = dataclasses.replace(
+        record,
+        id=lineage.content_id(path),
+        commit=found.commit,
+        dirty=found.dirty,
+        packages=found.packages,
+        time=now(),
+    )
+    try:
+        known = {key: one for key, one in (names or {}).items() if one}
+        if known:
+            lineage.write_names(lineage.names_path(at), known)
+        else:
+            lineage.names_path(at).unlink(missing_ok=True)
+        write_text(at, whole.to_text())
+    except (OSError, ConvoyError) as error:
+        reason = error.strerror or str(error) if isinstance(error, OSError) else str(error)
+        raise DataError(f"{path}: was written, but not its record of lineage: {reason}") from error
+
+
+class PredictionLineage:
+    """Collects what the record of predictions needs while they are written. Only the primary has one.
+
+    Args:
+        path: file of the predictions. The record of an earlier file there is removed.
+        saved: the run.
+        step: step of the checkpoint.
+        config: config of the run with the settings of the data.
+        role: config section of the data.
+        predictor: the predictions.
+    """
+
+    def __init__(self, path: Path, saved: SavedRun, step: int, config: Config, role: str, predictor: Predictor):
+        self._path, self._config = path, config
+        remove_record(path)
+        summary = {"examples": str(predictor.examples), "content": predictor.source.fingerprint()}
+        found = source_lineage.describe(predictor.source, role, summary, data_settings(config, role))
+        self._input, self._names = found
+        self._checkpoint = checkpoint_input(saved, step)
+        self._text: dict[str, set[str]] = {name: set() for name in predictor.text}
+        self._examples = 0
+
+    def add(self, columns: Columns) -> None:
+        """Adds the text of a batch."""
+        self._examples += len(columns[EXAMPLE])
+        for name, values in self._text.items():
+            values.update(filter(None, map(source_lineage.name_text, columns[name])))
+
+    def write(self) -> None:
+        """Writes the record. Raises DataError if it cannot be written."""
+        for name, values in self._text.items():
+            self._names.add_values(name, list(values))
+        record = Record(kind="predictions", inputs=(self._checkpoint, self._input), examples=self._examples)
+        write_record(self._path, record, self._config, {self._input.key: self._names})
+
+
+def record_export(path: Path, saved: SavedRun, step: int, averaged: bool) -> None:
+    """Writes the record of exported weights. Raises DataError if it cannot be written."""
+    remove_record(path)
+    settings = {"weights": "averaged" if averaged else "trained"}
+    record = Record(kind="export", inputs=(checkpoint_input(saved, step),), settings=settings)
+    write_record(path, record, saved.config)
+
+
+def remove_record(path: Path) -> None:
+    """Removes the record of a file that is being replaced."""
+    at = lineage.record_path(path)
+    for file in (at, lineage.names_path(at)):
+        with contextlib.suppress(OSError):
+            file.unlink()
+
+
+def _address(path: Path) -> str:
+    found = shown(path)
+    return found if found != str(path) else str(path.absolute())
