@@ -194,12 +194,6 @@ def axes_of(config: MeshSpec, devices: Sequence[Device]) -> Axes:
     return resolve_axes(config, len(devices), kind=devices[0].device_kind, slices=slices, join=join)
 
 
-def device_text(mesh: Mesh, processes: int) -> str:
-    """Returns number and kind of the devices of a mesh, such as "8 x NVIDIA H100, 2 processes"."""
-    more = f", {processes} processes" if processes > 1 else ""
-    return f"{mesh.size} x {mesh.devices.flat[0].device_kind}{more}"
-
-
 def make_mesh(config: MeshSpec, devices: Sequence[Device] | None = None) -> Mesh:
     """Returns the mesh of a config. Axes have type Auto; within each, the factor between slices is outermost.
 
