@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from engine.base.duration import UNKNOWN_LENGTH
 from engine.base.errors import ConvoyError, DataError
+from engine.base.user_errors import describe
 from engine.config.schema import SHUFFLE_WINDOW, Data
 from engine.config.target import build
 from engine.data.examples import Example
@@ -93,7 +94,7 @@ def _counts(stream: BaseStream, where: str) -> Sequence[int] | None:
     except ConvoyError:
         raise
     except Exception as error:
-        raise DataError(f"{where}: its counts() failed: {type(error).__name__}: {error}.") from error
+        raise DataError(f"{where}: its counts() failed: {describe(error)}") from error
 
 
 def limit_source(found: object, section: Data, name: str, finite: bool = False, where: str = "") -> BaseSource:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine.base.errors import DataError
+from engine.base.user_errors import describe
 from engine.data.examples import Example
 from engine.data.source import BaseSource, Source, defined_with_or_after, source_name
 
@@ -106,4 +107,4 @@ def check_source(source: object, where: str) -> None:
     try:
         len(source)  # pyright: ignore[reportArgumentType]
     except Exception as error:
-        raise DataError(f"{where}: its __len__ failed: {type(error).__name__}: {error}.") from error
+        raise DataError(f"{where}: its __len__ failed: {describe(error)}") from error

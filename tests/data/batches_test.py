@@ -115,7 +115,10 @@ def test_error_names_the_unreadable_example():
                 raise OSError("checksum mismatch")
             return super().__getitem__(index)
 
-    with pytest.raises(DataError, match=r"Example 13 of .*Broken: OSError: checksum mismatch. Read it with") as e:
+    with pytest.raises(
+        DataError,
+        match=r"Example 13 of .*Broken: OSError: checksum mismatch \(.*:\d+ in __getitem__\)\. Read it with",
+    ) as e:
         stream(Batches(Broken(20), 6, 0, True), range(4))
     assert isinstance(e.value.__cause__, OSError)
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from engine.base.errors import DataError
 from engine.base.types import PyTree
+from engine.base.user_errors import describe
 from engine.cluster import output
 from engine.cluster.identity import is_primary
 from engine.data.bad_examples import too_many
@@ -94,7 +95,7 @@ class Ragged:
             example = source[index]
         except Exception as error:
             raise DataError(
-                f"{where()}: {type(error).__name__}: {error}. Read it with source[{index}]; repair it or leave it out."
+                f"{where()}: {describe(error)} Read it with source[{index}]; repair it or leave it out."
             ) from error
         return self.split(example, where)
 

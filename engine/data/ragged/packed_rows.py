@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from engine.base.errors import DataError
 from engine.base.types import PyTree
+from engine.base.user_errors import describe
 from engine.data.examples import NUMERIC_KINDS
 from engine.data.ragged.fields import Ragged, RaggedExample, check_index, costs, measured
 from engine.data.ragged.packing_plan import SplitPlanner, WholePlanner
@@ -319,7 +320,7 @@ def _tokens(documents: BaseSource, index: int) -> np.ndarray:
         example = documents[index]
     except Exception as error:
         raise DataError(
-            f"{where}: {type(error).__name__}: {error}. Read it with documents[{index}]; repair it or leave it out."
+            f"{where}: {describe(error)} Read it with documents[{index}]; repair it or leave it out."
         ) from error
     if not isinstance(example, dict) or "tokens" not in example:
         found = ", ".join(map(str, example)) if isinstance(example, dict) else type(example).__name__

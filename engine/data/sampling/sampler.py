@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from engine.base.errors import ConvoyError, DataError
 from engine.base.types import Json
+from engine.base.user_errors import describe
 from engine.data.collate import Collator
 from engine.data.sampling.shuffle import EpochPermutation
 from engine.data.source import BaseSource, Example, Examples, source_name
@@ -237,7 +238,7 @@ def read_examples(source: BaseSource, indices: np.ndarray) -> Examples:
         _stack_each(source, indices)  # raises an error that names the unreadable example, if there is one
         raise DataError(
             f"{name}.take failed for examples {_first_few(indices)}, although each can be read by index: "
-            f"{type(error).__name__}: {error}. Correct take, or remove it to read one example at a time."
+            f"{describe(error)} Correct take, or remove it to read one example at a time."
         ) from error
     return _stack_each(source, indices)
 
@@ -266,7 +267,7 @@ def read_example(source: BaseSource, index: int) -> Example:
     except Exception as error:
         if isinstance(error, ConvoyError) and not isinstance(error, DataError):
             raise
-        what = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}."
+        what = str(error) if isinstance(error, DataError) else describe(error)
         raise DataError(
             f"Example {index} of {source_name(source)}: {what} Read it with source[{index}] and repair it, remove "
             "it from the source, or set data.on_error=skip."

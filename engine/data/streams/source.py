@@ -10,6 +10,7 @@ import numpy as np
 from engine.base.duration import UNKNOWN_LENGTH
 from engine.base.errors import DataError
 from engine.base.types import Json
+from engine.base.user_errors import describe
 from engine.data.collate import Collator
 from engine.data.examples import Example, Examples, content_of
 from engine.data.sampling.sampler import Mark, Marks, Sampler
@@ -104,7 +105,7 @@ class StreamSource(BaseSource):
             yield from self.stream.open(shard, None)
         except Exception as error:
             where = f"shard {shard} of {self.source_name}" if self.stream.shards > 1 else self.source_name
-            raise DataError(f"{where} cannot be read: {type(error).__name__}: {error}. Correct the data.") from error
+            raise DataError(f"{where} cannot be read: {describe(error)} Correct the data.") from error
 
     def fingerprint(self) -> str:
         """Returns that of the stream, or a hash of its first examples; with the shards, on which the order depends."""
@@ -190,7 +191,7 @@ class StreamSampler(Sampler):
             with stage("decode"):
                 return self._source.stream.decode(found)
         except Exception as error:
-            what = str(error) if isinstance(error, DataError) else f"{type(error).__name__}: {error}."
+            what = str(error) if isinstance(error, DataError) else describe(error)
             raise DataError(
                 f"Example {self._name(shard, item)}: {what} Repair it, remove it, or set data.on_error=skip."
             ) from error

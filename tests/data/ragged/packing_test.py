@@ -270,7 +270,10 @@ def test_error_names_an_unreadable_or_changed_document():
         def __getitem__(self, index):
             raise OSError("disk gone")
 
-    with pytest.raises(DataError, match=r"^Document \d+ of .*Broken: OSError: disk gone. Read it with documents"):
+    with pytest.raises(
+        DataError,
+        match=r"^Document \d+ of .*Broken: OSError: disk gone \(.*:\d+ in __getitem__\)\. Read it with documents",
+    ):
         Batches(Packed(Broken(), 8), 4, 0, True)[0]
     wrong = [4, *LENGTHS[1:]]
     with pytest.raises(DataError, match=r"Document 0 of .* has 3 tokens, but its length index says 4. Compute the"):

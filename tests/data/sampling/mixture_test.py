@@ -257,7 +257,10 @@ def test_error_names_source_and_index_of_an_unreadable_example():
     mixed = mixture({"a": 1, "b": 1})
     mixed.sources["b"] = bad
     for read_some in (lambda: Batches(mixed, 8, 0, True)[0], lambda: OrderedBatches(mixed, 37)[0]):
-        with pytest.raises(DataError, match=r"^Example \d of .*Broken: OSError: disk gone. Read it with"):
+        with pytest.raises(
+            DataError,
+            match=r"^Example \d of .*Broken: OSError: disk gone \(.*:\d+ in __getitem__\)\. Read it with",
+        ):
             read_some()
 
 
