@@ -109,6 +109,13 @@ def train(
     return _train(config, objects, path, fresh=fresh, accepted=accepted, began=began)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Trial:
+    """A run that only tries a config: its summary proposes no longer training, and no directory that is not kept."""
+
+    kept: bool
+
+
 def _train(
     config: Config,
     objects: Objects,
@@ -117,11 +124,10 @@ def _train(
     fresh: bool,
     accepted: Accepted,
     began: float,
-    kept: bool = True,
-    trial: bool = False,
+    trial: _Trial | None = None,
 ) -> Summary:
-    """Trains in the directory `path`. The summary does not show it with `kept=False`, and proposes no longer training
-    with `trial=True`."""
+    """Trains in the directory `path`."""
+    kept = trial is None or trial.kept
     check_code(config)
     if config.log.trackers:
         from engine.observe.writer import build_trackers
@@ -137,7 +143,7 @@ def _train(
         section, stored_sizes = restore_sizes(config.train, directory)
         config = dataclasses.replace(config, train=section)
         changed = check_config(config, directory, accepted)
-        reporter = Reporter(directory, config.name, config.log.progress, kept=kept, trial=trial)
+        reporter = Reporter(directory, config.name, config.log.progress, kept=kept, trial=trial is not None)
         with reporter, out_of_memory_reported(config.train, config.mesh), peer_failure.lost_peers_reported():
             with start_ended_by_sigterm():
                 prepared = prepare(config, objects, directory=directory)
@@ -241,7 +247,7 @@ def _fast_dev_run(
             return _fast_dev_run(config, objects, temporary, began, kept=False)
     from engine.api.saved_run import SavedRun
 
-    summary = _train(config, objects, workdir, fresh=True, accepted=Accepted(), began=began, kept=kept, trial=True)
+    summary = _train(config, objects, workdir, fresh=True, accepted=Accepted(), began=began, trial=_Trial(kept))
     run = SavedRun(summary.directory.path)
     program, _ = prepare(run.config, objects, directory=run.directory).with_sizes().build_program()
     restored = run.restore(summary.step, program)

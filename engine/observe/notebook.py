@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from html import escape
 
 from engine.base import formatting
+from engine.cluster.shutdown import RunThread
 
 REFRESH_S = 0.25  # between two updates: each is a message to the browser
 TICK_S = 1.0  # the time that the bar shows goes on while the step compiles, which takes minutes for a large model
@@ -38,8 +39,8 @@ class NotebookBar:
         self._handle = handle
         self._closed = threading.Event()
         # The kernel keeps in a context variable to which cell an output belongs.
-        ticks = threading.Thread(target=contextvars.copy_context().run, args=(self._tick,), daemon=True)
-        ticks.start()
+        in_cell, otherwise = contextvars.copy_context().run, "Until the next step, the bar shows an old time."
+        RunThread(in_cell, "convoy-notebook-bar", (self._tick,), otherwise=otherwise).start()
 
     def phase(self, name: str) -> None:
         """Shows what is done now, such as "evaluating"."""
