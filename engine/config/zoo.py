@@ -8,7 +8,10 @@ import importlib
 import importlib.util
 import os
 import pkgutil
+from collections.abc import Mapping
 from importlib.machinery import PathFinder
+
+from engine.config.old_names import current
 
 ZOO = "convoy_zoo"
 PACKAGES = ("models", "configs")
@@ -36,6 +39,11 @@ def canonical(name: str) -> str:
     if found and not (shipped and os.path.samefile(found, shipped)):
         return name
     return f"{ZOO}.{name}"
+
+
+def current_settings(settings: Mapping[str, str]) -> dict[str, str]:
+    """Returns settings, by field, in which code has today's names also where an earlier release stored others."""
+    return {name: canonical(current(text)) if name.endswith(".target") else text for name, text in settings.items()}
 
 
 def _file_of(package: str, module: str) -> str | None:

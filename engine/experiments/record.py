@@ -6,6 +6,7 @@ is listed like any other.
 
 import ast
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from engine.base.errors import ConvoyError
 from engine.base.files import read_text
 from engine.base.json_text import reason
 from engine.checkpoint.policy import RESULTS, best_of, read_results
+from engine.config.zoo import current_settings
 from engine.run import status
 
 DAMAGED = "damaged"
@@ -23,6 +25,9 @@ DAMAGED = "damaged"
 STATUS, CONFIG = "status.json", "config.txt"
 FILES = (STATUS, CONFIG, f"checkpoints/{RESULTS}")
 """The files of a run that its record is made of."""
+
+_SETTINGS = re.compile(rb"\A# \d+ settings\n|^(task|data)\.target: ", re.MULTILINE)
+_BEGINNING = 1 << 16  # bytes of a config that tell what it is
 
 FIELDS = ("path", "state", "step", "total_steps", "attempt", "started", "updated", "problem", "best", "parent")
 """What `RunRecord.value` knows beside settings and metrics."""
@@ -75,8 +80,19 @@ def _is_parent(name: str) -> bool:
 
 
 def is_run(folder: Path) -> bool:
-    """Returns whether a folder is a run directory, even a damaged one."""
-    return (folder / STATUS).is_file() or (folder / CONFIG).is_file()
+    """Returns whether a folder is a run directory, even a damaged one. Other programs write a `config.txt` too."""
+    if (folder / STATUS).is_file():
+        return True
+    return (folder / CONFIG).is_file() and ((folder / "checkpoints").is_dir() or _has_settings(folder / CONFIG))
+
+
+def _has_settings(file: Path) -> bool:
+    """Returns whether a file begins with settings of a run, or with their number."""
+    try:
+        with file.open("rb") as opened:
+            return _SETTINGS.search(opened.read(_BEGINNING)) is not None
+    except OSError:
+        return False
 
 
 def read_record(folder: Path, path: str) -> RunRecord:
@@ -123,14 +139,12 @@ def read_record(folder: Path, path: str) -> RunRecord:
 def _settings(text: str) -> dict[str, Any]:
     """Returns dotted name -> value of each line `name: value` of a config.
 
-    Numbers, None and quoted texts are values of Python; everything else is text.
+    Numbers, None and quoted texts are values of Python; everything else is text. Code has today's names, also where an
+    earlier version of the engine stored others, so that the same code is no difference between two runs.
     """
-    found = {}
-    for line in text.splitlines():
-        name, colon, value = line.partition(": ")
-        if colon and not line.startswith("#"):
-            found[name] = plain(value)
-    return found
+    parts = [line.partition(": ") for line in text.splitlines() if not line.startswith("#")]
+    settings = current_settings({name: value for name, colon, value in parts if colon})
+    return {name: plain(value) for name, value in settings.items()}
 
 
 def plain(text: str) -> Any:

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from engine.base import formatting, json_text
 from engine.base.errors import RunError
 from engine.cluster import group
-from engine.config.old_names import current
 from engine.config.schema import Stop as StopConfig
-from engine.config.zoo import canonical
+from engine.config.zoo import current_settings
 from engine.metrics.direction import mode_of
 from engine.run.directory import RunDirectory
 
@@ -91,7 +90,7 @@ def _comparable(settings: Mapping[str, str]) -> dict[str, str]:
 
     An earlier version stored other names of the zoo's code, and the mode max where the default is auto today.
     """
-    found = {name: canonical(current(text)) if name.endswith(".target") else text for name, text in settings.items()}
+    found = current_settings(settings)
     if "stop.mode" in found:
         found["stop.mode"] = mode_of(found["stop.mode"], found.get("stop.metric", ""))
     return found

@@ -54,12 +54,22 @@ def test_only_runs_that_changed_are_read_again(tmp_path, monkeypatch):
     assert index.find_runs(tmp_path).runs[0].config == {} and read == ["b", "a"]
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"version": 0, "runs": {}}', '{"version": 1, "runs": {"a": {}}}'])
+@pytest.mark.parametrize("content", ["", "[]", '{"version": 0, "runs": {}}', '{"version": 2, "runs": {"a": {}}}'])
 def test_damaged_index_is_replaced(tmp_path, content):
     make_run(tmp_path / "a")
     (tmp_path / index.INDEX).write_text(content)
     assert paths(index.find_runs(tmp_path)) == ["a"]
     assert '"a"' in (tmp_path / index.INDEX).read_text()
+
+
+def test_config_of_another_program_is_no_run(tmp_path):
+    make_run(tmp_path / "a")
+    for name, text in (("foreign", "colour: red\n"), ("binary", "\x00\x01"), ("cut", "# 95 settings\n"), ("old", "")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.txt").write_text(text)
+    (tmp_path / "old" / "config.txt").write_text("name: x\ntask.target: models.digits.Digits\n")
+    found = index.find_runs(tmp_path)
+    assert paths(found) == ["a", "cut", "old"] and found.others == ["binary", "foreign"]
 
 
 def test_run_that_was_removed_leaves_the_list(tmp_path):

@@ -65,3 +65,11 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_kept(tmp_path, name, text,
 )
 def test_text_of_a_config_is_read_as_its_value(text, value):
     assert record.plain(text) == value and type(record.plain(text)) is type(value)
+
+
+def test_names_of_earlier_versions_are_those_of_today(tmp_path):
+    run = make_run(tmp_path / "a")
+    (run / "config.txt").write_text("task.target: models.digits.Digits\ndata.target: mine.scans\ntask.width: 3\n")
+    assert record.read_record(run, "a").config == {
+        "task.target": "convoy_zoo.models.digits.Digits", "data.target": "mine.scans", "task.width": 3,
+    }  # fmt: skip
