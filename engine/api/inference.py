@@ -16,7 +16,7 @@ from engine.api.lineage import PredictionLineage, record_export
 from engine.api.prediction_files import check_prediction_file, open_prediction_file
 from engine.api.predictions import EXAMPLE, Columns, Predictor
 from engine.api.results import Results, StepResults
-from engine.api.saved_evaluations import SavedEvaluations, choose_steps, inform, warn
+from engine.api.saved_evaluations import SavedEvaluations, choose_steps, log
 from engine.api.saved_program import open_program
 from engine.api.saved_run import SavedRun
 from engine.base.errors import ConfigError, DataError, did_you_mean
@@ -77,7 +77,7 @@ def evaluate_steps(
     evaluation_data: Mapping[str, Readable] | None = None,
     overrides: Sequence[str] = (),
     on_results: Callable[[dict[str, Result]], None] = lambda results: None,
-    on_message: Callable[[str], None] = warn,
+    on_message: Callable[[str], None] = log,
 ) -> StepResults:
     """Runs all evaluations of a run on several checkpoints; compiles them once. Otherwise as `evaluate`.
 
@@ -106,7 +106,7 @@ def run_steps(
     for step in chosen:
         if group.is_primary():
             text = saved.describe_choice(step, words[0] if len(words) == 1 else step)
-            inform(evaluations.say, f"evaluating {saved.directory} at {text}")
+            evaluations.say(f"evaluating {saved.directory} at {text}")
         found.append(Results(evaluations.run(step)))
         on_results(found[-1])
     return found
@@ -126,7 +126,7 @@ def predict(
     figures: int = 0,
     fields: Sequence[str] = (),
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-    on_message: Callable[[str], None] = warn,
+    on_message: Callable[[str], None] = log,
 ) -> dict[str, np.ndarray]:
     """Runs `Task.predict` of a run over a dataset, each example once and in order. Needs no training data.
 
@@ -182,7 +182,7 @@ def predict(
     with out_of_memory_reported(config.train, mesh), peer_failure.lost_peers_reported():
         chosen = group.run_on_primary(lambda: saved.choose(step), "the choice of the checkpoint")
         if group.is_primary():
-            inform(on_message, f"predicting with {saved.directory} at {saved.describe_choice(chosen, step)}")
+            on_message(f"predicting with {saved.directory} at {saved.describe_choice(chosen, step)}")
         predictor = Predictor(source, section, program, size, where, fields)
         batches = predictor.run(saved.weights(chosen, program), lambda done: on_progress(done, predictor.examples))
         if path is None:
@@ -201,7 +201,7 @@ def predict(
             with _write_errors_reported(folder):
                 remove_figures(folder, FIGURE, drawn)  # those of earlier predictions
             if drawn:
-                inform(on_message, f"figures: {folder}")
+                on_message(f"figures: {folder}")
     return {}
 
 
@@ -269,7 +269,7 @@ def export(run: str | Path, file: str | Path, *, step: int | str | None = None, 
     """
     saved = SavedRun(run)
     task = saved.build_task() if task is None else task
-    _, program = open_program(task, saved.config, (), (), warn)
+    _, program = open_program(task, saved.config, (), (), log)
     with peer_failure.lost_peers_reported():
         chosen = group.run_on_primary(lambda: saved.choose(step), "the choice of the checkpoint")
         weights = saved.weights(chosen, program).to_tree()

@@ -20,6 +20,7 @@ from engine.compile.build import build_task
 from engine.compile.out_of_memory import out_of_memory_reported
 from engine.config.target import check
 from engine.config.text import field_texts
+from engine.config.zoo import current_settings
 from engine.data.adapt import Readable, build_source, limit_source
 from engine.data.source import BaseSource
 from engine.loop.evaluation import Evaluator, build_evaluations
@@ -29,6 +30,8 @@ from engine.run.jsonl import open_for_append
 from engine.storage.mounts import address_of_copy, shown
 from engine.training.task import Task
 
+_WARNING = "warning: "  # how a sentence for the user begins that is one
+
 type OnBatch = Callable[[str, int, int], None]
 
 # Settings that change how an evaluation is computed, but not its result beyond rounding.
@@ -37,17 +40,10 @@ SCHEDULE = ("every", "at_start", "at_end")  # settings of an evaluation that onl
 LISTING = ("worst", "score", "worst_mode", "figures", "per_example")  # settings that change no metric
 
 
-def warn(text: str) -> None:
-    """Logs a sentence for the user as a warning."""
-    logging.getLogger("convoy").warning(text.removeprefix("warning: "))
-
-
-def inform(say: Callable[[str], None], text: str) -> None:
-    """Says a sentence that is no warning: where `warn` says the others, it is logged as information."""
-    if say is warn:
-        logging.getLogger("convoy").info(text)
-    else:
-        say(text)
+def log(text: str) -> None:
+    """Logs a sentence for the user: as a warning where it begins with "warning: ", else as information."""
+    level = logging.WARNING if text.startswith(_WARNING) else logging.INFO
+    logging.getLogger("convoy").log(level, text.removeprefix(_WARNING))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,7 +174,7 @@ class SavedEvaluations:
         if address_of_copy(path) is not None:
             if not self._warned:
                 self._warned = True
-                self.say(f"{shown(path)}: is read without a mount, so the results are not stored.")
+                self.say(f"{_WARNING}{shown(path)}: is read without a mount, so the results are not stored.")
             return
         try:
             file = open_for_append(path)
@@ -189,12 +185,14 @@ class SavedEvaluations:
             path = self.saved.directory.figures
             write_figures(path, found, result.step)
             if any(isinstance(value, Image) and value.file for value in found.values()):
-                inform(self.say, f"figures of step {result.step}: {path / result.evaluation / str(result.step)}")
+                self.say(f"figures of step {result.step}: {path / result.evaluation / str(result.step)}")
         except OSError as error:
             if not self._warned:
                 self._warned = True
                 what = "results" if path == self.saved.directory.evaluations else "figures"
-                self.say(f"{path}: cannot be written ({error.strerror or error}), so the {what} are not stored.")
+                self.say(
+                    f"{_WARNING}{path}: cannot be written ({error.strerror or error}), so the {what} are not stored."
+                )
 
 
 _SHAPE = {
@@ -221,6 +219,9 @@ def read_results(path: Path, say: Callable[[str], None] = lambda text: None) -> 
         raise RunError(f"{path}: cannot be read ({error.strerror or error}). Move the file away.") from error
     if note := found.note(shown(path)):
         say(f"warning: {note}")
+    for fields in found.values:
+        for part in ("settings", "section"):
+            fields[part] = current_settings(fields.get(part, {}))
     return [StoredResults(**fields) for fields in found.values]
 
 

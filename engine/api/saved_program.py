@@ -82,9 +82,9 @@ def _open(
             continue
         if first is not None and group.is_primary():
             say(
-                f"the mesh of the run ({spec_text(config.mesh)}) does not fit here, so {axes_text(program.mesh.shape)} "
-                f"is used, on {len(chosen)} of {len(found)} device{'s' * (len(found) > 1)}. "
-                "--config.mesh.NAME=N chooses another."
+                f"warning: the mesh of the run ({spec_text(config.mesh)}) does not fit here, so "
+                f"{axes_text(program.mesh.shape)} is used, on {len(chosen)} of {len(found)} "
+                f"device{'s' * (len(found) > 1)}. --config.mesh.NAME=N chooses another."
             )
         return spec, program
     assert first is not None

@@ -83,6 +83,7 @@ def test_objects_are_passed_again_to_use_the_run(trained):
 def test_missing_objects_are_named(trained, capsys):
     path, _, _ = trained
     text = r"started from Python with an object of tests.predicting.Predict, .*engine.load\(run, task=...\)"
+    text += r", engine.evaluate\(run, .*evaluation_data=...\)"
     for use in (engine.load, engine.evaluate, lambda run: engine.train(str(run), workdir=run)):
         with pytest.raises(ConfigError, match=text):
             use(path)

@@ -1,12 +1,13 @@
 """Evaluations of saved checkpoints: stored results, and several steps."""
 
+import logging
 import shutil
 
 import pytest
 
 import engine
 from engine.api import inference
-from engine.api.saved_evaluations import choose_steps
+from engine.api.saved_evaluations import choose_steps, log, read_results
 from engine.api.saved_run import SavedRun
 from engine.base.errors import CheckpointError, ConfigError
 from engine.cli.main import main
@@ -98,3 +99,21 @@ def test_slices_and_worst_examples_of_an_existing_run_are_printed_and_stored(run
     assert len(line.metrics["heldout/worst_examples"]["loss"]) == 3
     assert line.section["slices.high.target"] == "tests.measuring.is_high"
     assert not line.section.keys() & {"worst", "score", "worst_mode"}  # earlier results have none and stay valid
+
+
+def test_sentences_are_warnings_only_where_they_say_so(caplog):
+    with caplog.at_level(logging.INFO, "convoy"):
+        for text in ("warning: the mesh does not fit.", "evaluating runs/a at step 3"):
+            log(text)
+    found = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert found == [("WARNING", "the mesh does not fit."), ("INFO", "evaluating runs/a at step 3")]
+
+
+def test_stored_results_have_the_names_of_today(tmp_path):
+    (tmp_path / "evaluations.jsonl").write_text(
+        '{"step": 2, "evaluation": "heldout", "metrics": {}, "settings": {"task.target": "models.digits.Digits"}, '
+        '"section": {"data.target": "models.digits.scans", "batch_size": "8"}, "time": ""}\n'
+    )
+    [found] = read_results(tmp_path / "evaluations.jsonl")
+    assert found.settings == {"task.target": "convoy_zoo.models.digits.Digits"}
+    assert found.section == {"data.target": "convoy_zoo.models.digits.scans", "batch_size": "8"}

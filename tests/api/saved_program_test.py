@@ -45,8 +45,8 @@ def test_another_mesh_is_used_on_other_devices_and_a_sentence_says_so(run):
     axes, said = opened(run, 4)
     assert axes == {"data": 2, "fsdp": 2}
     assert said == (
-        "the mesh of the run (data=4 x fsdp=2) does not fit here, so data=2 x fsdp=2 is used, on 4 of 4 devices. "
-        "--config.mesh.NAME=N chooses another."
+        "warning: the mesh of the run (data=4 x fsdp=2) does not fit here, so data=2 x fsdp=2 is used, on 4 of 4 "
+        "devices. --config.mesh.NAME=N chooses another."
     )
     assert opened(run, 1)[0] == {}
     assert opened(run, 8, batch_sizes=(16, 6))[0] == {"fsdp": 2}
