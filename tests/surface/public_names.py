@@ -1,6 +1,7 @@
-"""The public names of the engine: those of `__all__` of its public modules, and others that the reference documents."""
+"""The public names of the engine: those of `__all__` of its public modules, and others that pages document."""
 
 import importlib
+import importlib.util
 import re
 from typing import Any
 
@@ -17,7 +18,7 @@ MODULES = (engine, engine.config, engine.layers, engine.metrics, engine.plot, en
 
 
 def texts() -> dict[str, str]:
-    """Returns the text of each public module by name; "documented" holds the names that only the reference lists."""
+    """Returns the text of each public module by name; "documented" holds the others that pages of the docs name."""
     names = {module.__name__: {name: getattr(module, name) for name in module.__all__} for module in MODULES}
     names["documented"] = _documented({f"{module}.{name}" for module in names for name in names[module]})
     public = {name for objects in names.values() for name in objects}
@@ -25,11 +26,22 @@ def texts() -> dict[str, str]:
 
 
 def _documented(listed: set[str]) -> dict[str, Any]:
-    """Returns name -> object of the names that `docs/reference/` imports from modules that are not public."""
+    """Returns name -> object of what pages list or import from modules that are not public."""
     found = {}
-    for page in sorted((ROOT / "docs" / "reference").glob("*.md")):
-        for path in re.findall(r"^- `(engine[\w.]*)`: ", page.read_text(encoding="utf-8"), re.MULTILINE):
-            if path not in listed:
-                module, _, name = path.rpartition(".")
+    for page in sorted((ROOT / "docs").glob("**/*.md")):
+        text = page.read_text(encoding="utf-8")
+        paths = re.findall(r"^- `(engine[\w.]*)`: ", text, re.MULTILINE) if page.parent.name == "reference" else []
+        for module, names in re.findall(r"^ *from (engine[\w.]*) import ([\w, ]+)$", text, re.MULTILINE):
+            paths += [f"{module}.{name.partition(' as ')[0].strip()}" for name in names.split(",")]
+        for path in paths:
+            module, _, name = path.rpartition(".")
+            if path not in listed and not _is_module(path):
                 found[name] = getattr(importlib.import_module(module), name)
     return found
+
+
+def _is_module(path: str) -> bool:
+    try:
+        return importlib.util.find_spec(path) is not None
+    except ModuleNotFoundError:  # the name before the last dot is a class or a function
+        return False
