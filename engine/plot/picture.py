@@ -35,10 +35,11 @@ def write_picture(path: Path, panels: Sequence[Panel]) -> None:
     figure = figures.Figure(figsize=(columns * _WIDTH, rows * _HEIGHT), layout="constrained", dpi=150)
     for number, panel in enumerate(panels, 1):
         axes = figure.add_subplot(rows, columns, number)
-        for label, curve in panel.curves.items():
+        for above, (label, curve) in zip(reversed(range(len(panel.curves))), panel.curves.items(), strict=True):
             marker = "." if len(curve) < 30 else ""
             shown = label if len(label) <= _LONGEST else f"...{label[3 - _LONGEST :]}"
-            axes.plot(list(curve), list(curve.values()), label=shown, marker=marker)
+            # A curve is wider than those above it, so that one that is covered is seen.
+            axes.plot(list(curve), list(curve.values()), label=shown, marker=marker, linewidth=1.5 + 1.5 * min(above, 2))
         axes.set_title(panel.title)
         axes.set_yscale("log" if panel.is_log else "linear")
         axes.set_xlabel("step")

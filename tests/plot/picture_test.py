@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,13 @@ PANELS = [Panel("loss", {"train": {1: 100.0, 2: 1.0}, "val": {2: 2.0}}), Panel("
 def test_picture_is_written(name, begin, tmp_path):
     write_picture(tmp_path / name, PANELS)
     assert (tmp_path / name).read_bytes().startswith(begin)
+
+
+def test_curve_that_another_covers_is_seen(tmp_path):
+    same = {0: 1.0, 1: 1.0}
+    write_picture(tmp_path / "a.svg", [Panel("loss", {"first": same, "second": same, "third": same})])
+    widths = re.findall(r"stroke-width: ([\d.]+); stroke-linecap: square", (tmp_path / "a.svg").read_text())
+    assert {"4.5", "3", "1.5"} <= {*widths}
 
 
 def test_folder_that_does_not_exist_is_an_error(tmp_path):
