@@ -91,8 +91,10 @@ MEASURE = """
 import os
 from engine.cluster import cluster_detection, processes
 processes.initialize(cluster_detection.detect({}, os.environ).process)
+from engine.loop import per_example
 from tests import measuring
-print(measuring.results())
+per_example.TOGETHER = 4  # so that the tags of examples need several messages
+print(*measuring.results())
 processes.leave()
 """
 
@@ -100,7 +102,8 @@ processes.leave()
 @pytest.mark.parametrize("processes", [2, 3])
 def test_several_processes_measure_what_one_measures(processes):
     lines = runs.lines_by_process(MEASURE, processes=processes)
-    assert {lines[str(i)][-1] for i in range(processes)} == {measuring.results(devices=2)}
+    results, file = measuring.results(devices=2)
+    assert [lines[str(i)][-1].rstrip() for i in range(processes)] == [f"{results} {file}", *[results] * (processes - 1)]
 
 
 def test_only_the_primary_writes_files(pair):

@@ -37,7 +37,7 @@ type OnBatch = Callable[[str, int, int], None]
 # Settings that change how an evaluation is computed, but not its result beyond rounding.
 NOT_COMPARED = ("mesh.", "sharding.", "cache.", "log.", "data.")
 SCHEDULE = ("every", "at_start", "at_end")  # settings of an evaluation that only choose its steps
-LISTING = ("worst", "score", "worst_mode", "figures", "per_example")  # settings that change no metric
+LISTING = ("worst", "score", "worst_mode", "figures", "per_example", "tags")  # settings that change no metric
 
 
 def log(text: str) -> None:
@@ -250,7 +250,10 @@ def _settings(
         if name in data:
             own[f"{prefix}data"] = f"an object with the content {data[name].fingerprint()}"
         section = {field.removeprefix(prefix): text for field, text in new.items() if field.startswith(prefix)}
-        found[name] = own, {field: text for field, text in section.items() if field not in (*SCHEDULE, *LISTING)}
+        found[name] = (
+            own,
+            {field: text for field, text in section.items() if field.partition(".")[0] not in (*SCHEDULE, *LISTING)},
+        )
     return found
 
 

@@ -28,7 +28,7 @@ from engine.config.instances import section_of
 from engine.config.override import apply
 from engine.config.schema import Config, Data, Evaluation, MeshSpec, Target, field_names
 from engine.config.setting import AUTO
-from engine.config.target import is_found
+from engine.config.target import is_found, tag_functions
 from engine.config.text import from_text
 from engine.config.validation import validate
 from engine.data.adapt import Readable
@@ -175,6 +175,7 @@ class SavedRun:
         """Appends the folders of the run's code to sys.path if a target is not found; explains a ConfigError inside."""
         found, names = self.code, [task.target, *(e.data.target for e in evaluations.values())]
         names += [section.target for e in evaluations.values() for section in e.slices.values()]
+        names += tag_functions(evaluations)
         inside = self.directory.path.resolve()  # never import from there, see docs/runs.md
         folders = [Path(folder) for folder in found.folders if not Path(folder).resolve().is_relative_to(inside)]
         if not all(map(is_found, names)):

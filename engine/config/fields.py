@@ -76,8 +76,8 @@ def _slot(hint: object, setting: Setting) -> Slot:
     arguments = typing.get_args(hint)
     if isinstance(hint, types.UnionType):
         return Slot(types=arguments, setting=setting)
-    if typing.get_origin(hint) is Mapping and isinstance(arguments[1], type):
-        return Slot(entries=arguments[1], setting=setting)
+    if typing.get_origin(hint) is Mapping and isinstance(entry := arguments[1], type) and entry is not str:
+        return Slot(entries=entry, setting=setting)
     return Slot(open=True, setting=setting)
 
 
@@ -112,9 +112,10 @@ def join(path: str, name: object) -> str:
 def unknown_field(path: str, section: type) -> UnknownFieldError:
     """Returns the error for a field that `section` does not have; suggests similar names, first of the same section."""
     parent, _, leaf = path.rpartition(".")
-    siblings = field_names(section)
-    similar = [join(parent, name) for name in near_names(leaf, siblings)]
-    similar = similar or _with_leaf(leaf, list(closed_paths(section, parent))) or _with_leaf(leaf, list(closed_paths()))
+    siblings, below = field_names(section), list(closed_paths(section, parent))
+    similar = [path for path in below if path.endswith(f".{leaf}")][:3]
+    similar = similar or [join(parent, name) for name in near_names(leaf, siblings)]
+    similar = similar or _with_leaf(leaf, below) or _with_leaf(leaf, list(closed_paths()))
     suggestion = f"Did you mean {' or '.join(similar)}? " if similar else ""
     return UnknownFieldError(path, "unknown field", f"{suggestion}Fields here: {', '.join(siblings)}.")
 

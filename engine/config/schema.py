@@ -310,6 +310,7 @@ class Evaluation:
     )
     worst_mode: str = setting("auto", "Which score is worst: max, min, or auto: as the metric or its name says.", MODE)
     per_example: bool = setting(False, "Keep the metrics of each example in per_example/*/STEP.parquet.")
+    tags: Mapping[str, str] = table("Name -> entry of the examples, or function of one, to keep with per_example.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from engine.base.errors import ConfigError, FieldError, did_you_mean, near_names
 from engine.base.user_errors import add_target_package
 from engine.config import zoo
 from engine.config.old_names import current
-from engine.config.schema import Config, Target, field_names, user_targets
+from engine.config.schema import Config, Evaluation, Target, field_names, user_targets
 
 INSTANCE = "engine.config.instances.Instance"
 """Target of the sections of objects that `engine.train` received."""
@@ -218,7 +218,14 @@ def target_names(config: Config) -> list[str]:
     """
     slices = (section for evaluation in config.evaluations.values() for section in evaluation.slices.values())
     sections = (*user_targets(config).values(), *slices)
-    return [str(s.arguments["type"]) if s.target == INSTANCE else s.target for s in sections]
+    found = [str(s.arguments["type"]) if s.target == INSTANCE else s.target for s in sections]
+    return found + tag_functions(config.evaluations)
+
+
+def tag_functions(evaluations: Mapping[str, Evaluation]) -> list[str]:
+    """Returns the dotted paths of functions in the tags of evaluations. An entry with a dot in its name is like one."""
+    tags = (tag for evaluation in evaluations.values() for tag in evaluation.tags.values())
+    return [tag for tag in tags if isinstance(tag, str) and "." in tag]
 
 
 def check_targets(config: Config) -> None:

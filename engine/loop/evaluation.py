@@ -14,7 +14,6 @@ import jax
 
 from engine.base.duration import Period, RunSize
 from engine.base.errors import ConfigError, ConvoyError, TaskError, did_you_mean
-from engine.cluster import group
 from engine.compile.compiler import ProgramCompiler
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.evaluation_step import Built, evaluation_step
@@ -75,8 +74,8 @@ class Evaluator:
         self.unweighted: list[str] = []
         """Metrics of the latest run whose total weight was 0, so that they have no value."""
         functions = build_slices(config.slices, where)
-        if functions or config.worst or config.per_example:
-            _check_unpacked(source, f"{where}.{'slices' if functions else 'worst' if config.worst else 'per_example'}")
+        if functions or config.worst:
+            _check_unpacked(source, f"{where}.{'slices' if functions else 'worst'}")
         self._slices = Slices.of(functions, first_example(source), where) if functions else NO_SLICES
         ranking = Ranking(config.worst, config.score, MODES[config.worst_mode], config.per_example)
 
@@ -96,16 +95,12 @@ class Evaluator:
             raise TaskError(f"{where}: {type(program.task).__name__}.evaluate returned no metric.")
         if config.score is not None or config.worst:
             self._check_score(where)
-        if config.per_example:
-            from engine.metrics.example_file import check_storable
-
-            check_storable(self._states.abstract, len(source), where)
         self._by_row = self._by_row and not program.task.mixes_rows
         self._remainder = 0 if self._by_row else len(source) % batch_size  # rows of a last batch that is not padded
         if self._remainder:
             evaluation_step(program, spec, self._remainder, where=where, adds_loss=self._step.adds_loss)
         self._full = len(source) >= batch_size or not self._remainder  # whether a batch of the full size is read
-        self._figures = self._worst = None
+        self._figures = self._worst = self._per_example = None
         if config.figures:  # few evaluations have figures and tables, so that other runs do not import them
             from engine.loop.figures import Figures
 
@@ -114,6 +109,15 @@ class Evaluator:
             from engine.loop.worst_examples import WorstExamples
 
             self._worst = WorstExamples(source)
+        if config.per_example:
+            from engine.loop.per_example import PerExample
+
+            self._per_example = PerExample(config, source, self._states, where)
+            if is_packed(source):
+                self.warnings.append(
+                    f"{where}.per_example: a row of {source_name(source)} holds several packed examples. The metrics "
+                    "of each row are kept, as if it were one example."
+                )
 
     def check_rows(self) -> None:
         """Raises TaskError if rows that do not count would change the metrics. It may run the Task on the devices."""
@@ -136,7 +140,7 @@ class Evaluator:
             batch_size=self.batch_size,
             sharding=self._program.batch_sharding,
             exact_last=not self._by_row,
-            keep_text=bool(self._slices.on_host),
+            keep_text=bool(self._slices.on_host) or bool(self._per_example and self._per_example.reads_batches),
         )
 
     def period(self, run: RunSize) -> Period:
@@ -273,17 +277,19 @@ class Evaluator:
         if self._figures is not None:
             drawn = self._figures.draw(params, model_state, merged.worst()[1].tolist(), step, on_progress)
             results |= {f"{self.name}/{name}": image for name, image in drawn.items()}
-        if self.config.per_example and group.is_primary():
-            from engine.metrics.example_file import file_of
-
-            results |= file_of(self.name, step, merged.each())
+        if self._per_example is not None:
+            results |= self._per_example.results(self.name, step, merged)
         return results
 
     def _batches(self) -> Generator[tuple[Batch, Mapping[str, jax.Array] | None]]:
         """Yields each batch, and the masks of its slices that are computed on the host."""
+        if self._per_example is not None:
+            self._per_example.start()
         with contextlib.closing(self._feed.with_host_batches()) as pairs:
             for number, (batch, on_host) in enumerate(pairs):
                 members = None
+                if self._per_example is not None:
+                    self._per_example.add(on_host, self._feed.positions(number), self._feed.addresses)
                 if self._slices.on_host:
                     members = self._feed.to_global(self._slices.members(on_host), number)
                 yield batch, members

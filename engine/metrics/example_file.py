@@ -50,20 +50,21 @@ def pyarrow(field: str) -> ModuleType:
     return found
 
 
-def check_storable(metrics: Mapping[str, Metric], examples: int, where: str) -> None:
+def check_storable(metrics: Mapping[str, Metric], examples: int, where: str, tags: int = 0) -> None:
     """Checks, before an evaluation, that the metrics of its examples can be stored.
 
     Args:
         metrics: the metrics of a batch; their arrays may be abstract, `[batch, ...]`.
         examples: number of examples.
         where: config section of the evaluation.
+        tags: bytes of the tags of an example.
 
     Raises:
         ConfigError: pyarrow is missing, or a file would be larger than LARGEST_GIB.
         TaskError: a setting of a metric cannot be stored.
     """
     pyarrow(f"{where}.per_example")
-    size = 0
+    size = tags
     for name, metric in metrics.items():
         _about(name, metric, where)
         size += sum(4 * int(np.prod(getattr(metric, field).shape[1:])) for field, _ in array_fields(metric))

@@ -12,6 +12,7 @@ from engine.api.saved_run import SavedRun
 from engine.base.errors import CheckpointError, ConfigError
 from engine.cli.main import main
 from engine.data.source import limited
+from engine.metrics.example_file import read_parquet
 from tests import evaluated, zoo
 from tests.evaluated import SMALL, stored
 
@@ -92,13 +93,17 @@ def test_run_without_evaluations_says_how_to_add_one(run):
 
 def test_slices_and_worst_examples_of_an_existing_run_are_printed_and_stored(run, capsys):
     flags = ["--evaluations.heldout.slices.high.target=tests.measuring.is_high", "--evaluations.heldout.worst=3"]
+    flags += ["--evaluations.heldout.per_example=True", "--evaluations.heldout.tags.class=y"]
     assert main(["evaluate", str(run), "--step=2", *flags]) == 0
     assert "\nheldout/worst_examples (largest loss first):\n  example" in capsys.readouterr().out
     [line] = stored(run)
     assert line.metrics.keys() >= {"heldout/high/loss", "heldout/high/examples", "heldout/worst_slices"}
     assert len(line.metrics["heldout/worst_examples"]["loss"]) == 3
     assert line.section["slices.high.target"] == "tests.measuring.is_high"
-    assert not line.section.keys() & {"worst", "score", "worst_mode"}  # earlier results have none and stay valid
+    listing = {"worst", "score", "worst_mode", "tags.class", "tags"}
+    assert not line.section.keys() & listing  # earlier results have none and stay valid
+    kept = read_parquet(run / "per_example" / "heldout" / "2.parquet")
+    assert kept.tags["class"].tolist() == zoo.examples(37, seed=9)["y"].tolist()
 
 
 def test_sentences_are_warnings_only_where_they_say_so(caplog):

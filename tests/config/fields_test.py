@@ -20,7 +20,7 @@ def test_slots_describe_the_schema():
     assert slots(Config)["train"] == Slot(section=Train)
     assert slots(Config)["evaluations"] == Slot(entries=Evaluation)
     assert slots(Optimizer)["groups"] == Slot(entries=Group)
-    assert slots(Config)["tiny"] == OPEN
+    assert slots(Config)["tiny"] == slots(Evaluation)["tags"] == OPEN
     assert slots(Train)["seed"] == Slot(types=(int,))
     assert slots(Checkpoint)["every"].optional and not slots(Train)["total"].optional
     assert slots(Evaluation)["data"] == slots(Config)["data"]

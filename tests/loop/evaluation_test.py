@@ -4,7 +4,6 @@ import dataclasses
 import os
 import signal
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,20 +13,16 @@ import optax
 import pytest
 
 import engine
-from engine import ArraySource, Balanced, Mean, Mixture, Packed, metrics
-from engine.base import json_text
+from engine import Mean, metrics
 from engine.base.errors import ConfigError, ShardingError, TaskError
 from engine.cli.main import main
-from engine.config.schema import Data, MeshSpec, Target
 from engine.config.schema import Evaluation as Config
-from engine.experiments import resampling
+from engine.config.schema import MeshSpec
 from engine.loop.evaluation import Evaluator, build_evaluations, check_watched
 from engine.loop.preemption import Preemption
-from engine.metrics.example_file import read_parquet
 from engine.metrics.results import json_values, scalars
 from tests import runs, zoo
-from tests.measuring import SLICED, Measure
-from tests.predicting import NAMES, SIZES, Ragged, Unreadable, bucketed
+from tests.measuring import Measure
 
 N = 37  # not a multiple of any batch size here
 
@@ -59,13 +54,21 @@ def expected(program, state):
     }
 
 
+@pytest.fixture(scope="module", params=[None, MeshSpec(data=2, fsdp=4)], ids=["one-device", "eight-devices"])
+def trained(request):
+    """A program with dropout, which evaluations do not have, and its state after two steps."""
+    program = zoo.program(zoo.Classify("cnn", dropout=0.5), mesh=request.param)
+    return request.param, program, zoo.run(program, zoo.batches(2))[0]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("task", [zoo.Classify("cnn"), Sums("cnn")], ids=["by-row", "sums"])
-@pytest.mark.parametrize("mesh", [None, MeshSpec(data=2, fsdp=4)], ids=["one-device", "eight-devices"])
-def test_each_example_counts_once_for_any_batch_size(task, mesh):
-    program = zoo.program(task, mesh=mesh)
-    state, _ = zoo.run(program, zoo.batches(2))
-    assert evaluation(program).run(state) == pytest.approx(expected(program, state), rel=1e-5)
+def test_each_example_counts_once_for_any_batch_size_and_the_state_is_kept(trained):
+    mesh, program, state = trained
+    before, wanted = jax.device_get(state), pytest.approx(expected(program, state), rel=1e-5)
+    by_row, sums = evaluation(program), evaluation(zoo.program(Sums("cnn"), mesh=mesh))
+    assert by_row.run(state) == by_row.run(state) == wanted
+    assert sums.run(state) == wanted
+    zoo.assert_equal(state, before)
 
 
 @pytest.mark.slow
@@ -94,150 +97,6 @@ def test_best_may_be_any_number_of_a_metric():
             check_watched({name: "checkpoint.best"}, [subject], [])
     assert not subject.is_known({"heldout/ap": 0.5})
     assert subject.is_known(scalars(subject.run(program.init()) or {}))
-
-
-@pytest.mark.slow
-def test_slices_are_evaluations_of_their_examples_on_any_mesh_with_any_batch_size(tmp_path):
-    slices = {"id": Target(target="tests.measuring.by_id"), **SLICED.slices}
-    config, bad = dataclasses.replace(SLICED, slices=slices, data=Data(on_error="skip"), per_example=True), (4, 36)
-    results, files = [], []
-    for mesh, batch_size in ((None, 37), (None, 10), (MeshSpec(data=2, fsdp=4), 16)):
-        program = zoo.program(Measure(), mesh=mesh)
-        subject = Evaluator("heldout", config, Unreadable(bad), program.evaluation, batch_size)
-        found = subject.run(program.init())
-        assert found is not None
-        files.append(found["heldout/per_example"])
-        results.append(json_values(found))
-    assert files[0].path == "per_example/heldout/0.parquet"
-    assert files[0].content == files[1].content == files[2].content
-    assert json_text.dumps(results[0]) == json_text.dumps(results[1]) == json_text.dumps(results[2])
-    data, kept = zoo.examples(N, seed=5), [i for i in range(N) if i not in bad]
-    members = {
-        "high": [i for i in kept if data["x"][i].mean() > 0.1],
-        **{f"class/{name}": [i for i in kept if data["y"][i] == y] for name, y in (("one", 1), ("two", 2))},
-        "odd": [i for i in kept if data["y"][i] % 2],
-        "id/short": [i for i in kept if len(NAMES[i]) < 9],
-        "id/zero": [i for i in kept if i % 10 == 0],
-    }
-    program = zoo.program(Measure())
-    for name, chosen in members.items():
-        alone = ArraySource({key: rows[chosen] for key, rows in data.items()})
-        whole = Evaluator("alone", Config(), alone, program.evaluation, 8).run(program.init())
-        assert whole is not None
-        expected = {key.replace("alone/", f"heldout/{name}/"): value for key, value in json_values(whole).items()}
-        assert json_text.dumps({key: results[0][key] for key in expected}) == json_text.dumps(expected)
-        assert results[0][f"heldout/{name}/examples"] == len(chosen)
-    scores = {i: np.quantile(data["x"][i], 0.9) for i in kept if data["valid"][i]}
-    worst = sorted(scores, key=lambda i: -scores[i])[:5]
-    assert results[0]["heldout/worst_examples"]["example"] == worst
-    assert results[0]["heldout/worst_examples"]["id"] == [NAMES[i] for i in worst]
-    assert_states_give(files[0].content, results[0], tmp_path / "0.parquet")
-    ranked = results[0]["heldout/worst_slices"]
-    assert sorted(ranked["slice"]) == sorted(members)  # the empty slice has no score
-    assert ranked["error/p90"] == sorted(ranked["error/p90"], reverse=True)
-
-
-class Mixing(Measure):
-    """Its last batch has its real size."""
-
-    mixes_rows = True
-
-
-@pytest.mark.slow
-def test_last_batch_of_real_size_belongs_to_slices_on_the_host():
-    program, by_id = zoo.program(Mixing(), mesh=MeshSpec(data=8)), {"id": Target(target="tests.measuring.by_id")}
-    found = Evaluator("heldout", Config(slices=by_id), Unreadable(), program.evaluation, 16).run(program.init())
-    assert found is not None
-    short = [i for i, name in enumerate(NAMES) if len(name) < 9]
-    assert short[-1] == 35 and found["heldout/id/short/examples"] == len(short)
-    assert len(json_values(found)["heldout/found/scores"]) == N
-
-
-def assert_states_give(content: bytes, wanted: Mapping[str, Any], path: Path) -> None:
-    """Asserts that the stored states of single examples merge to the results of all examples and of each slice."""
-    path.write_bytes(content)
-    stored = read_parquet(path)
-    for part, members in {"": np.ones(len(stored.indices), bool), **stored.slices}.items():
-        for name, metric in stored.metrics.items():
-            full = f"heldout/{part}/{name}".replace("//", "/")
-            found = resampling.results(full, metric, members.astype(np.int64))
-            assert found == {key: pytest.approx(wanted[key], rel=1e-12, nan_ok=True) for key in found}
-            assert found
-
-
-def test_bucketed_examples_are_sliced_and_named_by_their_index_with_one_program_per_length():
-    traced = []
-
-    class Points(zoo.Classify):
-        def evaluate(self, model, batch):
-            traced.append(batch["points"].shape)
-            return {"points": metrics.Sum.of(batch["points"] * batch["mask"])}
-
-    program = zoo.program(Points())
-    subject = Evaluator(
-        "heldout",
-        Config(slices=SLICED.slices, worst=4, score="points", worst_mode="min"),
-        bucketed(),
-        program.evaluation,
-        8,
-    )
-    traced.clear()
-    state = program.init()
-    assert subject.run(state) is not None
-    found = subject.run(state)
-    assert sorted(traced) == [(8, 2), (8, 8)]
-    assert found is not None
-    assert json_values(found)["heldout/worst_examples"]["example"] == sorted(range(N), key=lambda i: i * SIZES[i])[:4]
-    high = [i for i, x in enumerate(zoo.examples(N, seed=5)["x"]) if x.mean() > 0.1]
-    assert found["heldout/high/points"] == sum(i * SIZES[i] for i in high)
-
-
-def test_packed_rows_have_no_slices():
-    packed = Packed(Ragged(), 8, fields=["points"], split=False)
-    source = Mixture({"a": Balanced(packed, 1)}, {"a": 1})
-    for field, config in (("slices", Config(slices=SLICED.slices)), ("worst", Config(worst=1))):
-        with pytest.raises(TaskError, match=rf"^evaluations.heldout.{field}: a row of .*Mixture holds several packed"):
-            Evaluator("heldout", config, source, zoo.program(zoo.Classify()).evaluation, 8)
-
-
-def test_number_of_a_slice_may_select_the_best_and_its_name_must_be_free():
-    program = zoo.program(Measure())
-    subject = Evaluator("heldout", SLICED, zoo.source(N, seed=5), program.evaluation, 16)
-    check_watched({"heldout/class/one/error/p50": "checkpoint.best"}, [subject], [])
-
-    class Clash(zoo.Classify):
-        def evaluate(self, model, batch):
-            return {"high/examples": Mean.of(batch["x"])}
-
-    with pytest.raises(TaskError, match=r"heldout.slices: a slice and a metric, or two .* give 'high/examples'. Rena"):
-        evaluation(zoo.program(Clash()), slices={"high": SLICED.slices["high"]})
-
-
-def test_worst_examples_follow_the_direction_of_their_score():
-    program = zoo.program(zoo.Classify())
-    subject = evaluation(program, worst=3, score="accuracy")
-    table: Any = (subject.run(program.init()) or {})["heldout/worst_examples"]
-    assert table.title == "smallest accuracy first" and table.columns["accuracy"] == [0, 0, 0]
-    assert subject.warnings == []
-    assert evaluation(program, worst=3)._states.order_text == "largest loss first"
-    assert evaluation(program, worst=3, worst_mode="min")._states.order_text == "smallest loss first"
-
-
-def test_score_of_unknown_direction_is_a_warning():
-    class Length(zoo.Classify):
-        def evaluate(self, model, batch):
-            return {"length": Mean.of(batch["x"])}
-
-    [text] = evaluation(zoo.program(Length()), worst=3, score="length").warnings
-    assert text.startswith("evaluations.heldout.worst_mode: it is not known whether a large or a small length is bad")
-    assert evaluation(zoo.program(Length()), worst=3, score="length", worst_mode="max").warnings == []
-
-
-@pytest.mark.parametrize("score", ["confusion", "confusion/accurac", "found/image"])
-def test_score_that_is_no_number_of_its_metric_is_an_error(score):
-    text = rf"^evaluations.heldout.score = '{score}': '\w+' gives no number of this name\..* Numbers of it: "
-    with pytest.raises(TaskError, match=text):
-        evaluation(zoo.program(Measure()), worst=1, score=score)
 
 
 def test_names_that_need_examples_are_accepted_by_their_metric():
@@ -306,26 +165,15 @@ def test_results_of_a_run_are_logged_and_select_the_best_checkpoint(tmp_path, ca
 
 
 def test_preempted_evaluation_stops_after_the_batch_and_returns_none():
-    program = zoo.program(zoo.Classify())
-    state, _ = zoo.run(program, zoo.batches(1))
-    batches = []
+    program, batches = zoo.program(zoo.Classify()), []
 
     def on_batch():
         batches.append(1)
         os.kill(os.getpid(), signal.SIGTERM)
 
     with Preemption() as preemption:
-        assert evaluation(program, batch_size=8).run(state, preemption, on_batch) is None
+        assert evaluation(program, batch_size=8).run(program.init(), preemption, on_batch) is None
     assert len(batches) == 1
-
-
-def test_evaluation_is_deterministic_and_keeps_the_state():
-    program = zoo.program(zoo.Classify("cnn", dropout=0.5))
-    state, _ = zoo.run(program, zoo.batches(2))
-    before = jax.device_get(state)
-    subject = evaluation(program)
-    assert subject.run(state) == subject.run(state)
-    zoo.assert_equal(state, before)
 
 
 @pytest.mark.slow
