@@ -30,6 +30,7 @@ def get_config(folder="data/traffic"):
             type=dict(target="convoy_zoo.models.traffic.targets.of_type"),
         ),
         score="best/min_ade",
+        tags=dict(key="id", scene="scene"),
     )
     c.checkpoint.every = "1 epoch"
     c.checkpoint.best = "validation/best/min_ade"

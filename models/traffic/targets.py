@@ -34,7 +34,8 @@ class Targets:
     - `speed` float32 in metres per second, `future` float32 `[FUTURE, 2]` in metres.
     - `type` int32, index into TYPES; `group` int32, index into GROUPS: stands for all 8 s, else is stopped now, else
       turns, else drives straight.
-    - `near` int32: how many of the other agents in `agents` are within 20 m; `id` text.
+    - `near` int32: how many of the other agents in `agents` are within 20 m.
+    - `id`, `scene` text: the names of the agent and of its scene, which has up to eight agents to predict.
     - `lanes` float32 `[PIECES, 5, 2]`: points of the pieces in metres, to draw them.
 
     Args:
@@ -68,7 +69,7 @@ class Targets:
     def __getitem__(self, index):
         number, track = map(int, self.index[index])
         scene = self.scenes[number]
-        return {"id": f"{scene['scene_id']}-{track}", **target(scene, track)}
+        return {"id": f"{scene['scene_id']}-{track}", "scene": scene["scene_id"], **target(scene, track)}
 
     def fingerprint(self):
         """Returns what identifies the scenes and the agents."""

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from convoy_zoo.models.traffic.scenes import extract
+from convoy_zoo.configs import forecast_sim
+from convoy_zoo.models.traffic.scenes import VERSION, extract
 from convoy_zoo.models.traffic.targets import CURRENT, FUTURE, GROUPS, Targets, in_group, of_type, target
 from convoy_zoo.models.traffic.wayformer import TrafficForecast, constant_velocity
-from engine import DataError
+from engine import DataError, write_dataset
 from tests.merging import results
 from tests.models.traffic.recording import recording
 
@@ -23,6 +24,15 @@ def examples():
     whole = recording(agents=30)
     found = [extract(whole, np.random.default_rng(seed)) for seed in range(40)]
     return [target(scene, track) for scene in found for track in np.flatnonzero(scene["track_to_predict"]).tolist()]
+
+
+def test_test_is_tagged_by_agent_and_scene(tmp_path):
+    scenes = [{"scene_id": f"test-0-{n}", **extract(recording(agents=30), np.random.default_rng(n))} for n in range(2)]
+    write_dataset(scenes, tmp_path / f"test-v{VERSION}.arrayrecord", processes=1)
+    source, tags = Targets("test", str(tmp_path)), forecast_sim.get_config().evaluations.test.tags
+    names = [(example[tags.scene], example[tags.key]) for example in map(source.__getitem__, range(len(source)))]
+    assert {scene for scene, _ in names} == {"test-0-0", "test-0-1"}
+    assert len(set(names)) == len(names) > 2 and all(key.startswith(f"{scene}-") for scene, key in names)
 
 
 @pytest.fixture(scope="module")
