@@ -180,3 +180,13 @@ def _import(name: str) -> Any:
     for part in path.split("."):
         found = getattr(found, part)
     return found
+
+
+def slice_names(path: Path) -> list[str]:
+    """Returns the slices of a file, without the metrics of its examples. Raises as `read_parquet`."""
+    arrow = pyarrow(str(path))
+    try:
+        names = arrow.parquet.read_schema(path).names
+    except (OSError, arrow.ArrowException) as error:
+        raise RunError(f"{path}: cannot be read as the metrics of examples ({str(error).splitlines()[0]}).") from error
+    return [name.removeprefix(_SLICE) for name in names if name.startswith(_SLICE)]
