@@ -27,7 +27,10 @@ MEASURED = (
 )  # fmt: skip
 """Names of the metrics that the engine measures outside of the step."""
 _ALWAYS = ("optimizer.learning_rate", "train.total", "train.global_batch_size", "train.seed", "train.precision")
-_NO_HYPERPARAMETERS = ("name", "tiny.", "log.", "cache.", "checkpoint.", "profile.", "data.threads", "data.workers")
+_NO_HYPERPARAMETERS = (
+    "name", "tiny.", "log.", "cache.", "checkpoint.", "profile.", "evaluations.", "hooks.", "data.threads",
+    "data.workers",
+)  # fmt: skip
 _TRAIN, _SYSTEM = "train", "system"  # groups of tags
 _numbers = itertools.count()  # of the files of this process: two of one second would have one name
 _FLUSH_S = 5.0  # between two flushes of the event file, each of which waits for the disk

@@ -83,6 +83,7 @@ class Live:
         with self._lock:
             images = self._lost + sum(map(_images, self._waiting.values()))
         rows = self._sender.unsent()
+        self._warned = True  # what happens from here on is part of the sentence below
         if self._stopped or not (rows or images or self._thread.is_alive() or self._problem):
             return
         flags = [f"--{name}={value}" for name, value in self._tracker.flags.items()]

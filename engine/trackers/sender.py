@@ -48,12 +48,11 @@ class Sender:
             position.offset = 0  # another file: `last` says which of its values are new
         figures = self._directory.figures
         for lines in read_entries(self._directory.metrics, position.offset, figures, self._rich, ROWS):
-            new = [found for entry in lines.entries if (found := self._new_values(entry)).values]
+            last = dict(position.last)
+            new = [found for entry in lines.entries if (found := self._new_values(entry, last)).values]
             if new:
                 self._tracker.write(new)
-            for entry in new:
-                position.last.update(dict.fromkeys(entry.values, entry.step))
-            position.offset, position.kept = lines.end, self._tracker.kept
+            position.offset, position.last, position.kept = lines.end, last, self._tracker.kept
             self._file.write(position)
             self.rows, self.damaged = self.rows + len(lines.entries), self.damaged + lines.damaged
             on_sent(lines)
@@ -93,11 +92,13 @@ class Sender:
             self._position = position
         return self._position
 
-    def _new_values(self, entry: Entry) -> Entry:
-        """Returns the entry without the values of steps that were sent before: a resumed run repeats steps."""
-        if self._tracker.replaces:
-            return entry
-        assert self._position is not None
-        last = self._position.last
-        new = {tag: value for tag, value in entry.values.items() if entry.step > last.get(tag, -1)}
-        return Entry(entry.step, entry.time, new)
+    def _new_values(self, entry: Entry, last: dict[str, int]) -> Entry:
+        """Returns the entry without the values of steps that were sent before, and adds its steps to `last`.
+
+        A run repeats steps after a rollback, and when it is resumed.
+        """
+        if not self._tracker.replaces:
+            new = {tag: value for tag, value in entry.values.items() if entry.step > last.get(tag, -1)}
+            entry = Entry(entry.step, entry.time, new)
+        last.update(dict.fromkeys(entry.values, entry.step))
+        return entry

@@ -12,7 +12,9 @@ from engine.observe.tensorboard import EventFiles
 from engine.trackers.entries import Entry
 from engine.trackers.folders import folder_of_run
 from engine.trackers.run_info import RunInfo
-from engine.trackers.tracker import Tracker, as_text
+from engine.trackers.tracker import Tracker
+
+_TAGS = ("git.commit", "parent")  # listed as hyperparameters, since TensorBoard has no tags of runs
 
 
 class TensorBoard(Tracker):
@@ -39,7 +41,8 @@ class TensorBoard(Tracker):
         known = "run" in self.kept
         folder = folder_of_run(Path(self._folder), run.name, self.kept)
         values = {name: v if isinstance(v, bool | int | float) else str(v) for name, v in run.hyperparameters.items()}
-        self._events = EventFiles(folder, lambda: {} if known else {**values, **as_text(run.tags)}, lambda tag, _: tag)
+        values |= {name: run.tags[name] for name in _TAGS if name in run.tags}
+        self._events = EventFiles(folder, lambda: {} if known else values, lambda tag, _: tag)
 
     def write(self, entries: Sequence[Entry]) -> None:
         """Adds events."""

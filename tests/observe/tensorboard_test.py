@@ -7,7 +7,7 @@ import numpy as np
 from tensorboardX.proto import event_pb2, plugin_hparams_pb2
 
 from engine.base.duration import Duration
-from engine.config.schema import Config, Log, Train
+from engine.config.schema import Config, Evaluation, Hook, Log, Train
 from engine.metrics.results import Bins, Curve, Image, Table
 from engine.observe.drawing import SIZE, png
 from engine.observe.tensorboard import EventFiles, hyperparameters
@@ -55,6 +55,11 @@ def test_settings_that_are_no_defaults_are_hyperparameters(tmp_path):
     content = read(tmp_path)["_hparams_/session_start_info"].metadata.plugin_data.content
     found = HParamsPluginData.FromString(content).session_start_info.hparams
     assert (found["train.seed"].number_value, found["train.total"].string_value) == (7.0, "3 steps")
+
+
+def test_settings_that_only_measure_are_no_hyperparameters():
+    config = Config(evaluations={"heldout": Evaluation(worst=3)}, hooks={"probe": Hook(target="a.B")})
+    assert hyperparameters(config) == hyperparameters(Config())
 
 
 def test_each_kind_of_result_is_written(tmp_path):

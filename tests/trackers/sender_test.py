@@ -36,6 +36,13 @@ def test_repeated_steps_are_sent_once(tmp_path):
     assert sent("train/loss") == [(1, 1.0), (2, 0.5), (3, pytest.approx(0.3))]
 
 
+def test_repeated_steps_of_one_call_are_sent_once(tmp_path):
+    steps = [(1, 1), (2, 1), (1, 2), (2, 2), (3, 2)]
+    directory = make_run(tmp_path / "a", *(training_row(step, 1.0 / attempt, attempt) for step, attempt in steps))
+    Sender(Recorded(), directory).send()
+    assert sent("train/loss") == [(1, 1.0), (2, 1.0), (3, 0.5)]
+
+
 def test_repeated_steps_are_sent_again_to_a_tracker_that_replaces_them(tmp_path, monkeypatch):
     monkeypatch.setattr(Recorded, "replaces", True)
     directory = make_run(tmp_path / "a", training_row(1, 1.0), training_row(2, 0.5), training_row(2, 0.25, attempt=2))
