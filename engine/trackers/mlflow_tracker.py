@@ -22,6 +22,7 @@ from engine.trackers.tracker import Tracker, as_text, package, require
 _METRICS, _PARAMS = 1000, 100  # in one request
 _LONGEST = 5000  # characters of the value of a parameter or tag
 _STATES = {"done": "FINISHED", "failed": "FAILED", "preempted": "KILLED", "interrupted": "KILLED"}
+_KIND = {"mlflow.experimentKind": "custom_model_development"}  # of an experiment: the UI then opens its runs
 _NOT_ALLOWED = re.compile(r"[^\w\-./ ]")  # in the name of a metric
 
 
@@ -73,7 +74,7 @@ class MLflow(Tracker):
                     raise
                 self.kept.clear()
         if "run" not in self.kept:
-            created = self._client.create_run(self._experiment_id(run), run_name=run.name)
+            created = self._client.create_run(self._experiment_id(run), _ms(run.started), run_name=run.name)
             self.kept["run"] = created.info.run_id
             self._client.log_artifact(self._run, os.fspath(run.config))
         new = [entities.Param(name, text) for name, text in params.items() if name not in known]
@@ -90,12 +91,13 @@ class MLflow(Tracker):
         """Sends the numbers together, and every image and table by itself."""
         metric = package("mlflow.entities").Metric
         metrics = [
-            metric(_NOT_ALLOWED.sub("_", tag), value, round(entry.time * 1000), entry.step)
+            metric(_NOT_ALLOWED.sub("_", tag), value, _ms(entry.time), entry.step)
             for entry in entries
             for tag, value in entry.numbers.items()
         ]
         for begin in range(0, len(metrics), _METRICS):
             self._client.log_batch(self._run, metrics=metrics[begin : begin + _METRICS], synchronous=True)
+        self.kept["ended"] = max(map(_ms, (entry.time for entry in entries)))
         for entry in entries:
             for tag, value in entry.values.items():
                 if isinstance(value, Table):
@@ -108,14 +110,14 @@ class MLflow(Tracker):
         """Sets the status; the reason is a tag."""
         self._client.set_tag(self._run, "convoy.state", state)
         self._client.set_tag(self._run, "convoy.reason", reason[:_LONGEST])
-        self._client.set_terminated(self._run, _STATES[state])
+        self._client.set_terminated(self._run, _STATES[state], self.kept.get("ended"))
 
     def _write_image(self, tag: str, entry: Entry, png: bytes) -> None:
         from PIL import Image
 
         image: Any = Image.open(io.BytesIO(png)).convert("RGB")
-        key, time_ms = _NOT_ALLOWED.sub("_", tag), round(entry.time * 1000)
-        self._client.log_image(self._run, image, key=key, step=entry.step, timestamp=time_ms, synchronous=True)
+        key = _NOT_ALLOWED.sub("_", tag)
+        self._client.log_image(self._run, image, key=key, step=entry.step, timestamp=_ms(entry.time), synchronous=True)
 
     def _experiment_id(self, run: RunInfo) -> str:
         name = self._experiment or run.project
@@ -123,9 +125,13 @@ class MLflow(Tracker):
         if found is not None:
             return found.experiment_id
         try:
-            return self._client.create_experiment(name)
+            return self._client.create_experiment(name, tags=_KIND)
         except package("mlflow.exceptions").MlflowException:  # another run has created it at the same time
             found = self._client.get_experiment_by_name(name)
             if found is None:
                 raise
             return found.experiment_id
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)

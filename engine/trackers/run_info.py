@@ -1,7 +1,9 @@
 """What a tracker shows of a run beside its metrics: name, settings, tags. Read from the run directory, as text."""
 
+import json
 import os
 import re
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ class RunInfo:
         config: the file with the resolved config.
         settings: dotted name -> value of each setting.
         hyperparameters: those of the settings that are not defaults, and a few that every run has.
+        started: when the first row was written, or now; in seconds since 1970.
         tags: the commit and the versions of the code, the config, and the run that the first weights come from.
     """
 
@@ -39,6 +42,7 @@ class RunInfo:
     settings: Mapping[str, Any]
     hyperparameters: Mapping[str, Any]
     tags: Mapping[str, str]
+    started: float
 
 
 def read_run(directory: RunDirectory) -> RunInfo:
@@ -53,7 +57,15 @@ def read_run(directory: RunDirectory) -> RunInfo:
     tags = {"config": project, "directory": os.fspath(path), **_code_tags(directory)}
     if parents := [str(value) for name, value in settings.items() if value and _PARENT.fullmatch(name)]:
         tags["parent"] = ", ".join(parents)
-    return RunInfo(path.name, project, path, directory.config, settings, chosen, tags)
+    return RunInfo(path.name, project, path, directory.config, settings, chosen, tags, _started(directory))
+
+
+def _started(directory: RunDirectory) -> float:
+    try:
+        with open(directory.metrics, "rb") as file:
+            return float(json.loads(file.readline())["time"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return time.time()
 
 
 def _code_tags(directory: RunDirectory) -> dict[str, str]:

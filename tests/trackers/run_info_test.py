@@ -2,7 +2,7 @@
 
 from engine.run import code
 from engine.trackers.run_info import read_run
-from tests.trackers.made import make_run
+from tests.trackers.made import make_run, training_row
 
 
 def test_settings_hyperparameters_and_tags_come_from_the_files(tmp_path):
@@ -18,6 +18,11 @@ def test_settings_hyperparameters_and_tags_come_from_the_files(tmp_path):
         "config": "zoo", "directory": str(tmp_path / "a"), "version.jax": "1.2", "git.commit": "abc123",
         "git.dirty": "yes", "parent": "runs/parent",
     }  # fmt: skip
+
+
+def test_run_starts_with_its_first_row(tmp_path):
+    assert read_run(make_run(tmp_path / "a", training_row(1, 1.0), training_row(2, 1.0))).started == 101.125
+    assert read_run(make_run(tmp_path / "b")).started > 1e9
 
 
 def test_run_without_code_and_parent_has_no_such_tags(tmp_path):
