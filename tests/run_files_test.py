@@ -15,6 +15,7 @@ import engine
 from engine.api import prepared
 from engine.api.resume import Accepted, check_config, check_data
 from engine.api.saved_run import SavedRun
+from engine.base import json_text
 from engine.base.errors import ConvoyError
 from engine.checkpoint.integrity import verify_all
 from engine.checkpoint.store import CheckpointStore
@@ -26,6 +27,8 @@ from engine.observe.summary import Summary, summary_text
 from engine.planning import record
 from engine.planning.record import Measured, PlanFile, Predicted
 from engine.planning.record_table import plan_table
+from engine.report import page
+from engine.report.gather import Gathered
 from engine.run import lease, ledger, status
 from engine.run.directory import RunDirectory
 from tests import runs, zoo
@@ -133,6 +136,7 @@ def readers(run: Path, name: str) -> dict[str, Callable[[], object]]:
     found: dict[str, Callable[[], object]] = {
         "status": read_status,
         "goodput": lambda: goodput_text(directory),
+        "report": lambda: json_text.dumps(page.report([Gathered(run)])),
         "plans": lambda: plan_table([directory]),
         "resume: config": lambda: check_config(CONFIG, directory, Accepted()),
         "resume: data": lambda: check_data(summaries, directory, Accepted()),

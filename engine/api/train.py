@@ -5,8 +5,10 @@ These functions do not parse flags or end the process, and set signal handlers o
 
 import dataclasses
 import math
+import pkgutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,8 @@ from engine.training.task import Task, has_encode
 
 OBSERVERS = ("engine.planning.predict.observe",)
 """Functions of extension packages that make observers of a run (`loop/observers.py`)."""
+REPORT = "engine.report.at_end.reported"
+"""Function of an extension package whose context writes the report of a run at its exit (`log.report`)."""
 
 
 def train(
@@ -138,7 +142,7 @@ def _train(
         targets = [text for name, text in settings.items() if name.endswith("target")]
         check_consistency({**settings, **software(targets)}, "start")
     config = set_up_devices(config, None if fresh else RunDirectory(path))
-    with RunDirectory.open(path, fresh=fresh, began=began) as directory:
+    with RunDirectory.open(path, fresh=fresh, began=began) as directory, _reported(config, directory):
         directory.kept = kept
         section, stored_sizes = restore_sizes(config.train, directory)
         config = dataclasses.replace(config, train=section)
@@ -159,6 +163,13 @@ def _train(
             trainer.run()
             group.run_on_primary(directory.check_complete, "the files of the run")
         return reporter.summary
+
+
+def _reported(config: Config, directory: RunDirectory) -> AbstractContextManager[object]:
+    """Returns a context that writes the report of the run at its end, if the config asks for it."""
+    if config.log.report and group.is_primary():
+        return pkgutil.resolve_name(REPORT)(directory, config.log.progress)
+    return nullcontext()
 
 
 def _build_trainer(

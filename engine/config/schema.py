@@ -335,6 +335,9 @@ class Log:
     trackers: Mapping[str, Target] = table("Name -> tracker that receives the metrics, such as MLflow.")
 
 
+    report: bool = setting(False, "Write report.html when an attempt is done or has failed, as convoy report does.")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """One window of steps that the JAX profiler traces."""

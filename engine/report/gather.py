@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import re
+from array import array
 from collections.abc import Sequence
 from typing import Any
 
@@ -99,7 +100,7 @@ def _add_waits(rows: Rows) -> None:
     step, share = (rows.curves.get(f"training/{name}") for name in ("step_time_s", "data_wait"))
     if step is not None and share is not None and step.steps == share.steps:
         seconds = [a * b for a, b in zip(step.values, share.values, strict=True)]
-        rows.curves[WAIT] = Curve(list(step.steps), seconds)
+        rows.curves[WAIT] = Curve(step.steps, array("d", seconds))
 
 
 def names_of(paths: Sequence[str]) -> list[str]:
@@ -156,7 +157,7 @@ def _tiles(record: RunRecord, rows: Rows, time: dict[str, Any]) -> list[list[str
 
 def _thinned(curve: Curve, points: int) -> dict[str, Any]:
     """Returns a curve with few points: the first step, then differences; and values of five digits."""
-    steps, values = np.asarray(curve.steps, np.int64), np.asarray(curve.values, np.float64)
+    steps, values = np.array(curve.steps), np.array(curve.values)
     at = thinning.chosen(steps, values, points)
     return {"s": np.diff(steps[at], prepend=0).tolist(), "v": [rounded(value) for value in values[at].tolist()]}
 

@@ -5,6 +5,7 @@ have the last value of each step, and a mark says where the run went back.
 """
 
 import math
+from array import array
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,8 +45,8 @@ class Curve:
         first_missing: step of the first of them.
     """
 
-    steps: list[int] = field(default_factory=list)
-    values: list[float] = field(default_factory=list)
+    steps: "array[int]" = field(default_factory=lambda: array("q"))
+    values: "array[float]" = field(default_factory=lambda: array("d"))
     missing: int = 0
     first_missing: int = 0
 
@@ -101,6 +102,7 @@ def read_rows(path: Path) -> Rows:
     except OSError as error:
         raise RunError(f"{path}: cannot be read ({error.strerror or error}).") from error
     found, attempt, trained = Rows(note=lines.note(path)), 0, -1
+    names: dict[tuple[str, bool], str] = {}
     for row in lines.values:
         step, of_training = row["step"], "batch" in row
         number = row.get("attempt")
@@ -119,7 +121,10 @@ def read_rows(path: Path) -> Rows:
             found.clock.add(step, float(time) - found.began)
         for name, value in row.items():
             if name not in ROW_KEYS:
-                _add(found, name_of(name, of_training), step, value)
+                full = names.get((name, of_training))
+                if full is None:
+                    full = names[name, of_training] = name_of(name, of_training)
+                _add(found, full, step, value)
     return found
 
 
@@ -133,6 +138,9 @@ def _cut(found: Rows, last: int) -> None:
 
 
 def _add(found: Rows, name: str, step: int, value: Any) -> None:
+    if type(value) is float and (curve := found.curves.get(name)) is not None:  # nearly all values of long runs
+        curve.add(step, value)
+        return
     if isinstance(value, bool) or value is None:
         return
     if isinstance(value, str) and value in ("NaN", "Infinity", "-Infinity"):

@@ -28,8 +28,8 @@ def chosen(steps: np.ndarray, values: np.ndarray, points: int) -> np.ndarray:
     if len(steps) <= points:
         return np.arange(len(steps))
     buckets = (points - 2) // 2
-    span = float(steps[-1]) - float(steps[0])
-    bucket = np.minimum(((steps - steps[0]) * (buckets / span)).astype(np.int64), buckets - 1)
+    along = steps.astype(np.float64) - float(steps[0])
+    bucket = np.minimum((along * (buckets / along[-1])).astype(np.int64), buckets - 1)
     order = np.lexsort((values, bucket))
     first = np.flatnonzero(np.diff(bucket[order], prepend=-1))
     last = np.append(first[1:], len(order)) - 1

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import browser
 from engine.report.page import write_report
-from tests import browser
 from tests.report.made import full_run
 
 LOSS = '[data-chart="loss"]'

@@ -24,9 +24,9 @@ def test_new_attempt_is_marked_and_drops_what_it_repeats(tmp_path):
     found = read_rows(tmp_path / "metrics.jsonl")
     text = "attempt 2 starts after step 2 (before, the run had reached step 4)"
     assert found.marks == [Mark("attempt", 2, text)]
-    assert found.curves["training/loss"].steps == [1]
-    assert found.curves["heldout/loss"].steps == []
-    assert found.clock.steps == [0, 1, 2]
+    assert found.curves["training/loss"].steps.tolist() == [1]
+    assert found.curves["heldout/loss"].steps.tolist() == []
+    assert found.clock.steps.tolist() == [0, 1, 2]
     assert found.clock.values[-1] == 100.0
 
 
@@ -35,7 +35,7 @@ def test_values_that_are_not_finite_are_counted_and_not_drawn(tmp_path):
         tmp_path, [training(1, 1.0), {**training(2, 0.0), "loss": "NaN"}, {**training(3, 0.0), "loss": "Infinity"}]
     )
     curve = read_rows(tmp_path / "metrics.jsonl").curves["training/loss"]
-    assert (curve.steps, curve.missing, curve.first_missing) == ([1], 2, 2)
+    assert (curve.steps.tolist(), curve.missing, curve.first_missing) == ([1], 2, 2)
 
 
 def test_latest_result_that_is_no_number_is_kept(tmp_path):
@@ -54,7 +54,7 @@ def test_missing_file_is_empty_and_damaged_lines_are_named(tmp_path):
     assert read_rows(tmp_path / "metrics.jsonl").curves == {}
     (tmp_path / "metrics.jsonl").write_text('{"step": 1, "batch": 0, "loss": 1.0}\n{"step": 2, "lo')
     found = read_rows(tmp_path / "metrics.jsonl")
-    assert found.curves["training/loss"].steps == [1]
+    assert found.curves["training/loss"].steps.tolist() == [1]
     assert "skipped 1 damaged line" in found.note
 
 
