@@ -99,7 +99,7 @@ def _parts(values: Mapping[str, float]) -> list[tuple[str, float]]:
 
 def highest_memory(rows: Rows) -> tuple[str, float] | None:
     """Returns what was measured as memory of a device, or else of the first process, and its largest value in GiB."""
-    for name, label in (("device_peak_gib", "device memory, peak"), ("host_rss_gib", "memory of the process")):
+    for name, label in (("device_peak_gib", "of a device, peak"), ("host_rss_gib", "of the process")):
         curve = rows.curves.get(f"training/{name}")
         if curve is not None and curve.values:
             return label, max(curve.values)

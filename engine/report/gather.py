@@ -17,6 +17,7 @@ from engine.base.json_text import reason
 from engine.checkpoint.bucket_copy import readable
 from engine.experiments.record import RunRecord, read_record
 from engine.report import cost, results, thinning
+from engine.report.event_images import read_event_images
 from engine.report.images import Budget, read_pictures
 from engine.report.panels import WAIT
 from engine.report.rows import Curve, Mark, Rows, read_rows
@@ -63,6 +64,7 @@ class Gathered:
         parent = parent_of(self.record)
         time, slow, note = cost.goodput(self.directory)
         pictures = read_pictures(self.directory.figures, budget)
+        events = read_event_images(self.directory.tensorboard, budget, self.rows.results, budget.seen)
         prefixes = results.slice_prefixes(self.rows, self.texts)
         return {
             "name": name,
@@ -85,7 +87,7 @@ class Gathered:
             "slices": results.slices(self.rows, self.texts),
             "results": results.shown(self.rows),
             "worst": _worst(self.rows, pictures),
-            "images": pictures.others,
+            "images": [*pictures.others, *events],
             "warnings": _warnings(self, note),
         }
 

@@ -18,24 +18,31 @@ _RANK = re.compile(r"(\d+)-example-(\d+)\.png")
 
 @dataclass
 class Budget:
-    """Bytes of images that may still be embedded, and how many images did not fit."""
+    """Bytes of images that may still be embedded, how many images did not fit, and those that did."""
 
     left: int
     left_out: int = 0
+    seen: set[bytes] = field(default_factory=set)
 
     def take(self, path: Path) -> str | None:
         """Returns a PNG file as the address of a `src`; None if it does not fit, cannot be read or is no PNG."""
         try:
-            if path.stat().st_size > self.left:
-                self.left_out += 1
-                return None
-            content = path.read_bytes()
+            fits = path.stat().st_size <= self.left
+            content = path.read_bytes() if fits else PNG
         except OSError:
+            fits, content = False, PNG
+        if not fits:
             self.left_out += 1
             return None
-        if not content.startswith(PNG):
+        return self.embed(content) if content.startswith(PNG) else None
+
+    def embed(self, content: bytes) -> str | None:
+        """Returns a PNG as the address of a `src`; None if it does not fit."""
+        if len(content) > self.left:
+            self.left_out += 1
             return None
         self.left -= len(content)
+        self.seen.add(content)
         return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 

@@ -45,4 +45,4 @@ def test_damaged_plan_is_left_out(tmp_path):
 
 def test_memory_of_a_device_comes_before_that_of_the_process(tmp_path):
     write_rows(tmp_path, [training(1, 1.0, host_rss_gib=3.0), training(2, 1.0, host_rss_gib=2.0, device_peak_gib=9.0)])
-    assert cost.highest_memory(read_rows(tmp_path / "metrics.jsonl")) == ("device memory, peak", 9.0)
+    assert cost.highest_memory(read_rows(tmp_path / "metrics.jsonl")) == ("of a device, peak", 9.0)

@@ -50,21 +50,30 @@ function smoothed(values) {
   });
 }
 
+// With several runs, colours tell runs apart and dashes the curves of a run; training is thinner than evaluations.
+const DASHES = [undefined, [5, 4], [2, 3], [9, 4, 2, 4]];
+
 const isTraining = (name) => name.startsWith("training/");
 const sourceOf = (name) => name.split("/")[0];
 
 // The lines of a chart: of each visible run, or of each group of seeds their mean with a band.
 function linesOf(panel) {
   const lines = [], several = data.runs.length > 1;
+  const evaluations = panel.section === "results" ? panel.names.filter((name) => !isTraining(name)) : panel.names;
+  const dashOf = (name) => {
+    if (!several || panel.names.length === 1) return 0;
+    const order = evaluations.indexOf(name);
+    return order < 0 ? 1 : panel.section === "results" && order > 0 ? (order + 1) % DASHES.length : order % DASHES.length;
+  };
   const names = panel.names.map((name) => ({ name, label: panel.labels?.[name] ?? sourceOf(name) }));
   const label = (owner, name) => [several ? owner : null, panel.names.length > 1 || !several ? name.label : null].filter(Boolean).join(" · ");
   for (const [index, group] of data.groups.entries()) {
     const members = group.runs.filter((run) => !state.hidden.has(run));
     for (const [order, name] of names.entries()) {
       const having = members.filter((run) => data.runs[run].curves[name.name]);
-      const dashed = several && isTraining(name.name) && panel.names.length > 1;
+      const dash = dashOf(name.name);
       if (state.bands && group.runs.length > 1 && having.length > 1) {
-        lines.push({ ...bandOf(having, name.name), label: label(group.label, name), colour: variable(index), dashed });
+        lines.push({ ...bandOf(having, name.name), label: label(group.label, name), colour: variable(index), dash });
         continue;
       }
       for (const run of having) {
@@ -72,7 +81,7 @@ function linesOf(panel) {
         const tint = several ? (state.bands ? index : run) : order;
         lines.push({
           x, y: state.smooth && isTraining(name.name) ? smoothed(y) : y, raw: state.smooth && isTraining(name.name) ? y : null,
-          label: label(data.runs[run].name, name), colour: variable(tint), dashed, dots: !isTraining(name.name),
+          label: label(data.runs[run].name, name), colour: variable(tint), dash, dots: !isTraining(name.name),
         });
       }
     }
@@ -196,7 +205,7 @@ class Chart {
       }
       if (line.raw) line.parts.push(add(line.raw, { stroke: () => faint(line.colour, 0.28), width: 1 }));
       line.main = add(line.y, {
-        stroke: () => colour(line.colour), width: line.dashed ? 1.3 : 1.9, dash: line.dashed ? [5, 4] : undefined,
+        stroke: () => colour(line.colour), width: line.dash ? 1.4 : 1.9, dash: DASHES[line.dash],
         points: { show: xs.length < 3 || (line.dots && xs.length <= 60), size: 5, fill: () => colour(line.colour) },
       });
       line.parts.push(line.main);
@@ -244,7 +253,7 @@ class Chart {
       return h("button", {
         type: "button", "aria-pressed": String(!this.off.has(line.label)), title, style: { "--color": line.colour },
         onclick: (event) => this.toggle(line, event.currentTarget),
-      }, h("span", { class: `swatch ${line.dashed ? "dashed" : ""}` }), h("span", { class: "label" }, line.label), value);
+      }, h("span", { class: `swatch dash${line.dash}` }), h("span", { class: "label" }, line.label), value);
     }));
     this.read(this.u);
   }
