@@ -11,7 +11,7 @@ from engine.base.errors import ConvoyError, DataError
 from engine.base.json_text import now
 from engine.checkpoint.manifest import manifest_hash
 from engine.checkpoint.store import CheckpointStore
-from engine.config.schema import Config, Data
+from engine.config.schema import Config
 from engine.config.target import target_names
 from engine.config.text import field_texts
 from engine.data import dataset_summary, source_lineage
@@ -21,27 +21,6 @@ from engine.run.atomic import write_text
 from engine.run.directory import RunDirectory
 from engine.run.lineage import CHECKPOINT, DATA, Input, Record
 from engine.storage.mounts import shown
-
-READING = ("threads", "workers", "prefetch", "on_change", "shuffle_window")
-"""Settings of a data section that change only how fast it is read, or its order."""
-
-
-def data_settings(config: Config, role: str) -> dict[str, str]:
-    """Returns the settings that decide which examples a data section has: its target, arguments and filters.
-
-    Settings with their default are left out.
-
-    Args:
-        config: the config.
-        role: the section: "data", or "evaluations.test.data".
-    """
-    usual = {name: getattr(Data(), name) for name in ("limit", "on_error", "shuffle")}
-    found = {}
-    for name, text in field_texts(config).items():
-        field = name.removeprefix(f"{role}.")
-        if field != name and field not in READING and text != str(usual.get(field, "")):
-            found[field] = text
-    return found
 
 
 def record_run(
@@ -61,7 +40,7 @@ def record_run(
         summaries: section -> summary of its data.
     """
     described = [
-        source_lineage.describe(source, role, summaries[role], data_settings(config, role))
+        source_lineage.describe(source, role, summaries[role], lineage.data_settings(field_texts(config), role))
         for role, source in sources.items()
     ]
     inputs, names = [one for one, _ in described], {one.key: found for one, found in described}
@@ -136,7 +115,9 @@ class PredictionLineage:
         self._path, self._config = path, config
         remove_record(path)
         summary = {"examples": str(predictor.examples), "content": predictor.source.fingerprint()}
-        found = source_lineage.describe(predictor.source, role, summary, data_settings(config, role))
+        found = source_lineage.describe(
+            predictor.source, role, summary, lineage.data_settings(field_texts(config), role)
+        )
         self._input, self._names = found
         self._checkpoint = checkpoint_input(saved, step)
         self._text: dict[str, set[str]] = {name: set() for name in predictor.text}

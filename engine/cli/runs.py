@@ -1,10 +1,12 @@
-"""`convoy runs`: lists the runs below a folder, or sends runs to a tracker."""
+"""`convoy runs`: lists runs, prints what they were made from, and sends them to a tracker."""
 
 import argparse
 import dataclasses
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from engine.base.errors import ConfigError
 from engine.cli import common
 from engine.cluster.exit_status import ExitStatus
 
@@ -14,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = "convoy runs [FOLDER] without an action is convoy runs list [FOLDER]."
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True, prog="convoy runs")
     _add_list(actions.add_parser("list", help="list the runs below a folder"))
+    _add_lineage(actions.add_parser("lineage", help="print what a run or a file came from, and what came from it"))
     _add_push(actions.add_parser("push", help="send finished runs to a tracker; again, to send what is missing"))
     for action in actions.choices.values():
         action.set_defaults(parser=action)
@@ -22,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """Runs `convoy runs ACTION`."""
     common.refuse_overrides(overrides, f"runs {args.action}")
-    return {"list": _list, "push": _push}[args.action](args)
+    return {"list": _list, "lineage": _lineage, "push": _push}[args.action](args)
 
 
 def _add_list(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +39,24 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--sort", metavar="NAME", help="by a metric, a setting or a field; -NAME: largest first")
     parser.add_argument("--json", action="store_true", help="print all values of each run, one JSON object per line")
+
+
+def _add_lineage(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "path",
+        nargs="?",
+        metavar="RUN_OR_FILE",
+        help="a run, a dataset, predictions or an export; with --saw, a folder (default: runs)",
+    )
+    parser.add_argument(
+        "--below", metavar="FOLDER", help="search things that came from it here (default: the folder that holds it)"
+    )
+    parser.add_argument(
+        "--saw",
+        metavar="NAME",
+        help="print what saw a file, a group or an example; exit code 0: certainly nothing, 1: something may have",
+    )
+    parser.add_argument("--json", action="store_true", help="print the tree, or the answers, as JSON")
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -59,6 +80,41 @@ def _list(args: argparse.Namespace) -> int:
     if found.others:
         print(f"no runs: {', '.join(found.others)}", file=sys.stderr)
     return ExitStatus.DONE
+
+
+def _lineage(args: argparse.Namespace) -> int:
+    """Prints the lineage of a run or of a file, or what saw a name."""
+    if args.saw is not None:
+        return _saw(args)
+    if args.path is None:
+        raise ConfigError("convoy runs lineage: name a run or a file, or what may have been seen with --saw=NAME.")
+    from engine.lineage.tree import lineage_of, to_text
+
+    found = lineage_of(Path(args.path), None if args.below is None else Path(args.below))
+    print(found.to_json() if args.json else to_text(found))
+    _print_problems(found.problems)
+    return ExitStatus.DONE
+
+
+def _saw(args: argparse.Namespace) -> int:
+    """Prints what saw a name; returns 1 unless it is certain that nothing did."""
+    from engine.lineage.saw import to_text, who_saw
+
+    if not args.saw:
+        raise ConfigError("--saw: is empty. Give a file, a group such as a scene, or the key of an example.")
+    if args.below is not None and args.path is not None:
+        raise ConfigError(
+            f"--below={args.below}: with --saw, the folder {args.path} is searched. Remove one of the two."
+        )
+    found = who_saw(args.saw, Path(args.below or args.path or "runs"))
+    print(found.to_json() if args.json else to_text(found))
+    _print_problems(found.problems)
+    return ExitStatus.DONE if found.is_clear else ExitStatus.USER_ERROR
+
+
+def _print_problems(problems: Sequence[str]) -> None:
+    for problem in problems:
+        print(f"warning: {problem}", file=sys.stderr)
 
 
 def _add_push(parser: argparse.ArgumentParser) -> None:

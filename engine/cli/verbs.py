@@ -56,7 +56,7 @@ _VERBS = (
         "runs",
         "list the runs below a folder, with the settings in which they differ",
         runs_user_code=False,
-        actions=("list", "push"),
+        actions=("list", "lineage", "push"),
     ),
     Verb("compare", "print what differs between two runs, and whether it is noise", runs_user_code=False),
     Verb("goodput", "print how the time of a run was spent, per attempt", runs_user_code=False),

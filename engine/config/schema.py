@@ -333,8 +333,6 @@ class Log:
     verbose: bool = setting(False, "Also show each save, all numbers and tables of each evaluation, and all rates.")
     examples: bool = setting(False, "Write the examples that each step used to examples/*.jsonl.")
     trackers: Mapping[str, Target] = table("Name -> tracker that receives the metrics, such as MLflow.")
-
-
     report: bool = setting(False, "Write report.html when an attempt is done or has failed, as convoy report does.")
 
 

@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from engine.api.lineage import data_settings
 from engine.base.errors import ConvoyError
 from engine.config.schema import Data
 from engine.config.target import target_names
+from engine.config.text import field_texts
 from engine.data import source_lineage
 from engine.data.source import BaseSource, source_name
 from engine.datasets.given import Given, section_config
@@ -95,7 +95,7 @@ def save_record(
     settings, targets = {"target": source_name(source)}, [source_name(source)]
     if isinstance(data, Mapping | Data):
         config = section_config(data)
-        settings, targets = data_settings(config, "data"), target_names(config)[1:]
+        settings, targets = lineage.data_settings(field_texts(config), "data"), target_names(config)[1:]
     found, files = source_lineage.describe(source, "data", {"examples": str(len(source)), "content": content}, settings)
     files.files = _with_hashes(files.files)
     if names is not None:

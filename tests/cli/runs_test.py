@@ -43,3 +43,26 @@ def test_actions_of_the_table_are_those_of_the_parser_and_the_first_may_be_left_
     assert first == second
     assert main(["runs", str(tmp_path / "list"), "--sorted"]) == 1
     assert "--sorted: unknown argument of convoy runs list." in capsys.readouterr().err
+
+
+def test_lineage_is_printed_as_a_tree_or_as_json(digits, capsys):
+    assert main(["runs", "lineage", str(digits[0])]) == 0
+    tree = capsys.readouterr().out.splitlines()
+    assert tree[0].startswith(f"run {digits[0].name} (state done at 3/3") and tree[1] == "came from"
+    assert main(["runs", "lineage", str(digits[0]), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["subject"]["kind"] == "run"
+
+
+def test_exit_code_of_saw_says_whether_it_is_certain_that_nothing_did(digits, tmp_path, capsys):
+    assert main(["runs", "lineage", "--saw=scene 7", str(digits[0].parent)]) == 1
+    assert "cannot tell:" in (out := capsys.readouterr().out) and digits[0].name in out
+    assert main(["runs", "lineage", "--saw=scene 7", "--json", f"--below={tmp_path}"]) == 0
+    assert json.loads(capsys.readouterr().out)["clear"] is True
+
+
+def test_lineage_without_a_thing_or_with_two_folders_is_refused(tmp_path, capsys):
+    for words in (["lineage"], ["lineage", "--saw="], ["lineage", "--saw=a", str(tmp_path), f"--below={tmp_path}"]):
+        assert main(["runs", *words]) == 1
+        assert "Error" in (error := capsys.readouterr().err) and "Traceback" not in error
+    assert main(["runs", "lineage", str(tmp_path)]) == 1
+    assert "is no run and has no record of lineage" in capsys.readouterr().err
