@@ -6,11 +6,15 @@ import math
 import sys
 from typing import TYPE_CHECKING
 
+from engine.base.errors import ConfigError
 from engine.cli import common
 from engine.cluster.exit_status import ExitStatus
 
 if TYPE_CHECKING:
     from engine.checkpoint.store import StepInfo
+
+CARD_FLAGS = ("intended_use", "limits", "group", "no_card")
+PATIENCE_S = 3.0  # intervals that take longer show their progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -20,18 +24,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("run", help="run directory")
     parser.add_argument(
-        "--export", metavar="FILE", help="write the weights as safetensors; the averaged weights if there are any"
+        "--export",
+        metavar="FILE",
+        help="write the weights as safetensors, the averaged weights if there are any; and FILE.MODEL_CARD.md",
     )
     parser.add_argument("--step", help="for --export: a step, latest or best")
+    card = parser.add_argument_group("model card of --export")
+    card.add_argument("--intended-use", metavar="FILE", help="text of the team: for what the model may be used")
+    card.add_argument("--limits", metavar="FILE", help="text of the team: what is known to be wrong with it")
+    card.add_argument(
+        "--group", metavar="TAG", help="intervals over groups of examples with the same value of this tag"
+    )
+    card.add_argument("--no-card", action="store_true", help="write no model card")
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """Runs `convoy checkpoints`."""
     common.refuse_overrides(overrides, "checkpoints")
+    if flags := [flag for flag in CARD_FLAGS if getattr(args, flag)]:
+        names = ", ".join(f"--{flag.replace('_', '-')}" for flag in flags)
+        if not args.export or (args.no_card and len(flags) > 1):
+            raise ConfigError(f"{names}: concern the model card of an export. Add --export=FILE, without --no-card.")
     if args.action == "verify":
         _verify(args.run)
     elif args.export:
-        _export(args.run, args.export, args.step)
+        _export(args)
     else:
         _list(args.run)
     return ExitStatus.DONE
@@ -46,12 +63,30 @@ def _verify(run: str) -> None:
     verify_all(directory.checkpoints, print, lambda text: print(text, file=sys.stderr, flush=True))
 
 
-def _export(run: str, out: str, step: str | None) -> None:
-    from engine.api.inference import export
+def _export(args: argparse.Namespace) -> None:
+    from pathlib import Path
 
-    common.warn_of_missing_end(run)
-    names = export(run, out, step=step)
-    print(f"wrote {len(names)} arrays to {out}")
+    from engine.api.inference import export
+    from engine.observe.progress import CountProgress
+
+    common.warn_of_missing_end(args.run)
+    if args.no_card:
+        names = export(args.run, args.export, step=args.step)
+        print(f"wrote {len(names)} arrays to {args.export}")
+        return
+    from engine.checkpoint.bucket_copy import readable
+    from engine.lineage import card
+
+    file = Path(args.export)
+    card.check_replaceable(file)
+    team = card.TeamText(
+        card.read_team_text(args.intended_use, "--intended-use"), card.read_team_text(args.limits, "--limits")
+    )
+    names = export(args.run, file, step=args.step)
+    print(f"wrote {len(names)} arrays to {args.export}")
+    with CountProgress("resampling", "parts", delay_s=PATIENCE_S) as progress:
+        path = card.write_card(file, team, args.group or "", readable(args.run), progress.update)
+    print(f"model card: {path}")
 
 
 def _list(run: str) -> None:

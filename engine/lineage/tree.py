@@ -94,6 +94,11 @@ def lineage_of(path: Path, below: Path | None = None) -> Lineage:
     )
 
 
+def origin(thing: Thing, graph: Graph) -> Node:
+    """Returns a thing with what it came from."""
+    return dataclasses.replace(_node(thing, graph), nodes=_Builder(graph).came_from(thing, (thing.path,)))
+
+
 def _by_content(path: Path, graph: Graph) -> Thing | None:
     """Returns the thing whose record has the content of a file without a record."""
     if not path.is_file():
@@ -202,17 +207,18 @@ def _commit(commit: str, dirty: bool | None) -> str:
 def to_text(found: Lineage) -> str:
     """Returns the tree for a terminal."""
     lines = [_line(found.subject), "came from" if found.subject.nodes else "came from: nothing is recorded"]
-    lines += _branches(found.subject.nodes)
+    lines += branches(found.subject.nodes)
     lines.append("became" if found.became else f"became: nothing is found below {found.folder}")
-    lines += _branches(found.became)
+    lines += branches(found.became)
     return "\n".join(lines)
 
 
-def _branches(nodes: Sequence[Node], indent: str = "") -> Iterator[str]:
+def branches(nodes: Sequence[Node], indent: str = "") -> Iterator[str]:
+    """Yields the lines of nodes, drawn as a tree."""
     for number, node in enumerate(nodes, start=1):
         last = number == len(nodes)
         yield f"{indent}{'`- ' if last else '|- '}{_line(node)}"
-        yield from _branches(node.nodes, indent + ("   " if last else "|  "))
+        yield from branches(node.nodes, indent + ("   " if last else "|  "))
 
 
 def _line(node: Node) -> str:
