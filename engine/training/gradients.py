@@ -103,11 +103,11 @@ def _of_losses(
     shared: Shared, trained: Arrays, model_state: Arrays, batch: Batch, keys: jax.Array, parts: Part
 ) -> tuple[Arrays, jax.Array, Arrays]:
     """Returns the gradients, the metrics and the new model state of a sum of losses of microbatches."""
-    weights = _sum_weights(shared, trained, model_state, parts) if shared.spec.objective.is_sum else None
+    weights = sum_weights(shared, trained, model_state, parts) if shared.spec.objective.is_sum else None
     return sum_gradients(shared, weights, trained, model_state, parts)
 
 
-def _sum_weights(shared: Shared, trained: Arrays, model_state: Arrays, parts: Part) -> Arrays:
+def sum_weights(shared: Shared, trained: Arrays, model_state: Arrays, parts: Part) -> Arrays:
     """Returns the weight of each metric, summed over the microbatches.
 
     If the weights depend on the batch alone, XLA removes the rest of this forward pass.
