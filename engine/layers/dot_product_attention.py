@@ -5,6 +5,10 @@ axis `context`, `blockwise.py` in plain XLA, and `reference.py` to count FLOPs. 
 implementations.
 """
 
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+
 import jax
 
 from engine.base.errors import TaskError
@@ -13,6 +17,20 @@ from engine.layers.all_to_all import all_to_all_attention
 from engine.layers.manual import on_each_device
 from engine.layers.ring import ring_attention
 from engine.parallel import layout
+
+type Observer = Callable[[jax.Array, jax.Array, bool, jax.Array | None], None]
+"""Called with q, k, `causal` and `segment_ids` of an attention while it is traced."""
+_observer: contextvars.ContextVar[Observer | None] = contextvars.ContextVar("_observer", default=None)
+
+
+@contextlib.contextmanager
+def observed(by: Observer) -> Iterator[None]:
+    """Lets a function see the arguments of each `attention` that this thread traces while the block runs."""
+    token = _observer.set(by)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
 
 
 def attention(
@@ -35,6 +53,8 @@ def attention(
         ShardingError: the positions or the heads do not divide over the devices that split the sequence.
     """
     _check(q, k, v, segment_ids)
+    if (observer := _observer.get()) is not None:
+        observer(q, k, causal, segment_ids)
     here = layout.current()
     if here.counts_flops:
         return reference.attend(q, k, v, causal=causal)
