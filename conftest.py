@@ -51,7 +51,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 # Tests of these packages compare programs that are compiled alike, or a program with a formula. LLVM does not
 # optimize their machine code, which saves a third of the CPU time; XLA's own passes, the partitioner among them, are
 # those of a run. Programs stay optimized in tests that start processes, and in tests marked `optimized`.
-UNOPTIMIZED = {"api", "benchmarks", "compile", "driving", "layers", "loop", "metrics", "models", "surface", "training"}
+UNOPTIMIZED = {"api", "benchmarks", "compile", "diagnosis", "driving", "layers", "loop", "metrics", "models", "surface"}
+UNOPTIMIZED |= {"training"}
 TESTS = pathlib.Path(__file__).parent / "tests"
 
 

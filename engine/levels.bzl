@@ -54,6 +54,7 @@ GROUPS = {
     ],
     "extensions": [
         {
+            "diagnosis": "measures the layers of a model while it trains: `log.layers`",
             "driving": "metrics of detection and of forecasting",
             "experiments": "lists of runs, and comparisons of their results with intervals",
             "plot": "figures of driving scenes, for the `figure` method of a Task; curves of runs",

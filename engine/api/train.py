@@ -37,7 +37,7 @@ from engine.data import dataset_summary
 from engine.data.adapt import Readable, descriptions
 from engine.data.context import names_total_steps
 from engine.data.source import source_name
-from engine.loop.hooks import Hook
+from engine.loop.hooks import Hook, hook_sections
 from engine.loop.phases import COMPILING
 from engine.loop.preemption import start_ended_by_sigterm
 from engine.loop.trainer import Trainer
@@ -196,7 +196,7 @@ def _build_trainer(
         config,
         directory,
         evaluation_sources=prepared.evaluation_sources,
-        hooks=prepared.objects.build_hooks(config.hooks),
+        hooks=prepared.objects.build_hooks(hook_sections(config)),
         on_row=reporter.row,
         on_message=reporter.message,
         on_phase=reporter.phase,

@@ -50,6 +50,8 @@ def tiny(config: Config, row_unit: Callable[[Config], int] = lambda config: 1) -
     draft.data.limit = _smaller(config.data.limit, examples)
     for section in (draft.checkpoint, draft.log, *draft.evaluations.values(), *draft.hooks.values()):
         section.every = EVERY_STEP
+    if draft.log.layers is not None:
+        draft.log.layers = EVERY_STEP
     for evaluation in draft.evaluations.values():
         evaluation.data.limit = _smaller(evaluation.data.limit, examples)
         evaluation.batch_size = _smaller(evaluation.batch_size, batch_size)

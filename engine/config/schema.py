@@ -45,6 +45,7 @@ type Arguments = Mapping[str, Plain]
 SHUFFLE_WINDOW = 1024  # examples; a window of small ones is read in well under a second
 MAX_WORST = 1000  # examples that an evaluation lists
 MAX_FIGURES = 100
+LAYERS = "layers"  # name of the hook of log.layers
 MAX_STEPS_PER_DISPATCH = 1024  # each has its own arguments: 1,000 steps of a small model compile for 5 s, 4,000 for 40
 
 
@@ -147,9 +148,7 @@ class Train:
         False, "Allow accumulate above 1 for models whose result depends on it, such as those with BatchNorm."
     )
     steps_per_dispatch: int = setting(
-        1,
-        "Optimizer steps in one call of the compiled program.",
-        at_least(1, below=MAX_STEPS_PER_DISPATCH + 1),
+        1, "Optimizer steps in one call of the compiled program.", at_least(1, below=MAX_STEPS_PER_DISPATCH + 1)
     )
     precision: str = setting(
         "float32",
@@ -232,9 +231,7 @@ class Checkpoint:
     best_mode: str = setting("auto", "Which value is best: max, min, or auto: as the name of the metric says.", MODE)
     keep_best: int = setting(1, "Number of best checkpoints to keep.", at_least(1))
     on_failure: str = setting(
-        "continue",
-        "Reaction to a failed save: report it and continue, or stop the run.",
-        one_of("continue", "stop"),
+        "continue", "Reaction to a failed save: report it and continue, or stop the run.", one_of("continue", "stop")
     )
     timeout: Duration = setting(Duration(10, "minutes"), "A save or restore that takes longer is abandoned.", BY_CLOCK)
 
@@ -334,6 +331,7 @@ class Log:
     examples: bool = setting(False, "Write the examples that each step used to examples/*.jsonl.")
     trackers: Mapping[str, Target] = table("Name -> tracker that receives the metrics, such as MLflow.")
     report: bool = setting(False, "Write report.html when an attempt is done or has failed, as convoy report does.")
+    layers: Duration | None = setting(None, "Period of a diagnosis of each layer; None: none.", BY_DATA)
 
 
 @dataclass(frozen=True, kw_only=True)

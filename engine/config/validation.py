@@ -7,7 +7,7 @@ importing the target and therefore jax.
 import copyreg
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -44,8 +44,10 @@ def validate(config: ConfigDict | Mapping[str, object] | Config, origin: str = "
         _check_learning_rate(frozen.optimizer)
         _check_axes(frozen.mesh, frozen.sharding)
         check_schedules(frozen.optimizer)
-        _check_metrics(frozen.stop, frozen.checkpoint.best, [*frozen.evaluations, *frozen.hooks])
+        diagnosis = [] if frozen.log.layers is None else [schema.LAYERS]
+        _check_metrics(frozen.stop, frozen.checkpoint.best, [*frozen.evaluations, *frozen.hooks, *diagnosis])
         _check_periods(frozen.evaluations, frozen.hooks)
+        _check_diagnosis(diagnosis, frozen.evaluations, frozen.hooks)
         _check_init(frozen.init)
         _check_tiny(frozen.tiny)
     except FieldError as error:
@@ -186,6 +188,15 @@ def _check_periods(evaluations: Mapping[str, schema.Evaluation], hooks: Mapping[
         if name in hooks:
             advice = "Rename one of them: their metrics would have the same names."
             raise FieldError(f"hooks.{name}", "is also the name of an evaluation", advice)
+
+
+def _check_diagnosis(diagnosis: Sequence[str], evaluations: Collection[str], hooks: Collection[str]) -> None:
+    """Checks that no evaluation and no hook has the name of the diagnosis of `log.layers`, if it is on."""
+    for name in diagnosis:
+        section = "evaluations" if name in evaluations else "hooks"
+        if name in (*evaluations, *hooks):
+            advice = f"Rename {section}.{name}, or set log.layers=None: their metrics would have the same names."
+            raise FieldError("log.layers", f"its results are called {name!r}, as those of {section}.{name}", advice)
 
 
 def _check_init(init: schema.Init) -> None:

@@ -11,11 +11,15 @@ from typing import Any, NoReturn, Protocol
 import jax
 
 from engine.base.errors import FieldError, TaskError
+from engine.config.schema import LAYERS, Config
 from engine.config.schema import Hook as HookConfig
 from engine.config.target import build
 from engine.metrics.results import Result, named_results
 from engine.metrics.values import describe_value
 from engine.training.state import TrainState
+
+DIAGNOSIS = "engine.diagnosis.layers.Layers"
+"""The hook of `log.layers`, a class of an extension package."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,12 @@ def build_hooks(sections: Mapping[str, HookConfig]) -> dict[str, Hook[Any]]:
             problem = f"{section.target} returned {describe_value(hook)}, which has no method run(trainer, state, step)"
             raise FieldError(f"hooks.{name}.target", problem, "Name a class with this method.")
     return hooks
+
+
+def hook_sections(config: Config) -> dict[str, HookConfig]:
+    """Returns the sections of the hooks of a run by name: those of the config, and that of `log.layers`."""
+    layers = config.log.layers
+    return {**config.hooks, **({} if layers is None else {LAYERS: HookConfig(target=DIAGNOSIS, every=layers)})}
 
 
 class ReadOnlyDict(dict[str, Any]):

@@ -19,6 +19,7 @@ from engine.loop.events.evaluate import Evaluate
 from engine.loop.events.event import Event
 from engine.loop.events.hook import hook_events
 from engine.loop.events.results import Results
+from engine.loop.hooks import hook_sections
 from engine.loop.phases import Phases
 from engine.loop.preemption import Preemption
 from engine.loop.stopping import StopRecord, write
@@ -61,7 +62,8 @@ class Measurements:
         self.warnings = [text for evaluation in self.evaluations for text in evaluation.warnings]
         self.warnings += _unknown_modes(config)
         self._evaluations = [(evaluation, evaluation.period(size)) for evaluation in self.evaluations]
-        self._calls = {name: (call, size.period(config.hooks[name].every)) for name, call in calls.items()}
+        sections = hook_sections(config)
+        self._calls = {name: (call, size.period(sections[name].every)) for name, call in calls.items()}
         self._ready: Callable[[Evaluator], None] = lambda evaluation: None
         self.compile_ahead: Callable[[], None] = lambda: None
         """Starts the thread that compiles evaluations."""

@@ -96,7 +96,7 @@ class Trainer:
         text = to_text(config)
         self.program, self.total_steps = build_program(task, mesh, source, config, matrices)
         self.program.compiler = open_compiler(config.cache.programs, text, self.say)
-        check_metric_names(self.program, config.evaluations, config.hooks)
+        check_metric_names(self.program, config.evaluations, hooks)
         self._size = size = RunSize(config.train.global_batch_size, len(source), self.total_steps)
         check_unrolled(self.program, config.train)
         batches = training_batches(config.train, config.data, example_spec(source), self.total_steps)
@@ -113,8 +113,8 @@ class Trainer:
         self.checkpoints = build_checkpointer(config.checkpoint, text, directory, size, self.say)
         k, sharding = config.train.steps_per_dispatch, self.program.spec.batch_sharding
         batching = Batching(size.batch_size, config.train.seed, sharding, self.total_steps)
-        self._inputs = TrainInputs(source, config.data, batching, k, directory, self.say, config.log.examples)
-        self._inputs.watched += evaluated.values()
+        self.inputs = TrainInputs(source, config.data, batching, k, directory, self.say, config.log.examples)
+        self.inputs.watched += evaluated.values()
         self._divergence = Divergence(config.resilience.divergence, self.program.metric_names, self.say)
         self._zero_weights = ZeroWeights(math.ceil(len(source) / size.batch_size), self.say)
         hang_s, timeout_s = config.resilience.hang.seconds, config.checkpoint.timeout.seconds
@@ -166,7 +166,7 @@ class Trainer:
         run at the boundary that was yielded last. No new save is started.
         """
         with contextlib.ExitStack() as stack:
-            for context in (self._preemption, self._watchdog, self.checkpoints, self._inputs):
+            for context in (self._preemption, self._watchdog, self.checkpoints, self.inputs):
                 stack.enter_context(context)
             start: Start | None = self._restore()
             programs = self._compile(start.step)
@@ -248,7 +248,7 @@ class Trainer:
                 self.say(sentence)
                 return {}
         with self._phase(COMPILING):
-            if (ragged := self._inputs.ragged) is not None:
+            if (ragged := self.inputs.ragged) is not None:
                 self.say(f"data: {ragged}")
                 if len(ragged.shares) > 1:
                     self.program.shape_shares = ragged.shares
@@ -259,7 +259,7 @@ class Trainer:
     def _open_recorder(self, programs: Mapping[int, CompiledSteps], step: int) -> Iterator[Recorder]:
         """Opens the metric files; yields the recorder that writes rows to them."""
         period = self._size.period(self.config.log.every)
-        more = self._inputs.drawn_shares if group.is_primary() else lambda first, last: {}
+        more = self.inputs.drawn_shares if group.is_primary() else lambda first, last: {}
         receivers = Receivers(self._receive_row, self._on_phase, self._receive_values, more)
         self._flops = flops = FlopsCount(lambda: self.program.flops_per_step, self.say)
         observers = [LateObserver(path, self) for path in self._observers if group.is_primary()]
@@ -268,7 +268,7 @@ class Trainer:
         ) as self._recorder:
             self._phase.recorder = self._recorder
             if programs:
-                padding = {} if (ragged := self._inputs.ragged) is None else ragged.metrics
+                padding = {} if (ragged := self.inputs.ragged) is None else ragged.metrics
                 self._recorder.note(step, {"compile_s": self.program.compile_s, **padding})
             yield self._recorder
 
@@ -301,7 +301,7 @@ class Trainer:
             yield Dispatcher(
                 program=self.program,
                 programs=programs,
-                inputs=self._inputs,
+                inputs=self.inputs,
                 divergence=self._divergence,
                 preemption=self._preemption,
                 watchdog=self._watchdog,
@@ -328,7 +328,7 @@ class Trainer:
             checkpoints, self.directory, self._divergence, recorder, preemption, selecting, self.total_steps, report
         )
         divergence = DivergenceCheck(
-            self._divergence, save, recorder, self.program, checkpoints, self._phase, self._inputs.read_again
+            self._divergence, save, recorder, self.program, checkpoints, self._phase, self.inputs.read_again
         )
         checks: list[Event] = []
         if (every := self.config.resilience.replica_check) and self.program.mesh.size > 1:
@@ -339,7 +339,7 @@ class Trainer:
             from engine.loop.events.gradient_check import gradient_checks
 
             period = self._size.period(every)
-            checks += gradient_checks(self.program, period, self._inputs.read_again, recorder, self.say)
+            checks += gradient_checks(self.program, period, self.inputs.read_again, recorder, self.say)
         measured: list[Event] = []
         if measurements is not None:
             heartbeat = self._watchdog.heartbeat
@@ -357,7 +357,7 @@ class Trainer:
         assert self._dispatcher is not None
         self._dispatcher.report_reading()
         self.directory.lease.check()
-        self._inputs.check()
+        self.inputs.check()
         self._dispatcher.stragglers.report(self.step)
         if self.checkpoints.has_events:
             with self._phase(SAVING):
