@@ -39,7 +39,8 @@ def write_picture(path: Path, panels: Sequence[Panel]) -> None:
             marker = "." if len(curve) < 30 else ""
             shown = label if len(label) <= _LONGEST else f"...{label[3 - _LONGEST :]}"
             # A curve is wider than those above it, so that one that is covered is seen.
-            axes.plot(list(curve), list(curve.values()), label=shown, marker=marker, linewidth=1.5 + 1.5 * min(above, 2))
+            width = 1.5 + 1.5 * min(above, 2)
+            axes.plot(list(curve), list(curve.values()), label=shown, marker=marker, linewidth=width)
         axes.set_title(panel.title)
         axes.set_yscale("log" if panel.is_log else "linear")
         axes.set_xlabel("step")
