@@ -30,7 +30,7 @@ GROUPS = {
             "data": "sources, samplers, streams, ragged examples, batches, worker processes, device feeds",
         },
         {
-            "layers": "layers for model authors, the kernels of each platform; `layers/cpu/`: tuning for XLA:CPU",
+            "layers": "layers for model authors, the kernels of each platform; `layers/platforms/`: tuning for each",
         },
         {
             "training": "pure functions of pytrees: Task, loss, optimizer, train state, gradients, update, step",

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from engine.layers.cpu import barriers
-from engine.layers.cpu.control_flow import query_blocks
+from engine.layers.platforms import barriers
+from engine.layers.platforms.control_flow import query_blocks
 
 MASKED = -1e30
 """Score of a masked pair. It is finite, so that the result of a row without allowed keys is finite, too."""

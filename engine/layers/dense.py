@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from engine.layers import quantization
-from engine.layers.cpu import products
+from engine.layers.platforms import products
 from engine.layers.whole_weight import is_split_over_rows, with_whole_weights
 from engine.parallel import layout
 

@@ -19,8 +19,8 @@ from jax.sharding import AbstractMesh, Mesh, PartitionSpec
 
 from engine.base.errors import ShardingError, TaskError
 from engine.base.types import PyTree
-from engine.layers.cpu.grouped_products import blocks_for
 from engine.layers.gated import swiglu
+from engine.layers.platforms.grouped_products import blocks_for
 from engine.layers.quantization import grouped_matmul, matmul
 from engine.layers.reference import convoy_keeps_rows
 from engine.layers.rematerialization import recomputed

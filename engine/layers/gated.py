@@ -2,7 +2,7 @@
 
 import jax
 
-from engine.layers.cpu import activations
+from engine.layers.platforms import activations
 
 
 def swiglu(gate: jax.Array, up: jax.Array) -> jax.Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from engine.base.errors import TaskError
 from engine.config import hardware
-from engine.layers.cpu import products
+from engine.layers.platforms import products
 from engine.layers.whole_weight import with_whole_weights
 from engine.parallel import layout
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-from engine.layers.cpu import barriers
+from engine.layers.platforms import barriers
 from engine.layers.rematerialization import SMALL, recomputed
 from engine.parallel.layout import current
 

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from engine.layers.cpu import grouped_products, products
-from engine.layers.cpu.grouped_products import Blocks
+from engine.layers.platforms import grouped_products, products
+from engine.layers.platforms.grouped_products import Blocks
 from engine.parallel import layout
 
 MULTIPLE = 16

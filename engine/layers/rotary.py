@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 
 from engine.base.errors import TaskError
-from engine.layers.cpu import barriers
+from engine.layers.platforms import barriers
 from engine.parallel import layout
 
 type Angles = tuple[jax.Array, jax.Array]

@@ -13,9 +13,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from engine.base.errors import TaskError
 from engine.base.types import PyTree
-from engine.layers.cpu.control_flow import layers_per_iteration, unrolls_layers
 from engine.layers.dropout import fold_in
 from engine.layers.pipeline import AXIS, pipeline
+from engine.layers.platforms.control_flow import layers_per_iteration, unrolls_layers
 from engine.layers.rematerialization import CARRY, remat
 from engine.parallel import schedule
 from engine.parallel.layout import current
@@ -35,7 +35,7 @@ class Stack(nnx.Module):
         count: number of layers.
         rngs: random keys for the initial values; those of layer i depend only on the seed and i.
         unroll: unroll the layers instead of scanning over them, which takes longer to compile. None unrolls if that
-            makes a step faster (`layers/cpu/control_flow.py`).
+            makes a step faster (`layers/platforms/control_flow.py`).
 
     Raises:
         TaskError: a layer holds variables other than nnx.Param and random state, or another stack.

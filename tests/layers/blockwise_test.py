@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine.layers import blockwise
-from engine.layers.cpu.control_flow import QUERY_BLOCK
+from engine.layers.platforms.control_flow import QUERY_BLOCK
 from tests.layers import plain
 
 

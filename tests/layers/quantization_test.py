@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from convoy_zoo.models.moe_decoder import MoeLanguageModel
 from engine.config.schema import MeshSpec
 from engine.layers import Dense, quantization
-from engine.layers.cpu import products
-from engine.layers.cpu.grouped_products import Blocks
+from engine.layers.platforms import products
+from engine.layers.platforms.grouped_products import Blocks
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import batch_sharding, make_mesh
 from tests import zoo

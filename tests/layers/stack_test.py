@@ -12,7 +12,7 @@ from flax import nnx
 from engine.base.errors import ShardingError, TaskError
 from engine.config.schema import MeshSpec
 from engine.layers import Dropout, Stack, fold_in
-from engine.layers.cpu.control_flow import UNROLLED_LAYERS
+from engine.layers.platforms.control_flow import UNROLLED_LAYERS
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import make_mesh
 from engine.parallel.rules import RULES, partition_spec

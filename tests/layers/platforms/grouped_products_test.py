@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine.layers.cpu.grouped_products import Blocks, blocks_for, grouped_matmul
+from engine.layers.platforms.grouped_products import Blocks, blocks_for, grouped_matmul
 
 KERNELS = jax.random.normal(jax.random.key(0), (4, 6, 10))
 ROWS = jax.random.normal(jax.random.key(1), (40, 6))

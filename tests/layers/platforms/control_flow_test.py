@@ -1,6 +1,6 @@
 """The choice of loops and blocks within a model, on CPUs and accelerators."""
 
-from engine.layers.cpu.control_flow import (
+from engine.layers.platforms.control_flow import (
     QUERY_BLOCK,
     UNROLLED_LAYERS,
     layers_per_iteration,

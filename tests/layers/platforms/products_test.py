@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from engine.config.schema import MeshSpec
-from engine.layers.cpu.products import logits, matmul, merges_positions
+from engine.layers.platforms.products import logits, matmul, merges_positions
 from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import make_mesh
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from engine.layers.cpu.activations import swiglu
+from engine.layers.platforms.activations import swiglu
 from engine.parallel.layout import active
 from tests import zoo
 from tests.layers.blocks import LikeTpu

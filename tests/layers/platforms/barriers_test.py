@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engine.layers.cpu import barriers
+from engine.layers.platforms import barriers
 from engine.parallel.layout import Layout, active
 from tests.layers.blocks import LikeTpu
 
