@@ -68,6 +68,14 @@ def test_api_reference_lists_each_public_name(package):
 
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_api_reference_names_the_file_with_the_signatures(package):
+    page = pages.ROOT / "docs" / "reference" / f"{package.__name__.rpartition('.')[2]}.md"
+    [file] = re.findall(r"has no signatures: `(.*)`", page.read_text())
+    assert f"{package.__name__}.txt" in file
+    assert re.search(r"^(class|def) ", (pages.ROOT / file).read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
 def test_api_reference_describes_each_name_with_the_start_of_its_docstring(package):
     for name, sentence in pages.reference(package.__name__):
         module, _, last = name.rpartition(".")
