@@ -6,6 +6,7 @@ them after the last batch.
 """
 
 import dataclasses
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from engine.data.examples import leaves_with_path
 from engine.data.source import BaseSource, first_example
 from engine.metrics.example_file import check_storable, file_of
 from engine.metrics.results import Result
-from engine.metrics.slices import Addresses, SlicedMerger, SlicedStates
+from engine.metrics.slices import KEY, Addresses, SlicedMerger, SlicedStates
 from engine.metrics.values import describe_value
 from engine.training.author_errors import errors_described
 
@@ -48,6 +49,7 @@ class PerExample:
 
     def __init__(self, config: Evaluation, source: BaseSource, states: SlicedStates, where: str):
         self._tags: dict[str, _Tag] = {}
+        self._where = where
         if config.tags:
             examples = stack_examples([first_example(source)], str)
             self._tags = {name: _Tag(given, examples, f"{where}.tags.{name}") for name, given in config.tags.items()}
@@ -96,7 +98,21 @@ class PerExample:
         order = np.argsort(indices, kind="stable")  # a row that several processes feed is there several times
         at = order[np.searchsorted(indices, found.indices, sorter=order)] if values else order
         tags = {tag: column[at] for tag, column in values.items()}
+        if KEY in tags:
+            self._check_keys(tags[KEY], found.indices)
         return dict(file_of(name, step, dataclasses.replace(found, tags=tags)))
+
+    def _check_keys(self, keys: np.ndarray, indices: np.ndarray) -> None:
+        """Warns if two examples have one key, which cannot identify them."""
+        order = np.argsort(keys, kind="stable")
+        equal = np.flatnonzero(keys[order][1:] == keys[order][:-1])
+        if len(equal):
+            one, other = order[equal[0] : equal[0] + 2]
+            logging.getLogger("convoy").warning(
+                "%s.tags.%s: examples %d and %d are both named %r, so that the key does not identify the examples. "
+                "Choose an entry or a function that gives each example another value.",
+                *(self._where, KEY, indices[one], indices[other], keys[one].item()),
+            )
 
     def _gathered(self) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Returns the indices of the examples and their tags: in the primary those of all processes."""

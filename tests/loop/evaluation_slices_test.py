@@ -152,10 +152,14 @@ def test_number_of_a_slice_may_select_the_best_and_its_name_must_be_free():
         evaluation(zoo.program(Clash()), slices={"high": SLICED.slices["high"]})
 
 
-def test_worst_examples_follow_the_direction_of_their_score():
+def test_worst_examples_follow_the_direction_of_their_score_and_equal_keys_are_a_warning(caplog):
     program = zoo.program(zoo.Classify())
-    subject = evaluation(program, worst=3, score="accuracy")
+    subject = evaluation(program, worst=3, score="accuracy", per_example=True, tags={"key": "y"})
     table: Any = (subject.run(program.init()) or {})["heldout/worst_examples"]
+    y = zoo.examples(N, seed=5)["y"]
+    first, second = np.flatnonzero(y == 0)[:2]
+    named = f"evaluations.heldout.tags.key: examples {first} and {second} are both named 0, so that the key does not"
+    assert [record.getMessage().startswith(named) for record in caplog.records] == [True]
     assert table.title == "smallest accuracy first" and table.columns["accuracy"] == [0, 0, 0]
     assert subject.warnings == []
     assert evaluation(program, worst=3)._states.order_text == "largest loss first"
