@@ -42,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resamples",
         type=int,
-        default=2000,
+        default=1000,
         metavar="N",
-        help="resamples of the bootstrap, up to 16 times as many where it is close (default: 2000)",
+        help="resamples of the bootstrap, up to 16 times as many where it is close (default: 1000)",
     )
     parser.add_argument(
         "--gate", metavar="FILE", help="judge the runs by the rules of a TOML file; exit code 1 if one fails"

@@ -10,7 +10,9 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from engine.base.errors import TaskError
-from engine.driving.matching import IGNORED_LABEL, Detections, Match, areas_of, by_score, class_ranks, match_predictions
+from engine.driving.matching import IGNORED_LABEL, Detections, Match, areas_of, class_ranks, match_predictions
+from engine.driving.precision_resampler import PrecisionResampler, Table
+from engine.driving.ranked import average_precision, mean_of_known
 from engine.metrics.metric import Metric, collected, one_example
 from engine.metrics.values import real_array, rows_and_mask
 
@@ -275,21 +277,46 @@ class AveragePrecision(Metric):
             own: predictions that count if they have no label, `[examples, predictions]`.
         """
         scores, guesses, labels = (np.asarray(x) for x in (self.scores, self.guesses, self.labels))
-        counted, real = ~np.asarray(self.ignored, bool) & inside, np.isfinite(scores)
-        if self.max_detections is not None:
-            real &= ranks < self.max_detections
         values = np.full((len(matched), len(self.classes)), np.nan)
         recalls = np.full((len(self.recalls_at), *values.shape), np.nan)
-        for t, label in enumerate(matched):
-            hit = label >= 0
-            kept = np.where(hit, np.take_along_axis(counted, label.clip(0), 1), own) if labels.size else own
+        counted, kept = self._chosen(matched, ranks, inside, own)
+        for t, (chosen_here, hit) in enumerate(zip(kept, matched >= 0, strict=True)):
             for c in range(len(self.classes)):
-                chosen = kept & real & (guesses == c) & (label != IGNORED_LABEL)
+                chosen = chosen_here & (guesses == c)
                 total = int((counted & (labels == c)).sum())
                 values[t, c] = average_precision(scores[chosen], hit[chosen], total, self.area)
                 for n, most in enumerate(self.recalls_at if total else ()):
                     recalls[n, t, c] = (chosen & hit & (ranks < most)).sum() / total
         return values, recalls
+
+    def _chosen(
+        self, matched: np.ndarray, ranks: np.ndarray, inside: np.ndarray | bool, own: np.ndarray | bool
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the labels that count, and the predictions that do at each threshold; arguments as for `_values`."""
+        counted, real = ~np.asarray(self.ignored, bool) & inside, np.isfinite(np.asarray(self.scores))
+        if self.max_detections is not None:
+            real &= ranks < self.max_detections
+        kept = np.zeros(matched.shape, bool)
+        for t, label in enumerate(matched):
+            at_label = np.take_along_axis(counted, label.clip(0), 1) if counted.size else own
+            kept[t] = np.where(label >= 0, at_label, own) & real & (label != IGNORED_LABEL)
+        return counted, kept
+
+    def resampler(self) -> PrecisionResampler:
+        ranks, matched = class_ranks(np.asarray(self.scores), np.asarray(self.guesses), self.area), self.matches()
+        parts: dict[str, tuple[np.ndarray, np.ndarray | bool, np.ndarray | bool]] = {"": (matched, True, True)}
+        for between in self.ranges:
+            near, own = (self._is_between(boxes, between) for boxes in (self.boxes, self.predicted))
+            parts[range_name(*between)] = matched, near, own
+        for name, low, high in self.sizes:
+            fits, own = self._has_size(low, high), _is_within(areas_of(np.asarray(self.predicted)), low, high)
+            parts[name] = self.matches((low, high)), fits, own
+        tables = {}
+        for name, (found, inside, own) in parts.items():
+            counted, kept = self._chosen(found, ranks, inside, own)
+            tables[name] = Table.of(self, np.where(counted, self.labels, -1), kept, found >= 0, ranks)
+        limits = [f"{limit:g}" for limit in self.thresholds] if len(self.thresholds) > 1 else []
+        return PrecisionResampler(self.classes, limits, [str(n) for n in self.recalls_at], tables)
 
     def _is_between(self, boxes: Any, between: tuple[float, float]) -> np.ndarray:
         boxes = np.asarray(boxes, np.float64)
@@ -354,39 +381,3 @@ def check_result_names(
             f"{where}: two of the classes, thresholds, ranges and sizes give a result named {twice!r}. Rename the "
             "class, such as digit_1, or give each threshold, range and size once."
         )
-
-
-def average_precision(scores: np.ndarray, hits: np.ndarray, total: int, area: str) -> float:
-    """Returns the area below precision over recall of predictions of one class; NaN without labels.
-
-    Args:
-        scores: `[predictions]`; for equal scores see AveragePrecision.
-        hits: whether each has a label, likewise.
-        total: number of labels.
-        area: how the area is computed, see AveragePrecision.
-    """
-    if not total:
-        return float("nan")
-    order = by_score(scores, area)
-    ends = np.arange(len(scores))
-    if area not in ("coco", "nuscenes"):
-        ends = ends[np.append(np.diff(scores[order]) != 0, True)[: len(ends)]]
-    true = np.cumsum(hits[order], dtype=np.int64)[ends]
-    recall, precision = true / total, true / (ends + 1)
-    if area == "nuscenes":
-        if not hits.any():
-            return 0.0
-        sampled = np.interp(np.linspace(0, 1, 101), recall, precision, right=0)[11:]
-        return float(np.maximum(sampled - 0.1, 0).mean() / 0.9)
-    if area != "sum":
-        precision = np.maximum.accumulate(precision[::-1])[::-1]
-    if area == "coco":
-        at = np.searchsorted(recall, np.linspace(0, 1, 101))
-        return float(np.append(precision, 0)[at].mean())
-    return float((np.diff(recall, prepend=0) * precision).sum())
-
-
-def mean_of_known(values: np.ndarray) -> float:
-    """Returns the mean of the values that are not NaN; NaN if there are none."""
-    known = values[~np.isnan(values)]
-    return float(known.mean()) if known.size else float("nan")

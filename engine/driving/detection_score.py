@@ -15,11 +15,11 @@ from engine.driving.detection import (
     AveragePrecision,
     Shape,
     check_result_names,
-    mean_of_known,
     named_ranges,
     range_name,
 )
 from engine.driving.matching import by_score
+from engine.driving.ranked import mean_of_known
 from engine.metrics.metric import Metric, collected, one_example
 from engine.metrics.values import real_array, rows_and_mask
 

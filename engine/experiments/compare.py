@@ -23,7 +23,7 @@ from engine.metrics.direction import higher_is_better
 from engine.metrics.example_file import read_parquet
 from engine.metrics.slices import COUNT
 
-RESAMPLES = 2000
+RESAMPLES = 1000
 EXAMPLES = 10
 
 

@@ -24,6 +24,8 @@ from engine.metrics.resampling import Resampler
 
 MORE = (3, 12)
 """Additional resamples of a part that is not decided, in multiples of the first ones: 4, and then 16 times as many."""
+MOST_DRAWN = 5 * 10**7
+"""Most examples that additional resamples draw from a part, over all of them."""
 THREADS = 8  # most threads; NumPy computes without the lock of the interpreter
 
 type Numbers = dict[tuple[str, str], np.ndarray]
@@ -169,6 +171,7 @@ class Paired:
                 on_part()
             for stage, factor in enumerate(MORE, start=1):
                 more = [(part, factor * resamples, stage, metrics) for part, metrics in self._undecided()]
+                more = [item for item in more if item[1] * item[0].examples <= MOST_DRAWN]
                 list(pool.map(lambda item: item[0].draw(*item[1:]), more))
         return [self._difference(part, number) for part in self.parts for number in part.numbers]
 

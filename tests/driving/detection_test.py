@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from engine.base.errors import TaskError
-from engine.driving.detection import average_precision
+from engine.driving.ranked import average_precision
 from engine.metrics import AveragePrecision
 from engine.metrics.state import MetricStates, compute
 from tests.merging import results
