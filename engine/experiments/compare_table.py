@@ -117,5 +117,5 @@ def _changes(changes: Sequence[Change], names: tuple[str, str]) -> list[str]:
 
 
 def _meaning(basis: Basis, group: str) -> str:
-    grouped = f" Its groups are the values of {group}." if group and basis == Basis.EXAMPLES else ""
-    return f"over {basis}: {basis.meaning}{grouped}"
+    grouped = f" Groups are the values of {group}." if group and basis == Basis.EXAMPLES else ""
+    return f"{basis.meaning}{grouped}"

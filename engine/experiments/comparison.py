@@ -40,14 +40,16 @@ class Basis(enum.StrEnum):
 _MEANINGS = {
     Basis.NONE: "There is no interval.",
     Basis.EXAMPLES: (
-        "Paired bootstrap over examples: how sure the difference of these trained models is on other examples of this "
-        "kind. It says nothing about seeds: another seed of the same setting may differ by more."
+        "Over examples (paired bootstrap): how sure the difference of these trained models is on other examples of "
+        "this kind. It says nothing about seeds: another seed of the same setting may differ by more."
     ),
     Basis.SEEDS: (
-        "Paired t interval over seeds: how sure the difference of the settings is with other seeds, on these examples."
+        "Over seeds (paired t interval): how sure the difference of the settings is with other seeds, on these "
+        "examples."
     ),
     Basis.SEPARATE_SEEDS: (
-        "Welch's t interval over seeds: how sure the difference of the settings is with other seeds, on these examples."
+        "Over separate seeds (Welch's t interval): how sure the difference of the settings is with other seeds, on "
+        "these examples."
     ),
 }
 

@@ -184,9 +184,7 @@ class Paired:
             slices = [at for at in p if self.parts[at].name != WHOLE]
             p |= dict(zip(slices, statistics.holm([p[at] for at in slices]), strict=True))
             for at, part in parts:
-                # Three standard errors of the share of resamples beyond 0, at least as many as of nine resamples.
-                beyond = statistics.count_beyond_zero(part.draws[number])
-                margin = math.exp(3 / math.sqrt(max(beyond, 9)))
+                margin = math.exp(2 * statistics.relative_error_of_p(part.draws[number]))
                 if SURE / margin < p[at] < SURE * margin:
                     found.setdefault(at, set()).add(number[0])
         return [(self.parts[at], sorted(metrics)) for at, metrics in sorted(found.items())]

@@ -65,8 +65,8 @@ val: most changed by error  scene  a  b  change
 example 7                   x      1  3  +2
 figure: b/figures/val/9/0-example-7.png
 
-over examples: Paired bootstrap over examples: how sure the difference of these trained models is on other examples of \
-this kind. It says nothing about seeds: another seed of the same setting may differ by more.
+Over examples (paired bootstrap): how sure the difference of these trained models is on other examples of this kind. \
+It says nothing about seeds: another seed of the same setting may differ by more.
 
 a note."""
     )

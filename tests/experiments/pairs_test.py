@@ -69,5 +69,5 @@ def test_only_parts_that_are_close_to_the_level_get_more_resamples():
     noise = (noise - noise.mean()) / noise.std()
     change = np.concatenate([noise + 1.0, noise + 1.98 / np.sqrt(COUNT // 2)])
     slices = {"sure": np.arange(COUNT) < COUNT // 2, "close": np.arange(COUNT) >= COUNT // 2}
-    found = by_part(paired(mean_of(errors(0.0)), mean_of(errors(0.0) + change), slices).differences(300))
-    assert {part: x.resamples for (part, _), x in found.items()} == {"": 300, "sure": 300, "close": 4800}
+    found = by_part(paired(mean_of(errors(0.0)), mean_of(errors(0.0) + change), slices).differences(1000))
+    assert {part: x.resamples for (part, _), x in found.items()} == {"": 1000, "sure": 1000, "close": 16_000}

@@ -113,3 +113,9 @@ def test_intervals_over_seeds_cover_the_truth_as_often_as_they_say(seeds):
         paired = [statistics.t_interval(differences) for differences in second - first]
         covered["t"] = np.mean([found.low <= 0 <= found.high for found in paired])
     assert all(0.93 <= share <= 0.97 for share in covered.values()), covered
+
+
+def test_error_of_a_p_value_falls_with_the_resamples():
+    counted = np.concatenate([-np.ones(100), np.ones(900)])
+    assert statistics.relative_error_of_p(counted) == pytest.approx(0.1)
+    assert statistics.relative_error_of_p(np.ones(900)) == pytest.approx(1.0)
