@@ -20,7 +20,7 @@ from engine.report import cost, results, thinning
 from engine.report.event_images import read_event_images
 from engine.report.images import Budget, read_pictures
 from engine.report.panels import WAIT
-from engine.report.rows import Curve, Mark, Rows, read_rows
+from engine.report.rows import TRAINING, Curve, Mark, Rows, read_rows
 from engine.report.settings import parent_of, read_texts, settings_of
 from engine.run import code, status
 from engine.run.directory import RunDirectory
@@ -226,11 +226,7 @@ def _worst(rows: Rows, pictures: Any) -> list[dict[str, Any]]:
 def _warnings(run: Gathered, note: str) -> list[list[str]]:
     """Returns time and text of what went wrong or may have: the end of the run, its log, and files that are damaged."""
     found = [["", text] for text in (run.record.problem, run.rows.note, note) if text]
-    for name, curve in run.rows.curves.items():
-        if curve.missing:
-            found.append(
-                ["", f"{name}: {curve.missing:,} values are not finite, the first at step {curve.first_missing:,}."]
-            )
+    found += [["", text] for text in _not_finite(run.rows, results.slice_prefixes(run.rows, run.texts))]
     try:
         log = read_text(run.directory.log, _MOST_LOG, errors="replace")
     except FileNotFoundError:
@@ -241,6 +237,22 @@ def _warnings(run: Gathered, note: str) -> list[list[str]]:
     if len(warnings) > WARNINGS:
         found.append(["", f"{len(warnings) - WARNINGS} earlier warnings are in {run.directory.log}."])
     return found + warnings[-WARNINGS:]
+
+
+def _not_finite(rows: Rows, slices: tuple[str, ...]) -> list[str]:
+    """Returns sentences about values that are not finite; a slice may have none of the objects that a metric counts."""
+    damaged = {name: curve for name, curve in rows.curves.items() if curve.missing and not name.startswith(slices)}
+    texts = []
+    for names, what in (
+        ([name for name in damaged if name.startswith(TRAINING)], "of training"),
+        ([name for name in damaged if not name.startswith(TRAINING)], "of evaluations and hooks"),
+    ):
+        if names:
+            first = min(damaged[name].first_missing for name in names)
+            count = sum(damaged[name].missing for name in names)
+            shown = ", ".join(names[:3]) + (" and others" if len(names) > 3 else "")
+            texts.append(f"Not finite: {count:,} values {what}, the first at step {first:,} ({shown}).")
+    return texts
 
 
 def all_data(runs: Sequence[Gathered]) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from engine.report import at_end
 from engine.run import status
 from engine.run.directory import RunDirectory
 from tests import runs
+from tests.experiments.made import make_run
 
 
 def data_of(run) -> dict:
@@ -50,7 +51,8 @@ def directory_of(run, state: str) -> RunDirectory:
 
 @pytest.mark.parametrize("state", ["preempted", "interrupted", "training"])
 def test_run_that_was_asked_to_stop_writes_none(state, tmp_path):
-    with at_end.reported(directory_of(tmp_path / "run", state), "none"):
+    directory = RunDirectory(make_run(tmp_path / "run", state=state))
+    with at_end.reported(directory, "none"):
         pass
     assert not (tmp_path / "run/report.html").exists()
 

@@ -99,7 +99,10 @@ def test_run_is_chosen_and_hidden_in_the_table(page, folder):
     assert set(page.run("[...document.querySelectorAll('select.whose')].map(each => each.value)")) == {"2"}
     assert page.run("document.querySelector('path.strong').dataset.line") == "run-2"
     page.click('[data-run="run-3"] input')
-    assert page.run(f"window.convoyReport.shown({LOSS!r})")[2:] == ["run-2 · training", "run-2 · heldout"]
+    shown = page.wait(
+        f"(found => found.includes('run-2 · training') ? found : null)(window.convoyReport.shown({LOSS!r}))"
+    )
+    assert shown == [*labels[:2], "run-2 · training", "run-2 · heldout"]
 
 
 @pytest.mark.multiprocess

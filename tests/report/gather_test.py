@@ -22,6 +22,18 @@ def test_run_is_gathered_from_its_files(tmp_path):
     assert data["warnings"] == [["2026-01-01T00:00:00Z", "the disk is slow"]]
 
 
+def test_values_that_are_not_finite_are_a_warning_except_for_those_of_slices(tmp_path):
+    run = full_run(tmp_path / "a", steps=40)
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write('{"step": 41, "batch": 40, "loss": "NaN"}\n')
+        file.write('{"step": 41, "heldout/accuracy": "NaN", "heldout/loss": "NaN", "heldout/night/accuracy": "NaN"}\n')
+    [data] = all_data([Gathered(run)])
+    assert [text for _, text in data["warnings"][:2]] == [
+        "Not finite: 1 values of training, the first at step 41 (training/loss).",
+        "Not finite: 2 values of evaluations and hooks, the first at step 41 (heldout/accuracy, heldout/loss).",
+    ]
+
+
 def test_failed_run_says_why(tmp_path):
     [data] = all_data([Gathered(full_run(tmp_path / "a", state="failed", reason="the loss is not finite"))])
     assert data["warnings"][0] == ["", "the loss is not finite"]

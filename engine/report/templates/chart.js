@@ -89,17 +89,40 @@ function linesOf(panel) {
   return lines;
 }
 
+// All steps of several curves, sorted, each once.
+function union(members) {
+  const all = new Float64Array(members.reduce((sum, member) => sum + member.x.length, 0));
+  let place = 0, kept = 0;
+  for (const member of members) { all.set(member.x, place); place += member.x.length; }
+  all.sort();
+  for (let each = 0; each < all.length; each++) if (!each || all[each] !== all[each - 1]) all[kept++] = all[each];
+  return all.subarray(0, kept);
+}
+
+// Mean, smallest and largest value of several curves, where all of them have one: on the lines between their points.
 function bandOf(runs, name) {
-  const members = runs.map((run) => points(data.runs[run], name));
-  const all = Float64Array.from(new Set(members.flatMap((member) => [...member.x]))).sort();
+  const members = runs.map((run) => points(data.runs[run], name)), places = members.map(() => 0);
   const x = [], y = [], low = [], high = [];
-  for (const each of all) {
-    const values = members.map((member) => at(member.x, member.y, each)).filter((value) => value !== null);
-    if (values.length < members.length) continue;
+  for (const each of union(members)) {
+    let sum = 0, least = Infinity, most = -Infinity, count = 0;
+    for (let member = 0; member < members.length; member++) {
+      const { x: xs, y: ys } = members[member];
+      let place = places[member];
+      while (place + 1 < xs.length && xs[place + 1] <= each) place++;
+      places[member] = place;
+      if (each < xs[0] || each > xs[xs.length - 1]) continue;
+      const last = place + 1 >= xs.length || xs[place] === each;
+      const value = last ? ys[place] : ys[place] + ((ys[place + 1] - ys[place]) * (each - xs[place])) / (xs[place + 1] - xs[place]);
+      sum += value;
+      if (value < least) least = value;
+      if (value > most) most = value;
+      count++;
+    }
+    if (count < members.length) continue;
     x.push(each);
-    y.push(values.reduce((sum, value) => sum + value, 0) / values.length);
-    low.push(Math.min(...values));
-    high.push(Math.max(...values));
+    y.push(sum / count);
+    low.push(least);
+    high.push(most);
   }
   return { x, y: state.smooth && isTraining(name) ? smoothed(y) : y, low, high, dots: !isTraining(name), count: members.length };
 }
@@ -192,11 +215,12 @@ class Chart {
     this.hasData = lines.length > 0;
     this.element.hidden = !this.hasData;
     if (!this.hasData) return (this.u = null);
-    const positive = (ys) => (state.log ? Array.from(ys, (value) => (value > 0 ? value : null)) : Array.from(ys));
+    const positive = (ys) => (state.log ? Array.from(ys, (value) => (value > 0 ? value : null)) : ys);
     const series = [{}], tables = [], bands = [];
     lines.forEach((line) => {
-      const shown = !this.off.has(line.label), xs = Array.from(line.x);
-      const add = (ys, options) => { tables.push([xs, positive(ys)]); series.push({ show: shown, spanGaps: true, points: { show: false }, ...options }); return series.length - 1; };
+      const shown = !this.off.has(line.label), xs = Array.from(line.x), columns = [xs];
+      tables.push(columns);
+      const add = (ys, options) => { columns.push(positive(ys)); series.push({ show: shown, spanGaps: true, points: { show: false }, ...options }); return series.length - 1; };
       line.parts = [];
       if (line.low) {
         const high = add(line.high, { stroke: "transparent", width: 0 }), low = add(line.low, { stroke: "transparent", width: 0 });
@@ -309,9 +333,25 @@ function redraw() {
   for (const chart of charts) chart.u?.redraw(false);
 }
 
-// Charts are built when they come near the screen, so that a long report opens at once.
+// Charts are built when they come near the screen, and a few in each frame, so that a long report opens at once.
+const waiting = new Set();
+function buildSome() {
+  const end = performance.now() + 24;
+  for (const chart of waiting) {
+    waiting.delete(chart);
+    chart.build();
+    if (performance.now() > end) break;
+  }
+  if (waiting.size) requestAnimationFrame(buildSome);
+}
+
+function buildSoon(chart) {
+  if (!waiting.size) requestAnimationFrame(buildSome);
+  waiting.add(chart);
+}
+
 function rebuild() {
-  for (const chart of charts) if (chart.seen) chart.build();
+  for (const chart of charts) if (chart.seen) buildSoon(chart);
 }
 
 const watcher = new IntersectionObserver((entries) => {
@@ -319,7 +359,7 @@ const watcher = new IntersectionObserver((entries) => {
     const chart = [...charts].find((each) => each.element === entry.target);
     if (chart && entry.isIntersecting && !chart.seen) {
       chart.seen = true;
-      chart.build();
+      buildSoon(chart);
     }
   }
 }, { rootMargin: "400px" });
