@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 
 from benchmarks import browser
+from engine.experiments.comparison import WHOLE, Basis, Comparison, Difference, Variant
+from engine.experiments.record import read_record
+from engine.experiments.statistics import Interval
 from engine.report.page import write_report
 from tests.report.made import full_run
 
@@ -103,6 +106,29 @@ def test_run_is_chosen_and_hidden_in_the_table(page, folder):
         f"(found => found.includes('run-2 · training') ? found : null)(window.convoyReport.shown({LOSS!r}))"
     )
     assert shown == [*labels[:2], "run-2 · training", "run-2 · heldout"]
+
+
+@pytest.mark.multiprocess
+def test_comparison_shows_the_slices_of_the_metric_that_is_chosen(page, folder):
+    interval = Interval(0.1, 0.05, 0.15, 0.01)
+    shared = {"variant": 1, "evaluation": "heldout", "first": 0.8, "second": 0.9, "interval": interval, "examples": 99}
+    results = [
+        Difference(**shared, part=part, metric=metric, basis=Basis.EXAMPLES, adjusted_p=0.02, higher_is_better=True)
+        for metric in ("accuracy", "ap")
+        for part in (WHOLE, "night", "rain")
+    ]
+    runs = [folder / "run-0", folder / "run-2"]
+    variants = [Variant(str(run), [read_record(run, str(run))], [0]) for run in runs]
+    write_report(runs, folder / "compared.html", Comparison(variants=variants, results=results))
+    page.open(folder / "compared.html")
+    assert page.run("document.querySelector('h1').textContent") == "run-2 against run-0"
+    listed = "[...document.querySelectorAll('#comparison tr[data-result]')].map(row => row.dataset.result)"
+    whole, slices = ["heldout/accuracy", "heldout/ap"], ["heldout/night/{}", "heldout/rain/{}"]
+    assert page.run(listed) == [*whole, *(name.format("accuracy") for name in slices)]
+    page.run("document.querySelector('[data-slices]').value = 'heldout/ap'")
+    page.run("document.querySelector('[data-slices]').dispatchEvent(new Event('change'))")
+    assert page.run(listed) == [*whole, *(name.format("ap") for name in slices)]
+    assert page.run("document.querySelector('#comparison .pill').textContent") == "better"
 
 
 @pytest.mark.multiprocess

@@ -30,7 +30,7 @@ const VERDICTS = { better: "done", worse: "failed", differs: "preempted" };
 
 // The interval of a difference on a line with 0 in the middle.
 function forest(result, range) {
-  if (!result.interval || !range) return h("span", { class: "muted small" }, "no interval");
+  if (!result.interval || !range) return h("span", { class: "muted small" }, result.interval ? "the same" : "no interval");
   const x = (value) => 110 + (102 * value) / range;
   const tint = result.verdict === "better" ? "var(--good)" : result.verdict === "worse" ? "var(--bad)" : result.verdict ? "var(--warn)" : "var(--muted)";
   const [low, high] = result.interval;
@@ -45,7 +45,7 @@ const signed = (value) => (value === null ? "–" : `${value > 0 ? "+" : value <
 function resultTable(results, names, first, range) {
   const heads = [first, "examples", ...names, "difference", "95 % interval", "", "over", first === "slice" ? "p (Holm)" : "p", ""];
   const numeric = new Set([1, 2, 3, 4, 8]);
-  return h("div", { class: "scroll tall" }, h("table", { class: "results" },
+  return h("div", { class: `scroll ${results.length > 24 ? "tall" : ""}` }, h("table", { class: "results" },
     h("thead", null, h("tr", null, heads.map((name, at) => h("th", { class: numeric.has(at) ? "number" : null }, name)))),
     h("tbody", null, results.map((result) => h("tr", { "data-result": [result.evaluation, result.part, result.metric].filter(Boolean).join("/") },
       h("td", { class: "name" }, first === "slice" ? result.part : `${result.evaluation}/${result.metric}`),
@@ -64,16 +64,21 @@ function variantCards(found, variant) {
   const own = found.results.filter((result) => result.variant === variant), names = [found.variants[0], found.variants[variant]];
   const whole = own.filter((result) => !result.part), slices = own.filter((result) => result.part), cards = [];
   if (whole.length) cards.push(card(`${names[1]} against ${names[0]}`, "all examples", resultTable(whole, names, "result")));
-  const keys = [...new Set(slices.map((result) => JSON.stringify([result.evaluation, result.metric])))];
-  keys.forEach((key, order) => {
-    const [evaluation, metric] = JSON.parse(key), same = slices.filter((result) => result.evaluation === evaluation && result.metric === metric);
-    const sure = same.filter((result) => result.verdict).length;
-    cards.push(h("details", { class: "card", open: order === 0 }, h("summary", null, h("b", null, `${evaluation}/${metric} by slice`), ` – ${sure} of ${same.length} slices ${sure === 1 ? "differs" : "differ"} surely`),
-      resultTable(same, names, "slice", rangeOf(same))));
-  });
+  if (slices.length) cards.push(slicesCard(slices, names));
   const changes = found.changes.filter((change) => change.variant === variant);
   if (changes.length) cards.push(changesCard(changes, names));
   return cards;
+}
+
+// The slices of one metric, which the reader chooses.
+function slicesCard(slices, names) {
+  const byName = Map.groupBy(slices, (result) => `${result.evaluation}/${result.metric}`), body = h("div");
+  const show = (name) => body.replaceChildren(resultTable(byName.get(name), names, "slice", rangeOf(byName.get(name))));
+  const sure = (same) => same.filter((result) => result.verdict).length;
+  const choice = h("select", { "aria-label": "Result", "data-slices": true, onchange: (event) => show(event.target.value) },
+    [...byName].map(([name, same]) => h("option", { value: name }, `${name}: ${sure(same)} of ${same.length} slices ${sure(same) === 1 ? "differs" : "differ"} surely`)));
+  show(choice.value);
+  return h("div", { class: "card" }, h("div", { class: "cardhead", style: { "align-items": "center", "flex-wrap": "wrap", "margin-bottom": "8px" } }, h("h3", null, "By slice"), choice), body);
 }
 
 function changesCard(changes, names) {
