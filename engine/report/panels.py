@@ -7,7 +7,9 @@ from engine.data.stages import STAGES
 from engine.observe.tensorboard import MEASURED
 from engine.report.rows import TRAINING
 
-RESULTS, COST = "results", "cost"  # sections of the report
+RESULTS, LAYERS, COST = "results", "layers", "cost"  # sections of the report
+_LAYER = f"{LAYERS}/"  # precedes the results of `log.layers`: layers/MEASURE and layers/MEASURE/LAYER
+MOST_LAYERS = 64  # curves of a chart of layers
 FIRST = 12  # charts of results that are shown before the reader asks for all
 MOST = 400  # charts of results
 WAIT = f"{TRAINING}data_wait_s"
@@ -36,13 +38,27 @@ def panels(names: Iterable[str], selects: Sequence[str]) -> list[dict[str, Any]]
     bases: dict[str, list[str]] = {}
     for name in found:
         base = base_of(name)
-        if not (name.startswith(TRAINING) and (base in MEASURED or name == WAIT)) and name != "compile_s":
+        is_measured = name.startswith(TRAINING) and (base in MEASURED or name == WAIT)
+        if not is_measured and not name.startswith(_LAYER) and name != "compile_s":
             bases.setdefault(base, []).append(name)
     chosen = {base_of(name) for name in selects}
     order = sorted(bases, key=lambda base: _rank(base, chosen))[:MOST]
     first = [base for base in order if "/" not in base or base in chosen][:FIRST] or order[:FIRST]
     results = [{"title": b, "section": RESULTS, "names": bases[b], "first": b in first} for b in order]
-    return results + [panel for panel in (_cost(*each, found) for each in _COST) if panel]
+    return results + _layers(found) + [panel for panel in (_cost(*each, found) for each in _COST) if panel]
+
+
+def _layers(found: Sequence[str]) -> list[dict[str, Any]]:
+    """Returns a chart of each measure of layers, with a curve for each layer of the chosen run."""
+    measures: dict[str, dict[str, str]] = {}
+    for name in found:
+        if name.startswith(_LAYER):
+            measure, _, layer = name.removeprefix(_LAYER).partition("/")
+            measures.setdefault(measure, {})[name] = layer or "whole model"
+    return [
+        {"title": measure.replace("_", " "), "section": LAYERS, "names": list(labels)[:MOST_LAYERS], "labels": labels}
+        for measure, labels in measures.items()
+    ]
 
 
 def _rank(base: str, chosen: set[str]) -> tuple[bool, bool, bool, int]:

@@ -77,6 +77,10 @@ def test_legend_hides_a_curve(page, folder):
     assert page.run(f"window.convoyReport.shown({LOSS!r})") == ["training", "heldout"]
     page.click(f"{LOSS} .legend button")
     assert page.run(f"window.convoyReport.shown({LOSS!r})") == ["heldout"]
+    layers = '[data-chart="grad norm"]'
+    page.place(layers)
+    page.wait(f"document.querySelector({layers + ' canvas'!r})")
+    assert page.run(f"window.convoyReport.shown({layers!r})") == ["whole model", "encoder"]
 
 
 @pytest.mark.multiprocess

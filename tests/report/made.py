@@ -79,4 +79,6 @@ def evaluation(step: int) -> dict[str, Any]:
         "heldout/errors": {"edges": [0, 1, 2], "counts": [5, 3]},
         "heldout/classes": {"class": ["car", "bus"], "ap": [0.5, 0.25]},
         "heldout/confusion": [[5, 1], [2, 8]],
+        "layers/grad_norm": 1.0,
+        "layers/grad_norm/encoder": 0.5,
     }

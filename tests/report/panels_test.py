@@ -1,6 +1,6 @@
 """Which curves share a chart, and which charts come first."""
 
-from engine.report.panels import COST, FIRST, RESULTS, panels
+from engine.report.panels import COST, FIRST, LAYERS, RESULTS, panels
 
 
 def test_curves_of_one_metric_share_a_chart():
@@ -16,6 +16,14 @@ def test_what_the_engine_measures_is_in_a_section_of_its_own():
     found = {panel["title"]: panel for panel in panels(names, []) if panel["section"] == COST}
     assert list(found) == ["Step time", "MFU and HFU", "Reading a batch by stage"]
     assert found["Step time"]["labels"] == {"training/step_time_s": "step", "training/data_wait_s": "waiting for data"}
+
+
+def test_layers_have_a_chart_for_each_measure():
+    names = ["training/grad_norm", "layers/grad_norm", "layers/grad_norm/encoder/0", "layers/dead/encoder/0"]
+    found = [panel for panel in panels(names, []) if panel["section"] == LAYERS]
+    assert [panel["title"] for panel in found] == ["grad norm", "dead"]
+    assert list(found[0]["labels"].values()) == ["whole model", "encoder/0"]
+    assert panels(names, [])[0]["names"] == ["training/grad_norm"]
 
 
 def test_many_charts_are_shown_only_when_asked_for():

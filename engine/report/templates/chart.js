@@ -67,6 +67,7 @@ function linesOf(panel) {
   };
   const names = panel.names.map((name) => ({ name, label: panel.labels?.[name] ?? sourceOf(name) }));
   const label = (owner, name) => [several ? owner : null, panel.names.length > 1 || !several ? name.label : null].filter(Boolean).join(" · ");
+  if (panel.section === "layers") return layersOf(panel);
   for (const [index, group] of data.groups.entries()) {
     const members = group.runs.filter((run) => !state.hidden.has(run));
     for (const [order, name] of names.entries()) {
@@ -87,6 +88,14 @@ function linesOf(panel) {
     }
   }
   return lines;
+}
+
+// The layers of the chosen run: more lines than colours, so later ones are dashed.
+function layersOf(panel) {
+  const run = chosen();
+  return panel.names.filter((name) => run.curves[name]).map((name, order) => ({
+    ...points(run, name), label: panel.labels[name], colour: variable(order), dash: Math.floor(order / COLOURS) % DASHES.length, dots: true,
+  }));
 }
 
 // All steps of several curves, sorted, each once.

@@ -22,7 +22,7 @@ function runsSection() {
   const heads = [["", false], ["run", false], ["state", false], ["step", true], ...data.columns.map((name) => [name, true]), ...shown.map(([name, values]) => [name, numeric(values)])];
   const more = data.settings.length > shown.length ? ` ${data.settings.length - shown.length} more settings differ.` : "";
   return section("overview", "Runs", null, h("div", { class: "card" },
-    h("div", { class: "scroll tall" }, h("table", null, h("thead", null, h("tr", null, heads.map(([name, isNumber]) => h("th", { class: isNumber ? "number" : null }, name)))), body)),
+    scroller(true, h("table", null, h("thead", null, h("tr", null, heads.map(([name, isNumber]) => head(name, isNumber)))), body)),
     h("p", { class: "muted small", style: { "margin-top": "8px" } }, `Click a run to choose it: marks on the curves and the details below are those of the chosen run. The boxes hide runs.${more}`)));
 }
 
@@ -45,8 +45,8 @@ const signed = (value) => (value === null ? "–" : `${value > 0 ? "+" : value <
 function resultTable(results, names, first, range) {
   const heads = [first, "examples", ...names, "difference", "95 % interval", "", "over", first === "slice" ? "p (Holm)" : "p", ""];
   const numeric = new Set([1, 2, 3, 4, 8]);
-  return h("div", { class: `scroll ${results.length > 24 ? "tall" : ""}` }, h("table", { class: "results" },
-    h("thead", null, h("tr", null, heads.map((name, at) => h("th", { class: numeric.has(at) ? "number" : null }, name)))),
+  return scroller(results.length > 24, h("table", { class: "results" },
+    h("thead", null, h("tr", null, heads.map((name, at) => head(name, numeric.has(at))))),
     h("tbody", null, results.map((result) => h("tr", { "data-result": [result.evaluation, result.part, result.metric].filter(Boolean).join("/") },
       h("td", { class: "name" }, first === "slice" ? result.part : `${result.evaluation}/${result.metric}`),
       h("td", { class: "number" }, result.examples ? number(result.examples) : "–"),
@@ -94,8 +94,8 @@ function comparisonSections() {
   const found = data.comparison;
   if (data.runs.length < 2) return [];
   const differences = found.differences.map(([part, ...rows]) => card(`Different ${part}`, null,
-    h("div", { class: "scroll tall" }, h("table", { class: "fit" },
-      h("thead", null, h("tr", null, h("th", null, ""), found.variants.map((name) => h("th", null, name)))),
+    scroller(true, h("table", { class: "fit" },
+      h("thead", null, h("tr", null, head(""), found.variants.map((name) => h("th", null, name)))),
       h("tbody", null, rows.map(([name, values]) => h("tr", null, h("td", { class: "name mono" }, name), values.map((value) => h("td", { class: "text mono" }, value)))))))));
   if (!found.differences.length && found.variants.length) differences.push(h("p", { class: "muted" }, "No setting, code, data or environment differs."));
   const cards = found.variants.slice(1).flatMap((_, order) => variantCards(found, order + 1));

@@ -56,6 +56,14 @@ function curvesSection() {
   return section("curves", "Curves", [h("span", { class: "spacer" }), tools], markKeys(), grid, none, h("div", { style: { "margin-top": "12px" } }, more));
 }
 
+function layersSection() {
+  const panels = panelsOf("layers");
+  if (!panels.length) return null;
+  const made = panels.map((panel) => new Chart(panel, 200));
+  details.push(() => made.forEach((chart) => { if (chart.seen) buildSoon(chart); }));
+  return section("layers", "Layers", [whose()], h("div", { class: "grid" }, made.map((chart) => chart.element)));
+}
+
 function costSection() {
   const panels = panelsOf("cost");
   const time = h("div", { class: "stack", "data-detail": "time" });

@@ -74,10 +74,14 @@ function faint(text, alpha) {
   return `rgb(${r} ${g} ${b} / ${alpha})`;
 }
 
+// What is wider or longer than its place scrolls, also by the keyboard.
+const scroller = (isTall, ...children) => h("div", { class: `scroll ${isTall ? "tall" : ""}`, tabindex: 0 }, children);
+const head = (name, isNumber) => h(name ? "th" : "td", { class: isNumber ? "number" : null }, name);
+
 function table(columns, rows, options = {}) {
   const isNumber = columns.map((_, at) => rows.some((row) => typeof row[at] === "number"));
   const kind = (at) => (isNumber[at] ? "number" : "text");
-  return h("div", { class: `scroll ${options.tall ? "tall" : ""}` },
+  return scroller(options.tall,
     h("table", { class: columns.length < 4 ? "fit" : null },
       h("thead", null, h("tr", null, columns.map((name, at) => h("th", { class: kind(at) }, name)))),
       h("tbody", null, rows.map((row) => h("tr", null, row.map((cell, at) =>

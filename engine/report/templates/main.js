@@ -75,6 +75,7 @@ const sections = [
   detail("warnings", "Warnings", null, warningsOf),
   ...comparisonSections(),
   curvesSection(),
+  layersSection(),
   costSection(),
   detail("slices", "Slices", null, slicesOf),
   detail("worst", "Examples", null, worstOf),

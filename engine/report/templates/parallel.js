@@ -27,7 +27,7 @@ function parallelCard() {
   let width = 1000;
   const x = (at) => left + ((width - left - right) * at) / (axes.length - 1), y = (part) => height - bottom - (height - top - bottom) * part;
   const brushes = new Map();
-  const holder = h("div", { class: "scroll" }), text = h("div", { class: "caption" });
+  const holder = h("div", { class: "scroll", tabindex: 0 }), text = h("div", { class: "caption" });
   const kept = (index) => [...brushes].every(([at, [low, high]]) => {
     const value = axes[at].values[index];
     return value !== null && value !== undefined && axes[at].scale(value) >= low && axes[at].scale(value) <= high;

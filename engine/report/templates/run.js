@@ -58,7 +58,7 @@ function slicesOf(run) {
       h("button", { type: "button", class: "sorter", title: "Sort", onclick: () => { down = order === at && !down; order = at; show(); } }, name)));
     show();
     return card(`${found.evaluation} by slice`, `step ${number(found.step)}; bars: difference from all examples`,
-      h("div", { class: "scroll tall" }, h("table", null, h("thead", null, h("tr", null, heads)), body)),
+      scroller(true, h("table", null, h("thead", null, h("tr", null, heads)), body)),
       found.more ? h("p", { class: "muted small" }, `${found.more} more slices are in metrics.jsonl.`) : null);
   });
 }
@@ -86,7 +86,7 @@ function miniature(result) {
 
 function matrix(rows) {
   const highest = Math.max(...rows.flat().map(Math.abs)) || 1;
-  return h("div", { class: "scroll tall" }, h("table", { class: "matrix" }, h("tbody", null, rows.map((row) => h("tr", null, row.map((value) =>
+  return scroller(true, h("table", { class: "matrix" }, h("tbody", null, rows.map((row) => h("tr", null, row.map((value) =>
     h("td", { class: "number", style: { background: `color-mix(in srgb, var(--accent) ${Math.round((55 * Math.abs(value)) / highest)}%, transparent)` } }, number(value))))))));
 }
 
@@ -107,7 +107,7 @@ function resultsOf(run) {
 
 function figures(all) {
   return all.map(([title, address], order) => h("button", { type: "button", class: "figure", onclick: () => openFigure(all, order) },
-    h("img", { src: address, alt: title, loading: "lazy" }), h("span", null, title)));
+    h("img", { src: address, alt: "", loading: "lazy" }), h("span", null, title)));
 }
 
 function openFigure(all, order) {
@@ -158,7 +158,7 @@ function settingsOf(run) {
   return [h("div", { class: "pair" },
     card("Settings", null, h("div", { class: "tools", style: { "margin-bottom": "10px" } }, segmented("Which settings", options, only, (value) => { only = value; show(); }),
       h("input", { type: "search", placeholder: "Find a setting", "aria-label": "Find a setting", oninput: (event) => { query = event.target.value.toLowerCase(); show(); } })),
-    origin, h("div", { class: "scroll tall" }, h("table", null, h("thead", null, h("tr", null, heads.map((name) => h("th", null, name)))), body))),
+    origin, scroller(true, h("table", null, h("thead", null, h("tr", null, heads.map((name) => h("th", null, name)))), body))),
     h("div", { class: "stack" },
       run.environment.length ? card("Environment", null, keys(run.environment)) : null,
       run.mesh.length ? card("Mesh", run.plan.machine || null, keys(run.mesh)) : null))];
