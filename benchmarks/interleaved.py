@@ -16,6 +16,7 @@ from engine.base.duration import Duration
 from engine.base.types import Device
 from engine.config.schema import Config, Hook
 from engine.config.target import build
+from engine.config.text import to_text
 from engine.loop.trainer import Trainer
 from engine.parallel.mesh import make_mesh
 from engine.run.directory import RunDirectory
@@ -53,12 +54,14 @@ class EngineLoop:
     def _trainer(self, stack: contextlib.ExitStack) -> Trainer:
         config = self._config
         path = stack.enter_context(tempfile.TemporaryDirectory(prefix="convoy-benchmark-"))
+        directory = stack.enter_context(RunDirectory.open(Path(path) / "run"))
+        directory.write_config_text(to_text(config))
         return Trainer(
             build(config.task, "task"),
             make_mesh(config.mesh, self._devices),
             build(config.data, "data"),
             config,
-            stack.enter_context(RunDirectory.open(Path(path) / "run")),
+            directory,
             evaluation_sources={},
             hooks={"turn": self},
             on_row=self.rows.append,

@@ -30,16 +30,18 @@ class Environment:
         noun: one of `NOUNS`.
         folder: where environments are kept; a later run with the same lock file uses them again.
         golden: folder for golden numbers of the tests; None writes none.
+        locks: folder of the lock files.
     """
 
     noun: str
     folder: Path
     golden: Path | None = None
+    locks: Path = LOCKS
 
     @property
     def path(self) -> Path:
         """The folder of this environment; its name has a hash of the lock file."""
-        lock = (LOCKS / f"{self.noun}.txt").read_bytes()
+        lock = (self.locks / f"{self.noun}.txt").read_bytes()
         version = ".".join(map(str, sys.version_info[:2]))
         return self.folder.resolve() / f"{self.noun}-{version}-{hashlib.sha256(lock).hexdigest()[:12]}"
 
@@ -55,7 +57,7 @@ class Environment:
         shutil.rmtree(self.path, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         # The lock files are complete lists: nothing else is installed, and each file has a hash.
-        lock = ["--no-deps", "--require-hashes", "-r", str(LOCKS / f"{self.noun}.txt")]
+        lock = ["--no-deps", "--require-hashes", "-r", str(self.locks / f"{self.noun}.txt")]
         if uv := shutil.which("uv"):
             self._run([uv, "venv", "--quiet", "--python", sys.executable, str(self.path)])
             self._run([uv, "pip", "install", "--quiet", "--python", str(self.python), *lock])
