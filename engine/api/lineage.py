@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -39,11 +40,15 @@ def record_run(
         sources: section -> its data.
         summaries: section -> summary of its data.
     """
-    described = [
-        source_lineage.describe(source, role, summaries[role], lineage.data_settings(field_texts(config), role))
+    texts = field_texts(config)
+    inputs = [
+        source_lineage.describe(source, role, summaries[role], lineage.data_settings(texts, role))
         for role, source in sources.items()
     ]
-    inputs, names = [one for one, _ in described], {one.key: found for one, found in described}
+    names = {
+        one.key: functools.partial(source_lineage.names_of, source)
+        for one, source in zip(inputs, sources.values(), strict=True)
+    }
     resumes = CheckpointStore(directory.checkpoints).latest() is not None
     path = directory.path / lineage.RECORD
     if resumes and not path.exists():  # the earlier attempt was on arrays, or of an older version
@@ -55,7 +60,7 @@ def record_run(
             Input(kind=DATA, role=role, id=one["content"], examples=one["examples"], attempt=known)
             for role, one in before.items()
         ]
-        if not (before or any(names.values())):
+        if not (before or any(map(dataset_summary.reads_files, sources.values()))):
             return
     lineage.update_run(directory, inputs, names, lambda one: resumes or one.kind != DATA)
 
@@ -115,10 +120,9 @@ class PredictionLineage:
         self._path, self._config = path, config
         remove_record(path)
         summary = {"examples": str(predictor.examples), "content": predictor.source.fingerprint()}
-        found = source_lineage.describe(
-            predictor.source, role, summary, lineage.data_settings(field_texts(config), role)
-        )
-        self._input, self._names = found
+        settings = lineage.data_settings(field_texts(config), role)
+        self._input = source_lineage.describe(predictor.source, role, summary, settings)
+        self._names = source_lineage.names_of(predictor.source)
         self._checkpoint = checkpoint_input(saved, step)
         self._text: dict[str, set[str]] = {name: set() for name in predictor.text}
         self._examples = 0

@@ -26,8 +26,8 @@ def summarize(source: BaseSource) -> dict[str, str]:
 
 
 def reads_files(source: BaseSource) -> bool:
-    """Returns whether a source, or one within it, knows the files or the folder that it reads."""
-    own = source.file_states is not None or bool(source.paths) or source.folder is not None
+    """Returns whether a source, or one within it, knows the files that it reads, or names of its examples."""
+    own = source.file_states is not None or bool(source.paths) or bool(source.known_names)
     return own or any(map(reads_files, inner_sources(source)))
 
 

@@ -76,7 +76,8 @@ class BaseSource:
     paths: Sequence[str] = ()
     folder: Any = None
     file_states: Any = None
-    """The files, or the folder, that it reads, and the `FileStates` of files whose changes it notices."""
+    known_names: Mapping[str, Sequence[str]] = {}
+    """Files or folder that it reads, `FileStates` of files whose changes it notices, names of examples by kind."""
 
     def __len__(self) -> int:
         raise NotImplementedError(f"{source_name(self)} defines no __len__.")

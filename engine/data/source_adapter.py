@@ -22,6 +22,7 @@ DELEGATED = (
         "paths",
         "folder",
         "file_states",
+        "known_names",
         "take",
         "transform",
         "fingerprint",

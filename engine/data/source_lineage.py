@@ -15,10 +15,8 @@ FILE = "file"
 LONGEST_NAME = 200  # characters: longer texts are captions and the like
 
 
-def describe(source: BaseSource, role: str, summary: Summary, settings: Mapping[str, str]) -> tuple[Input, Names]:
-    """Returns a source as an input of a record, with the names of what it holds.
-
-    A dataset that has a record of its own adds the names in this record, so that they are known without the dataset.
+def describe(source: BaseSource, role: str, summary: Summary, settings: Mapping[str, str]) -> Input:
+    """Returns a source as an input of a record, with the datasets with records that it reads.
 
     Args:
         source: the source.
@@ -26,14 +24,12 @@ def describe(source: BaseSource, role: str, summary: Summary, settings: Mapping[
         summary: as `dataset_summary.summarize` returns it.
         settings: settings of this section.
     """
-    names, datasets = files_of(source), {}
-    for path in dict.fromkeys(lineage.record_path(Path(file)) for file in names.files):
+    datasets = {}
+    for path in _records(source):
         with contextlib.suppress(OSError, ValueError):  # a damaged record: the tree then ends at this dataset
             if (record := lineage.read(path)) is not None:
                 datasets[shown(path.with_name(path.name.removesuffix(f".{lineage.RECORD}")))] = record.id
-                for found in lineage.read_names(lineage.names_path(path)).values():
-                    names.add(found)
-    found = Input(
+    return Input(
         kind=lineage.DATA,
         role=role,
         path="\n".join(datasets),
@@ -42,7 +38,24 @@ def describe(source: BaseSource, role: str, summary: Summary, settings: Mapping[
         settings=dict(settings),
         datasets=tuple(datasets.values()),
     )
-    return found, names
+
+
+def names_of(source: BaseSource) -> Names:
+    """Returns the names of what a source holds: its files, with their sizes as far as they are known, and others.
+
+    A dataset that has a record of its own adds the names in this record, so that they are known without the dataset.
+    """
+    names = _own_names(source)
+    for path in _records(source):
+        with contextlib.suppress(OSError, ValueError):
+            for found in lineage.read_names(lineage.names_path(path)).values():
+                names.add(found)
+    return names
+
+
+def _records(source: BaseSource) -> list[Path]:
+    """Returns where the records of the files of a source would lie."""
+    return list(dict.fromkeys(lineage.record_path(Path(file)) for file in _files(source)[0]))
 
 
 def name_text(value: object) -> str:
@@ -62,18 +75,29 @@ def text_names(example: object, prefix: str = "") -> Iterator[tuple[str, str]]:
                 yield f"{prefix}{key}", name
 
 
-def files_of(source: BaseSource) -> Names:
-    """Returns the files that a source reads, with their sizes as far as they are known."""
+def _own_names(source: BaseSource) -> Names:
     names = Names()
     for found in _all(source):
-        names.files |= {_absolute(path): (-1, "") for path in found.paths}
-    for states in states_of([source]):
-        names.files |= {_absolute(path): (size, "") for path, size in states.sizes.items()}
-        if states.count > max(len(states.sizes), len(names.files)):
-            names.omitted[FILE] = names.omitted.get(FILE, 0) + states.count
-    if len(names.files) > lineage.MOST_NAMES:
-        names.omitted[FILE], names.files = len(names.files), {}
+        for kind, values in found.known_names.items():
+            names.add_values(kind, values)
+    files, count = _files(source)
+    if count > len(files):
+        names.omitted[FILE] = count
+    if len(files) > lineage.MOST_NAMES:
+        names.omitted[FILE] = len(files)
+    else:
+        names.files = {path: (size, "") for path, size in files.items()}
     return names
+
+
+def _files(source: BaseSource) -> tuple[dict[str, int], int]:
+    """Returns path -> size of the files that a source reads, -1 if it is not known, and the number of all files."""
+    files = {_absolute(path): -1 for found in _all(source) for path in found.paths}
+    count = 0
+    for states in states_of([source]):
+        files |= {_absolute(path): size for path, size in states.sizes.items()}
+        count += states.count
+    return files, max(count, len(files))
 
 
 def _absolute(path: str) -> str:

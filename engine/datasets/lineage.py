@@ -96,7 +96,8 @@ def save_record(
     if isinstance(data, Mapping | Data):
         config = section_config(data)
         settings, targets = lineage.data_settings(field_texts(config), "data"), target_names(config)[1:]
-    found, files = source_lineage.describe(source, "data", {"examples": str(len(source)), "content": content}, settings)
+    summary = {"examples": str(len(source)), "content": content}
+    found, files = source_lineage.describe(source, "data", summary, settings), source_lineage.names_of(source)
     files.files = _with_hashes(files.files)
     if names is not None:
         files.add(names)

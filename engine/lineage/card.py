@@ -180,7 +180,7 @@ def _data(run: Thing, graph: Graph) -> list[str]:
     for one in inputs:
         filters = [f"{name}={text}" for name, text in one.settings.items() if name != "target"]
         held = names.get(one.key)
-        kinds = {} if held is None else {"files": len(held.files), **{k: len(v) for k, v in held.values.items()}}
+        kinds = {} if held is None else {"file": len(held.files), **{k: len(v) for k, v in held.values.items()}}
         rows.append(
             [
                 one.role + (f" (since attempt {one.attempt})" if one.attempt > 1 else ""),
@@ -188,7 +188,7 @@ def _data(run: Thing, graph: Graph) -> list[str]:
                 _text(one.examples or UNKNOWN),
                 digest(one.id) if one.id else UNKNOWN,
                 _text(", ".join(filters) or "none"),
-                _text(", ".join(f"{count:,} {kind}" for kind, count in kinds.items() if count) or "not recorded"),
+                _text("; ".join(f"{kind}: {count:,}" for kind, count in kinds.items() if count) or "not recorded"),
             ]
         )
     head = ["Used as", "Source", "Examples", "Content", "Arguments and filters", "Recorded names"]

@@ -74,7 +74,7 @@ class Seen:
 
 
 def who_saw(query: str, folder: Path) -> Seen:
-    """Returns which things below a folder saw a file, a group or an example.
+    """Returns which things below a folder, and which that they were made from, saw a file, a group or an example.
 
     Args:
         query: the path of a file or a folder of files, a part of such a path, or the value of a text in the examples,
@@ -86,6 +86,7 @@ def who_saw(query: str, folder: Path) -> Seen:
     """
     things = find_things(folder)
     graph = Graph(folder, things)
+    things += _ancestors(things, graph)
     search = _Search(Query(query), graph)
     for thing in things:
         for names in search.names(thing)[0].values():
@@ -95,6 +96,18 @@ def who_saw(query: str, folder: Path) -> Seen:
     problems = [*(thing.problem for thing in things if thing.problem), *search.problems]
     kinds, recorded = sorted(search.query.kinds), sorted(search.query.recorded)
     return Seen(query, str(folder), kinds, recorded, answers, list(dict.fromkeys(problems)))
+
+
+def _ancestors(things: Sequence[Thing], graph: Graph) -> list[Thing]:
+    """Returns the runs and datasets outside of the folder that things were made from."""
+    known, waiting, found = {thing.path for thing in things}, list(things), list[Thing]()
+    while waiting:
+        for _, source in graph.upstream(waiting.pop()):
+            if source.thing is not None and source.thing.path not in known:
+                known.add(source.thing.path)
+                waiting.append(source.thing)
+                found.append(source.thing)
+    return found
 
 
 class Query:
@@ -278,9 +291,9 @@ def to_text(found: Seen) -> str:
             lines += [f"{answer}:", *formatting.aligned(rows)]
     clear = sum(one.answer == NOT for one in found.answers)
     if not found.answers:
-        lines.append(f"Nothing with a lineage lies below {found.folder}.")
+        lines.append(f"Nothing with a lineage lies in {found.folder}.")
     elif clear:
-        lines.append(f"{clear} of {len(found.answers)} things below {found.folder} did not see {found.query}.")
+        lines.append(f"{clear} of {len(found.answers)} things in {found.folder} did not see {found.query}.")
     if found.answers and not found.kinds:
         names = f"Names were recorded of: {', '.join(found.recorded)}." if found.recorded else "No names were recorded."
         lines.append(f"{found.query} is no name of a dataset there, and no file here: check its spelling. {names}")

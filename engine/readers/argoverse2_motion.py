@@ -95,6 +95,7 @@ class Argoverse2Motion(BaseSource):
         self.folder = os.path.join(local_path(os.path.expanduser(folder)), split)
         names = sorted(os.listdir(self.folder)) if os.path.isdir(self.folder) else []
         self.names = [name for name in names if os.path.exists(self._file(name, "scenario_{}.parquet"))]
+        self.known_names = {"scenario_id": self.names}
         """Names of the scenarios."""
         if not self.names:
             raise DataError(f"{folder}: no {split}/NAME/scenario_NAME.parquet. Correct the path or `split`.")

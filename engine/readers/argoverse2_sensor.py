@@ -79,6 +79,7 @@ class Argoverse2Sensor(BaseSource):
             raise DataError(f"{folder}: no {split}/LOG/{BOXES}. Set boxes=False to read the sweeps without boxes.")
         self.logs = list(times)
         """Names of the logs that have sweeps."""
+        self.known_names = {"log": self.logs}
         self._times = np.array([time for found in times.values() for time in found], np.int64)
         self._log = np.repeat(np.arange(len(times)), [len(found) for found in times.values()])
         self._starts = np.array([found[0] for found in times.values()], np.int64)

@@ -54,6 +54,7 @@ class ImageFolder(BaseSource):
             raise DataError(f"{folder}: no such folder. Correct the path.")
         self.names = sorted(_images(self.folder))
         """Path of each image in the folder."""
+        self.known_names = {"image": self.names}
         if not self.names:
             raise DataError(f"{folder}: no images. Allowed endings: {', '.join(ENDINGS)}.")
         found = [name.partition("/")[0] if "/" in name else "" for name in self.names] if labels else []

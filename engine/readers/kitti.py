@@ -75,6 +75,7 @@ class KittiObject(BaseSource):
             if not os.path.isdir(os.path.join(self.folder, FOLDERS[part][0])):
                 raise DataError(f"{folder}: no folder {split}/{FOLDERS[part][0]}. Remove {part!r} from `parts`.")
         self.frames = listed if frames is None else list(frames)
+        self.known_names = {"frame": self.frames}
         """Names of the frames."""
         if missing := set(self.frames) - set(listed):
             raise DataError(f"{folder}: no frame {min(missing)} in {split}/{first}. Remove it from `frames`.")

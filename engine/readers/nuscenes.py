@@ -111,6 +111,7 @@ class NuScenes(BaseSource):
         firsts = [by_token["sample"][scene["first_sample_token"]]["timestamp"] for scene in self._scenes]
         self._times = np.array([row["timestamp"] - first for row, first in zip(samples, firsts, strict=True)]) * 1e-6
         self._scenes = [scene["name"] for scene in self._scenes]
+        self.known_names = {"sample": self.tokens, "scene": self._scenes}
         numbers = {token: number for number, token in enumerate(self.tokens)}
         self._frames = {sensor: _Frames(len(samples)) for sensor in self.sensors}
         keys: dict[str, list[Row | None]] = {sensor: [None] * len(samples) for sensor in self.sensors}

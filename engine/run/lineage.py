@@ -131,7 +131,7 @@ class Names:
 
     def add_values(self, name: str, values: Sequence[str]) -> None:
         """Adds values of a text; too many are only counted."""
-        found = {*self.values.get(name, ()), *values}
+        found = dict.fromkeys((*self.values.get(name, ()), *values))  # in their order, which is often the sorted one
         if len(found) > MOST_NAMES:
             self.omitted[name] = len(found)
             self.values.pop(name, None)
@@ -213,23 +213,27 @@ def read(path: Path) -> Record | None:
 
 _NAMES = {
     "version": int,
-    "data": {str: {"files": [(str, int, str)], "values": {str: [str]}, "omitted": {str: int}}},
+    "data": {str: {
+        "files": [str], "sizes": [int], "hashes": [str], "values": {str: [str]}, "omitted": {str: int},
+    }},
 }  # fmt: skip
 
 
 def write_names(path: Path, names: Mapping[str, Names], before_rename: Callable[[], None] = lambda: None) -> None:
     """Writes the names of inputs, by key of the input. The same names give the same bytes. Raises OSError."""
-    data = {
-        key: {
-            "files": [[file, *found.files[file]] for file in sorted(found.files)],
+    data = {}
+    for key, found in sorted(names.items()):
+        files = sorted(found.files)
+        data[key] = {
+            "files": files,
+            "sizes": [found.files[file][0] for file in files],
+            "hashes": [found.files[file][1] for file in files],
             "values": {name: found.values[name] for name in sorted(found.values)},
-            "omitted": found.omitted,
+            "omitted": dict(sorted(found.omitted.items())),
         }
-        for key, found in sorted(names.items())
-    }
     text = json.dumps({"version": VERSION, "data": data}, separators=(",", ":"))
     with replacing(path, before_rename=before_rename) as file:
-        file.write(gzip.compress(text.encode("ascii"), compresslevel=6, mtime=0))
+        file.write(gzip.compress(text.encode("ascii"), compresslevel=1, mtime=0))
 
 
 def read_names(path: Path) -> dict[str, Names]:
@@ -254,7 +258,11 @@ def read_names(path: Path) -> dict[str, Names]:
 
 
 def _names(found: Mapping[str, Any]) -> Names:
-    return Names({path: (size, text) for path, size, text in found["files"]}, found["values"], found["omitted"])
+    columns = (found["files"], found["sizes"], found["hashes"])
+    if len({*map(len, columns)}) > 1:
+        raise json_text.Damaged("its columns have different lengths")
+    files = {path: (size, text) for path, size, text in zip(*columns, strict=True)}
+    return Names(files, found["values"], found["omitted"])
 
 
 def merged(before: Sequence[Input], now: Sequence[Input]) -> list[Input]:
@@ -273,7 +281,7 @@ def with_names(record: Record, names: Mapping[str, Names]) -> Iterator[tuple[Inp
 def update_run(
     directory: "RunDirectory",
     inputs: Sequence[Input],
-    names: Mapping[str, Names] | None = None,
+    names: Mapping[str, Callable[[], Names]] | None = None,
     kept: Callable[[Input], bool] = lambda one: True,
 ) -> None:
     """Adds inputs to the record of a run. The primary calls it, and holds the lease.
@@ -281,33 +289,38 @@ def update_run(
     Args:
         directory: the run directory, which is open.
         inputs: what this attempt reads.
-        names: names of the data among `inputs`, by key.
+        names: key of data among `inputs` -> returns its names; called only if they are not known yet.
         kept: which inputs of earlier attempts stay in the record.
 
     Raises:
         RunError: a file cannot be written.
     """
     path = directory.path / RECORD
-    record, known = Record(kind="run"), dict[str, Names]()
-    for file, reader in ((path, read), (names_path(path), read_names)):
-        try:
-            found = reader(file)
-        except (OSError, ValueError) as error:
-            set_aside(file, "record of lineage, which begins anew", OSError(0, json_text.reason(error)))
-            continue
-        record, known = (record, found) if isinstance(found, dict) else (found or record, known)
+    record = _read_or_set_aside(path, read) or Record(kind="run")
     added = [
         dataclasses.replace(one, attempt=one.attempt or directory.attempt, time=one.time or json_text.now())
         for one in inputs
     ]
-    after = dataclasses.replace(record, inputs=merged([one for one in record.inputs if kept(one)], added))
-    used = {one.key for one in after.inputs}
-    all_names = {key: found for key, found in {**known, **(names or {})}.items() if found and key in used}
-    if all_names or known:
+    after = dataclasses.replace(record, inputs=tuple(merged([one for one in record.inputs if kept(one)], added)))
+    if after == record:  # equal content has equal names
+        return
+    at = names_path(path)
+    known, given, used = _read_or_set_aside(at, read_names) or {}, names or {}, {one.key for one in after.inputs}
+    found = {key: one for key, one in known.items() if key in used}
+    found |= {key: one for key in given.keys() & used - known.keys() if (one := given[key]())}
+    if found or known:
         try:
             directory.lease.check()
-            write_names(names_path(path), all_names, directory.lease.check)
+            write_names(at, found, directory.lease.check)
         except OSError as error:
-            raise cannot_write(names_path(path), error) from error
-    if after != record:
-        directory.lease.replace_text(path, after.to_text())
+            raise cannot_write(at, error) from error
+    directory.lease.replace_text(path, after.to_text())
+
+
+def _read_or_set_aside[T](path: Path, reader: Callable[[Path], T]) -> T | None:
+    """Returns what a reader returns. A damaged file is renamed, and the result is None."""
+    try:
+        return reader(path)
+    except (OSError, ValueError) as error:
+        set_aside(path, "record of lineage, which begins anew", OSError(0, json_text.reason(error)))
+        return None

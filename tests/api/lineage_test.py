@@ -8,10 +8,13 @@ import pytest
 
 import engine
 from engine.api import inference
+from engine.api.lineage import record_run
 from engine.base.errors import DataError
-from engine.checkpoint.manifest import manifest_hash
+from engine.checkpoint.manifest import Manifest, manifest_hash, write_manifest
+from engine.data import dataset_summary
 from engine.datasets.write import write_dataset
-from engine.run import lineage
+from engine.run import lineage, status
+from engine.run.directory import RunDirectory
 from engine.run.lineage import CHECKPOINT, DATA
 from tests import runs, zoo
 from tests.predicting import NAMES, Unreadable
@@ -96,20 +99,28 @@ def test_record_of_a_replaced_file_is_replaced(made, tmp_path):
 def test_data_of_earlier_attempts_stays_in_the_record(tmp_path):
     """Also that of a run on arrays, which has no record until its data changes."""
 
-    def train(total: str, seed: int) -> None:
-        engine.train(
-            runs.config(train__total=total, evaluations={}),
-            data=zoo.source(seed=seed),
-            workdir=tmp_path / "run",
-            accept_data_change=True,
-            accept_schedule_change=True,
-        )
+    def start(seed: int) -> None:
+        with RunDirectory.open(tmp_path / "run") as directory:
+            status.write(directory.status, status.Status(state="training", attempt=directory.attempt))
+            sources = {"data": zoo.source(seed=seed)}
+            summaries = {"data": dataset_summary.summarize(sources["data"])}
+            record_run(directory, runs.config(data__seed=seed), sources, summaries)
+            directory.write_data_text(dataset_summary.to_text(summaries))
 
-    train("1 steps", 0)
-    assert not (tmp_path / "run" / "lineage.json").exists()
+    start(0)
     first = json.loads((tmp_path / "run" / "data.json").read_text())["data"]["content"]
-    train("2 steps", 7)
+    (tmp_path / "run" / "checkpoints" / "1").mkdir(parents=True)
+    write_manifest(tmp_path / "run" / "checkpoints" / "1", Manifest(1, {}, {}))
+    start(0)
+    assert lineage.read_names(tmp_path / "run" / "names.json.gz") == {}
+    start(7)
     second = json.loads((tmp_path / "run" / "data.json").read_text())["data"]["content"]
-    found = [one for one in inputs(tmp_path / "run", DATA) if one.role == "data"]
-    assert [one.id for one in found] == [first, second] and first != second
-    assert [one.attempt for one in found] == [1, 2]
+    assert [one.id for one in inputs(tmp_path / "run", DATA)] == [first, second] and first != second
+
+
+def test_data_without_a_checkpoint_trained_on_it_is_replaced(tmp_path):
+    for seed in (0, 7):
+        with RunDirectory.open(tmp_path / "run") as directory:
+            source = zoo.source(seed=seed)
+            record_run(directory, runs.config(), {"data": source}, {"data": dataset_summary.summarize(source)})
+    assert [one.id for one in inputs(tmp_path / "run", DATA)] == [zoo.source(seed=7).fingerprint()]

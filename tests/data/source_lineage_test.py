@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.data import file_states, source_lineage
+from engine.data.adapt import as_source
 from engine.data.dataset_summary import reads_files
 from engine.data.file_states import FileStates
 from engine.data.sampling.mixture import Mixture
@@ -34,13 +35,13 @@ def test_files_of_all_inner_sources_are_found_with_their_sizes(tmp_path, monkeyp
     mixed = Mixture({"one": one, "two": Files(tmp_path / "gone")}, {"one": 1, "two": 1})
     source = limited(one, 3)
     assert reads_files(mixed) and reads_files(source) and not reads_files(ArraySource({"x": np.zeros(3)}))
-    assert source_lineage.files_of(source).files == {str(tmp_path / "a"): (4, "")}
-    assert source_lineage.files_of(mixed).files.keys() == {str(tmp_path / "a"), str(tmp_path / "gone")}
+    assert source_lineage.names_of(source).files == {str(tmp_path / "a"): (4, "")}
+    assert source_lineage.names_of(mixed).files.keys() == {str(tmp_path / "a"), str(tmp_path / "gone")}
 
 
 def test_files_of_which_only_the_first_are_known_are_counted(tmp_path, monkeypatch):
     monkeypatch.setattr(file_states, "MOST_AT_START", 2)
-    found = source_lineage.files_of(Files(*(tmp_path / str(n) for n in range(5))))
+    found = source_lineage.names_of(Files(*(tmp_path / str(n) for n in range(5))))
     assert len(found.files) == 2 and found.omitted == {"file": 5}
 
 
@@ -50,7 +51,11 @@ def test_names_of_a_dataset_with_a_record_are_taken_over(tmp_path):
     (tmp_path / "scans.arrayrecord.lineage.json").write_text(Record(kind="dataset", id="d1").to_text())
     held = Names({"/logs/a.mcap": (5, "ff")}, {"scene": ["s1"]})
     lineage.write_names(tmp_path / "scans.arrayrecord.names.json.gz", {"data@1": held})
-    found, names = source_lineage.describe(Files(shard), "data", {"content": "c", "examples": "8"}, {"limit": "2"})
+    summary = {"content": "c", "examples": "8"}
+    found, names = (
+        source_lineage.describe(Files(shard), "data", summary, {"limit": "2"}),
+        source_lineage.names_of(Files(shard)),
+    )
     assert (found.datasets, found.path, found.settings) == (
         ("d1",),
         str(tmp_path / "scans.arrayrecord"),
@@ -58,8 +63,26 @@ def test_names_of_a_dataset_with_a_record_are_taken_over(tmp_path):
     )
     assert names.values == {"scene": ["s1"]} and names.files.keys() == {"/logs/a.mcap", str(shard)}
     os.replace(tmp_path / "scans.arrayrecord.names.json.gz", tmp_path / "scans.arrayrecord.lineage.json")  # damaged
-    found, names = source_lineage.describe(Files(shard), "data", {"content": "c", "examples": "8"}, {})
-    assert found.datasets == () and not names.values
+    assert source_lineage.describe(Files(shard), "data", summary, {}).datasets == ()
+    assert not source_lineage.names_of(Files(shard)).values
+
+
+class Kitti:
+    """A source of a user, which knows the names of its frames."""
+
+    known_names = {"frame": ["000002", "000001"]}  # noqa: RUF012, as a user writes it
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int):
+        return {"x": np.float32(index)}
+
+
+def test_names_that_a_source_knows_are_recorded():
+    source = limited(as_source(Kitti(), "data"), 1)
+    assert reads_files(source)
+    assert source_lineage.names_of(source).values == {"frame": ["000001", "000002"]}
 
 
 def test_short_texts_of_an_example_are_names():

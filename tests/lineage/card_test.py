@@ -64,7 +64,7 @@ def test_card_has_what_is_stored(export):
     assert text[text.index("## Intended use") + 2] == "Only on a closed track."
     assert text[text.index("## Limits") + 2] == "Not at night."
     [row] = [line for line in text if line.startswith("| data |")]
-    assert row.startswith("| data | `demo.Scans` | 64 |") and row.endswith(r"| limit=60 | 1 files, 1 scene\|name |")
+    assert row.startswith("| data | `demo.Scans` | 64 |") and row.endswith(r"| limit=60 | file: 1; scene\|name: 1 |")
     assert "Step 5, 60 examples. Intervals: bootstrap over single examples, taken as independent." in text
     [whole] = [line for line in text if line.startswith("| loss |")]
     assert whole.startswith("| loss | 2.9 | 2.4") and " to 3.4" in whole

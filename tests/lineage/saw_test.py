@@ -99,6 +99,13 @@ def saw_record(one: Input):
     return Record(kind="run", inputs=(one,))
 
 
+def test_things_outside_of_the_folder_that_others_were_made_from_are_listed(tmp_path):
+    out = made_file(tmp_path / "data" / "a.arrayrecord", "dataset", [data()], {"data": HELD})
+    base = run(tmp_path / "elsewhere" / "base", [data(out)], {"data": HELD})
+    run(tmp_path / "runs" / "child", [weights(base, "init")])
+    assert answers("s1", tmp_path / "runs") == {"child": SAW, str(base): SAW, str(out): SAW}
+
+
 def test_limit_makes_it_uncertain_and_a_shard_is_a_part_of_its_dataset(tmp_path):
     run(tmp_path / "few", [data(limit="3")], {"data": HELD})
     assert answers("s1", tmp_path) == {"few": MAYBE}

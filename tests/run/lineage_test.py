@@ -68,6 +68,10 @@ def test_damaged_names_are_refused(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
     with pytest.raises((OSError, ValueError)):
         lineage.read_names(tmp_path / "a")
+    uneven = dict(files=["/a"], sizes=[], hashes=[""], values={}, omitted={})
+    (tmp_path / "a").write_bytes(gzip.compress(json.dumps({"version": 1, "data": {"x": uneven}}).encode()))
+    with pytest.raises(json_text.Damaged, match="different lengths"):
+        lineage.read_names(tmp_path / "a")
     lineage.write_names(tmp_path / "b", {"x": Names({f"/{n}": (n, "") for n in range(99)})})
     (tmp_path / "b").write_bytes((tmp_path / "b").read_bytes()[:-30])
     with pytest.raises(json_text.Damaged, match="it is cut or damaged"):
@@ -94,9 +98,9 @@ def test_record_of_a_shard_is_that_of_its_dataset(tmp_path):
 
 def test_record_of_a_run_grows_and_its_names_follow(tmp_path):
     with RunDirectory.open(tmp_path / "run") as directory:
-        lineage.update_run(directory, [SCANS], {SCANS.key: Names({}, {"scene": ["x"]})})
+        lineage.update_run(directory, [SCANS], {SCANS.key: lambda: Names({}, {"scene": ["x"]})})
         lineage.update_run(directory, [WEIGHTS])
-        lineage.update_run(directory, [WEIGHTS, SCANS])  # an attempt that reads the same
+        lineage.update_run(directory, [WEIGHTS, SCANS], {SCANS.key: lambda: pytest.fail("they are known")})
         before = (directory.path / "lineage.json").read_text()
     found = lineage.read(tmp_path / "run" / "lineage.json")
     assert found is not None and [(one.role, one.attempt) for one in found.inputs] == [("init", 1), ("data", 1)]
