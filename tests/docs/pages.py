@@ -84,12 +84,18 @@ def reference(package: str) -> list[tuple[str, str]]:
     return [(name, " ".join(sentence.split())) for name, sentence in _NAME.findall(text)]
 
 
+def exit_code(command: str) -> int:
+    """Returns the exit code that a comment after a command names: `# exits with 1: something saw it`; 0 without one."""
+    found = re.search(r"# exits with (\d+)", command)
+    return int(found[1]) if found else 0
+
+
 def run(command: str, folder: Path) -> Result:
     """Runs a printed command, `NAME=VALUE convoy ...` or `python ...`, in a folder.
 
     The process is forked from a process that has imported JAX and the engine: half of the time of a short command.
     """
-    words = shlex.split(command)
+    words = shlex.split(command, comments=True)
     variables = {"JAX_NUM_CPU_DEVICES": "1"}
     while "=" in words[0]:
         name, _, value = words.pop(0).partition("=")
