@@ -7,12 +7,12 @@ answer "cannot tell".
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from engine.base import formatting
 from engine.base.json_text import dumps, reason
-from engine.lineage.graph import Graph
+from engine.lineage.graph import Found, Graph
 from engine.lineage.things import DATASET, Thing, find_things
 from engine.lineage.tree import UNKNOWN
 from engine.readers.files import sample_hash
@@ -87,12 +87,8 @@ def who_saw(query: str, folder: Path) -> Seen:
     things = find_things(folder)
     graph = Graph(folder, things)
     things += _ancestors(things, graph)
-    search = _Search(Query(query), graph)
-    for thing in things:
-        for names in search.names(thing)[0].values():
-            search.query.learn(names)
-    answers = [search.answer(thing) for thing in things]
-    answers.sort(key=lambda found: (_ORDER.index(found.answer), found.path))
+    search = _Search(Query(query), graph, things)
+    answers = sorted(search.answers(), key=lambda found: (_ORDER.index(found.answer), found.path))
     problems = [*(thing.problem for thing in things if thing.problem), *search.problems]
     kinds, recorded = sorted(search.query.kinds), sorted(search.query.recorded)
     return Seen(query, str(folder), kinds, recorded, answers, list(dict.fromkeys(problems)))
@@ -132,37 +128,40 @@ class Query:
         if path.exists():
             self.kinds.add(FILE)
 
-    def learn(self, names: Names) -> None:
-        """Notes which kinds of names a dataset has, and as which the text occurs among them."""
+    def match(self, names: Names) -> str:
+        """Returns which of the names is asked for, such as "scene = s1"; "" if none is. Notes its kind."""
         self.recorded |= {*names.values, *([FILE] if names.files else [])}
-        if FILE not in self.kinds and any(map(self.matches_path, names.files)):
-            self.kinds.add(FILE)
+        reason = ""
+        for path, about in names.files.items():
+            if self.matches_path(path):
+                self.kinds.add(FILE)
+                reason = f"file {path}"
+                break
+            if self._content is not None and about == self._content:
+                reason = reason or f"file {path}, which has the same content"
         for kind, values in names.values.items():
-            if kind not in self.kinds and any(map(self._matches_value, values)):
+            if any(map(self._matches_value, values)):
                 self.kinds.add(kind)
+                reason = reason or f"{kind} = {self.text}"
+        return reason
 
     def matches_path(self, path: str) -> bool:
         """Returns whether a path is the one asked for, lies below it, or has it as consecutive parts."""
         return path in self._paths or any(f"/{name.strip('/')}/" in f"/{path.strip('/')}/" for name in self._paths)
 
-    def ask(self, one: Input, names: Names | None) -> tuple[str, str]:
-        """Returns the answer of one dataset, and its reason.
+    def ask(self, one: Input, names: Names | None, matched: str) -> tuple[str, str]:
+        """Returns the answer of one dataset, and its reason. All names must have been matched before.
 
         Args:
             one: the data.
             names: the names that it holds; None if none were recorded.
+            matched: what `match` has returned for them.
         """
         if names is None:
             known = self._by_fingerprint(one, Names())
             return known or (CANNOT_TELL, f"{one.role}: no names were recorded of this data")
-        for path, (size, text) in names.files.items():
-            if self.matches_path(path):
-                return self._limited(one, f"{one.role}: file {path}")
-            if self._content is not None and (size, text) == self._content:
-                return self._limited(one, f"{one.role}: file {path}, which has the same content")
-        for name, values in names.values.items():
-            if any(map(self._matches_value, values)):
-                return self._limited(one, f"{one.role}: {name} = {self.text}")
+        if matched:
+            return self._limited(one, f"{one.role}: {matched}")
         if found := self._by_fingerprint(one, names):
             return found
         if names.omitted:
@@ -206,76 +205,104 @@ def _sampled(part: str) -> re.Match[str] | None:
     return _SAMPLED.fullmatch(part)
 
 
-@dataclass
 class _Search:
-    """Answers for each thing, by its own data and by what it was made from."""
+    """Answers for things: by their own data first, and then by what they were made from.
 
-    query: Query
-    graph: Graph
-    problems: list[str] = field(default_factory=list)
-    _known: dict[Path, Answer] = field(default_factory=dict)
-    _read: dict[str, Mapping[str, Names]] = field(default_factory=dict)
+    Args:
+        query: what is asked for.
+        graph: joins the things.
+        things: all of them.
+    """
 
-    def answer(self, thing: Thing, above: tuple[Path, ...] = ()) -> Answer:
-        """Returns the answer of a thing. In a cycle, a thing that is being answered adds nothing to itself."""
-        if thing.path in self._known:
-            return self._known[thing.path]
-        found = self._own(thing)
-        if not any(answer == SAW for answer, _ in found):
-            found += self._inherited(thing, (*above, thing.path))
-        if thing.problem:
-            found.append((CANNOT_TELL, thing.problem))
-        if not found and not thing.record.inputs:
-            found.append((CANNOT_TELL, "nothing is recorded of what it was made from"))
-        best = min((answer for answer, _ in found), key=_ORDER.index, default=NOT)
-        reasons = dict.fromkeys(reason for answer, reason in found if answer == best and reason)
-        result = Answer(thing.kind, self.graph.name(thing.path), best, list(reasons))
-        if not above or best == SAW:  # inside of a cycle, an answer may lack what is above
-            self._known[thing.path] = result
-        return result
+    def __init__(self, query: Query, graph: Graph, things: Sequence[Thing]):
+        self.query, self._graph, self._things = query, graph, things
+        self.problems: list[str] = []
+        """Sentences about names that cannot be read."""
+        self._read: dict[str, Mapping[str, Names]] = {}
+        self._matched: dict[tuple[str, str], str] = {}
+
+    def answers(self) -> list[Answer]:
+        """Returns an answer for each thing."""
+        for thing in self._things:  # all names are matched before anything is answered
+            self._names(thing)
+        own = {thing.path: self._own(thing) for thing in self._things}
+        sources = {thing.path: [(one, source) for one, source in self._graph.upstream(thing)] for thing in self._things}
+        best = {path: _worst(found) for path, found in own.items()}
+        changed = True
+        while changed:  # an answer only becomes worse, so cycles end, too
+            changed = False
+            for path, found in sources.items():
+                answer = _worst([(best[path], ""), *(self._inherited(one, source, best) for one, source in found)])
+                changed |= answer != best[path]
+                best[path] = answer
+        return [self._answer(thing, own[thing.path], sources[thing.path], best) for thing in self._things]
+
+    def _answer(
+        self,
+        thing: Thing,
+        own: Sequence[tuple[str, str]],
+        sources: Sequence[tuple[Input, Found]],
+        best: Mapping[Path, str],
+    ) -> Answer:
+        found = [reason for answer, reason in own if answer == best[thing.path] and reason]
+        if best[thing.path] != SAW or not found:  # what it was made from is of interest only if it adds something
+            inherited = [self._inherited(one, source, best) for one, source in sources]
+            found += [reason for answer, reason in inherited if answer == best[thing.path] != NOT]
+        return Answer(thing.kind, self._graph.name(thing.path), best[thing.path], list(dict.fromkeys(found)))
 
     def _own(self, thing: Thing) -> list[tuple[str, str]]:
+        """Returns the answers of a thing's own data, and of what is not known of it."""
         if thing.kind == DATASET and lineage.record_path(Path(self.query.text).resolve()) == _record(thing):
             return [(SAW, "the file is a part of it")]
-        names, problem = self.names(thing)
-        found = [self.query.ask(one, names.get(one.key)) for one in thing.inputs(DATA)]
-        return [*found, (CANNOT_TELL, problem)] if problem else found
+        content, names, problem = self._names(thing)
+        found = [
+            self.query.ask(one, names.get(one.key), self._matched.get((content, one.key), ""))
+            for one in thing.inputs(DATA)
+        ]
+        found += [(CANNOT_TELL, text) for text in (problem, thing.problem) if text]
+        if not thing.record.inputs and not thing.problem:
+            found.append((CANNOT_TELL, "nothing is recorded of what it was made from"))
+        return found
 
-    def names(self, thing: Thing) -> tuple[Mapping[str, Names], str]:
-        """Returns the names of a thing's data, and what is wrong with them. Runs of one dataset share theirs."""
+    def _inherited(self, one: Input, source: Found, best: Mapping[Path, str]) -> tuple[str, str]:
+        """Returns the answer that a thing has from one that it was made from."""
+        if source.thing is None:
+            if one.kind == DATA:  # the names of an unknown dataset are in the record of what reads it
+                return NOT, ""
+            return CANNOT_TELL, f"{one.role}: {UNKNOWN} run {source.path}"
+        answer = best[source.thing.path]
+        through = f"{one.role}: through {source.thing.kind} {self._graph.name(source.thing.path)}"
+        if source.sure or answer not in (SAW, NOT):
+            return answer, through
+        return (MAYBE if answer == SAW else CANNOT_TELL), f"{through} ({source.note})"
+
+    def _names(self, thing: Thing) -> tuple[str, Mapping[str, Names], str]:
+        """Returns a hash of a thing's names, the names by key of the data, and what is wrong with their file.
+
+        Runs on one dataset have equal names, which are matched once. Only some are kept in memory.
+        """
         if thing.names_path == Path():
-            return {}, ""
+            return "", {}, ""
         try:
             content = lineage.content_id(thing.names_path)
             if content not in self._read:
-                if len(self._read) >= CACHED:
+                while len(self._read) >= CACHED:
                     del self._read[next(iter(self._read))]
                 self._read[content] = lineage.read_names(thing.names_path)
-            return self._read[content], ""
+                for key, names in self._read[content].items():
+                    if (content, key) not in self._matched:
+                        self._matched[content, key] = self.query.match(names)
+            return content, self._read[content], ""
         except FileNotFoundError:
-            return {}, ""
+            return "", {}, ""
         except (OSError, ValueError) as error:
             problem = f"{thing.names_path}: cannot be read ({reason(error)})."
             self.problems.append(problem)
-            return {}, problem
+            return "", {}, problem
 
-    def _inherited(self, thing: Thing, above: tuple[Path, ...]) -> list[tuple[str, str]]:
-        found = []
-        for one, source in self.graph.upstream(thing):
-            if source.thing is None:
-                if one.kind != DATA:
-                    found.append((CANNOT_TELL, f"{one.role}: {UNKNOWN} run {source.path}"))
-                continue  # the names of an unknown dataset are in the record of what reads it
-            if source.thing.path in above:
-                continue
-            answer = self.answer(source.thing, above)
-            through = f"{one.role}: through {answer.kind} {answer.path}"
-            if not source.sure and answer.answer in (SAW, NOT):
-                doubt = CANNOT_TELL if answer.answer == NOT else MAYBE
-                found.append((doubt, f"{through} ({source.note})"))
-            else:
-                found.append((answer.answer, through))
-        return found
+
+def _worst(found: Sequence[tuple[str, str]]) -> str:
+    return min((answer for answer, _ in found), key=_ORDER.index, default=NOT)
 
 
 def _record(thing: Thing) -> Path:

@@ -13,6 +13,7 @@ from engine.run import code, lineage
 from engine.run.lineage import DATA, Input, digest
 
 UNKNOWN = "unknown"
+DEEPEST = 50  # levels of a tree
 ABOVE, CYCLE = "listed above", "a cycle: this is its own ancestor"
 
 
@@ -146,6 +147,8 @@ class _Builder:
             notes.append(CYCLE)
         elif thing.path in self._expanded:
             notes.append(ABOVE)
+        elif len(above) >= DEEPEST:
+            notes.append(f"more than {DEEPEST} levels: ask for this one")
         else:
             node = dataclasses.replace(node, nodes=deeper(thing, (*above, thing.path)))
         return dataclasses.replace(node, note="; ".join(notes))

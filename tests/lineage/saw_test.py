@@ -6,6 +6,7 @@ import pytest
 
 from engine.lineage import saw
 from engine.lineage.saw import CANNOT_TELL, MAYBE, NOT, SAW, who_saw
+from engine.lineage.tree import lineage_of, to_text
 from engine.readers.files import sample_hash, sampled_files
 from engine.run.lineage import Input, Names
 from tests.lineage.made import NO_NAMES, data, forget, made_file, record, run, weights
@@ -124,6 +125,14 @@ def test_cycles_and_damage_are_answered(tmp_path):
     assert {one.path: one.answer for one in found.answers} == {"a": CANNOT_TELL, "b": CANNOT_TELL, "x.npz": CANNOT_TELL}
     assert len(found.problems) == 2 and not found.is_clear
     assert "nothing with a lineage" in saw.to_text(who_saw("s1", made_empty(tmp_path))).lower()
+
+
+def test_long_chain_of_runs_is_answered(tmp_path):
+    last = run(tmp_path / "0", [data()], {"data": HELD})
+    for number in range(1, 60):
+        last = run(tmp_path / str(number), [weights(last, "init")])
+    assert set(answers("s1", tmp_path).values()) == {SAW} and set(answers("s9", tmp_path).values()) == {NOT}
+    assert "more than 50 levels: ask for this one" in to_text(lineage_of(last))
 
 
 def made_empty(folder):
