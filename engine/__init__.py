@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from engine.data.streams.stream import Stream
     from engine.datasets.check import check_dataset
     from engine.datasets.write import write_dataset
+    from engine.experiments.example_weights import WeightedByRun
     from engine.loop.hooks import Stop
     from engine.loop.trainer import Trainer
     from engine.metrics.mean import Mean
@@ -62,6 +63,7 @@ __all__ = [
     "TaskError",
     "Trainer",
     "Weighted",
+    "WeightedByRun",
     "check_dataset",
     "checkpoints",
     "evaluate",
@@ -97,6 +99,7 @@ _MODULES = {
     "engine.data.sampling.weighted": ("Weighted",),
     "engine.datasets.check": ("check_dataset",),
     "engine.datasets.write": ("write_dataset",),
+    "engine.experiments.example_weights": ("WeightedByRun",),
     "engine.api.explain": ("explain",),
     "engine.api.train": ("train",),
     "engine.api.follow": ("follow",),

@@ -13,7 +13,7 @@ from engine.base.errors import ConfigError
 from engine.config.draft import draft_of
 from engine.config.schema import Config, Data, Evaluation, Target, Train, field_names
 from engine.config.schema import Hook as HookConfig
-from engine.config.target import INSTANCE
+from engine.config.target import INSTANCE, build
 from engine.config.validation import validate
 from engine.data.adapt import Readable, build_source, check_readable, limit_source
 from engine.data.sampling.share_schedule import for_run
@@ -21,6 +21,9 @@ from engine.data.source import BaseSource
 from engine.loop.hooks import Hook, build_hooks
 from engine.metrics.values import describe_value
 from engine.training.task import Task
+
+WEIGHTED_BY_RUN = "engine.experiments.example_weights.WeightedByRun"
+"""The source of `data.weights_from`, a class of an extension package."""
 
 type Given = object | str | Mapping[str, Any]
 """An object, a dotted path, or a config section with a target."""
@@ -38,12 +41,16 @@ class Objects:
     def build_sources(
         self, data: Data, evaluations: Mapping[str, Evaluation], train: Train
     ) -> tuple[BaseSource, dict[str, BaseSource]]:
-        """Returns the training source, and evaluation name -> source; `data.limit` is applied to each."""
+        """Returns the training source, weighted, and evaluation name -> source; `data.limit` is applied to each."""
         evaluation_sources = {
             name: _source(self.evaluation_data.get(name), section.data, f"evaluations.{name}.data", finite=True)
             for name, section in evaluations.items()
         }
-        return for_run(_source(self.data, data, "data"), train), evaluation_sources
+        source = _source(self.data, data, "data")
+        if data.weights_from is not None:
+            section = Target(target=WEIGHTED_BY_RUN, arguments={"run": data.weights_from})
+            source = build(section, "data.weights_from", source=source)
+        return for_run(source, train), evaluation_sources
 
     def build_hooks(self, sections: Mapping[str, HookConfig]) -> dict[str, Hook[Any]]:
         """Returns the hooks by name, in the order of the config."""

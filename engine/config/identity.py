@@ -4,7 +4,7 @@ Identity fields, because another value is another training:
     task.*                          model and loss
     data.target and its arguments   examples; see WEIGHTS
     data.shuffle, .shuffle_window,  order and number of examples
-        .limit
+        .limit, .weights_from
     optimizer.*                     updates
     train.global_batch_size         meaning of a step, and so the position in the data
     train.seed                      initial weights, data order, random numbers
@@ -40,12 +40,18 @@ _FREE = ("data.threads", "data.workers", "data.prefetch", "data.on_error", "data
 WEIGHTED = (
     "engine.Mixture",
     "engine.Weighted",
+    "engine.WeightedByRun",
     "engine.data.sampling.mixture.Mixture",
     "engine.data.sampling.weighted.Weighted",
+    "engine.experiments.example_weights.WeightedByRun",
 )
 """Sources that draw examples by weights."""
-WEIGHTS = ("weights", "balance", "tags", "threshold", "interpolate")
-"""Their arguments that decide how often each example is drawn."""
+WEIGHTS = (
+    *("weights", "balance", "tags", "threshold", "interpolate"),
+    *("run", "by", "score", "power", "bound"),
+    "weights_from",
+)
+"""Their arguments that decide how often each example is drawn, and the field of `data` that does."""
 CACHES = ("cache",)
 """Their arguments that decide nothing but speed."""
 _FIELDS = ("train.global_batch_size", "train.seed", "train.precision", "train.ema_decay")
@@ -87,8 +93,10 @@ def identity_differences(old: Config, new: Config, ignored: Collection[str] = CA
 
 
 def _without(data: Data, names: Collection[str]) -> Data:
-    """Returns a section `data` without these arguments of the sources that draw by weights."""
-    return dataclasses.replace(data, arguments=_plain_arguments(data.target, data.arguments, names))
+    """Returns a section `data` without these arguments of the sources that draw by weights, or `weights_from`."""
+    weights_from = None if "weights_from" in names else data.weights_from
+    arguments = _plain_arguments(data.target, data.arguments, names)
+    return dataclasses.replace(data, arguments=arguments, weights_from=weights_from)
 
 
 def _plain_arguments(target: str, arguments: Arguments, names: Collection[str]) -> Arguments:

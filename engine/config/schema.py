@@ -75,6 +75,7 @@ class Data(Target):
     on_change: str = setting(
         "error", "Reaction to a file that changes while it is read; warn trains on.", one_of("error", "warn")
     )
+    weights_from: str | None = setting(None, "Run on whose bad examples to train more often; training only.", FOLDER)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,6 +47,7 @@ def validate(config: ConfigDict | Mapping[str, object] | Config, origin: str = "
         diagnosis = [] if frozen.log.layers is None else [schema.LAYERS]
         _check_metrics(frozen.stop, frozen.checkpoint.best, [*frozen.evaluations, *frozen.hooks, *diagnosis])
         _check_periods(frozen.evaluations, frozen.hooks)
+        _check_weights(frozen.evaluations)
         _check_diagnosis(diagnosis, frozen.evaluations, frozen.hooks)
         _check_init(frozen.init)
         _check_tiny(frozen.tiny)
@@ -188,6 +189,14 @@ def _check_periods(evaluations: Mapping[str, schema.Evaluation], hooks: Mapping[
         if name in hooks:
             advice = "Rename one of them: their metrics would have the same names."
             raise FieldError(f"hooks.{name}", "is also the name of an evaluation", advice)
+
+
+def _check_weights(evaluations: Mapping[str, schema.Evaluation]) -> None:
+    for name, evaluation in evaluations.items():
+        if evaluation.data.weights_from is not None:
+            advice = "An evaluation reads each example once. Set data.weights_from, that of the training data."
+            path = f"evaluations.{name}.data.weights_from"
+            raise FieldError(path, f"found {evaluation.data.weights_from!r}", advice)
 
 
 def _check_diagnosis(diagnosis: Sequence[str], evaluations: Collection[str], hooks: Collection[str]) -> None:
