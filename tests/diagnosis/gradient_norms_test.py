@@ -1,5 +1,7 @@
 """Norms of parameters, gradients and updates, against the step that follows, and the gradients of parts of a batch."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +43,8 @@ def test_part_is_the_mean_square_of_the_gradients_of_the_parts():
 
     def loss(kernel, rows):
         module = program.spec.model.module({**state.params, path: kernel}, {}, None)
-        return program.spec.task.loss(module, rows, None).total.mean()
+        result: Any = program.spec.task.loss(module, rows, None)
+        return result.total.mean()
 
     rows = jax.tree.map(lambda x: jnp.stack([x[i::8] for i in range(8)]), examples)  # row r goes to part r mod 8
     each = np.asarray(jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(state.params[path], rows))

@@ -73,7 +73,9 @@ def test_layer_without_an_estimated_gradient_has_no_noise_scale():
 def test_name_of_the_diagnosis_is_taken(section):
     c = defaults()
     c.task, c.data = dict(target="tests.zoo.Classify"), dict(target="tests.zoo.source")
-    c[section]["layers"] = dict(target="x.Y") if section == "hooks" else dict(data=dict(target="tests.zoo.source"))
+    getattr(c, section)["layers"] = (
+        dict(target="x.Y") if section == "hooks" else dict(data=dict(target="tests.zoo.source"))
+    )
     validate(c)
     c.log.layers = "10 steps"
     with pytest.raises(FieldError, match=rf"log.layers: its results are called 'layers', as those of {section}.layers"):
