@@ -1,32 +1,20 @@
 """Event files hold numbers, histograms, tables and images under their names."""
 
-import struct
 from typing import Any
 
 import numpy as np
-from tensorboardX.proto import event_pb2, plugin_hparams_pb2
+from tensorboardX.proto import plugin_hparams_pb2
 
 from engine.base.duration import Duration
 from engine.config.schema import Config, Evaluation, Hook, Log, Train
 from engine.metrics.results import Bins, Curve, Image, Table
 from engine.observe.drawing import SIZE, png
 from engine.observe.tensorboard import EventFiles, hyperparameters
+from tests.observe.event_file import read
 from tests.observe.images import decode
 
-_events: Any = event_pb2  # its names are made at import
-_hparams: Any = plugin_hparams_pb2
-Event, HParamsPluginData = _events.Event, _hparams.HParamsPluginData
-
-
-def read(folder) -> dict[str, Any]:
-    """Returns tag -> value of the only event file of a folder."""
-    (file,) = folder.iterdir()
-    data, found = file.read_bytes(), {}
-    while data:
-        (size,) = struct.unpack("<Q", data[:8])
-        event, data = Event.FromString(data[12 : 12 + size]), data[16 + size :]
-        found |= {value.tag: value for value in event.summary.value}
-    return found
+_hparams: Any = plugin_hparams_pb2  # its names are made at import
+HParamsPluginData = _hparams.HParamsPluginData
 
 
 def test_tags_are_grouped(tmp_path):

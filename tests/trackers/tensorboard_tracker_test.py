@@ -2,7 +2,7 @@
 
 from engine.trackers.sender import Sender
 from engine.trackers.tensorboard_tracker import TensorBoard
-from tests.observe.tensorboard_test import read
+from tests.observe.event_file import read
 from tests.trackers.made import make_run, results_row, training_row, write_rows
 
 
