@@ -20,13 +20,13 @@ from engine.driving.detection import (
 )
 from engine.driving.matching import by_score
 from engine.driving.ranked import mean_of_known
+from engine.driving.score_resampler import RankedErrors, ScoreResampler, ranked_errors
 from engine.metrics.metric import Metric, collected, one_example
 from engine.metrics.values import real_array, rows_and_mask
 
 THRESHOLDS = (0.5, 1.0, 2.0, 4.0)  # metres between the centres
 ERRORS = ("translation", "scale", "orientation", "velocity", "attribute")
 _MATCHED_AT = 2  # index in THRESHOLDS of the matches whose errors count
-_LEAST_RECALL = 0.1
 
 
 class DetectionScore(Metric):
@@ -227,23 +227,50 @@ class DetectionScore(Metric):
     def _mean_errors(self, matched: np.ndarray, errors: np.ndarray, between: Any) -> np.ndarray:
         """Returns the errors of the labels in a range, `[classes, errors]`."""
         scores, guesses, labels = (np.asarray(x) for x in (self.scores, self.guesses, self.labels))
-        kept, counted = np.isfinite(scores), labels >= 0
+        kept, counted = self._chosen(matched, between)
+        found = np.full((len(self.classes), len(ERRORS)), np.nan)
+        for c in range(len(self.classes)):
+            total = int((counted & (labels == c)).sum())
+            if total:
+                chosen = kept & (guesses == c)
+                found[c] = matched_errors(scores[chosen], matched[chosen] >= 0, errors[chosen], total)
+        found[self._left_out()] = np.nan
+        if not (self.attributes >= 0).any():
+            found[:, ERRORS.index("attribute")] = np.nan
+        return found
+
+    def _chosen(self, matched: np.ndarray, between: Any) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the predictions and the labels that count in a range."""
+        labels = np.asarray(self.labels)
+        kept, counted = np.isfinite(np.asarray(self.scores)), labels >= 0
         if between is not None:
             near, own = (_is_between(x, between) for x in (self.boxes, self.predicted))
             counted = counted & near
             at_label = np.take_along_axis(near, matched.clip(0), 1) if labels.size else own
             kept = kept & np.where(matched >= 0, at_label, own)
-        found = np.full((len(self.classes), len(ERRORS)), np.nan)
-        left_out = dict(self.without)
-        for c, name in enumerate(self.classes):
-            total = int((counted & (labels == c)).sum())
-            if total:
-                chosen = kept & (guesses == c)
-                found[c] = matched_errors(scores[chosen], matched[chosen] >= 0, errors[chosen], total)
-            found[c, [ERRORS.index(error) for error in left_out.get(name, ())]] = np.nan
-        if not (self.attributes >= 0).any():
-            found[:, ERRORS.index("attribute")] = np.nan
-        return found
+        return kept, counted
+
+    def _left_out(self) -> np.ndarray:
+        """Returns which errors are not defined, bool `[classes, errors]`."""
+        without = dict(self.without)
+        return np.array([[error in without.get(name, ()) for error in ERRORS] for name in self.classes], bool)
+
+    def resampler(self) -> ScoreResampler:
+        near = self._without_far()
+        precision, scores = near._precision(), np.asarray(near.scores)
+        ranked, matched = precision.resampler(), precision.matches()[_MATCHED_AT]
+        errors, parts = near._errors_of_matches(matched), {}
+        for between in (None, *self.ranges):
+            name = "" if between is None else range_name(*between)
+            kept, counted = near._chosen(matched, between)
+            by_class = []
+            for c in range(len(self.classes)):
+                chosen = kept & (np.asarray(near.guesses) == c)
+                labels = (counted & (np.asarray(near.labels) == c)).sum(1)
+                by_class.append(RankedErrors.of(scores, chosen, matched >= 0, errors, labels))
+            parts[name] = ranked.part(name), by_class
+        has_attribute = (np.asarray(near.attributes) >= 0).any(1)
+        return ScoreResampler(self.classes, ERRORS, self._left_out(), has_attribute, parts)
 
 
 def matched_errors(scores: np.ndarray, hits: np.ndarray, errors: np.ndarray, total: int) -> np.ndarray:
@@ -256,18 +283,7 @@ def matched_errors(scores: np.ndarray, hits: np.ndarray, errors: np.ndarray, tot
         total: number of labels, at least 1.
     """
     order = by_score(scores, "nuscenes")
-    scores, hits, errors = scores[order].astype(np.float64), hits[order], errors[order]
-    recalls = np.linspace(0, 1, 101)
-    at = np.interp(recalls, np.cumsum(hits) / total, scores, right=0) if hits.any() else np.zeros(101)
-    first, last = round(100 * _LEAST_RECALL) + 1, int(np.flatnonzero(at)[-1]) if at.any() else 0
-    if last < first:
-        return np.ones(errors.shape[-1])
-    errors, scores = errors[hits], scores[hits]
-    known = ~np.isnan(errors)
-    means = np.cumsum(np.where(known, errors, 0), axis=0) / np.maximum(np.cumsum(known, axis=0), 1)
-    means[:, ~known.any(axis=0)] = 1
-    by_recall = [np.interp(at[::-1], scores[::-1], column[::-1])[::-1] for column in means.T]
-    return np.stack(by_recall)[:, first : last + 1].mean(axis=1)
+    return ranked_errors(scores[order].astype(np.float64), hits[order], errors[order][hits[order]], total)
 
 
 def _distances(boxes: ArrayLike) -> np.ndarray:

@@ -77,6 +77,10 @@ class PrecisionResampler(Resampler):
     ):
         self._classes, self._thresholds, self._recalls, self._tables = classes, thresholds, recalls, tables
 
+    def part(self, name: str) -> Self:
+        """Returns that of all ("") or of a range alone."""
+        return type(self)(self._classes, self._thresholds if not name else (), (), {"": self._tables[name]})
+
     def subset(self, rows: np.ndarray) -> Self:
         tables = {name: table.subset(rows) for name, table in self._tables.items()}
         return type(self)(self._classes, self._thresholds, self._recalls, tables)
