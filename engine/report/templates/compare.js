@@ -102,7 +102,7 @@ function comparisonSections() {
   const notes = [...found.meanings, ...found.notes];
   return [
     section("comparison", "Comparison", null,
-      h("p", { class: "note" }, `Each difference is the run named second minus the first. Intervals hold the true difference 95 times of 100. Sure: p below ${found.level ?? 0.05}; of slices, after the correction of Holm for their number.`),
+      h("p", { class: "note" }, `Each difference is the second of the two columns minus the first. Intervals hold the true difference 95 times of 100. Sure: p below ${found.level ?? 0.05}; of slices, after the correction of Holm for their number.`),
       h("div", { class: "stack" }, cards, notes.length ? h("div", { class: "card small" }, h("ul", { style: { margin: "0", "padding-left": "18px" } }, notes.map((note) => h("li", null, note)))) : null)),
     section("differences", "Differences", null, h("div", { class: "stack" }, parallelCard(), differences)),
   ];

@@ -70,10 +70,10 @@ function printing() {
   });
 }
 
+const warnings = detail("warnings", "Warnings", null, warningsOf);
 const sections = [
   overview(),
-  detail("warnings", "Warnings", null, warningsOf),
-  ...comparisonSections(),
+  ...(data.runs.length > 1 ? [...comparisonSections(), warnings] : [warnings]),
   curvesSection(),
   layersSection(),
   costSection(),
