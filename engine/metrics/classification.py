@@ -1,7 +1,7 @@
 """Metrics of classifiers: confusion matrix, ROC curve and precision-recall curve."""
 
-from collections.abc import Sequence
-from typing import Any, Literal, Self
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,9 @@ from engine.base.errors import TaskError
 from engine.metrics.metric import Metric, added, collected
 from engine.metrics.results import Curve, Image
 from engine.metrics.values import rows_and_mask
+
+if TYPE_CHECKING:
+    from engine.metrics.resampling import Resampler
 
 _SHOWN = 64  # classes up to which the matrix itself is a result
 
@@ -102,6 +105,22 @@ class ConfusionMatrix(Metric):
             shares = counts / np.maximum(true, 1)[:, None]
             results["matrix"] = np.asarray(self.counts)
             results["image"] = Image(1 - np.kron(shares, np.ones((8, 8))))
+        return results
+
+    def resampler(self) -> "Resampler | None":
+        from engine.metrics.resampling import Sums
+
+        return None if np.asarray(self.odd).any() else Sums({"counts": np.asarray(self.counts)}, self._numbers)
+
+    def _numbers(self, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the numbers of `compute` for counts `[resamples, ...]`."""
+        counts, n = sums["counts"], len(self.classes)
+        hits, true, guessed = np.diagonal(counts, axis1=1, axis2=2), counts.sum(2), counts.sum(1)[:, :n]
+        seen = true + guessed > 0
+        results = {"accuracy": hits.sum(1) / counts.sum((1, 2))}
+        for name, values in (("f1", 2 * hits / (true + guessed)), ("iou", hits / (true + guessed - hits))):
+            results[name] = np.where(seen, values, 0).sum(1) / seen.sum(1)
+            results |= {f"{name}/{label}": values[:, c] for c, label in enumerate(self.classes) if label}
         return results
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from engine.driving.forecasting import BestOfModes
 from engine.experiments.resampling import Repeated
-from engine.metrics import Mean, Ratio, RootMeanSquare, Sum
+from engine.metrics import ConfusionMatrix, Mean, Ratio, RootMeanSquare, Sum
 from engine.metrics.metric import Metric
 from engine.metrics.resampling import resampler_of, weighted_sum
 
@@ -18,11 +18,14 @@ def metrics() -> dict[str, Metric]:
     """Returns a metric of each class that has a resampler."""
     random = np.random.default_rng(0)
     values, where = random.normal(size=(EXAMPLES, 3)), random.random((EXAMPLES, 3)) < 0.7
+    guesses, labels = random.integers(0, 4, (EXAMPLES, 2)), random.integers(0, 3, (EXAMPLES, 2))
     return {
         "mean": Mean.of(values, where),
         "rms": RootMeanSquare.of(values, where),
         "sum": Sum.of(values),
         "ratio": Ratio.of(values, values**2),
+        "matrix": ConfusionMatrix.of(guesses, labels, ("a", "b", "", "c")),
+        "column": ConfusionMatrix.of(guesses + (guesses == 3), labels, ("a", "b", "", "c"), outside="column"),
         "modes": BestOfModes.of(random.normal(size=(EXAMPLES, 2, 3, 4, 2)), random.normal(size=(EXAMPLES, 2, 4, 2))),
     }
 
