@@ -17,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import report
@@ -46,12 +46,28 @@ def step_time(python: Path, names: tuple[str, ...], folder: Path, turns: int, st
                 wall_s, cpu_s = worker.turn(steps)
                 seconds[name].append(wall_s)
                 cpu[name].append(cpu_s)
+    yield from rows(names, seconds, cpu, steps)
+
+
+def rows(
+    names: Sequence[str], seconds: Mapping[str, list[float]], cpu: Mapping[str, list[float]], steps: int
+) -> tuple[Row, Row]:
+    """Returns the rows of two loops, whose first turn does not count.
+
+    Args:
+        names: the trackers.
+        seconds: "on" or "off" -> seconds of each turn.
+        cpu: likewise -> CPU seconds of the process so far, after each turn.
+        steps: steps of a turn.
+    """
     used = {name: [b - a for a, b in itertools.pairwise(values)] for name, values in cpu.items()}
     what = f"step, with / without {', '.join(names)}"
     ms = [1e3 * min(seconds[name][1:]) / steps for name in ("on", "off")]
     note = f"shortest turns {ms[0]:.4f} and {ms[1]:.4f} ms a step"
-    yield Row(what, report.ratios(seconds["on"][1:], seconds["off"][1:]), digits=3, at_most=AT_MOST, note=note)
-    yield Row(f"{what}: CPU seconds", report.ratios(used["on"], used["off"]), digits=3, at_most=AT_MOST)
+    return (
+        Row(what, report.ratios(seconds["on"][1:], seconds["off"][1:]), digits=3, at_most=AT_MOST, note=note),
+        Row(f"{what}: CPU seconds", report.ratios(used["on"], used["off"]), digits=3, at_most=AT_MOST),
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

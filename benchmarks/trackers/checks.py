@@ -20,6 +20,7 @@ import numpy as np
 
 from engine.metrics.results import Bins, Curve, Image, Table
 from engine.trackers.push import KINDS
+from engine.trackers.tracker import package
 
 PROJECT = "checks"
 UNREACHABLE = "http://127.0.0.1:9"  # the port of the service `discard`, on which nothing listens
@@ -73,9 +74,7 @@ def logged_steps(run: Path, name: str = "loss") -> list[int]:
 
 def read_mlflow(folder: Path, run: str) -> dict[str, Any]:
     """Returns what MLflow holds of the newest run of a name."""
-    from mlflow import MlflowClient  # pyright: ignore[reportMissingImports]
-
-    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    client = package("mlflow").MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
     experiment = client.get_experiment_by_name(PROJECT)
     [found] = [r for r in client.search_runs([experiment.experiment_id]) if r.info.run_name == run]
     images = [file.path for file in client.list_artifacts(found.info.run_id, "images")]
@@ -89,8 +88,7 @@ def read_mlflow(folder: Path, run: str) -> dict[str, Any]:
 
 def read_trackio(folder: Path, run: str) -> dict[str, Any]:
     """Returns what Trackio holds of a run."""
-    import trackio  # pyright: ignore[reportMissingImports]
-
+    trackio = package("trackio")
     [found] = [each for each in trackio.Api().runs(PROJECT) if each.name == run]
     rows = trackio.SQLiteStorage.get_logs(PROJECT, run)
     return {
@@ -119,8 +117,7 @@ def read_wandb(folder: Path, run: str) -> dict[str, Any]:
 
 def wandb_records(data: bytes) -> Iterator[Any]:
     """Yields the records of an offline file: those of a log of LevelDB, after 7 bytes."""
-    from wandb.proto import wandb_internal_pb2  # pyright: ignore[reportMissingImports]
-
+    protocol = package("wandb.proto.wandb_internal_pb2")
     at, content = 7, b""
     while at + 7 <= len(data):
         _, size, kind = struct.unpack_from("<IHB", data, at)
@@ -130,7 +127,7 @@ def wandb_records(data: bytes) -> Iterator[Any]:
         content += data[at + 7 : at + 7 + size]
         at += 7 + size
         if kind in (FULL, LAST):
-            record = wandb_internal_pb2.Record()
+            record = protocol.Record()
             record.ParseFromString(content)
             content = b""
             yield record
@@ -158,6 +155,8 @@ def main(name: str, place: str) -> None:
     os.environ |= {"TRACKIO_DIR": f"{folder}/trackio", "WANDB_MODE": "offline", "GIT_PYTHON_REFRESH": "quiet"}
     os.chdir(folder)
     uri = {"uri": f"sqlite:///{folder}/mlflow.db", "experiment": PROJECT} if name == "mlflow" else {"project": PROJECT}
+    if name == "mlflow":  # creating the tables takes longer than these short runs, which wait 30 seconds at their end
+        package("mlflow").MlflowClient(tracking_uri=uri["uri"]).search_experiments()
     live, pushed = folder / "live", folder / "pushed"
     for epochs in (2, 4):
         said = train(live, epochs, name, **uri)

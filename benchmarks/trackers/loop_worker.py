@@ -20,9 +20,17 @@ from engine.trackers.push import KINDS, arguments_of
 ROW_STEPS = 50  # log.every: the default
 
 
-def tracked_config(steps: int, turns: int, folder: str, names: Sequence[str]) -> Config:
-    """Returns the config of a run that sends its rows to trackers."""
-    config = workloads.config(workloads.CNN, steps=interleaved.total_steps(steps, turns))
+def tracked_config(steps: int, turns: int, folder: str, names: Sequence[str], model: str = workloads.CNN) -> Config:
+    """Returns the config of a run that sends its rows to trackers.
+
+    Args:
+        steps: steps of a turn.
+        turns: number of turns.
+        folder: where the trackers write to.
+        names: the trackers.
+        model: name of the model.
+    """
+    config = workloads.config(model, steps=interleaved.total_steps(steps, turns))
     trackers = {name: Target(target=KINDS[name], arguments=_arguments(name, folder)) for name in names}
     log = dataclasses.replace(config.log, every=Duration(ROW_STEPS, "steps"), trackers=trackers)
     return dataclasses.replace(config, log=log)

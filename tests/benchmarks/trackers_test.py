@@ -2,21 +2,32 @@
 
 import re
 import sys
-from pathlib import Path
 
 import pytest
 
+from benchmarks.interleaved import EngineLoop
 from benchmarks.trackers import __main__ as trackers
 from benchmarks.trackers.loop_worker import tracked_config
 from engine.config.target import build
 
 
 @pytest.mark.slow
-@pytest.mark.multiprocess
-def test_both_loops_do_every_turn(tmp_path):
-    wall, cpu = trackers.step_time(Path(sys.executable), ("csv",), tmp_path, turns=1, steps=2)
-    assert (len(wall.values), len(cpu.values)) == (1, 1) and wall.at_most == cpu.at_most == 1.03
-    assert (tmp_path / "csv" / "run" / "settings.csv").exists()
+def test_measured_loop_sends_its_rows(tmp_path):
+    config = tracked_config(60, 1, str(tmp_path), ["csv"], model="digits")
+    with EngineLoop(config, steps=60) as loop:
+        loop.turn()
+    assert loop.step == 120
+    assert [line.split(",")[0] for line in (tmp_path / "csv/run/train.csv").read_text().split()] == [
+        "step",
+        "50",
+        "100",
+    ]
+
+
+def test_first_turn_does_not_count_and_cpu_time_includes_the_pauses():
+    seconds = {"on": [9.0, 2.0, 3.0], "off": [9.0, 1.0, 2.0]}
+    wall, cpu = trackers.rows(["csv"], seconds, {"on": [5.0, 7.0, 11.0], "off": [4.0, 5.0, 7.0]}, steps=10)
+    assert (wall.values, cpu.values) == ((2.0, 1.5), (2.0, 2.0))
 
 
 def test_trackers_of_the_measured_loop_take_their_arguments(tmp_path):
