@@ -36,6 +36,8 @@ LARGEST, SQUARE = "largest", "square"
 """Measures of an output: the largest magnitude, and the mean square."""
 ATTENTION = "Attention"
 """Part of the names of the classes of modules whose softmax has the weights of an attention."""
+NORM = "Norm"
+"""Part of the names of classes that normalise: their `max(variance, 0)` is no activation."""
 _NUMBERED = ":"  # before the number of a call of a layer of a stack: "decoder/*:3"
 
 
@@ -100,6 +102,7 @@ class _Watch:
         self._calls = 0
         self.stack: list[tuple[nnx.Module, str]] = []
         """The modules whose calls have begun, each with its layer, or "" if it is not one."""
+        self._entered = ""
         self._register(module, "")
 
     def _register(self, module: nnx.Module, before: str) -> None:
@@ -120,6 +123,12 @@ class _Watch:
         self._register(module, f"{path}/{EACH}")
         self._calls += 1
         return f"{path}/{EACH}".removeprefix("/") + f"{_NUMBERED}{self._calls}"
+
+    def enter(self, layer: str) -> str:
+        """Marks that the operations from here on belong to a layer; returns the one before."""
+        before, self._entered = self._entered, layer
+        enter(layer)
+        return before
 
     def attention(self) -> str:
         """Returns the layer of an attention: that around it, or else the innermost module with a path."""
@@ -160,11 +169,10 @@ def _marking(before: Callable[..., Any]) -> Callable[..., Any]:
         watch = _watch.get()
         if watch is None or (watch.stack and watch.stack[-1][0] is self):  # `super().__call__`
             return before(self, *args, **kwargs)
-        layer = watch.layer_of(self)
-        if layer:
-            enter(layer)
+        name, layer = type(self).__name__, watch.layer_of(self)
+        after = watch.enter("" if NORM in name else layer) if layer or NORM in name else ""
         watch.stack.append((self, layer))
-        if is_attention := ATTENTION in type(self).__name__:
+        if is_attention := ATTENTION in name:
             begin_attention(watch.attention())
         try:
             out = before(self, *args, **kwargs)
@@ -174,8 +182,10 @@ def _marking(before: Callable[..., Any]) -> Callable[..., Any]:
             end_attention()
         if layer:
             _mark_output(layer, out)
+        if NORM in name:
+            watch.enter(layer or after)
         if isinstance(self, Stack):  # what follows is not part of its last layer
-            enter("")
+            watch.enter("")
         return out
 
     return call

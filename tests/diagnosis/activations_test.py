@@ -86,6 +86,9 @@ def test_attention_of_flax_and_activations_between_modules_are_found():
     assert 0 < found["attention_entropy"]["attention"] < np.log(zoo.SIZE)
     assert "dead_units" not in found, "gelu has no dead units"
     assert measured(zoo.program(zoo.Classify()))["dead_units"].keys() == {"hidden/0", "hidden/1"}
+    cnn = measured(zoo.program(zoo.Classify("cnn")))
+    assert cnn["dead_units"].keys() == {"norm"}, "of the ReLU after it, and not of the variances"
+    assert cnn["dead_units"]["norm"] * 32 == round(cnn["dead_units"]["norm"] * 32)
 
 
 def test_classes_of_the_modules_are_as_before():
