@@ -42,6 +42,8 @@ class Live:
         directory: the run directory.
     """
 
+    _forced_until: float | None = None
+
     def __init__(self, tracker: "Tracker", directory: RunDirectory):
         self._tracker, self._directory = tracker, directory
         self._sender = Sender(tracker, directory, self._rich)
@@ -140,7 +142,9 @@ class Live:
 
     def _end_forced(self, error: BaseException) -> None:
         self.end(error)
-        self._thread.join(FORCED_S)
+        if Live._forced_until is None:  # all trackers share the wait, since the callbacks of a process have 8 seconds
+            Live._forced_until = time.monotonic() + FORCED_S
+        self._thread.join(max(0.0, Live._forced_until - time.monotonic()))
 
 
 def _verdict(error: BaseException | None) -> tuple[str, str]:

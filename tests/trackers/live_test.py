@@ -57,6 +57,19 @@ def test_end_of_the_attempt_is_passed_on(tmp_path, error, state):
     assert Recorded.calls[-1][:2] == ("finish", state)
 
 
+def test_trackers_learn_why_another_thread_ends_the_process(tmp_path, monkeypatch):
+    monkeypatch.setattr(live.Live, "_forced_until", None)
+    monkeypatch.setattr(live, "FORCED_S", 20.0)
+    callbacks = []
+    monkeypatch.setattr(live.shutdown, "add_exit_callback", callbacks.append)
+    for name in ("a", "b"):
+        Recorded().open(make_run(tmp_path / name, training_row(1, 1.0)))
+    for callback in callbacks:
+        callback(RunError("the run hangs"))
+    assert [call for call in Recorded.calls if call[0] == "finish"] == [("finish", "failed", "the run hangs")] * 2
+    assert len(sent("train/loss")) == 2
+
+
 def test_failing_tracker_is_one_warning_and_what_is_missing_is_counted_without_the_password(tmp_path, caplog):
     tracker = Recorded("http://server", failures=9)
     train(make_run(tmp_path / "a"), tracker, training_row(1, 1.0), results_row(1))
