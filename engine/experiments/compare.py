@@ -25,6 +25,7 @@ from engine.metrics.slices import COUNT
 
 RESAMPLES = 1000
 EXAMPLES = 10
+_SHOWN = 8  # names of a note
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -98,6 +99,7 @@ def compare(folders: Sequence[Path], options: Options = Options()) -> Comparison
             results += _without_interval(item, base, other)
         if item.joined is not None:
             changed += changes(item.variant, item.joined, grouped[0], grouped[item.variant], options.examples)
+    notes += _lone_results(grouped, {(result.variant, result.name) for result in results})
     return Comparison(
         variants=variants,
         **differences(grouped),
@@ -112,6 +114,21 @@ def _evaluations(runs: Sequence[Run]) -> list[str]:
     """Returns the evaluations that any of the runs has results or metrics of examples of."""
     names = {name.partition("/")[0] for run in runs for name in run.record.metrics if "/" in name}
     return sorted(names | {name for run in runs for name in run.files})
+
+
+def _lone_results(variants: Sequence[Sequence[Run]], compared: set[tuple[int, str]]) -> list[str]:
+    """Returns notes on results that cannot be compared, since a run of one of two variants has none of the name."""
+    notes, (base, *others) = [], variants
+    for number, other in enumerate(others, start=1):
+        names = [{name for name in run.record.metrics if "/" in name} for run in (*base, *other)]
+        lone = sorted(set.union(*names) - set.intersection(*names))
+        if lone := [name for name in lone if (number, name) not in compared]:
+            more = f" and {len(lone) - _SHOWN} more" if len(lone) > _SHOWN else ""
+            notes.append(
+                f"{base[0].folder} and {other[0].folder}: not compared, since a run lacks it: "
+                f"{', '.join(lone[:_SHOWN])}{more}."
+            )
+    return notes
 
 
 def _group_notes(group: str, work: Sequence[_Work]) -> list[str]:

@@ -204,3 +204,11 @@ def test_folder_without_a_run_is_an_error(tmp_path):
         compare([make_evaluated(tmp_path / "a", None), tmp_path / "nowhere"])
     with pytest.raises(ConfigError, match=r"found one run\. Give two or more"):
         compare([tmp_path / "a"])
+
+
+def test_results_of_one_run_only_are_named(tmp_path):
+    one = make_run(tmp_path / "a", metrics={"heldout/error": 1.0, "loss": 0.5})
+    two = make_run(tmp_path / "b", metrics={"heldout/error": 1.0, "heldout/other": 2.0}, optimizer__learning_rate=0.5)
+    found = compare([one, two])
+    assert [x.name for x in found.results] == ["heldout/error"]
+    assert f"{one} and {two}: not compared, since a run lacks it: heldout/other." in found.notes
