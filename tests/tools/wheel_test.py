@@ -117,10 +117,13 @@ def packages_without_engine() -> list[str]:
     return [entry for entry in sys.path if entry and not (pathlib.Path(entry) / "engine").is_dir()]
 
 
-def test_wheel_has_the_templates_of_projects(installed):
-    folders = [folder / "engine/scaffold/templates" for folder in (ROOT, installed)]
-    here, there = ({path.relative_to(folder) for path in folder.rglob("*.tmpl")} for folder in folders)
-    assert len(here) > 10 and here == there
+@pytest.mark.parametrize(
+    ("folder", "most"), [("scaffold/templates", 10), ("report/templates", 8), ("report/vendor", 3)]
+)
+def test_wheel_has_the_files_of_projects_and_reports(installed, folder, most):
+    folders = [top / "engine" / folder for top in (ROOT, installed)]
+    here, there = ({path.relative_to(each) for path in each.rglob("*") if path.is_file()} for each in folders)
+    assert len(here) > most and here == there
 
 
 @pytest.fixture
