@@ -29,6 +29,7 @@ EXAMPLES = """
   convoy checkpoints runs/digits                                      list steps, sizes and results
   convoy checkpoints verify runs/digits                               compare every file with its hash
   convoy runs --sort=-heldout/accuracy                                list the runs in runs/, the best first
+  convoy runs lineage runs/digits                                     print where it came from and went to
   convoy runs push runs/digits --to=csv                               send it to a tracker such as mlflow
   convoy data write --config=configs.digits --out=a.arrayrecord       write the training data as ArrayRecord
   convoy data check --config=configs.digits                           read every example, and report bad ones
