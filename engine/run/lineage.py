@@ -32,7 +32,7 @@ MOST_NAMES = 2_000_000  # of one kind in a dataset: at 40 bytes a name, 80 MB be
 LARGEST = 1 << 30  # bytes of a file of names before compression
 _READING = ("threads", "workers", "prefetch", "on_change", "shuffle_window")
 """Settings of a data section that change only how fast it is read, or its order."""
-_USUAL = {"limit": "None", "on_error": "stop", "shuffle": "True"}
+_USUAL = {"on_error": "stop", "shuffle": "True"}
 _READ_BYTES = 4 << 20  # per read of a file that is hashed
 _SHARD = re.compile(r"(.*)-\d{5}-of-\d{5}(.*?)", re.DOTALL)
 
@@ -147,14 +147,16 @@ def digest(text: str) -> str:
 def data_settings(settings: Mapping[str, object], role: str) -> dict[str, str]:
     """Returns the settings that decide which examples a data section has: its target, arguments and filters.
 
-    Settings with their default are left out.
+    Settings with their default, and those that are None, are left out.
 
     Args:
         settings: dotted name -> value of the settings of a run.
         role: the section: "data", or "evaluations.test.data".
     """
     found = {name[len(role) + 1 :]: str(value) for name, value in settings.items() if name.startswith(f"{role}.")}
-    return {name: text for name, text in found.items() if name not in _READING and _USUAL.get(name) != text}
+    return {
+        name: text for name, text in found.items() if name not in _READING and text not in ("None", _USUAL.get(name))
+    }
 
 
 def content_id(path: Path) -> str:

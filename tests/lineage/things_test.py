@@ -31,6 +31,14 @@ def test_older_run_has_the_inputs_that_its_other_files_name(tmp_path):
     assert (parent.role, parent.path, parent.step, parent.id) == ("init", "runs/base", 300, "")
 
 
+def test_run_that_gave_sampling_weights_is_an_input(tmp_path):
+    late = run(tmp_path / "late", [data()])
+    with open(late / "config.txt", "a") as file:
+        file.write("data.weights_from: runs/base\n")
+    [_, weights_from] = find_things(tmp_path)[0].record.inputs
+    assert (weights_from.role, weights_from.path) == ("data.weights_from", "runs/base")
+
+
 def test_damaged_records_are_things_with_a_problem(tmp_path):
     damaged, base = tmp_path / "w.safetensors.lineage.json", run(tmp_path / "base", [data()])
     damaged.write_text("{")
