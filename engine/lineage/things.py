@@ -14,6 +14,7 @@ from engine.base.json_text import reason
 from engine.data import dataset_summary
 from engine.experiments.index import find_runs
 from engine.experiments.record import RunRecord, is_run, read_record
+from engine.metrics.example_file import FOLDER
 from engine.run import lineage
 from engine.run.lineage import CHECKPOINT, DATA, RECORD, Input, Record
 
@@ -22,7 +23,7 @@ OWN_FOLDERS = frozenset(
     ("checkpoints", "tensorboard", "profile", "figures", "examples", "stacks", "bad_examples", "per_example", "lease")
 )
 """Folders of a run, in which users keep no files of their own."""
-WEIGHTS_FROM = "data.weights_from"  # setting that names a run
+WEIGHTS_FROM = "data.weights_from"  # setting that names a run, or a folder or a file of its metrics of examples
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +151,7 @@ def _configured_parents(config: Mapping[str, Any]) -> Iterator[Input]:
     for name, value in config.items():
         role = name.removesuffix(".checkpoint")
         if value and (name == WEIGHTS_FROM or (role != name and (role == "init" or role.startswith("init.sources.")))):
+            value = str(value).rstrip("/").partition(f"/{FOLDER}/")[0] if name == WEIGHTS_FROM else value
             path, _, step = str(value).rstrip("/").rpartition("/checkpoints/")
             if path and step.isdecimal():
                 yield Input(kind=CHECKPOINT, role=role, path=path, step=int(step))

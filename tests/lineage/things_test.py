@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 from engine.lineage.things import find_things, thing_at
 from tests.lineage.made import data, made_file, run, store_data, weights
 
@@ -31,12 +33,12 @@ def test_older_run_has_the_inputs_that_its_other_files_name(tmp_path):
     assert (parent.role, parent.path, parent.step, parent.id) == ("init", "runs/base", 300, "")
 
 
-def test_run_that_gave_sampling_weights_is_an_input(tmp_path):
-    late = run(tmp_path / "late", [data()])
-    with open(late / "config.txt", "a") as file:
-        file.write("data.weights_from: runs/base\n")
-    [_, weights_from] = find_things(tmp_path)[0].record.inputs
-    assert (weights_from.role, weights_from.path) == ("data.weights_from", "runs/base")
+@pytest.mark.parametrize("below", ["", "/per_example/train", "/per_example/train/45.parquet"])
+def test_run_that_gave_the_weights_of_the_data_is_a_parent(below, tmp_path):
+    run(tmp_path / "next", data__weights_from=f"runs/base{below}")
+    [thing] = find_things(tmp_path)
+    [parent] = thing.record.inputs
+    assert (parent.role, parent.path) == ("data.weights_from", "runs/base")
 
 
 def test_damaged_records_are_things_with_a_problem(tmp_path):
