@@ -65,7 +65,7 @@ class WeightedByRun(Weighted):
     1. How often an example is drawn follows from the weights as in `Weighted`.
 
     - By example: its own score decides. The evaluation must have read the same examples in the same order.
-    - By slice: the score over all examples of a slice decides, and the mean is that over all examples. So the
+    - By slice or tag: the score over all examples of a slice decides, and the mean is that over all examples. So the
       evaluation may have read other examples, such as held-out ones.
 
     The weights are part of the fingerprint of the data: a resume refuses a file with other weights.
@@ -90,7 +90,8 @@ class WeightedByRun(Weighted):
                 run, its only evaluation with such files counts; by example, the only one that has read these examples.
                 Without a step, the file of the best checkpoint counts if the run selects one and has it, and else the
                 newest.
-            by: "example"; or a name with slices NAME/VALUE, such as "digit" for digit/0 to digit/9.
+            by: "example"; or a name with slices NAME/VALUE, such as "digit" for digit/0 to digit/9; or a tag that the
+                evaluation has kept, such as "city".
             tags: by slice: the VALUE of each example, as for `Weighted`. None: the entry NAME of the examples.
             score: number of a metric, such as "loss" or "ap/car". By example, it is that of this example alone.
             power: 0 draws all examples equally often; larger numbers draw bad ones more often.
@@ -256,17 +257,19 @@ class _Rule:
         return self._weights(known, float(np.mean(known[np.isfinite(known)])))
 
     def of_slices(self, name: str) -> dict[str, float]:
-        """Returns the weight of each VALUE of the slices NAME/VALUE."""
+        """Returns the weight of each VALUE of the slices NAME/VALUE, or else of the tag NAME."""
         masks = {
             each.removeprefix(f"{name}/"): mask
             for each, mask in self.found.slices.items()
             if each.startswith(f"{name}/") and mask.any()
         }
+        if not masks and (values := self.found.tags.get(name)) is not None:
+            masks = {str(value): values == value for value in np.unique(values).tolist()}
         if not masks:
-            groups = sorted({each.partition("/")[0] for each in self.found.slices if "/" in each})
+            groups = sorted({*(each.partition("/")[0] for each in self.found.slices if "/" in each), *self.found.tags})
             raise ConfigError(
-                f"{self.file}: there is no slice {name}/VALUE with examples.{did_you_mean(name, groups)} Names there: "
-                f"{', '.join(groups) or 'none'}. Add evaluations.NAME.slices."
+                f"{self.file}: there is no slice {name}/VALUE and no tag {name}.{did_you_mean(name, groups)} Names "
+                f"there: {', '.join(groups) or 'none'}. Add evaluations.NAME.slices or tags."
             )
         whole = self._over(np.ones(len(self.found.indices), bool))
         weights = self._weights(np.array([self._over(mask) for mask in masks.values()]), whole)

@@ -75,7 +75,10 @@ def test_slices_of_other_examples_weight_the_examples_with_their_tag(tmp_path):
     drawn = weights(WeightedByRun(SOURCE, str(run), by="label", tags="y"))
     expected = by_label[labels] / by_label[labels].mean()
     np.testing.assert_allclose(drawn, expected, atol=0.05)
-    with pytest.raises(ConfigError, match=r"no slice weather/VALUE with examples. Names there: label"):
+    tagged = Examples(found.indices, {}, found.metrics, {"label": labels[:40]})
+    by_tag = WeightedByRun(SOURCE, str(run_with(tmp_path / "tags", tagged, "heldout")), by="label", tags="y")
+    np.testing.assert_array_equal(weights(by_tag), drawn)
+    with pytest.raises(ConfigError, match=r"no slice weather/VALUE and no tag weather. Names there: label"):
         WeightedByRun(SOURCE, str(run), by="weather")
 
 
