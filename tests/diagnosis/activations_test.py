@@ -60,6 +60,7 @@ SETTINGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_activations_of_a_stack_are_those_of_its_layers_one_by_one(settings, wanted):
     program = zoo.program(stacked.Classify(), **SETTINGS[settings])

@@ -14,6 +14,7 @@ from tests import zoo
 from tests.diagnosis import stacked
 
 
+@pytest.mark.slow
 def test_norms_are_those_of_the_step_that_follows_also_in_a_pipeline_with_microbatches():
     program = zoo.program(stacked.Classify(), mesh=MeshSpec(pipeline=2, fsdp=2), devices=4, accumulate=2)
     batch = jax.device_put(zoo.batch(zoo.examples(16)), program.spec.batch_sharding)

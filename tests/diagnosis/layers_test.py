@@ -36,6 +36,7 @@ def trained(folder, **settings):
     return arrays, runs.complete_lines(folder / "metrics.jsonl")
 
 
+@pytest.mark.slow
 def test_run_with_a_diagnosis_is_bitwise_the_run_without_it(tmp_path):
     arrays, rows = trained(tmp_path / "on", log__layers="2 steps")
     assert trained(tmp_path / "off")[0] == arrays

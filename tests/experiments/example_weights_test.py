@@ -136,6 +136,7 @@ def test_evaluations_have_no_weights():
     assert validate(c).data.weights_from is None
 
 
+@pytest.mark.slow
 def test_run_learns_from_an_earlier_one_and_resumes_with_the_same_weights_only(tmp_path):
     data = dict(target="tests.zoo.source")
     settings = dict(evaluations={"train": dict(data=data, per_example=True)}, log__examples=True)
