@@ -1,4 +1,7 @@
-"""Run directories that tests write: the files that a list of runs reads, with the writers of the engine."""
+"""Run directories that tests write: the files that a list of runs reads, with the writers of the engine.
+
+Some have the metrics of their examples, which gates judge.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +12,8 @@ import numpy as np
 from engine.base import json_text
 from engine.checkpoint.policy import RESULTS
 from engine.config import to_text
+from engine.experiments import gates
+from engine.experiments.gates import RuleResult
 from engine.metrics import Mean, Metric
 from engine.metrics.example_file import path_of, to_parquet
 from engine.metrics.slices import Examples
@@ -84,3 +89,25 @@ def make_evaluated(
         found = {"error": mean_of(values), **(metrics or {})}
         write_examples(run, Examples(np.arange(count), slices, found, tags or {}))
     return run
+
+
+def kept(folder: Path, values: np.ndarray, **settings: Any) -> Path:
+    """A run with the metrics of its examples, and slices of them."""
+    run = make_run(folder, metrics={"val/collision_rate": float(values.mean())}, **settings)
+    of_numpy: Any = values.astype(np.float32)
+    size = len(values)
+    parts = {"near": np.arange(size) % 2 == 0, "rare": np.arange(size) < 5, "none": np.zeros(size, bool)}
+    path = run / "per_example" / "val" / "10.parquet"
+    path.parent.mkdir(parents=True)
+    tags = {"scene": np.arange(size) // 10}
+    metrics = {"collision_rate": Mean(of_numpy, np.ones_like(of_numpy))}
+    path.write_bytes(to_parquet(Examples(np.arange(size), parts, metrics, tags)))
+    return run
+
+
+def verdicts(run: Path, text: str, **options: Any) -> RuleResult:
+    """Returns what a gate with a single rule says of a run."""
+    path = run.parent / "gate.toml"
+    path.write_text(f"[rules.r]\n{text}\n")
+    [result] = gates.check(run, path, **options).rules
+    return result
