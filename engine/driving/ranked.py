@@ -1,7 +1,8 @@
 """Areas below precision over recall: of ranked predictions, and of many resamples of them at once.
 
 A resample says how often each example counts, so each of its predictions counts as often. Hits and predictions up to a
-prediction are then sums of these counts: predictions are sorted only once, and none is repeated.
+prediction are then sums of these counts: predictions are sorted only once, and none is repeated. Of ties within an
+example, each copy of the example is written out, since the ties of one copy come before those of the next one.
 """
 
 import dataclasses
@@ -63,6 +64,7 @@ class Ranked:
         hits: which of them is a hit at each threshold: 1 or 0, int32 `[thresholds, 1, hits]`.
         labels: number of labels of each example, `[examples]`.
         area: how the area is computed, see `AveragePrecision`.
+        starts: index of the first prediction of its tie, `[predictions]`: its own, if the order of the tie is no matter.
     """
 
     examples: np.ndarray
@@ -71,6 +73,7 @@ class Ranked:
     hits: np.ndarray
     labels: np.ndarray
     area: str
+    starts: np.ndarray
 
     @classmethod
     def of(cls, scores: np.ndarray, chosen: np.ndarray, hits: np.ndarray, labels: np.ndarray, area: str) -> Self:
@@ -87,9 +90,11 @@ class Ranked:
         ranked, ranked_hits = scores[chosen][order], hits[:, chosen][:, order]
         last = np.flatnonzero(np.append(np.diff(ranked) != 0, True)[: len(order)])
         ends = last[np.searchsorted(last, np.arange(len(order)))] if len(order) else order
-        at = np.flatnonzero(ranked_hits.any(0))
-        found = ranked_hits[:, None, at].astype(np.int32)
-        return cls(np.nonzero(chosen)[0][order], at, ends[at], found, labels.astype(np.int64), area)
+        at, examples = np.flatnonzero(ranked_hits.any(0)), np.nonzero(chosen)[0][order]
+        found, starts = ranked_hits[:, None, at].astype(np.int32), np.arange(len(order))
+        if area in ("coco", "nuscenes"):  # the other areas count predictions of equal scores together
+            starts = _mixed(tie_starts(ranked, examples), ranked_hits)
+        return cls(examples, at, ends[at], found, labels.astype(np.int64), area, starts)
 
     def subset(self, rows: np.ndarray) -> Self:
         """Returns the predictions of some examples, given by increasing indices."""
@@ -105,7 +110,26 @@ class Ranked:
             ends=before[self.ends[own]] - 1,
             hits=np.ascontiguousarray(self.hits[..., own]),
             labels=self.labels[rows],
+            starts=before[self.starts[kept]] - 1,
         )
+
+    def _with_copies(self, most: int) -> tuple["Ranked", np.ndarray | None]:
+        """Returns the ranking with each tie `most` times, and the number of the copy that each prediction belongs to.
+
+        It is -1 for a prediction that stands for all of its copies. None: all do.
+        """
+        tied = is_tied(self.starts)
+        if not tied.any() or most < 2:
+            return self, None
+        own, copy = in_order(self.starts, np.where(tied, most, 1))
+        place = np.full(len(self.examples), -1)  # in `at`, of each hit
+        place[self.at] = np.arange(len(self.at))
+        at = np.flatnonzero(place[own] >= 0)
+        hits = np.ascontiguousarray(self.hits[..., place[own[at]]])
+        found = dataclasses.replace(
+            self, examples=self.examples[own], at=at, ends=at, hits=hits, starts=np.arange(len(own))
+        )
+        return found, np.where(tied[own], copy, -1)
 
     def average_precision(self, counts: np.ndarray) -> np.ndarray:
         """Returns the average precision at each threshold over each resample, `[resamples, thresholds]`.
@@ -120,15 +144,17 @@ class Ranked:
         found[totals == 0] = np.nan
         if not len(self.at):
             return found
-        rows = np.flatnonzero(totals)
-        block = max(1, _BLOCK // max(len(self.examples), self.hits.size))
+        rows, (ranked, copy) = np.flatnonzero(totals), self._with_copies(int(counts.max(initial=0)))
+        block = max(1, _BLOCK // max(len(ranked.examples), ranked.hits.size))
         for first in range(0, len(rows), block):
             some = rows[first : first + block]
-            weights = counts[some].take(self.examples, axis=1)  # of each prediction
+            weights = counts[some].take(ranked.examples, axis=1)  # of each prediction
+            if copy is not None:
+                weights = np.where(copy < 0, weights, weights > copy)
             seen = np.cumsum(weights, axis=1, dtype=np.int32)  # predictions up to each one
-            true = weights.take(self.at, axis=1) * self.hits  # [thresholds, resamples, hits]
+            true = weights.take(ranked.at, axis=1) * ranked.hits  # [thresholds, resamples, hits]
             np.cumsum(true, axis=2, dtype=np.int32, out=true)
-            found[some] = self._areas(true, seen, totals[some]).T
+            found[some] = ranked._areas(true, seen, totals[some]).T
         return found
 
     def _areas(self, true: np.ndarray, seen: np.ndarray, total: np.ndarray) -> np.ndarray:
@@ -152,6 +178,50 @@ class Ranked:
         if self.area == "voc":
             precision = _highest_after(precision)
         return (np.diff(true, axis=2, prepend=0) * precision).sum(2) / total
+
+
+def tie_starts(scores: np.ndarray, examples: np.ndarray) -> np.ndarray:
+    """Returns the index of the first prediction with the same score and example, `[predictions]`.
+
+    Args:
+        scores: scores of ranked predictions, `[predictions]`.
+        examples: the example of each, likewise.
+    """
+    is_first = np.append(True, (np.diff(scores) != 0) | (np.diff(examples) != 0))[: len(scores)]
+    return np.maximum.accumulate(np.where(is_first, np.arange(len(scores)), 0))
+
+
+def _mixed(starts: np.ndarray, hits: np.ndarray) -> np.ndarray:
+    """Returns the starts without ties that are all hits, or all none, at each threshold: any order gives the same.
+
+    Args:
+        starts: what `tie_starts` returns.
+        hits: which predictions have a label, `[thresholds, predictions]`.
+    """
+    begins, size = np.unique(starts, return_counts=True)
+    if len(begins) == len(starts):
+        return starts
+    found = np.add.reduceat(hits.astype(np.int64), begins, axis=1)
+    is_mixed = ((found > 0) & (found < size)).any(0)
+    return np.where(np.repeat(is_mixed, size), starts, np.arange(len(starts)))
+
+
+def is_tied(starts: np.ndarray) -> np.ndarray:
+    """Returns which predictions have a tie, from what `tie_starts` returns: bool `[predictions]`."""
+    return np.bincount(starts, minlength=len(starts))[starts] > 1
+
+
+def in_order(starts: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the predictions of repeated examples in the order of their ranks, and the number of the copy of each.
+
+    Args:
+        starts: what `tie_starts` returns.
+        counts: how often each prediction counts, `[predictions]`.
+    """
+    index = np.repeat(np.arange(len(starts)), counts)
+    number = np.arange(len(index)) - np.repeat(np.cumsum(counts) - counts, counts)
+    order = np.lexsort((index, number, starts[index]))
+    return index[order], number[order]
 
 
 def _interpolated(true: np.ndarray, seen: np.ndarray, at: np.ndarray, total: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 
 from engine.driving.matching import by_score
 from engine.driving.precision_resampler import PrecisionResampler, mean_of_known_each
+from engine.driving.ranked import in_order, is_tied, tie_starts
 from engine.metrics.resampling import Numbers, Resampler
 
 LEAST_RECALL = 0.1
@@ -44,6 +45,7 @@ class RankedErrors:
         hits: whether it has a label.
         errors: errors of those that have one, `[hits, errors]`.
         labels: number of labels of each example, `[examples]`.
+        starts: index of the first prediction of its tie, see `tie_starts`.
     """
 
     examples: np.ndarray
@@ -51,6 +53,7 @@ class RankedErrors:
     hits: np.ndarray
     errors: np.ndarray
     labels: np.ndarray
+    starts: np.ndarray
 
     @classmethod
     def of(
@@ -58,9 +61,9 @@ class RankedErrors:
     ) -> Self:
         """Returns those of the chosen predictions; arrays are `[examples, predictions, ...]`, labels `[examples]`."""
         order = by_score(scores[chosen], "nuscenes")
-        ranked = hits[chosen][order]
-        examples = np.nonzero(chosen)[0][order]
-        return cls(examples, scores[chosen][order].astype(np.float64), ranked, errors[chosen][order][ranked], labels)
+        ranked, examples = hits[chosen][order], np.nonzero(chosen)[0][order]
+        values, starts = scores[chosen][order].astype(np.float64), tie_starts(scores[chosen][order], examples)
+        return cls(examples, values, ranked, errors[chosen][order][ranked], labels, starts)
 
     def subset(self, rows: np.ndarray) -> Self:
         """Returns those of some examples."""
@@ -68,17 +71,19 @@ class RankedErrors:
         new[rows] = np.arange(len(rows))
         examples = new[self.examples]
         kept = examples >= 0
-        errors = self.errors[kept[self.hits]]
-        return type(self)(examples[kept], self.scores[kept], self.hits[kept], errors, self.labels[rows])
+        errors, starts = self.errors[kept[self.hits]], np.cumsum(kept)[self.starts[kept]] - 1
+        return type(self)(examples[kept], self.scores[kept], self.hits[kept], errors, self.labels[rows], starts)
 
     def means(self, counts: np.ndarray) -> np.ndarray:
         """Returns the errors over each resample, `[resamples, errors]`; NaN without labels."""
         found = np.full((len(counts), self.errors.shape[-1]), np.nan)
+        has_ties, hit = bool(is_tied(self.starts).any()), np.cumsum(self.hits) - 1  # row of `errors`
         for number, row in enumerate(counts):
             if total := int(row @ self.labels):
                 weights = row.take(self.examples)
-                scores, hits = np.repeat(self.scores, weights), np.repeat(self.hits, weights)
-                found[number] = ranked_errors(scores, hits, np.repeat(self.errors, weights[self.hits], axis=0), total)
+                at = in_order(self.starts, weights)[0] if has_ties else np.repeat(np.arange(len(weights)), weights)
+                scores, hits = self.scores[at], self.hits[at]
+                found[number] = ranked_errors(scores, hits, self.errors[hit[at[hits]]], total)
         return found
 
 

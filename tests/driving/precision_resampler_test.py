@@ -13,8 +13,11 @@ from tests.metrics.resampling_test import counts_of
 EXAMPLES = 14
 
 
-def detections(random: np.random.Generator, dim: int = 2, ties: bool = False) -> tuple[Any, ...]:
-    """Returns arguments of `AveragePrecision.of`: predictions near labels, of which some are padding."""
+def detections(random: np.random.Generator, dim: int = 2, ties: int = 0) -> tuple[Any, ...]:
+    """Returns arguments of `AveragePrecision.of`: predictions near labels, of which some are padding.
+
+    With `ties`, there are so many different scores.
+    """
     boxes = random.uniform(-20, 20, (EXAMPLES, 5, dim))
     labels, where = random.integers(0, 3, (EXAMPLES, 5)), random.random((EXAMPLES, 5)) < 0.8
     if dim == 4:
@@ -22,8 +25,8 @@ def detections(random: np.random.Generator, dim: int = 2, ties: bool = False) ->
     near = boxes[:, random.integers(0, 5, 9)]
     predicted = near + random.normal(size=near.shape) * random.choice([0.1, 1.0, 3.0], (EXAMPLES, 9, 1))
     guesses, scores = random.integers(0, 3, (EXAMPLES, 9)), random.random((EXAMPLES, 9))
-    if ties:  # over examples; equal scores of one example and class have no defined order among their copies
-        scores = (np.argsort(scores, axis=1) / 9).astype(np.float32)
+    if ties:
+        scores = (np.floor(scores * ties) / ties).astype(np.float32)
     return predicted, scores, guesses, boxes, labels, where
 
 
@@ -42,13 +45,15 @@ def check(metric: AveragePrecision) -> None:
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("area", ["sum", "voc", "coco", "nuscenes"])
 def test_areas_are_those_of_repeated_examples(area, seed):
-    arguments = detections(np.random.default_rng(seed), ties=area in ("sum", "voc"))
+    arguments = detections(np.random.default_rng(seed), ties=9 if area in ("sum", "voc") else 0)
     check(AveragePrecision.of(*arguments, classes=("car", "van", ""), area=area))
 
 
+@pytest.mark.parametrize("ties", [1, 3, 30])
 @pytest.mark.parametrize("area", ["coco", "nuscenes"])
-def test_ties_between_examples_are_broken_as_in_repeated_examples(area):
-    check(AveragePrecision.of(*detections(np.random.default_rng(7), ties=True), classes=3, area=area))
+def test_ties_are_broken_as_in_repeated_examples(area, ties):
+    """Of one example, between examples, and between the copies of an example."""
+    check(AveragePrecision.of(*detections(np.random.default_rng(7), ties=ties), classes=3, area=area))
 
 
 def test_ranges_sizes_recalls_and_ignored_labels_are_those_of_repeated_examples():

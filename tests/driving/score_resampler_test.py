@@ -13,14 +13,15 @@ from tests.metrics.resampling_test import counts_of
 EXAMPLES = 10
 
 
-def score(seed: int, **options: Any) -> DetectionScore:
-    """Returns a score of predictions near labels, of which some are padding."""
+def score(seed: int, ties: int = 0, **options: Any) -> DetectionScore:
+    """Returns a score of predictions near labels, of which some are padding; with `ties`, of so many scores."""
     random = np.random.default_rng(seed)
     boxes = random.uniform(1, 20, (EXAMPLES, 4, 9))
     labels, where = random.integers(0, 3, (EXAMPLES, 4)), random.random((EXAMPLES, 4)) < 0.8
     near = boxes[:, random.integers(0, 4, 7)]
     predicted = near + random.normal(size=near.shape) * random.choice([0.05, 0.5, 2.0], (EXAMPLES, 7, 1))
     scores, guesses = random.random((EXAMPLES, 7)), random.integers(0, 3, (EXAMPLES, 7))
+    scores = np.ceil(scores * ties) / ties if ties else scores
     return DetectionScore.of(
         predicted, scores, guesses, boxes, labels, where, classes=("car", "cone", "bus"), **options
     )  # fmt: skip
@@ -36,6 +37,8 @@ def attributes(seed: int) -> dict[str, Any]:
     "options",
     [
         {},
+        {"ties": 3},
+        {"ties": 1},
         attributes(0),
         {"ranges": ((0, 15), (15, 30)), "without": {"cone": ("orientation",)}, "farthest": {"car": 18.0}},
     ],
