@@ -20,6 +20,7 @@ TINY = (
     *("--config.train.total=3 steps", "--config.checkpoint.every=2 steps", "--config.optimizer.warmup=0 steps"),
     *("--config.data.limit=32", "--config.train.global_batch_size=32", "--config.evaluations.heldout.data.limit=32"),
 )
+GATE = '[rules.accuracy]\nmetric = "heldout/accuracy"\nat_least = 0\n'
 ALONE = ("explain", "launch local", "supervise")  # they choose the devices, or start processes that print
 
 
@@ -42,7 +43,10 @@ def commands() -> list[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder in which the commands run one after the other."""
-    return tmp_path_factory.mktemp("help")
+    found = tmp_path_factory.mktemp("help")
+    for name in ("a.toml", "b.toml"):
+        (found / name).write_text(GATE)
+    return found
 
 
 def test_help_texts_have_commands_of_most_verbs():
