@@ -1,6 +1,7 @@
 """What a source reads, for records of lineage: its files, and the datasets with records that it reads."""
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -54,8 +55,28 @@ def names_of(source: BaseSource) -> Names:
 
 
 def _records(source: BaseSource) -> list[Path]:
-    """Returns where the records of the files of a source would lie."""
-    return list(dict.fromkeys(lineage.record_path(Path(file)) for file in _files(source)[0]))
+    """Returns the records that lie beside the files of a source, in the order of the files.
+
+    Each folder is listed once: a look for the record of each file would delay the start on many files by minutes.
+    """
+    listed: dict[str, dict[str, Path]] = {}
+    found: dict[Path, None] = {}
+    for file in _files(source)[0]:
+        folder, name = os.path.split(file)
+        if folder not in listed:
+            listed[folder] = _records_in(folder)
+        if listed[folder] and (record := listed[folder].get(lineage.record_name(name))) is not None:
+            found[record] = None
+    return list(found)
+
+
+def _records_in(folder: str) -> dict[str, Path]:
+    """Returns name -> path of the records in a folder; none if it cannot be listed."""
+    try:
+        with os.scandir(folder) as entries:
+            return {entry.name: Path(entry.path) for entry in entries if entry.name.endswith(f".{lineage.RECORD}")}
+    except OSError:
+        return {}
 
 
 def name_text(value: object) -> str:
@@ -86,24 +107,21 @@ def _own_names(source: BaseSource) -> Names:
     if len(files) > lineage.MOST_NAMES:
         names.omitted[FILE] = len(files)
     else:
-        names.files = {path: (size, "") for path, size in files.items()}
+        names.files = {shown(path): (size, "") for path, size in files.items()}
     return names
 
 
 def _files(source: BaseSource) -> tuple[dict[str, int], int]:
-    """Returns path -> size of the files that a source reads, -1 if it is not known, and the number of all files."""
-    files = {_absolute(path): -1 for found in _all(source) for path in found.paths}
+    """Returns path -> size of the files that a source reads, -1 if it is not known, and the number of all files.
+
+    Paths are absolute; those of files in a bucket are where they are mounted.
+    """
+    files = {str(Path(path).absolute()): -1 for found in _all(source) for path in found.paths}
     count = 0
     for states in states_of([source]):
-        files |= {_absolute(path): size for path, size in states.sizes.items()}
+        files |= {str(Path(path).absolute()): size for path, size in states.sizes.items()}
         count += states.count
     return files, max(count, len(files))
-
-
-def _absolute(path: str) -> str:
-    """Returns the address of a file in a bucket, or its absolute path."""
-    found = shown(path)
-    return found if found != path else str(Path(path).absolute())
 
 
 def _all(source: BaseSource) -> Iterator[BaseSource]:

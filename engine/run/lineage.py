@@ -172,11 +172,13 @@ def content_id(path: Path) -> str:
 
 def record_path(path: Path) -> Path:
     """Returns where the record of a run directory, of a file, or of the dataset with this shard lies."""
-    if path.is_dir():
-        return path / RECORD
-    found = _SHARD.fullmatch(path.name)
-    name = path.name if found is None else found[1] + found[2]
-    return path.with_name(f"{name}.{RECORD}")
+    return path / RECORD if path.is_dir() else path.with_name(record_name(path.name))
+
+
+def record_name(file: str) -> str:
+    """Returns the name of the record of a file, or of the dataset with this shard."""
+    found = _SHARD.fullmatch(file)
+    return f"{file if found is None else found[1] + found[2]}.{RECORD}"
 
 
 def names_path(record: Path) -> Path:

@@ -13,6 +13,7 @@ from engine.data.sampling.mixture import Mixture
 from engine.data.source import ArraySource, BaseSource, limited
 from engine.run import lineage
 from engine.run.lineage import Names, Record
+from engine.storage import mounts
 
 
 class Files(BaseSource):
@@ -65,6 +66,26 @@ def test_names_of_a_dataset_with_a_record_are_taken_over(tmp_path):
     os.replace(tmp_path / "scans.arrayrecord.names.json.gz", tmp_path / "scans.arrayrecord.lineage.json")  # damaged
     assert source_lineage.describe(Files(shard), "data", summary, {}).datasets == ()
     assert not source_lineage.names_of(Files(shard)).values
+
+
+def test_dataset_in_a_mounted_bucket_has_its_record_and_its_address(tmp_path, monkeypatch):
+    monkeypatch.setitem(mounts._copies, str(tmp_path), "s3://team/a")
+    (tmp_path / "scans.arrayrecord").write_text("x")
+    (tmp_path / "scans.arrayrecord.lineage.json").write_text(Record(kind="dataset", id="d1").to_text())
+    source = Files(tmp_path / "scans.arrayrecord")
+    found = source_lineage.describe(source, "data", {"content": "c", "examples": "8"}, {})
+    assert (found.datasets, found.path) == (("d1",), "s3://team/a/scans.arrayrecord")
+    assert source_lineage.names_of(source).files == {"s3://team/a/scans.arrayrecord": (1, "")}
+
+
+def test_folder_of_many_files_is_listed_once(tmp_path, monkeypatch):
+    tried = []
+    monkeypatch.setattr(source_lineage.lineage, "read", tried.append)
+    monkeypatch.setattr(source_lineage.lineage, "read_names", tried.append)
+    source = Files(*(tmp_path / f"{n}.mp4" for n in range(5)))
+    source_lineage.describe(source, "data", {"content": "c", "examples": "5"}, {})
+    source_lineage.names_of(source)
+    assert not tried
 
 
 class Kitti:
