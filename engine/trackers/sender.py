@@ -51,6 +51,7 @@ class Sender:
             last = dict(position.last)
             new = [found for entry in lines.entries if (found := self._new_values(entry, last)).values]
             if new:
+                self._directory.lease.check()  # a job that has taken the run over sends these rows, too
                 self._tracker.write(new)
             position.offset, position.last, position.kept = lines.end, last, self._tracker.kept
             self._file.write(position)
@@ -60,6 +61,7 @@ class Sender:
     def finish(self, state: str, reason: str) -> None:
         """Tells the tracker how the attempt has ended."""
         position = self._started()
+        self._directory.lease.check()
         self._tracker.finish(state, reason)
         position.state, position.kept = state, self._tracker.kept
         self._file.write(position)
@@ -84,11 +86,15 @@ class Sender:
             position = self._file.read()
             before = position.kept.get("run")
             self._tracker.kept = dict(position.kept)
-            self._tracker.start(read_run(self._directory))
-            if self._tracker.kept.get("run") != before:
-                position = Position()
-            position.kept, position.state = self._tracker.kept, ""
-            self._file.write(position)
+            info = read_run(self._directory)
+            self._directory.lease.check()
+            try:
+                self._tracker.start(info)
+            finally:  # also after an error: a run that was created must be found by the next call
+                if self._tracker.kept.get("run") != before:
+                    position = Position()
+                position.kept, position.state = self._tracker.kept, ""
+                self._file.write(position)
             self._position = position
         return self._position
 

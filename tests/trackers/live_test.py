@@ -12,7 +12,7 @@ from engine.metrics.results import Curve, Image
 from engine.observe.writer import MetricWriter
 from engine.run.lease import Lease, LeaseLost
 from engine.trackers import live
-from tests.trackers.made import make_run, results_row, training_row
+from tests.trackers.made import make_run, results_row, training_row, write_rows
 from tests.trackers.recorded import Recorded, reset, sent
 
 
@@ -120,12 +120,35 @@ def test_images_beyond_the_bound_are_counted_and_the_rows_are_sent(tmp_path, cap
     assert "0 rows of metrics and 1 images were not sent (no memory)" in caplog.text
 
 
-def test_run_that_another_job_has_taken_over_is_left_to_it(tmp_path, caplog):
-    class Lost(Lease):
-        def check(self) -> None:
-            raise LeaseLost("taken over")
+class Lost(Lease):
+    """A lease that another job has taken over."""
 
+    def check(self) -> None:
+        raise LeaseLost("taken over")
+
+
+def test_run_that_another_job_has_taken_over_is_left_to_it(tmp_path, caplog):
     directory = make_run(tmp_path / "a", training_row(1, 1.0))
     directory.lease = Lost()
     train(directory, Recorded())
-    assert not sent("train/loss") and not caplog.text
+    assert not Recorded.calls and not caplog.text
+
+
+def test_run_that_another_job_takes_over_later_is_left_to_it(tmp_path, caplog):
+    stored = threading.Event()
+
+    class Held(Lease):
+        def replace_text(self, path, text):
+            super().replace_text(path, text)
+            if "train/loss" in text:
+                stored.set()
+
+    directory, tracker = make_run(tmp_path / "a", training_row(1, 1.0)), Recorded()
+    directory.lease = Held()
+    tracker.open(directory)
+    assert stored.wait(20)
+    directory.lease = Lost()
+    write_rows(directory, training_row(2, 1.0))  # by the other job
+    tracker.end(LeaseLost("taken over"))
+    tracker.join(time.monotonic() + 20)
+    assert sent("train/loss") == [(1, 1.0)] and Recorded.calls[-1][0] == "write" and not caplog.text

@@ -61,6 +61,24 @@ def test_rows_of_a_failed_call_are_sent_by_the_next_one(tmp_path, monkeypatch):
     assert [step for step, _ in sent("train/loss")] == [1, 2, 3, 4, 5]
 
 
+def test_run_that_was_created_before_an_error_is_continued(tmp_path, monkeypatch):
+    directory = make_run(tmp_path / "a", training_row(1, 1.0))
+
+    def start(self, run):
+        started.append(self.kept.get("run"))
+        self.kept.setdefault("run", "created")
+        if len(started) < 3:
+            raise ConnectionError("no space for artifacts")
+
+    started = []
+    monkeypatch.setattr(Recorded, "start", start)
+    for _ in range(2):
+        with pytest.raises(ConnectionError):
+            Sender(Recorded(), directory).send()
+    Sender(Recorded(), directory).send()
+    assert started == [None, "created", "created"] and sent("train/loss") == [(1, 1.0)]
+
+
 def test_another_destination_or_a_new_run_of_the_tracker_receives_all_rows(tmp_path, monkeypatch):
     directory = make_run(tmp_path / "a", training_row(1, 1.0))
     Sender(Recorded(), directory).send()
