@@ -4,6 +4,7 @@ So a resumed run continues the same run of the tracker, also on another machine,
 """
 
 import dataclasses
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from engine.base.errors import RunError
 from engine.run.directory import RunDirectory
 
 FOLDER = "trackers"
+_writing = threading.Lock()  # two trackers of one kind write to one file, each in its thread
 _SHAPE = {str: {"kept": {str: object}, "offset": int, "last": {str: int}, "state": str}}
 
 
@@ -54,8 +56,9 @@ class PositionFile:
     def write(self, position: Position) -> None:
         """Stores the position. Raises RunError if it cannot be written, and LeaseLost."""
         self.path.parent.mkdir(exist_ok=True)
-        found = {**self._read(), self._destination: dataclasses.asdict(position)}
-        self._directory.lease.replace_text(self.path, json_text.dumps(found) + "\n")
+        with _writing:
+            found = {**self._read(), self._destination: dataclasses.asdict(position)}
+            self._directory.lease.replace_text(self.path, json_text.dumps(found) + "\n")
 
     def _read(self) -> dict[str, Any]:
         try:
