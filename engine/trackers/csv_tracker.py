@@ -80,7 +80,7 @@ class Csv(Tracker):
             dict.fromkeys(["step", "time", *self._columns[group], *(n for row in rows.values() for n in row)])
         )
         first = next(iter(rows))
-        if columns != self._columns[group] or first <= self._last[group]:
+        if columns != self._columns[group] or first <= self._last[group] or not _is_whole(path):
             kept: _Rows = {step: row for step, row in _read(path).items() if step <= first}
             kept[first] = {**kept.get(first, {}), **rows[first]}
             _replace(path, [columns, *_lines(columns, {**kept, **{s: row for s, row in rows.items() if s != first}})])
@@ -112,6 +112,13 @@ def csv_text(lines: Iterable[Iterable[Any]]) -> str:
 def _replace(path: Path, lines: Iterable[Iterable[Any]]) -> None:
     with replacing(path) as file:
         file.write(csv_text(lines).encode())
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a file ends with a complete line: a crash, or a full disk, may have cut the last one."""
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def _lines(columns: Sequence[str], rows: _Rows) -> list[list[Any]]:

@@ -40,6 +40,17 @@ def test_repeated_steps_replace_earlier_rows_and_a_new_metric_is_a_new_column(tm
     ]  # fmt: skip
 
 
+def test_row_that_was_cut_is_written_again(tmp_path):
+    directory = make_run(tmp_path / "a", training_row(1, 0.5), training_row(2, 0.5))
+    send(directory)
+    with open(tmp_path / "a/csv/train.csv", "a") as file:
+        file.write("3")
+    write_rows(directory, training_row(3, 0.25), training_row(4, 0.25))
+    send(directory)
+    rows = read(tmp_path / "a/csv/train.csv")
+    assert [(row["step"], row["loss"]) for row in rows] == [("1", "0.5"), ("2", "0.5"), ("3", "0.25"), ("4", "0.25")]
+
+
 def test_rollback_within_one_call_drops_the_later_steps(tmp_path):
     steps = [(1, 1), (2, 1), (3, 1), (2, 2)]
     directory = make_run(tmp_path / "a", *(training_row(step, 1.0, attempt) for step, attempt in steps))
