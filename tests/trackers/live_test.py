@@ -134,7 +134,8 @@ def test_run_that_another_job_has_taken_over_is_left_to_it(tmp_path, caplog):
     assert not Recorded.calls and not caplog.text
 
 
-def test_run_that_another_job_takes_over_later_is_left_to_it(tmp_path, caplog):
+@pytest.mark.parametrize("rows", [[], [training_row(2, 1.0)]])
+def test_run_that_another_job_takes_over_later_is_left_to_it(tmp_path, caplog, rows):
     stored = threading.Event()
 
     class Held(Lease):
@@ -148,7 +149,7 @@ def test_run_that_another_job_takes_over_later_is_left_to_it(tmp_path, caplog):
     tracker.open(directory)
     assert stored.wait(20)
     directory.lease = Lost()
-    write_rows(directory, training_row(2, 1.0))  # by the other job
+    write_rows(directory, *rows)  # by the other job
     tracker.end(LeaseLost("taken over"))
     tracker.join(time.monotonic() + 20)
     assert sent("train/loss") == [(1, 1.0)] and Recorded.calls[-1][0] == "write" and not caplog.text
