@@ -133,14 +133,14 @@ def _train(
     """Trains in the directory `path`."""
     kept = trial is None or trial.kept
     check_code(config)
-    if config.log.trackers:
-        from engine.observe.writer import build_trackers
-
-        group.run_on_primary(lambda: len(build_trackers(config)), "the trackers")  # a missing package, before the run
     if group.count() > 1:
         settings = field_texts(config)
         targets = [text for name, text in settings.items() if name.endswith("target")]
         check_consistency({**settings, **software(targets)}, "start")
+    if config.log.trackers:
+        from engine.observe.writer import build_trackers
+
+        group.run_on_primary(lambda: len(build_trackers(config)), "the trackers")  # a missing package, before the run
     config = set_up_devices(config, None if fresh else RunDirectory(path))
     with RunDirectory.open(path, fresh=fresh, began=began) as directory, _reported(config, directory):
         directory.kept = kept
