@@ -213,12 +213,15 @@ class RunDirectory:
         return any(path.exists() for path in self._contents())
 
     def is_untrained(self) -> bool:
-        """Whether an earlier start is here that ended at step 0, and nothing else: no checkpoint, no metrics."""
+        """Whether an earlier start is here that ended at step 0, and nothing else: no checkpoint, no metrics.
+
+        A link is something else, too: it leads to a disk that the user has chosen.
+        """
         names = {path.name for path in self._all_contents()}
         results = (self.checkpoints, self.examples, self.bad_examples, self.figures, self.path / "per_example")
         with suppress(OSError, RunError):
             return (
-                {path.name for path in self.path.iterdir()} <= names | {"lease"}
+                all(path.name in names | {"lease"} and not path.is_symlink() for path in self.path.iterdir())
                 and not any(entry for folder in results if folder.exists() for entry in folder.iterdir())
                 and not any(file.exists() and file.stat().st_size for file in (self.metrics, self.evaluations))
                 and self.is_used()
@@ -250,8 +253,9 @@ class RunDirectory:
         return (*files, self.log, self.checkpoints, self.tensorboard, self.profile, self.examples, self.bad_examples)
 
     def _all_contents(self) -> tuple[Path, ...]:
-        more = (self.code, self.optimizer, self.evaluations, self.stacks, self.figures, self.path / "per_example")
-        return (*self._contents(), *more)
+        more = (self.code, self.optimizer, self.evaluations, self.stacks, self.figures)
+        names = ("per_example", "lineage.json", "names.json.gz", "report.html")
+        return (*self._contents(), *more, *map(self.path.joinpath, names))
 
     def read_config_text(self) -> str:
         """Returns the resolved config of the run, as `write_config_text` has stored it.

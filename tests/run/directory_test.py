@@ -144,6 +144,8 @@ def make_untrained(path):
         run.log.write_text("ConfigError: ...\n")
         run.checkpoints.mkdir()
         run.metrics.touch()
+        for name in ("lineage.json", "names.json.gz", "report.html"):
+            (run.path / name).write_text("of the data, and of the error")
         status.write(run.status, status.Status(state="failed"))
     return run
 
@@ -160,7 +162,7 @@ def test_fresh_replaces_a_start_that_trained_no_step(tmp_path, has_status):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("what", ["step", "checkpoint", "metrics", "notes", "damaged status"])
+@pytest.mark.parametrize("what", ["step", "checkpoint", "metrics", "notes", "damaged status", "link"])
 def test_fresh_moves_a_start_with_anything_of_value(tmp_path, what):
     run = make_untrained(tmp_path / "run")
     match what:
@@ -174,6 +176,10 @@ def test_fresh_moves_a_start_with_anything_of_value(tmp_path, what):
             (run.path / "notes.txt").write_text("mine")
         case "damaged status":
             run.status.write_text("{")
+        case "link":
+            run.checkpoints.rmdir()
+            (tmp_path / "disk").mkdir()
+            run.checkpoints.symlink_to(tmp_path / "disk")
     assert open_fresh(run.path).moved_to == tmp_path / "run.old-1"
 
 
