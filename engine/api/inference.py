@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.api.lineage import PredictionLineage, record_export
+from engine.api.lineage import PredictionLineage, record_export, remove_record
 from engine.api.prediction_files import check_prediction_file, open_prediction_file
 from engine.api.predictions import EXAMPLE, Columns, Predictor
 from engine.api.results import Results, StepResults
@@ -196,6 +196,8 @@ def predict(
                 if file is not None and lineage is not None:
                     file.add(columns)
                     lineage.add(columns)
+            if lineage is not None:
+                remove_record(path)  # the file that it belongs to is replaced now
         if lineage is not None:
             lineage.write()
             with _write_errors_reported(folder):

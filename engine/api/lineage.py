@@ -108,7 +108,7 @@ class PredictionLineage:
     """Collects what the record of predictions needs while they are written. Only the primary has one.
 
     Args:
-        path: file of the predictions. The record of an earlier file there is removed.
+        path: file of the predictions.
         saved: the run.
         step: step of the checkpoint.
         config: config of the run with the settings of the data.
@@ -118,7 +118,6 @@ class PredictionLineage:
 
     def __init__(self, path: Path, saved: SavedRun, step: int, config: Config, role: str, predictor: Predictor):
         self._path, self._config = path, config
-        remove_record(path)
         summary = {"examples": str(predictor.examples), "content": predictor.source.fingerprint()}
         settings = lineage.data_settings(field_texts(config), role)
         self._input = source_lineage.describe(predictor.source, role, summary, settings)
