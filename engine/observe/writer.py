@@ -302,20 +302,22 @@ def build_trackers(config: Config) -> list[Tracker]:
 @contextmanager
 def _running(trackers: Sequence[Tracker], directory: RunDirectory) -> Iterator[None]:
     """Opens trackers and ends them, all at the same time."""
-    for tracker in trackers:
-        tracker.open(directory)
     error: BaseException | None = None
+    opened: list[Tracker] = []
     try:
+        for tracker in trackers:
+            tracker.open(directory)
+            opened.append(tracker)
         yield
     except BaseException as raised:
         error = raised
         raise
     finally:
-        for tracker in trackers:
+        for tracker in opened:
             tracker.end(error)
         stopped = isinstance(error, EngineEnd) and error.from_outside
         deadline = time.monotonic() + (_STOPPED_S if stopped else _DONE_S if error is None else _FAILED_S)
-        for tracker in trackers:
+        for tracker in opened:
             tracker.join(deadline)
 
 

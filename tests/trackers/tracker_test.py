@@ -7,8 +7,9 @@ import pytest
 import engine
 from engine.base.errors import ConfigError
 from engine.config.dev_run import tiny
-from engine.observe.writer import build_trackers
+from engine.observe.writer import build_trackers, open_writer
 from tests import runs
+from tests.trackers.made import make_run
 from tests.trackers.recorded import Recorded, reset, sent
 
 TRACKER = {"log.trackers.mine.target": "tests.trackers.recorded.Recorded"}
@@ -53,6 +54,21 @@ def test_missing_package_ends_a_run_before_it_starts(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"mlflow is not installed, .* Install it: pip .*\[mlflow\]"):
         engine.train(tracked, workdir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+class Unopened(Recorded):
+    """A tracker that cannot be opened."""
+
+    def open(self, directory):
+        raise RuntimeError("can't start new thread")
+
+
+def test_trackers_end_if_a_later_one_cannot_be_opened(tmp_path):
+    reset()
+    two = config(**{"log.trackers.other.target": "tests.trackers.tracker_test.Unopened"})
+    with pytest.raises(RuntimeError), open_writer(make_run(tmp_path / "run"), two):
+        pass
+    assert Recorded.calls[-1] == ("finish", "failed", "RuntimeError: can't start new thread.")
 
 
 def test_fast_dev_run_has_no_trackers():
