@@ -9,12 +9,14 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from engine.base.errors import EngineEnd
 from engine.base.user_errors import describe
 from engine.cluster import shutdown
 from engine.cluster.exit_status import ExitStatus, status_of
 from engine.cluster.shutdown import RunThread
-from engine.metrics.results import Image, Result
+from engine.metrics.results import Bins, Curve, Image, Result
 from engine.observe.writer import Row
 from engine.run.directory import RunDirectory
 from engine.run.lease import LeaseLost
@@ -162,5 +164,9 @@ def _images(rich: dict[str, Result]) -> int:
 
 
 def _size(value: Result) -> int:
-    pixels = value.pixels if isinstance(value, Image) else None
-    return len(pixels) if isinstance(pixels, bytes) else getattr(pixels, "nbytes", 4096)
+    """Returns about how many bytes a value has; 4096 for a table, which has bounded rows."""
+    if isinstance(value, Image):
+        return len(value.pixels) if isinstance(value.pixels, bytes) else value.pixels.nbytes
+    if isinstance(value, Curve | Bins):
+        return sum(np.asarray(part).nbytes for part in vars(value).values() if not isinstance(part, str))
+    return getattr(value, "nbytes", 4096)

@@ -112,6 +112,23 @@ def test_hanging_tracker_delays_the_end_by_the_stated_time_only(tmp_path, caplog
             thread.join(20)
 
 
+def test_curve_beyond_the_bound_waits_in_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(live, "MAX_WAITING", 50_000)
+    Recorded.waits.clear()
+    try:
+        tracker = Recorded()
+        tracker.open(make_run(tmp_path / "a", training_row(1, 1.0)))
+        assert tracker._live is not None
+        for step, points in ((2, 4_000), (3, 1_000), (4, 4_000)):
+            x = np.zeros(points)
+            tracker.add({"step": step, "time": 0.0, "heldout/roc": Curve(x, x), "heldout/more": np.zeros(points // 2)})
+        assert [step for step, _ in tracker._live._waiting] == [3]
+    finally:
+        Recorded.waits.set()
+    tracker.end(None)
+    tracker.join(time.monotonic() + 20)
+
+
 def test_images_beyond_the_bound_are_counted_and_the_rows_are_sent(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(live, "MAX_WAITING", 10)
     directory = make_run(tmp_path / "a")
