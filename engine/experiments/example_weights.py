@@ -23,7 +23,7 @@ from engine.data.source import SEPARATOR, Source
 from engine.data.source_adapter import indexed
 from engine.experiments.resampling import results
 from engine.metrics.direction import higher_is_better
-from engine.metrics.example_file import FOLDER, read_parquet
+from engine.metrics.example_file import FOLDER, content_of, path_of, read_parquet
 from engine.metrics.metric import Metric
 from engine.metrics.results import named_results, scalars
 from engine.metrics.slices import Examples
@@ -152,7 +152,8 @@ def _find(run: str, content: str | None) -> Origin:
         )
     names = [evaluation] if evaluation is not None else list(steps)
     if content is not None:
-        reads = {name: _content(path, name) for name in names}
+        files = {name: path / path_of(name, _chosen(path, steps[name]) if only is None else only) for name in names}
+        reads = {name: (content_of(x) if x.exists() else "") or _content(path, name) for name, x in files.items()}
         names = [name for name in names if _same_examples(reads[name], content)]
         if not names:
             raise ConfigError(

@@ -62,8 +62,6 @@ def join(evaluation: str, first: Sequence[Run], second: Sequence[Run], read: Rea
         read: reads a file of metrics of examples.
     """
     runs = [*first, *second]
-    data = f"evaluations.{evaluation}.data"
-    contents = {run.data.get(data) for run in runs} - {None}
     if missing := [run for run in runs if evaluation not in run.files]:
         flag = f"--evaluations.{evaluation}.per_example=True"
         return (
@@ -71,11 +69,14 @@ def join(evaluation: str, first: Sequence[Run], second: Sequence[Run], read: Rea
             f"them: convoy evaluate {missing[0].folder} {flag}"
         )
     found = [read(run.files[evaluation]) for run in runs]
+    # The file knows it better: `convoy evaluate` may have read other data than those of the config.
+    data = f"evaluations.{evaluation}.data"
+    contents = [examples.content or run.data.get(data, "") for run, examples in zip(runs, found, strict=True)]
     keys = [examples.tags.get(KEY) for examples in found]
     known = [key for key in keys if key is not None and len(np.unique(key)) == len(key)]
     if len(known) == len(found):
         names, by = known, "key"
-    elif len(contents) > 1:
+    elif len({*contents} - {""}) > 1:
         return (
             f"{evaluation}: the runs were evaluated on other examples, so no interval is given. Examples of datasets "
             f"that differ are found by a tag {KEY!r} that each run has, with another value for each example."
@@ -86,7 +87,14 @@ def join(evaluation: str, first: Sequence[Run], second: Sequence[Run], read: Rea
     if not len(rows[0]):
         return f"{evaluation}: the runs have no example in common by their {by}, so no interval is given."
     kept = [_some(examples, at) for examples, at in zip(found, rows, strict=True)]
-    return Joined(evaluation, (kept[: len(first)], kept[len(first) :]), _notes(evaluation, runs, found, kept[0], by))
+    notes = _notes(evaluation, runs, found, kept[0], by)
+    if by == "index" and "" in contents:
+        unknown = runs[contents.index("")].folder
+        notes.append(
+            f"{evaluation}: it is not recorded which data {unknown} was evaluated on, so its examples are assumed to "
+            f"be those of the other runs with the same index. convoy evaluate {unknown} records it."
+        )
+    return Joined(evaluation, (kept[: len(first)], kept[len(first) :]), notes)
 
 
 def _shared_rows(names: Sequence[np.ndarray]) -> list[np.ndarray]:

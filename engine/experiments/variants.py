@@ -43,7 +43,7 @@ class Run:
             raise RunError(f"{folder}: no run that can be read. {record.problem}".rstrip())
         found = code.read(folder / "code.json")
         versions = {"commit": found.commit[:12], "uncommitted changes": found.dirty, **found.packages}
-        return cls(folder, record, versions, found.environment, _contents(folder))
+        return cls(folder, record, versions, found.environment, contents(folder))
 
     @property
     def seed(self) -> int | None:
@@ -70,7 +70,7 @@ class Run:
         return found
 
 
-def _contents(folder: Path) -> dict[str, str]:
+def contents(folder: Path) -> dict[str, str]:
     """Returns dataset -> fingerprint of its content; empty if the run has stored none that can be read."""
     try:
         stored = json_text.read(folder / "data.json", {str: {"content?": str}})

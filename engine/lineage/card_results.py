@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from engine.api.saved_evaluations import read_results as read_evaluations
 from engine.base.errors import ConfigError, ConvoyError
 from engine.checkpoint.policy import read_results
+from engine.experiments.variants import contents
 from engine.lineage.scores import WHOLE, Score, scores
 from engine.lineage.things import Thing
 from engine.metrics.direction import higher_is_better
 from engine.metrics.example_file import path_of, read_parquet
+from engine.metrics.slices import Examples
 from engine.storage.mounts import address_of_copy
 
 _SPECIAL = ("NaN", "Infinity", "-Infinity")  # how JSON files of the engine store them
@@ -51,15 +54,13 @@ def read_results_of(run: Thing, step: int, group: str, on_part: Callable[[int, i
     for name in found.evaluations:
         path = run.path / path_of(name, step)
         if path.is_file():
-            try:
-                examples = read_parquet(path)
-            except ConvoyError as error:  # damaged, or pyarrow is missing
-                problems[name] = str(error)
-            else:
+            examples = _read(path, run.path, name)
+            if isinstance(examples, Examples):
                 tags |= {*examples.tags}
                 found.scores += scores(name, examples, group, on_part=on_part)
                 found.notes[name] = _note(len(examples.indices), step, group if group in examples.tags else "")
                 continue
+            problems[name] = examples
         slices = _slices(config, name)
         own = [_score(name, full, value, slices) for full, value in stored.items() if full.startswith(f"{name}/")]
         found.scores += own
@@ -73,6 +74,19 @@ def read_results_of(run: Thing, step: int, group: str, on_part: Callable[[int, i
     if group and group not in tags:
         known = ", ".join(sorted(tags)) or "none"
         raise ConfigError(f"--group={group}: no stored evaluation of step {step} has such a tag. Tags: {known}.")
+    return found
+
+
+def _read(path: Path, run: Path, evaluation: str) -> Examples | str:
+    """Returns the metrics of the examples of an evaluation of a run, or a sentence that says why they do not count."""
+    try:
+        found = read_parquet(path)
+    except ConvoyError as error:  # damaged, or pyarrow is missing
+        return str(error)
+    content = contents(run).get(f"evaluations.{evaluation}.data", "")
+    if found.content and content and found.content != content:
+        flag = f"--evaluations.{evaluation}.per_example=True"
+        return f"the metrics of examples that are stored are of other data; convoy evaluate {run} {flag} replaces them."
     return found
 
 

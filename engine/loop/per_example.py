@@ -49,7 +49,7 @@ class PerExample:
 
     def __init__(self, config: Evaluation, source: BaseSource, states: SlicedStates, where: str):
         self._tags: dict[str, _Tag] = {}
-        self._where = where
+        self._where, self._source = where, source
         if config.tags:
             examples = stack_examples([first_example(source)], str)
             self._tags = {name: _Tag(given, examples, f"{where}.tags.{name}") for name, given in config.tags.items()}
@@ -100,7 +100,8 @@ class PerExample:
         tags = {tag: column[at] for tag, column in values.items()}
         if KEY in tags:
             self._check_keys(tags[KEY], found.indices)
-        return dict(file_of(name, step, dataclasses.replace(found, tags=tags)))
+        found = dataclasses.replace(found, tags=tags, content=self._source.fingerprint())
+        return dict(file_of(name, step, found))
 
     def _check_keys(self, keys: np.ndarray, indices: np.ndarray) -> None:
         """Warns if two examples have one key, which cannot identify them."""

@@ -2,7 +2,8 @@
 
 Columns: `example`, the index in the dataset; `slice:NAME`; `tag:NAME`, numbers or text; and `METRIC.FIELD` for each
 array of a metric. An array with several dimensions for each example is a list of fixed size; its shape, the class of
-the metric and its settings are in the metadata of the file. `pyarrow` writes and reads it, the extra `parquet`.
+the metric, its settings and the fingerprint of the dataset are in the metadata of the file. `pyarrow` writes and reads
+it, the extra `parquet`.
 """
 
 import importlib
@@ -88,7 +89,8 @@ def to_parquet(found: Examples) -> bytes:
             shapes[f"{name}.{field}"] = list(x.shape[1:])
             columns[f"{name}.{field}"] = _column(arrow, x)
     about = {name: _about(name, metric, "") for name, metric in found.metrics.items()}
-    metadata = {"convoy": json.dumps({"version": _VERSION, "metrics": about, "shapes": shapes})}
+    stored = {"version": _VERSION, "metrics": about, "shapes": shapes, "content": found.content}
+    metadata = {"convoy": json.dumps(stored)}
     table = arrow.table(columns).replace_schema_metadata(metadata)
     arrow.parquet.write_table(table, file := io.BytesIO(), compression="zstd")
     return file.getvalue()
@@ -118,7 +120,7 @@ def read_parquet(path: Path) -> Examples:
     except (OSError, KeyError, TypeError, ValueError, ImportError, AttributeError, arrow.ArrowException) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise RunError(f"{path}: cannot be read as the metrics of examples ({text}).") from error
-    return Examples(indices, masks, metrics, tags)
+    return Examples(indices, masks, metrics, tags, stored.get("content", ""))
 
 
 def _tag_column(arrow: ModuleType, values: np.ndarray) -> Any:
@@ -184,9 +186,18 @@ def _import(name: str) -> Any:
 
 def slice_names(path: Path) -> list[str]:
     """Returns the slices of a file, without the metrics of its examples. Raises as `read_parquet`."""
+    return [name.removeprefix(_SLICE) for name in _schema(path).names if name.startswith(_SLICE)]
+
+
+def content_of(path: Path) -> str:
+    """Returns the fingerprint of the dataset of a file; "" if it is not known. Raises as `read_parquet`."""
+    stored = (_schema(path).metadata or {}).get(b"convoy", b"{}")
+    return json.loads(stored).get("content", "")
+
+
+def _schema(path: Path) -> Any:
     arrow = pyarrow(str(path))
     try:
-        names = arrow.parquet.read_schema(path).names
+        return arrow.parquet.read_schema(path)
     except (OSError, arrow.ArrowException) as error:
         raise RunError(f"{path}: cannot be read as the metrics of examples ({str(error).splitlines()[0]}).") from error
-    return [name.removeprefix(_SLICE) for name in names if name.startswith(_SLICE)]

@@ -58,12 +58,14 @@ class Examples:
         tags: name -> one value for each example `[examples]`: numbers, or text of NumPy's kind U. Examples with the
             same value form a group, such as the frames of a scene. The tag `KEY`, if there is one, identifies an
             example by something that does not depend on the order of the dataset.
+        content: fingerprint of the dataset; "" if it is not known.
     """
 
     indices: np.ndarray
     slices: Mapping[str, np.ndarray]
     metrics: Mapping[str, Metric]
     tags: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    content: str = ""
 
 
 class SlicedStates:

@@ -1,5 +1,6 @@
 """Evaluations of saved checkpoints: stored results, and several steps."""
 
+import json
 import logging
 import shutil
 
@@ -104,6 +105,8 @@ def test_slices_and_worst_examples_of_an_existing_run_are_printed_and_stored(run
     assert not line.section.keys() & listing  # earlier results have none and stay valid
     kept = read_parquet(run / "per_example" / "heldout" / "2.parquet")
     assert kept.tags["class"].tolist() == zoo.examples(37, seed=9)["y"].tolist()
+    contents = [each["content"] for each in json.loads((run / "data.json").read_text()).values()]
+    assert kept.content in contents
 
 
 def test_sentences_are_warnings_only_where_they_say_so(caplog):

@@ -1,5 +1,6 @@
 """Weights from an earlier run: the rule, which file counts, and a run that is trained with them and resumed."""
 
+import dataclasses
 import json
 
 import jax.numpy as jnp
@@ -127,6 +128,13 @@ def test_evaluation_that_has_read_these_examples_is_found(tmp_path):
         WeightedByRun(SOURCE, str(run))
     for named in (file, file.parent):
         assert WeightedByRun(SOURCE, str(named)).origin.evaluation == "heldout"
+
+
+def test_file_says_which_examples_were_read(tmp_path):
+    """`convoy evaluate` may have read others than those of the config, under the same name."""
+    run = run_with(tmp_path / "run", dataclasses.replace(examples(), content="others"))
+    with pytest.raises(ConfigError, match=r"no evaluation of .* is known to have read the examples"):
+        WeightedByRun(SOURCE, str(run))
 
 
 def test_evaluations_have_no_weights():

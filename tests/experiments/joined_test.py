@@ -1,5 +1,6 @@
 """Finding the examples that several runs share: by keys, or by indices of the same data."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -55,6 +56,22 @@ def test_keys_that_repeat_are_not_used():
     assert totals(joined(examples(np.arange(3), keys), examples(np.arange(3), keys))) == [[0, 1, 2]] * 2
     reason = joined(examples(np.arange(3), keys), examples(np.arange(3), keys), contents=("x", "y"))
     assert isinstance(reason, str) and "the runs were evaluated on other examples" in reason
+
+
+def test_file_says_which_data_it_is_of():
+    """`convoy evaluate` may have read other data than those of the config, of which the run knows the content."""
+    one, other = (dataclasses.replace(examples(np.arange(3)), content=content) for content in "xy")
+    reason = joined(one, other)
+    assert isinstance(reason, str) and "the runs were evaluated on other examples" in reason
+    assert isinstance(joined(one, one, contents=("y", "z")), Joined)
+
+
+def test_indices_of_unknown_data_are_paired_with_a_note():
+    found = joined(examples(np.arange(3)), examples(np.arange(3)), contents=("x", ""))
+    assert isinstance(found, Joined)
+    assert [note.split(", so")[0] for note in found.notes] == [
+        "val: it is not recorded which data run1 was evaluated on"
+    ]
 
 
 def test_no_common_example_is_a_reason():

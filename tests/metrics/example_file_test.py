@@ -51,7 +51,7 @@ def examples(count: int = 5) -> Examples:
     slices = {"night/rain": np.arange(count) % 2 == 0}
     numbers = np.arange(count)
     tags = {"scene": np.array(["höhe/1", "", "a b", "a\nb", "0"])[:count], "time": numbers / 3, "city": numbers % 2}
-    return Examples(numbers * 3, slices, {"own": kept, "a.b": mean}, tags)
+    return Examples(numbers * 3, slices, {"own": kept, "a.b": mean}, tags, "5 scans")
 
 
 def test_file_has_the_arrays_and_settings_of_each_metric(tmp_path):
@@ -59,6 +59,7 @@ def test_file_has_the_arrays_and_settings_of_each_metric(tmp_path):
     path.write_bytes(example_file.to_parquet(wanted))
     found = example_file.read_parquet(path)
     assert (found.indices == wanted.indices).all()
+    assert found.content == example_file.content_of(path) == "5 scans"
     assert (found.slices["night/rain"] == wanted.slices["night/rain"]).all()
     assert found.tags.keys() == wanted.tags.keys()
     for name, values in wanted.tags.items():
