@@ -95,8 +95,8 @@ def count_beyond_zero(values: np.ndarray) -> float:
 def relative_error_of_p(values: np.ndarray) -> float:
     """Returns about one standard error of the logarithm of a p-value that resamples give.
 
-    Of a tail it was measured on normal data: for p = 0.00025 it is 0.99, 0.41 and 0.20 with 1,000, 4,000 and 16,000
-    resamples.
+    Of a tail it was measured on 400 normal values: for p = 0.00025 it is 1.00, 0.48 and 0.30 with 1,000, 4,000 and
+    16,000 resamples.
     """
     beyond = count_beyond_zero(values)
     return 1 / math.sqrt(beyond) if beyond >= RESOLVED else 30 / math.sqrt(len(values))
