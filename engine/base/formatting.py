@@ -59,14 +59,24 @@ def size_text(size: float) -> str:
 def aligned(rows: Sequence[Sequence[str]], *, right: bool = False) -> list[str]:
     """Returns rows as lines of aligned columns; a row may have fewer cells than the longest.
 
+    What no terminal prints as it is, such as a line break in a name, is escaped.
+
     Args:
         rows: the cells of each row.
         right: align to the right instead of to the left.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     count = max(map(len, rows), default=0)
     widths = [max(len(row[i]) for row in rows if i < len(row)) for i in range(count)]
     justify = str.rjust if right else str.ljust
     return ["  ".join(justify(cell, width) for cell, width in zip(row, widths, strict=False)).rstrip() for row in rows]
+
+
+def printable(text: str) -> str:
+    """Returns a text with escapes in place of line breaks, of codes for a terminal, and of anything else invisible."""
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def line(values: Mapping[str, float], first: Collection[str] = ()) -> str:

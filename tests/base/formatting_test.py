@@ -69,6 +69,10 @@ def test_size_text_uses_binary_units():
     assert [size_text(n) for n in (12, 1536, 3 * 2**20, 5 * 2**30)] == ["12 B", "1.5 KiB", "3.0 MiB", "5.0 GiB"]
 
 
+def test_cell_cannot_break_a_line_or_change_the_terminal():
+    assert aligned([("a\nb\x1b[31m", "é"), ("c", "d")]) == [r"a\nb\x1b[31m  é", r"c             d"]
+
+
 def test_cells_are_aligned_also_in_rows_with_fewer_cells():
     rows = [("a", "bb", "c"), ("aaa", "b")]
     assert aligned(rows) == ["a    bb  c", "aaa  b"]
