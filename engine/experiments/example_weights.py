@@ -290,11 +290,11 @@ class _Rule:
     def _weights(self, scores: np.ndarray, mean: float) -> np.ndarray:
         """Returns the weights of scores, 1 for NaN. Raises ConfigError for scores without a ratio."""
         known = scores[np.isfinite(scores)]
-        if not len(known) or known.min() < 0 or not mean > 0:
+        if not len(known) or known.min() < 0 or not 0 < mean < np.inf:
             found = f"from {known.min():g} to {known.max():g}" if len(known) else "none"
             raise ConfigError(
-                f"{self.file}: the scores {self.score!r} are {found}. A ratio to their mean needs scores of at least "
-                "0, and not 0 alone. Choose another score."
+                f"{self.file}: the scores {self.score!r} are {found}, and their mean is {mean:g}. A ratio to the mean "
+                "needs scores of at least 0, and a mean above 0 that is finite. Choose another score."
             )
         better = higher_is_better(self.score, self.metric)
         with np.errstate(divide="ignore"):

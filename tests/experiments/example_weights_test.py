@@ -102,7 +102,8 @@ def test_another_number_of_a_metric_is_computed_for_each_example(tmp_path):
         (dict(run="{}/run", bound=0.5), "bound = 0.5. Allowed"),
         (dict(run="{}/other"), "no evaluation of .*other is known to have read the examples of `data`"),
         (dict(run="{}/short"), "the metrics of the first 40 examples, but `data` has 64"),
-        (dict(run="{}/negative"), "are from -1 to 2. A ratio"),
+        (dict(run="{}/negative"), "are from -1 to 2, and their mean is 0.5. A ratio"),
+        (dict(run="{}/infinite", by="label"), "their mean is inf. A ratio"),
         (dict(run="{}/empty"), "has no metrics of single examples. Write them: convoy evaluate"),
     ],
 )
@@ -111,6 +112,7 @@ def test_what_gives_no_weights_is_refused(arguments, problem, tmp_path):
     run_with(tmp_path / "other", content="others")
     run_with(tmp_path / "short", examples(LOSSES[:40]))
     run_with(tmp_path / "negative", examples(LOSSES - 1))
+    run_with(tmp_path / "infinite", examples(np.where(LOSSES > 0, LOSSES, np.inf)))
     make_run(tmp_path / "empty")
     with pytest.raises(ConfigError, match=problem):
         WeightedByRun(SOURCE, **{**arguments, "run": arguments["run"].format(tmp_path)})
