@@ -87,7 +87,7 @@ def join(evaluation: str, first: Sequence[Run], second: Sequence[Run], read: Rea
     if not len(rows[0]):
         return f"{evaluation}: the runs have no example in common by their {by}, so no interval is given."
     kept = [_some(examples, at) for examples, at in zip(found, rows, strict=True)]
-    notes = _notes(evaluation, runs, found, kept[0], by)
+    notes = [*_notes(evaluation, runs, found, kept[0], by), *_slice_notes(evaluation, runs, kept)]
     if by == "index" and "" in contents:
         unknown = runs[contents.index("")].folder
         notes.append(
@@ -115,6 +115,18 @@ def _some(examples: Examples, at: np.ndarray) -> Examples:
         tags={name: values[at] for name, values in examples.tags.items()},
         metrics={name: rows_of(metric, at) for name, metric in examples.metrics.items()},
     )
+
+
+def _slice_notes(evaluation: str, runs: Sequence[Run], kept: Sequence[Examples]) -> list[str]:
+    """Returns a note on slices that do not have the same examples in each run."""
+    names = dict.fromkeys(name for examples in kept for name in examples.slices)
+    masks = {name: [each.slices[name] for each in kept if name in each.slices] for name in names}
+    other = [name for name, found in masks.items() if any((mask != found[0]).any() for mask in found)]
+    if not other:
+        return []
+    more = f" and {len(other) - 1} more" if len(other) > 1 else ""
+    text = f"{evaluation}: the slice {other[0]}{more} has other examples in some runs"
+    return [f"{text}. Those of the first run that has it count: {runs[0].folder}, if it does."]
 
 
 def _notes(evaluation: str, runs: Sequence[Run], found: Sequence[Examples], kept: Examples, by: str) -> list[str]:

@@ -74,6 +74,14 @@ def test_indices_of_unknown_data_are_paired_with_a_note():
     ]
 
 
+def test_slice_with_other_examples_in_another_run_has_a_note():
+    one, other = examples(np.arange(4)), examples(np.arange(4))
+    other = dataclasses.replace(other, slices={"odd": np.arange(4) > 1})
+    found = joined(one, other)
+    assert isinstance(found, Joined) and [rows.tolist() for _, rows in found.slice_rows()] == [[1, 3]]
+    assert [note.partition(".")[0] for note in found.notes] == ["val: the slice odd has other examples in some runs"]
+
+
 def test_no_common_example_is_a_reason():
     reason = joined(examples(np.arange(3)), examples(np.arange(3, 6)))
     assert reason == "val: the runs have no example in common by their index, so no interval is given."
