@@ -102,13 +102,15 @@ class _Part:
         """Adds resamples to `draws`."""
         if self.groups < statistics.FEWEST_GROUPS:
             return
-        found: list[Numbers] = []
+        found: list[tuple[Numbers, int]] = []
         sides = self.sides
-        for counts in statistics.group_counts(self.groups, resamples, seed):
-            first, second = (self._means(side, counts[:, self.group_of], metrics) for side in sides)
-            found.append({name: second[name] - first[name] for name in first if name in second})
-        for name in found[0]:
-            drawn = [each[name] for each in found if name in each]
+        for counts in statistics.example_counts(self.group_of, self.groups, resamples, seed):
+            first, second = (self._means(side, counts, metrics) for side in sides)
+            with np.errstate(invalid="ignore"):  # both may be infinite
+                values = {name: second[name] - first[name] for name in first if name in second}
+            found.append((values, len(counts)))
+        for name in dict.fromkeys(name for values, _ in found for name in values):
+            drawn = [values.get(name, np.full(count, np.nan)) for values, count in found]
             self.draws[name] = np.concatenate([self.draws.get(name, np.zeros(0)), *drawn])
 
     @staticmethod

@@ -17,6 +17,7 @@ FEWEST_GROUPS = 30
 """With fewer groups, a bootstrap says too little to be printed."""
 RESOLVED = 20
 """With so many resamples beyond 0, their share is the p-value. With fewer, a normal distribution fits their tail."""
+_BLOCK, _LARGEST = 256, 2**24  # resamples, and entries of an array of counts
 _TAIL = 0.1  # share of the resamples that the normal distribution of the tail is fitted to
 
 
@@ -32,16 +33,27 @@ class Interval(NamedTuple):
 NO_INTERVAL = Interval(math.nan, math.nan, math.nan, math.nan)
 
 
-def group_counts(groups: int, resamples: int, seed: int, block: int = 256) -> Iterator[np.ndarray]:
+def example_counts(group_of: np.ndarray, groups: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
+    """Yields how often each example counts in each resample of groups, int64 `[resamples of a block, examples]`.
+
+    Args:
+        group_of: the group of each example, numbered from 0, `[examples]`.
+        groups, resamples, seed: as for `group_counts`.
+    """
+    for counts in group_counts(groups, resamples, seed, min(_BLOCK, _LARGEST // max(1, len(group_of)))):
+        yield counts[:, group_of]
+
+
+def group_counts(groups: int, resamples: int, seed: int, block: int = _BLOCK) -> Iterator[np.ndarray]:
     """Yields how often each group is drawn in each resample, int64 `[resamples of a block, groups]`.
 
     Args:
         groups: number of groups, of which as many are drawn with replacement.
         resamples: number of resamples, over all blocks.
         seed: seed of the draws; the first resamples of a larger number are the same.
-        block: most resamples of a block.
+        block: most resamples of a block. The draws do not depend on it.
     """
-    random, block = np.random.default_rng(seed), max(1, min(block, 2**24 // max(1, groups)))
+    random, block = np.random.default_rng(seed), max(1, min(block, _LARGEST // max(1, groups)))
     for first in range(0, resamples, block):
         drawn = random.integers(0, groups, (block, groups))
         drawn += groups * np.arange(block)[:, None]

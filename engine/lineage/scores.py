@@ -76,8 +76,8 @@ def scores(
             values = some.numbers(np.ones((1, len(rows)), np.int64))
             draws: dict[str, list[np.ndarray]] = {key: [] for key in values}
             enough = len(names) >= statistics.FEWEST_GROUPS
-            for counts in statistics.group_counts(len(names), resamples if enough else 0, seed=0):
-                drawn = some.numbers(counts[:, group_of])
+            for counts in statistics.example_counts(group_of, len(names), resamples if enough else 0, seed=0):
+                drawn = some.numbers(counts)
                 for key, each in draws.items():
                     each.append(drawn.get(key, np.full(len(counts), np.nan)))
             for key, value in values.items():

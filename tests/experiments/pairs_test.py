@@ -41,6 +41,28 @@ def test_metrics_of_users_have_intervals():
     assert found["", "x/half"].interval == pytest.approx(plain.interval, rel=1e-4)
 
 
+class Named(Mean):
+    """A metric of a user that names a number after what it finds."""
+
+    def compute(self) -> Any:
+        return {"": self.total / self.weight, **({"first": self.total / self.weight} if self.weight > COUNT else {})}
+
+
+def test_number_that_only_some_resamples_have_has_an_interval_over_these(monkeypatch):
+    """The first example has the weight 2, so that 63 % of the resamples are heavier than the examples."""
+    monkeypatch.setattr("engine.experiments.statistics._LARGEST", 2 * COUNT)  # blocks of two resamples
+    one, two = (Named(x, np.where(np.arange(COUNT) == 0, 2, 1)) for x in (errors(0.0), errors(0.05, noise_seed=2)))
+    found = by_part(paired(one, two).differences(300))["", "x/first"]
+    assert found.interval.low > 0 and found.resamples == 1200
+
+
+def test_examples_that_are_infinite_in_both_runs_have_no_interval():
+    one, two = errors(0.0), errors(0.05, noise_seed=2)
+    one[3] = two[3] = np.inf
+    found = by_part(paired(mean_of(one), mean_of(two), {"rest": np.arange(COUNT) != 3}).differences(100))
+    assert math.isnan(found["", "x"].interval.low) and found["rest", "x"].interval.low > 0
+
+
 def _fields(values: np.ndarray) -> tuple[Any, Any]:
     metric = mean_of(values)
     return metric.total, metric.weight

@@ -17,6 +17,15 @@ def test_group_counts_draw_each_group_once_on_average_and_do_not_depend_on_the_n
     assert (np.concatenate(list(statistics.group_counts(40, 300, seed=3))) == counts[:300]).all()
 
 
+def test_counts_of_examples_are_those_of_their_groups_in_blocks_of_bounded_size():
+    group_of = np.tile(np.arange(30), 2**15)
+    blocks = list(statistics.example_counts(group_of, 30, 40, seed=3))
+    assert max(counts.nbytes for counts in blocks) <= 2**27
+    [groups] = statistics.group_counts(30, 40, seed=3)
+    assert (np.concatenate([counts[:, :30] for counts in blocks]) == groups).all()
+    assert all((counts == counts[:, group_of]).all() for counts in blocks)
+
+
 def test_t_interval_is_that_of_scipy():
     values = [0.3, -0.1, 0.5, 0.4]
     found = statistics.t_interval(values)
