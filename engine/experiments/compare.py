@@ -125,7 +125,7 @@ def _lone_results(variants: Sequence[Sequence[Run]], compared: set[tuple[int, st
         if lone := [name for name in lone if (number, name) not in compared]:
             more = f" and {len(lone) - _SHOWN} more" if len(lone) > _SHOWN else ""
             notes.append(
-                f"{base[0].folder} and {other[0].folder}: not compared, since a run lacks it: "
+                f"{base[0].folder} and {other[0].folder}: not compared, since a run has no finite value of it: "
                 f"{', '.join(lone[:_SHOWN])}{more}."
             )
     return notes

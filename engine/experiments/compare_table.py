@@ -6,6 +6,7 @@ from typing import Any
 
 from engine.base import formatting
 from engine.experiments.comparison import SURE, WHOLE, Basis, Change, Comparison, Difference, Variant
+from engine.experiments.statistics import FEWEST_GROUPS
 
 MOST_SLICES = 20  # lines of one metric
 _LONGEST = 40  # characters of a tag
@@ -76,7 +77,7 @@ def _slices(results: Sequence[Difference], names: tuple[str, str]) -> list[str]:
 def _values(result: Difference) -> list[str]:
     interval = result.interval
     numbers = [formatting.number(value) for value in (result.first, result.second)]
-    limits, over = "too few" if result.groups else "-", "-"
+    limits, over = "too few" if 0 < result.groups < FEWEST_GROUPS else "-", "-"
     if not math.isnan(interval.low):
         limits = f"{interval.low:+.4g} to {interval.high:+.4g}"
         over = f"{result.groups:,} groups" if 0 < result.groups < result.examples else str(result.basis)

@@ -16,6 +16,7 @@ from engine.base.json_text import reason
 from engine.config.schema import Config, Evaluation
 from engine.config.text import field_texts
 from engine.experiments.record import plain
+from engine.experiments.statistics import FEWEST_GROUPS
 from engine.lineage.card_results import Results, read_results_of
 from engine.lineage.graph import Found, Graph
 from engine.lineage.scores import WHOLE, Score
@@ -234,7 +235,8 @@ def _results(found: Results) -> list[str]:
 def _interval(one: Score) -> str:
     if one.has_interval:
         return f"{number(one.low)} to {number(one.high)}"
-    return "too few examples" if one.groups is not None else UNKNOWN
+    is_small = one.groups is not None and one.groups < FEWEST_GROUPS
+    return "too few examples" if is_small else UNKNOWN
 
 
 def _count(one: Score) -> str:
@@ -270,7 +272,7 @@ def _evaluation_limits(name: str, scores: Sequence[Score]) -> Iterator[str]:
     few = [
         f"{part} ({one.examples:,})"
         for part, one in parts.items()
-        if one.examples is not None and not any(each.has_interval for each in scores if each.part == part)
+        if one.examples is not None and one.groups is not None and one.groups < FEWEST_GROUPS
     ]
     if few:
         yield f"{name}: slices with too few examples to say anything: {', '.join(few)}."

@@ -35,7 +35,8 @@ def test_text_has_what_differs_and_each_result_with_its_interval():
         results=[
             difference("", 0.0001),
             difference("near", 0.01, adjusted=0.02, groups=40),
-            difference("far", math.nan, low=math.nan),
+            difference("far", math.nan, low=math.nan, groups=29),
+            difference("none", math.nan, low=math.nan),  # such as a class without labels
         ],
         changes=[
             Change(
@@ -60,6 +61,7 @@ val/error  1  1.25  +0.25       +0.1 to +0.4   examples  < 0.001 * worse
 val/error by slice  examples  a  b     difference  95 % interval  over       p (Holm)
 near                200       1  1.25  +0.25       +0.1 to +0.4   40 groups  0.020 * worse
 far                 200       1  1.25  +0.25       too few        -          -
+none                200       1  1.25  +0.25       -              -          -
 
 val: most changed by error  scene  a  b  change
 example 7                   x      1  3  +2

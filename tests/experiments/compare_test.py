@@ -211,4 +211,4 @@ def test_results_of_one_run_only_are_named(tmp_path):
     two = make_run(tmp_path / "b", metrics={"heldout/error": 1.0, "heldout/other": 2.0}, optimizer__learning_rate=0.5)
     found = compare([one, two])
     assert [x.name for x in found.results] == ["heldout/error"]
-    assert f"{one} and {two}: not compared, since a run lacks it: heldout/other." in found.notes
+    assert f"{one} and {two}: not compared, since a run has no finite value of it: heldout/other." in found.notes
