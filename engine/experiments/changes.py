@@ -39,7 +39,7 @@ def changes(variant: int, joined: Joined, first: Sequence[Run], second: Sequence
     one, two = (np.mean([_each(run, *number) for run in side], axis=0) for side in joined.sides)
     with np.errstate(invalid="ignore"):
         size = np.abs(two - one)
-    order = [int(row) for row in np.argsort(-size, kind="stable")[: 2 * count] if size[row] > 0][:count]
+    order = [int(row) for row in np.argsort(-size, kind="stable")[:count] if size[row] > 0]  # NaN is last
     examples = [joined.sides[0][0], joined.sides[1][0]]
     found = []
     for row in order:
