@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.base import formatting
-from engine.experiments.comparison import SURE, WHOLE, Basis, Change, Comparison, Difference, Variant
+from engine.experiments.comparison import SURE, WHOLE, Change, Comparison, Difference, Variant
 from engine.experiments.statistics import FEWEST_GROUPS
 
 MOST_SLICES = 20  # lines of one metric
@@ -28,8 +28,7 @@ def text(found: Comparison) -> str:
         parts += _results([result for result in own if result.part == WHOLE], pair)
         parts += _slices([result for result in own if result.part != WHOLE], pair)
         parts += _changes([change for change in found.changes if change.variant == number], pair)
-    used = dict.fromkeys(result.basis for result in found.results)
-    parts += ["\n".join(_meaning(basis, found.group) for basis in used if basis != Basis.NONE), "\n".join(found.notes)]
+    parts += ["\n".join(found.meanings), "\n".join(found.notes)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -115,8 +114,3 @@ def _changes(changes: Sequence[Change], names: tuple[str, str]) -> list[str]:
             )
         found.append("\n".join(lines))
     return found
-
-
-def _meaning(basis: Basis, group: str) -> str:
-    grouped = f" Groups are the values of {group}." if group and basis == Basis.EXAMPLES else ""
-    return f"{basis.meaning}{grouped}"

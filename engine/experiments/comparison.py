@@ -185,6 +185,13 @@ class Comparison:
         """The records of all runs."""
         return [run for variant in self.variants for run in variant.runs]
 
+    @property
+    def meanings(self) -> Sequence[str]:
+        """Sentences that say what the intervals of the results are over."""
+        bases = dict.fromkeys(result.basis for result in self.results if result.basis != Basis.NONE)
+        grouped = f" Groups are the values of {self.group}." if self.group else ""
+        return [f"{basis.meaning}{grouped if basis == Basis.EXAMPLES else ''}" for basis in bases]
+
 
 def to_json(found: Comparison) -> dict[str, Any]:
     """Returns a comparison as values of JSON, for `json_text.dumps`; what has no value is NaN there."""

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.experiments.comparison import SURE, WHOLE, Basis, Comparison, Difference
+from engine.experiments.comparison import SURE, WHOLE, Comparison, Difference
 from engine.report.gather import rounded
 from engine.report.images import Budget
 
@@ -26,8 +26,6 @@ def comparison_data(found: Comparison, names: Mapping[str, str], budget: Budget)
         budget: what figures of examples may take.
     """
     variants = [_variant_name(variant.name, len(variant.runs), names) for variant in found.variants]
-    bases = dict.fromkeys(result.basis for result in found.results if result.basis != Basis.NONE)
-    grouped = f" Its groups are the values of {found.group}." if found.group else ""
     return {
         "variants": variants,
         "differences": [
@@ -44,12 +42,13 @@ def comparison_data(found: Comparison, names: Mapping[str, str], budget: Budget)
                 "tags": {name: str(value) for name, value in change.tags.items()},
                 "first": rounded(change.first),
                 "second": rounded(change.second),
+                "change": rounded(change.second - change.first),
                 "figures": [budget.take(Path(path)) if path else None for path in change.figures],
             }
             for change in found.changes
         ],
         "level": SURE,
-        "meanings": [f"Over {b}: {b.meaning}{grouped if b == Basis.EXAMPLES else ''}" for b in bases],
+        "meanings": list(found.meanings),
         "notes": list(found.notes),
     }
 

@@ -56,7 +56,7 @@ def test_differences_are_texts_and_notes_are_kept():
     )
     assert data["differences"] == [["settings", ["task.width", ["128", "–"]]], ["code", ["commit", ["a", "b"]]]]
     assert data["notes"] == ["one"]
-    assert data["meanings"][0].startswith("Over examples: Paired bootstrap")
+    assert data["meanings"][0].startswith("Over examples (paired bootstrap): how sure")
 
 
 def test_changed_example_has_the_figures_of_both(tmp_path):
@@ -67,4 +67,11 @@ def test_changed_example_has_the_figures_of_both(tmp_path):
     )  # fmt: skip
     [found] = data_of(changes=[change])["changes"]
     assert found["figures"][0].startswith("data:image/png") and found["figures"][1] is None
-    assert (found["example"], found["tags"]) == (7, {"scene": "x"})
+    assert (found["example"], found["tags"], found["change"]) == (7, {"scene": "x"}, 2.0)
+
+
+def test_change_to_an_infinite_value_has_no_number():
+    """In JavaScript, null counts as 0."""
+    change = Change(variant=1, evaluation="heldout", metric="loss", index=7, tags={}, first=1.0, second=math.inf)
+    [found] = data_of(changes=[change])["changes"]
+    assert (found["first"], found["second"], found["change"]) == (1.0, None, None)

@@ -83,7 +83,7 @@ function slicesCard(slices, names) {
 
 function changesCard(changes, names) {
   const tags = [...new Set(changes.flatMap((change) => Object.keys(change.tags)))];
-  const rows = changes.map((change) => [change.evaluation, change.example, ...tags.map((tag) => change.tags[tag] ?? "–"), change.first, change.second, signed(change.second - change.first)]);
+  const rows = changes.map((change) => [change.evaluation, change.example, ...tags.map((tag) => change.tags[tag] ?? "–"), change.first, change.second, signed(change.change)]);
   const pictures = changes.flatMap((change) => change.figures.map((address, side) => (address ? [`example ${change.example} · ${names[side]} · ${change.metric} ${number(side ? change.second : change.first)}`, address] : null))).filter(Boolean);
   return card("Examples that changed most", `by ${[...new Set(changes.map((change) => change.metric))].join(", ")}`,
     pictures.length ? h("div", { class: "figures", style: { "margin-bottom": "12px" } }, figures(pictures)) : null,
