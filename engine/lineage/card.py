@@ -11,7 +11,7 @@ from typing import Any
 
 from engine.base.errors import ConfigError, RunError
 from engine.base.files import read_text
-from engine.base.formatting import number
+from engine.base.formatting import number, printable
 from engine.base.json_text import reason
 from engine.config.schema import Config, Evaluation
 from engine.config.text import field_texts
@@ -334,9 +334,13 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 def _text(text: str) -> str:
     """Returns a text in which no character starts Markdown or ends a cell."""
-    return re.sub(r"([\\|*_`<>\[\]#])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\|*_`<>\[\]#&~$])", r"\\\1", printable(" ".join(text.split())))
 
 
 def _code(text: str) -> str:
     """Returns a text as code in a cell."""
-    return f"`{' '.join(text.split()).replace('|', chr(92) + '|').replace('`', chr(39))}`" if text else "empty"
+    if not text:
+        return "empty"
+    text = printable(" ".join(text.split())).replace("|", r"\|")
+    fence = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"

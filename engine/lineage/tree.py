@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.base.errors import RunError
+from engine.base.formatting import printable
 from engine.base.json_text import dumps
 from engine.lineage.graph import Found, Graph
 from engine.lineage.things import RUN, Thing, find_things
@@ -230,4 +231,4 @@ def _line(node: Node) -> str:
     details = ", ".join(f"{name} {text}" for name, text in found.items())
     note = f"  [{node.note}]" if node.note else ""
     kind = "" if node.kind == DATA else f"{node.kind} "
-    return f"{role}{kind}{node.name}{f' ({details})' if details else ''}{note}"
+    return printable(f"{role}{kind}{node.name}{f' ({details})' if details else ''}{note}")

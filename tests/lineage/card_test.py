@@ -150,3 +150,16 @@ def test_text_of_the_team_is_read_or_refused(tmp_path):
     for name, why in (("gone", "cannot be read"), ("empty.txt", "the file is empty")):
         with pytest.raises(ConfigError, match=rf"--limits=.*{name}: {why}"):
             card.read_team_text(str(tmp_path / name), "--limits")
+
+
+@pytest.mark.parametrize(
+    ("text", "in_text", "in_code"),
+    [
+        ("a_b|c &lt; ~~d~~ $e$", r"a\_b\|c \&lt; \~\~d\~\~ \$e\$", r"`a_b\|c &lt; ~~d~~ $e$`"),
+        ("``x`` y`", r"\`\`x\`\` y\`", "``` ``x`` y` ```"),
+        ("a\n| b\x1b[1m", r"a \| b\\x1b\[1m", r"`a \| b\x1b[1m`"),
+        ("", "", "empty"),
+    ],
+)
+def test_texts_of_a_run_are_no_markdown_and_stay_the_same(text, in_text, in_code):
+    assert (card._text(text), card._code(text)) == (in_text, in_code)
