@@ -18,7 +18,7 @@ from engine.experiments.record import FILES, STATUS, RunRecord, is_run, read_rec
 from engine.run import status
 
 INDEX = ".convoy_runs.json"
-_VERSION = 2  # of the index; another one is ignored
+_VERSION = 3  # of the index; another one is ignored
 _SHAPE = {
     "version": int,
     "runs": {

@@ -27,6 +27,7 @@ FILES = (STATUS, CONFIG, f"checkpoints/{RESULTS}")
 """The files of a run that its record is made of."""
 
 _SETTINGS = re.compile(rb"\A# \d+ settings\n|^(task|data)\.target: ", re.MULTILINE)
+_HEAD = re.compile(r"# (\d{1,9}) settings\n")
 _BEGINNING = 1 << 16  # bytes of a config that tell what it is
 
 FIELDS = ("path", "state", "step", "total_steps", "attempt", "started", "updated", "problem", "best", "parent")
@@ -139,11 +140,19 @@ def read_record(folder: Path, path: str) -> RunRecord:
 def _settings(text: str) -> dict[str, Any]:
     """Returns dotted name -> value of each line `name: value` of a config.
 
+    Raises ValueError for a text without settings, or with another number of them than its first line states: what is
+    missing must not look like a difference between two runs.
+
     Numbers, None and quoted texts are values of Python; everything else is text. Code has today's names, also where an
     earlier version of the engine stored others, so that the same code is no difference between two runs.
     """
     parts = [line.partition(": ") for line in text.splitlines() if not line.startswith("#")]
-    settings = current_settings({name: value for name, colon, value in parts if colon})
+    found = {name: value for name, colon, value in parts if colon}
+    head = _HEAD.match(text)
+    if not found or (head and int(head[1]) != len(found)):
+        stated = f", but its first line states {head[1]}" if head else ""
+        raise ValueError(f"it has {len(found) or 'no'} settings{stated}")
+    settings = current_settings(found)
     return {name: plain(value) for name, value in settings.items()}
 
 

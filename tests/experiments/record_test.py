@@ -40,6 +40,8 @@ def test_values_are_metrics_settings_and_fields(tmp_path):
         ("status.json", "{", "status.json: is not the status of a run"),
         ("checkpoints/results.json", "[]", "results.json: cannot be read"),
         ("config.txt", b"\xff", "config.txt: cannot be read"),
+        ("config.txt", "[1\n", "config.txt: cannot be read (it has no settings)."),
+        ("config.txt", "# 3 settings\nname: a\n", "(it has 1 settings, but its first line states 3)."),
     ],
 )
 def test_what_cannot_be_read_is_named_and_the_rest_is_kept(tmp_path, name, text, problem):
