@@ -71,6 +71,7 @@ def compared_numbers(rule: Rule, found: Comparison, runs: Sequence[Run]) -> list
         RunError: a pattern matches nothing, or something that only one of the runs has.
     """
     evaluation, _, pattern = rule.metric.partition("/")
+    _check_evaluation(rule, evaluation, runs)
     results = {(r.metric, r.part): r for r in found.results if r.evaluation == evaluation}
     slices = {run.record.path: _slices(run, evaluation) for run in runs}
     shared = {metric for metric, part in results if part == WHOLE}
@@ -121,6 +122,7 @@ def limited_numbers(rule: Rule, run: Run, resamples: int, group: str) -> list[Nu
         RunError: a pattern matches nothing, or a file of metrics of examples is damaged.
     """
     evaluation, _, pattern = rule.metric.partition("/")
+    _check_evaluation(rule, evaluation, [run])
     known = _OfExamples(run, evaluation, group) if evaluation in run.files else _Recorded(run, evaluation)
     path = run.record.path
     metrics = _in_all(rule, "metric", [pattern], {path: known.names}, lambda name: f"{evaluation}/{name}")
@@ -291,6 +293,16 @@ def _in_all(
             advice = "Evaluate that run again with it" + (", or name it in except_slices." if key == "slices" else ".")
             raise RunError(f"{rule.where}: {key}: {having[0]} has {shown(name)!r}, and {lacking} does not. {advice}")
     return chosen
+
+
+def _check_evaluation(rule: Rule, evaluation: str, runs: Sequence[Run]) -> None:
+    """Raises RunError if no run has results of an evaluation."""
+    results = {name.partition("/")[0] for run in runs for name in run.record.metrics if "/" in name}
+    known = sorted(results | {name for run in runs for name in run.files})
+    if evaluation not in known:
+        where = " and ".join(run.record.path for run in runs)
+        near, listed = did_you_mean(evaluation, known), ", ".join(known[:SHOWN]) or "none"
+        raise RunError(f"{rule.where}: metric: {where}: no evaluation {evaluation!r}.{near} There: {listed}.")
 
 
 def _in_some(rule: Rule, key: str, patterns: Sequence[str], names: Mapping[str, Iterable[str]]) -> list[str]:

@@ -247,7 +247,10 @@ def test_interval_that_can_never_be_there_is_an_error_with_the_advice(folders):
             'metric = "val/eror"\nmax_worse = 1',
             r"gate.toml:1: rules.r: metric: 'eror' matches nothing in .*/a and .*/b. Did you mean error\? There: acc",
         ),
-        ('metric = "vaal/error"\nmax_worse = 1', "metric: 'error' matches nothing in .*There: none."),
+        (
+            'metric = "vaal/error"\nmax_worse = 1',
+            "metric: .*/b: no evaluation 'vaal'. Did you mean val. There: val",
+        ),
         ('metric = "val/ap/*"\nmax_worse = 1', r"metric: 'ap/\*' matches nothing in"),
         (ERROR + 'slices = "nihgt"', r"slices: 'nihgt' matches nothing in .* Did you mean night\? There: day, night."),
         (ERROR + 'slices = ["*", "city/*"]', r"slices: 'city/\*' matches nothing in"),
