@@ -83,6 +83,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError("compare: found one run. Give two or more, or one and --gate=FILE.")
     if not args.others and args.html:
         raise ConfigError("--html: found one run. Give two or more; convoy report writes a page of one.")
+    if args.html and Path(args.html).suffix not in (".html", ".htm"):
+        raise ConfigError(f"--html = {args.html}: found the ending {Path(args.html).suffix!r}. Allowed: NAME.html.")
     if args.markdown and not args.gate:
         raise ConfigError("--markdown: writes the verdicts of a gate. Add --gate=FILE.")
 

@@ -9,9 +9,11 @@ from typing import Any
 from engine.base import json_text
 from engine.base.errors import RunError
 from engine.experiments.comparison import Variant
-from engine.experiments.record import RunRecord, read_record
+from engine.experiments.record import DAMAGED, RunRecord, read_record
 from engine.metrics.example_file import FOLDER
 from engine.run import code
+from engine.run.directory import RunDirectory
+from engine.storage.mounts import local_path, shown
 
 SEED = "train.seed"
 _LABELS = ("log", "cache", "profile")  # sections of settings that change no result
@@ -27,6 +29,7 @@ class Run:
         code: package, "commit" or "uncommitted changes" -> its version.
         environment: "devices", "mesh" and such.
         data: dataset -> fingerprint of its content.
+        notes: sentences about a run that is not done, and about files that cannot be read.
     """
 
     folder: Path
@@ -34,16 +37,21 @@ class Run:
     code: Mapping[str, Any]
     environment: Mapping[str, str]
     data: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def read(cls, folder: Path) -> "Run":
-        """Reads a run directory. Raises RunError if it is none."""
-        record = read_record(folder, str(folder))
+        """Reads a run directory, which may be in a bucket. Raises RunError if it is none."""
+        folder = local_path(folder)
+        record = read_record(folder, shown(folder))
         if not record.config:
-            raise RunError(f"{folder}: no run that can be read. {record.problem}".rstrip())
+            RunDirectory(folder).read_config_text()  # says what is wrong
+            raise RunError(f"{shown(folder)}: no run that can be read. {record.problem}".rstrip())
         found = code.read(folder / "code.json")
+        data, problem = contents(folder)
+        notes = (_state(record), *(text and f"{text}." for text in (found.problem, problem)))
         versions = {"commit": found.commit[:12], "uncommitted changes": found.dirty, **found.packages}
-        return cls(folder, record, versions, found.environment, contents(folder))
+        return cls(folder, record, versions, found.environment, data, tuple(filter(None, notes)))
 
     @property
     def seed(self) -> int | None:
@@ -70,13 +78,24 @@ class Run:
         return found
 
 
-def contents(folder: Path) -> dict[str, str]:
-    """Returns dataset -> fingerprint of its content; empty if the run has stored none that can be read."""
+def contents(folder: Path) -> tuple[dict[str, str], str]:
+    """Returns dataset -> fingerprint of its content, as far as the run has stored them; and what cannot be read."""
+    file = folder / "data.json"
     try:
-        stored = json_text.read(folder / "data.json", {str: {"content?": str}})
-    except (OSError, ValueError):
-        return {}
-    return {name: found["content"] for name, found in stored.items() if "content" in found}
+        stored = json_text.read(file, {str: {"content?": str}})
+    except FileNotFoundError:
+        return {}, ""
+    except (OSError, ValueError) as error:
+        return {}, f"{shown(file)}: cannot be read ({json_text.reason(error)}), so the data is not compared"
+    return {name: found["content"] for name, found in stored.items() if "content" in found}, ""
+
+
+def _state(record: RunRecord) -> str:
+    """Returns sentences about a run that is not done, and about its damaged files; "" if there are none."""
+    if record.state in ("done", DAMAGED):
+        return record.problem
+    place = f"step {record.step} of {record.total_steps or 'an unknown number'}"
+    return f"{record.path}: its state is {record.state} at {place}. {record.problem}".rstrip()
 
 
 def variants_of(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str]]:
@@ -91,7 +110,11 @@ def variants_of(runs: Sequence[Run]) -> tuple[list[list[Run]], list[str]]:
             group.append(run)
         else:
             found.append([run])
-    notes = []
+    notes = [note for run in runs for note in run.notes]
+    places: dict[Path, Path] = {}
+    for folder in (run.folder for run in runs):
+        if (first := places.setdefault(folder.resolve(), folder)) is not folder:
+            notes.append(f"{folder} is given twice." if folder == first else f"{folder} is the same run as {first}.")
     if len(found) == 1:
         found = [[run] for run in runs]
         notes.append("The runs differ in nothing but the seed, so each one is compared with the first.")

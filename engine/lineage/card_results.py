@@ -83,7 +83,7 @@ def _read(path: Path, run: Path, evaluation: str) -> Examples | str:
         found = read_parquet(path)
     except ConvoyError as error:  # damaged, or pyarrow is missing
         return str(error)
-    content = contents(run).get(f"evaluations.{evaluation}.data", "")
+    content = contents(run)[0].get(f"evaluations.{evaluation}.data", "")
     if found.content and content and found.content != content:
         flag = f"--evaluations.{evaluation}.per_example=True"
         return f"the metrics of examples that are stored are of other data; convoy evaluate {run} {flag} replaces them."

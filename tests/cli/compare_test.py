@@ -19,7 +19,7 @@ def test_json_has_settings_results_and_notes(digits, capsys):
     assert main(["compare", run, run, "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["settings"] == {} and {result["metric"] for result in found["results"]} == {"accuracy", "loss"}
-    assert len(found["notes"]) == 1
+    assert found["notes"][0] == f"{run} is given twice." and len(found["notes"]) == 2
 
 
 def test_number_of_resamples_is_checked(digits, capsys):
@@ -44,6 +44,8 @@ def test_page_is_written_with_the_comparison(digits, tmp_path, capsys):
     assert main(["compare", str(digits[0]), str(digits[0]), "--html=a.html", "--json"]) == 1
     assert main(["compare", str(digits[0]), f"--html={tmp_path / 'b.html'}", f"--gate={gate(tmp_path, FINE)}"]) == 1
     assert "--html: found one run." in capsys.readouterr().err
+    assert main(["compare", str(digits[0]), str(digits[0]), "--html=."]) == 1
+    assert "--html = .: found the ending ''. Allowed: NAME.html." in capsys.readouterr().err
 
 
 def gate(folder, text: str) -> str:
@@ -85,7 +87,7 @@ def test_gate_that_cannot_be_judged_leaves_no_verdict_of_an_earlier_one(digits, 
     assert "metric: 'acuracy' matches nothing" in capsys.readouterr().err
     assert file.read_text().startswith("**NO VERDICT** RunError: ") and "Did you mean accuracy?" in file.read_text()
     assert main(["compare", f"{run}/none", run, f"--gate={wrong}", f"--markdown={file}"]) == 1
-    assert "no run that can be read" in file.read_text()
+    assert "none: is not a run directory" in file.read_text()
 
 
 def test_flags_of_a_gate_are_checked(digits, tmp_path, capsys):

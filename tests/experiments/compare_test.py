@@ -200,7 +200,7 @@ def test_environment_and_versions_that_differ_are_listed(tmp_path):
 
 
 def test_folder_without_a_run_is_an_error(tmp_path):
-    with pytest.raises(RunError, match="nowhere: no run that can be read"):
+    with pytest.raises(RunError, match="nowhere: is not a run directory"):
         compare([make_evaluated(tmp_path / "a", None), tmp_path / "nowhere"])
     with pytest.raises(ConfigError, match=r"found one run\. Give two or more"):
         compare([tmp_path / "a"])

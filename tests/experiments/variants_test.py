@@ -3,6 +3,9 @@
 import dataclasses
 from pathlib import Path
 
+import pytest
+
+from engine.base.errors import RunError
 from engine.experiments.record import RunRecord
 from engine.experiments.variants import Run, describe, differences, variants_of
 from tests.experiments.made import make_run
@@ -69,3 +72,28 @@ def test_best_checkpoint_is_compared_and_else_the_newest(tmp_path):
     assert Run.read(folder).files["heldout"].stem == "4"
     (folder / "per_example" / "heldout" / "4.parquet").unlink()
     assert Run.read(folder).files["heldout"].stem == "8"
+
+
+def test_what_is_not_final_or_cannot_be_read_is_a_note(tmp_path):
+    training = make_run(tmp_path / "a", state="training", step=2, total_steps=5)
+    (training / "data.json").write_text("{")
+    failed = make_run(tmp_path / "b", state="failed", step=3, total_steps=5, reason="The loss is not finite.")
+    (failed / "code.json").write_text("{")
+    _, notes = variants_of([Run.read(training), Run.read(failed), Run.read(make_run(tmp_path / "c", train__seed=2))])
+    assert notes[0] == f"{training}: its state is training at step 2 of 5."
+    assert notes[1].startswith(f"{training}/data.json: cannot be read (Expecting")
+    assert notes[2] == f"{failed}: its state is failed at step 3 of 5. The loss is not finite."
+    assert notes[3].startswith(f"{failed}/code.json is damaged: Expecting")
+    assert not any(f"{tmp_path}/c" in note for note in notes)
+
+
+def test_run_that_is_given_twice_is_named(tmp_path):
+    one = make_run(tmp_path / "a")
+    _, notes = variants_of([Run.read(one), Run.read(one), Run.read(tmp_path / "a/../a")])
+    assert notes[:2] == [f"{one} is given twice.", f"{tmp_path}/a/../a is the same run as {one}."]
+
+
+def test_run_in_a_bucket_is_mounted(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(RunError, match="gs://bucket: gcsfuse, which mounts such buckets, is not installed"):
+        Run.read(Path("gs://bucket/run"))
