@@ -26,6 +26,7 @@ MORE = (3, 12)
 """Additional resamples of a part that is not decided, in multiples of the first ones: 4, and then 16 times as many."""
 MOST_DRAWN = 5 * 10**7
 """Most examples that additional resamples draw from a part, over all of them."""
+ROUNDING = 1e-12  # relative
 THREADS = 8  # most threads; NumPy computes without the lock of the interpreter
 
 type Numbers = dict[tuple[str, str], np.ndarray]
@@ -106,8 +107,7 @@ class _Part:
         sides = self.sides
         for counts in statistics.example_counts(self.group_of, self.groups, resamples, seed):
             first, second = (self._means(side, counts, metrics) for side in sides)
-            with np.errstate(invalid="ignore"):  # both may be infinite
-                values = {name: second[name] - first[name] for name in first if name in second}
+            values = {name: _difference_of(first[name], second[name]) for name in first if name in second}
             found.append((values, len(counts)))
         for name in dict.fromkeys(name for values, _ in found for name in values):
             drawn = [values.get(name, np.full(count, np.nan)) for values, count in found]
@@ -123,7 +123,7 @@ class _Part:
     def interval(self, number: tuple[str, str]) -> Interval:
         first, second = (np.mean([run[number][0] for run in side]) for side in self.values)
         with np.errstate(invalid="ignore"):
-            estimate = float(second - first)
+            estimate = float(_difference_of(first, second))
         return statistics.bootstrap_interval(estimate, self.draws.get(number, np.zeros(0)), self.groups)
 
 
@@ -215,6 +215,12 @@ class Paired:
     def _direction(self, number: tuple[str, str]) -> bool | None:
         metric, name = number
         return higher_is_better(name, self._metrics[metric])
+
+
+def _difference_of(first: np.ndarray | float, second: np.ndarray | float) -> np.ndarray:
+    """Returns second - first. Where only rounding differs, as in means over seeds, it is 0, and no sign of a change."""
+    found = np.subtract(second, first)
+    return np.where(np.abs(found) <= ROUNDING * np.maximum(np.abs(first), np.abs(second)), 0.0, found)
 
 
 def _renumbered(groups: np.ndarray, rows: np.ndarray) -> tuple[int, np.ndarray]:

@@ -79,7 +79,17 @@ def test_groups_are_resampled_as_a_whole(tmp_path):
     single = result(alone, "error").interval
     assert single.high - single.low < 0.6 * (grouped.interval.high - grouped.interval.low)
     assert any("200 examples have 40 values of the tag scene" in note for note in alone.notes)
+    assert any("--group=scene resamples its values. Tags with groups: scene (40)." in note for note in alone.notes)
+    assert "too few: an interval needs at least 30 examples." in alone.notes  # the slice "rare"
     assert math.isnan(result(compare(runs, Options(group="scene")), "error", "rare").interval.low)  # 1 group
+
+
+def test_tag_with_few_values_is_not_advised_for_groups(tmp_path):
+    tags = {"city": np.arange(COUNT) // 20, "night": np.arange(COUNT) % 2}
+    runs = [make_evaluated(tmp_path / name, errors(0.0), tags=tags) for name in "ab"]
+    [note] = [note for note in compare(runs, QUICK).notes if "independent" in note]
+    assert "examples of one city are not independent" in note and "10 groups are too few for others" in note
+    assert "too few: an interval needs at least 30 groups of equal city." in compare(runs, Options(group="city")).notes
 
 
 def test_unknown_tag_is_an_error_that_lists_the_tags(tmp_path):
@@ -137,6 +147,27 @@ def test_seeds_on_one_side_only_are_averaged_and_compared_over_examples(tmp_path
     error = result(found, "error")
     assert error.basis == Basis.EXAMPLES and len(error.first_values) == 3
     assert error.interval.low < error.interval.estimate == pytest.approx(-0.1, abs=0.02)
+
+
+def test_rounding_of_a_mean_over_seeds_is_no_difference(tmp_path):
+    right = (np.arange(COUNT) % 7 > 0).astype(np.float32)
+    runs = [make_evaluated(tmp_path / f"a{n}", right, train__seed=n) for n in range(3)]
+    found = compare([*runs, make_evaluated(tmp_path / "b", right, optimizer__learning_rate=0.5)], QUICK)
+    for part in (WHOLE, "near", "far"):
+        assert tuple(result(found, "error", part).interval) == (0, 0, 0, 1)
+
+
+def test_groups_do_not_matter_for_intervals_over_seeds(tmp_path):
+    runs = [
+        make_evaluated(tmp_path / f"{rate}-{n}", errors(rate, n), tags={"scene": np.arange(COUNT) // 5}, **settings)
+        for rate in (0.1, 0.5)
+        for n in range(2)
+        for settings in [{"train__seed": n, "optimizer__learning_rate": rate}]
+    ]
+    assert compare(runs, QUICK).notes == []
+    assert compare(runs, Options(group="scene")).notes == [
+        "--group=scene changes nothing here: all intervals are over seeds."
+    ]
 
 
 def test_each_run_is_compared_with_the_first(tmp_path):
