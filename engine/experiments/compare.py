@@ -6,7 +6,7 @@ that both were evaluated on (`pairs.py`).
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from engine.experiments.comparison import WHOLE, Basis, Comparison, Difference, 
 from engine.experiments.joined import Joined, join
 from engine.experiments.pairs import Paired
 from engine.experiments.seeds import has_seeds, seed_interval
+from engine.experiments.statistics import FEWEST_GROUPS
 from engine.experiments.variants import Run, describe, differences, variants_of
 from engine.metrics.direction import higher_is_better
 from engine.metrics.example_file import read_parquet
@@ -77,10 +78,14 @@ def compare(folders: Sequence[Path], options: Options = Options()) -> Comparison
             else:
                 notes += found.notes
                 work.append(_Work(number, name, found))
-    notes += _group_notes(options.group, work)
+    over_examples = [item for item in work if not has_seeds(variants[0], variants[item.variant])]
+    notes += _group_notes(options.group, work, {item.evaluation for item in over_examples})
     results: list[Difference] = []
     changed = []
     paired = {at: Paired(x.variant, x.joined, options.group) for at, x in enumerate(work) if x.joined is not None}
+    if any(part.groups < FEWEST_GROUPS for at in paired if work[at] in over_examples for part in paired[at].parts):
+        what = f"groups of equal {options.group}" if options.group else "examples"
+        notes.append(f"too few: an interval needs at least {FEWEST_GROUPS} {what}.")
     total, done = sum(len(x.parts) for x in paired.values()), 0
 
     def advance() -> None:
@@ -131,25 +136,36 @@ def _lone_results(variants: Sequence[Sequence[Run]], compared: set[tuple[int, st
     return notes
 
 
-def _group_notes(group: str, work: Sequence[_Work]) -> list[str]:
-    """Returns notes on groups of examples. Raises ConfigError if no evaluation has the tag `group`."""
+def _group_notes(group: str, work: Sequence[_Work], over_examples: Collection[str]) -> list[str]:
+    """Returns notes on groups of examples, for the evaluations whose intervals are over examples.
+
+    Raises ConfigError if no evaluation has the tag `group`.
+    """
     joined = {item.evaluation: item.joined for item in work if item.joined is not None}
     notes = []
     if group and not any(group in x.first.tags for x in joined.values()):
         tags = ", ".join(dict.fromkeys(name for x in joined.values() for name in x.first.tags))
         found = f"The tags are {tags}." if tags else "No run has metrics of examples with tags."
         raise ConfigError(f"--group={group}: no evaluation has this tag. {found}")
-    for name, found in joined.items():
+    if group and not over_examples:
+        notes.append(f"--group={group} changes nothing here: all intervals are over seeds.")
+    for name, found in ((name, found) for name, found in joined.items() if name in over_examples):
         if group and group not in found.first.tags:
             notes.append(f"{name}: the examples have no tag {group}, so they are resampled one by one.")
         elif not group and (tags := found.group_tags()):
-            tag, count = min(tags.items(), key=lambda item: item[1])
+            enough = {tag: count for tag, count in tags.items() if count >= FEWEST_GROUPS}
+            tag, count = min(enough.items(), key=_count) if enough else max(tags.items(), key=_count)
+            advice = f"--group={tag} resamples its values" if enough else f"{count} groups are too few for others"
             notes.append(
                 f"{name}: the {len(found.first.indices):,} examples have {count:,} values of the tag {tag}. If "
-                f"examples of one {tag} are not independent, intervals are too narrow: --group={tag} resamples its "
-                f"values. Tags with groups: {', '.join(tags)}."
+                f"examples of one {tag} are not independent, intervals are too narrow: {advice}. "
+                f"Tags with groups: {', '.join(f'{tag} ({count:,})' for tag, count in tags.items())}."
             )
     return notes
+
+
+def _count(item: tuple[str, int]) -> int:
+    return item[1]
 
 
 def _over_seeds(item: _Work, base: Variant, other: Variant, pairs: Paired | None) -> Iterator[Difference]:

@@ -219,8 +219,10 @@ class Paired:
 
 def _difference_of(first: np.ndarray | float, second: np.ndarray | float) -> np.ndarray:
     """Returns second - first. Where only rounding differs, as in means over seeds, it is 0, and no sign of a change."""
-    found = np.subtract(second, first)
-    return np.where(np.abs(found) <= ROUNDING * np.maximum(np.abs(first), np.abs(second)), 0.0, found)
+    with np.errstate(invalid="ignore"):  # both may be infinite
+        found = np.subtract(second, first)
+    is_rounding = np.abs(found) <= ROUNDING * np.maximum(np.abs(first), np.abs(second))
+    return np.where(is_rounding & np.isfinite(found), 0.0, found)
 
 
 def _renumbered(groups: np.ndarray, rows: np.ndarray) -> tuple[int, np.ndarray]:
