@@ -68,7 +68,13 @@ def text(found: GateResult) -> str:
         lines += [f"  {line}" for line in formatting.aligned([head, *rows])]
         lines += [f"  {more}" for more in _more(result)]
         parts.append("\n".join(lines))
-    return "\n\n".join([*parts, headline(found)])
+    notes = [] if found.base else _notes(found)  # a comparison prints them already
+    return "\n\n".join([*parts, *notes, headline(found)])
+
+
+def _notes(found: GateResult) -> list[str]:
+    """Returns what to know of the runs, such as that one still trains."""
+    return list(dict.fromkeys(note for run in (*found.base, *found.runs) for note in run.notes))
 
 
 def markdown(found: GateResult) -> str:
@@ -78,6 +84,7 @@ def markdown(found: GateResult) -> str:
         "",
         *_markdown(["run", "seed", "commit", "data"], [_run(run, found) for run in (*found.base, *found.runs)]),
     ]
+    lines += [f"\n{_cell(note)}" for note in _notes(found)]
     rows = [[result.verdict.upper(), result.rule.name, sentence(result)] for result in found.rules]
     lines += ["", *_markdown(["verdict", "rule", "what it demands"], rows)]
     for result in found.rules:

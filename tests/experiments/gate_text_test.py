@@ -1,6 +1,7 @@
 """The text and the Markdown of a gate."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,15 @@ def test_run_without_code_and_data_is_said_to_be_unknown():
     other = Run(run("c", 2).folder, run("c", 2).record, {}, {}, {})
     text = gate_text.markdown(GateResult("g", [], [other], RULES))
     assert "| c | 2 | unknown | unknown |" in text
+
+
+def test_run_that_is_not_done_is_named():
+    note = "b: its state is training at step 2 of 5."
+    other = replace(run("b", 1), notes=(note,))
+    alone, compared = GateResult("g", [], [other], RULES), GateResult("g", [run("a", 0)], [other], RULES)
+    assert f"\n\n{note}\n\ngate FAILED" in gate_text.text(alone)
+    assert note not in gate_text.text(compared)  # the comparison has it
+    assert f"\n\n{note}\n\n| verdict" in gate_text.markdown(compared)
 
 
 @pytest.mark.parametrize(
