@@ -64,7 +64,7 @@ class Ranked:
         hits: which of them is a hit at each threshold: 1 or 0, int32 `[thresholds, 1, hits]`.
         labels: number of labels of each example, `[examples]`.
         area: how the area is computed, see `AveragePrecision`.
-        starts: index of the first prediction of its tie, `[predictions]`: its own, if the order of the tie is no matter.
+        starts: index of the first prediction of its tie, `[predictions]`: its own, if ties do not matter.
     """
 
     examples: np.ndarray

@@ -5,7 +5,9 @@ record was made of, and only runs whose files have changed are read again. It ma
 """
 
 import dataclasses
+import math
 import os
+import time
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +38,32 @@ type _Stamp = list[list[int]]
 """Time of the last change, size and inode of each of FILES; an empty list for one that is missing."""
 
 
+class Deadline:
+    """Bounds the time of a search, which keeps what it has found by then.
+
+    Args:
+        seconds: from now on; None never ends a search.
+
+    Attributes:
+        passed: whether a search was ended.
+    """
+
+    def __init__(self, seconds: float | None = None):
+        self._end = math.inf if seconds is None else time.monotonic() + seconds
+        self.passed = False
+
+    def share(self) -> "Deadline":
+        """Returns one with the same end for another search, which says whether that one was ended."""
+        other = Deadline()
+        other._end = self._end
+        return other
+
+    def ends_search(self) -> bool:
+        """Returns whether a search must end now."""
+        self.passed = self.passed or time.monotonic() >= self._end
+        return self.passed
+
+
 @dataclass(frozen=True)
 class Found:
     """The runs below a folder.
@@ -49,33 +77,41 @@ class Found:
     others: list[str]
 
 
-def find_runs(folder: Path) -> Found:
+def find_runs(folder: Path, deadline: Deadline | None = None) -> Found:
     """Returns the runs below a folder, or the run that the folder itself is.
 
     Hidden folders, links to folders, and folders inside of runs are not searched.
 
+    Args:
+        folder: the folder.
+        deadline: ends the search early.
+
     Raises:
         RunError: the folder cannot be read.
     """
+    deadline = deadline or Deadline()
     known, entries, others = _read_index(folder), {}, []
-    for path in _walk(folder, others):
+    for path in _walk(folder, others, deadline):
+        if deadline.ends_search():
+            break
         run = folder / path
         stamp, entry = _stamp(run), known.get(path)
         if entry is None or entry["stamp"] != stamp:
             entry = {"stamp": stamp, "record": dataclasses.asdict(read_record(run, path))}
         entries[path] = entry
-    if entries != known and "." not in entries:  # a run directory is written by its run alone
-        _write_index(folder, entries)
+    listed = {**known, **entries} if deadline.passed else entries
+    if listed != known and "." not in listed:  # a run directory is written by its run alone
+        _write_index(folder, listed)
     runs = [_with_end(folder / path, RunRecord(**entries[path]["record"])) for path in sorted(entries)]
     return Found(runs, sorted(others))
 
 
-def _walk(folder: Path, others: list[str]) -> list[str]:
+def _walk(folder: Path, others: list[str], deadline: Deadline) -> list[str]:
     """Returns the paths of runs below a folder, and appends folders with files but no run to `others`."""
     if is_run(folder):
         return ["."]
     runs, waiting = [], [""]
-    while waiting:
+    while waiting and not deadline.passed:
         name = waiting.pop()
         try:
             inside = list(os.scandir(folder / name))
@@ -88,6 +124,8 @@ def _walk(folder: Path, others: list[str]) -> list[str]:
         if not below and inside and name:
             others.append(name)
         for entry in below:
+            if deadline.ends_search():
+                break
             path = f"{name}/{entry.name}" if name else entry.name
             (runs if is_run(folder / path) else waiting).append(path)
     return runs

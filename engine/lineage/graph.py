@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from engine.checkpoint.manifest import manifest_hash
+from engine.experiments.index import Deadline
 from engine.lineage.things import DATASET, RUN, Thing, thing_at
 from engine.run.lineage import CHECKPOINT, Input
 
@@ -37,10 +38,11 @@ class Graph:
     Args:
         folder: folder below which things are known; their recorded paths outside of it are looked up, too.
         things: the things below it.
+        deadline: ends the search for what was made from what.
     """
 
-    def __init__(self, folder: Path, things: Iterable[Thing]):
-        self.folder = folder.resolve()
+    def __init__(self, folder: Path, things: Iterable[Thing], deadline: Deadline | None = None):
+        self.folder, self._deadline = folder.resolve(), deadline or Deadline()
         self._things = {thing.path: thing for thing in things}
         self._looked_up: dict[Path, Thing | None] = {}
         self._read: dict[Path, frozenset[str]] = {}
@@ -118,6 +120,8 @@ class Graph:
         """Path of a thing -> what was made from it: the other thing, the input, and what the input refers to."""
         found: dict[Path, list[tuple[Thing, Input, Found]]] = {}
         for thing in self.things:
+            if self._deadline.ends_search():
+                break
             for one, source in self.upstream(thing):
                 if source.thing is not None:
                     found.setdefault(source.thing.path, []).append((thing, one, source))
@@ -128,6 +132,8 @@ class Graph:
         """Hash of a checkpoint's manifest -> the runs below the folder that have it."""
         found: dict[str, list[Thing]] = {}
         for thing in self.things:
+            if self._deadline.ends_search():
+                break
             for identity in self._hashes(thing.path) if thing.kind == RUN else ():
                 found.setdefault(identity, []).append(thing)
         return found

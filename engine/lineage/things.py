@@ -12,15 +12,15 @@ from typing import Any
 from engine.base.errors import ConvoyError
 from engine.base.json_text import reason
 from engine.data import dataset_summary
-from engine.experiments.index import find_runs
+from engine.experiments.index import Deadline, find_runs
 from engine.experiments.record import RunRecord, is_run, read_record
-from engine.metrics.example_file import FOLDER
 from engine.run import lineage
+from engine.run.directory import PER_EXAMPLE
 from engine.run.lineage import CHECKPOINT, DATA, RECORD, Input, Record
 
 RUN, DATASET, PREDICTIONS, EXPORT = "run", "dataset", "predictions", "export"
 OWN_FOLDERS = frozenset(
-    ("checkpoints", "tensorboard", "profile", "figures", "examples", "stacks", "bad_examples", "per_example", "lease")
+    ("checkpoints", "tensorboard", "profile", "figures", "examples", "stacks", "bad_examples", PER_EXAMPLE, "lease")
 )
 """Folders of a run, in which users keep no files of their own."""
 WEIGHTS_FROM = "data.weights_from"  # setting that names a run, or a folder or a file of its metrics of examples
@@ -51,26 +51,36 @@ class Thing:
         return [one for one in self.record.inputs if one.kind == kind]
 
 
-def find_things(folder: Path) -> list[Thing]:
+def find_things(folder: Path, deadline: Deadline | None = None) -> list[Thing]:
     """Returns everything with a record, and all runs, below a folder or in the run that it is; sorted by path.
 
     Hidden folders and links to folders are not searched.
 
+    Args:
+        folder: the folder.
+        deadline: ends the search early.
+
     Raises:
         RunError: the folder cannot be read.
     """
-    folder = folder.resolve()
-    runs = {(folder / run.path).resolve(): run for run in find_runs(folder).runs}
-    found = [run_thing(path, run) for path, run in runs.items()]
-    for path in _records(folder, runs.keys()):
+    folder, deadline = folder.resolve(), deadline or Deadline()
+    runs = {(folder / run.path).resolve(): run for run in find_runs(folder, deadline).runs}
+    found = []
+    for path, run in runs.items():
+        if deadline.ends_search():
+            break
+        found.append(run_thing(path, run))
+    for path in _records(folder, runs.keys(), deadline):
         found.append(file_thing(path))
     return sorted(found, key=lambda thing: str(thing.path))
 
 
-def _records(folder: Path, runs: Any) -> Iterator[Path]:
+def _records(folder: Path, runs: Any, deadline: Deadline) -> Iterator[Path]:
     """Yields the records of files below a folder."""
     seen = set[Path]()
     for parent, folders, files in os.walk(folder):
+        if deadline.ends_search():
+            return
         own = OWN_FOLDERS if Path(parent) in runs else frozenset()
         folders[:] = sorted(name for name in folders if not name.startswith(".") and name not in own)
         for name in sorted(files):
@@ -151,7 +161,7 @@ def _configured_parents(config: Mapping[str, Any]) -> Iterator[Input]:
     for name, value in config.items():
         role = name.removesuffix(".checkpoint")
         if value and (name == WEIGHTS_FROM or (role != name and (role == "init" or role.startswith("init.sources.")))):
-            value = str(value).rstrip("/").partition(f"/{FOLDER}/")[0] if name == WEIGHTS_FROM else value
+            value = str(value).rstrip("/").partition(f"/{PER_EXAMPLE}/")[0] if name == WEIGHTS_FROM else value
             path, _, step = str(value).rstrip("/").rpartition("/checkpoints/")
             if path and step.isdecimal():
                 yield Input(kind=CHECKPOINT, role=role, path=path, step=int(step))

@@ -74,13 +74,17 @@ def lineage_of(path: Path, below: Path | None = None) -> Lineage:
         RunError: there is no such thing, or the folder cannot be read.
     """
     folder = below or path.absolute().parent
-    graph = Graph(folder, find_things(folder))
+    return dataclasses.replace(lineage_in(Graph(folder, find_things(folder)), path), folder=str(folder))
+
+
+def lineage_in(graph: Graph, path: Path) -> Lineage:
+    """Returns the lineage of a run or of a file among things that were searched before. Raises RunError."""
     subject = graph.at(path) or _by_content(path, graph)
     if subject is None:
         raise RunError(
             f"{path}: is no run and has no record of lineage ({lineage.record_path(path).name}), and no record below "
-            f"{folder} has its content. Give a run directory, a dataset, predictions or an export. To ask which of "
-            f"them saw a log: convoy runs lineage --saw={path}"
+            f"{graph.folder} has its content. Give a run directory, a dataset, predictions or an export. To ask which "
+            f"of them saw a log: convoy runs lineage --saw={path}"
         )
     problems = [thing.problem for thing in graph.things if thing.problem]
     problems += [subject.problem] if subject.problem and subject.problem not in problems else []
@@ -91,7 +95,7 @@ def lineage_of(path: Path, below: Path | None = None) -> Lineage:
     return Lineage(
         dataclasses.replace(node, nodes=builder.came_from(subject, (subject.path,))),
         _Builder(graph).became(subject, (subject.path,)),
-        str(folder),
+        str(graph.folder),
         problems,
     )
 

@@ -43,6 +43,7 @@ from engine.run.lease import DirectoryGone, Lease, LeaseLost
 from engine.storage import background
 from engine.storage.mounts import local_path, shown
 
+PER_EXAMPLE = "per_example"  # folder in a run directory
 LONGEST_PATH = 4096 - 256  # bytes: Linux allows 4096, and the longest name below a run has less than 256
 
 SHOWN = 10  # runs that an error names
@@ -218,7 +219,7 @@ class RunDirectory:
         A link is something else, too: it leads to a disk that the user has chosen.
         """
         names = {path.name for path in self._all_contents()}
-        results = (self.checkpoints, self.examples, self.bad_examples, self.figures, self.path / "per_example")
+        results = (self.checkpoints, self.examples, self.bad_examples, self.figures, self.path / PER_EXAMPLE)
         with suppress(OSError, RunError):
             return (
                 all(path.name in names | {"lease"} and not path.is_symlink() for path in self.path.iterdir())
@@ -254,7 +255,7 @@ class RunDirectory:
 
     def _all_contents(self) -> tuple[Path, ...]:
         more = (self.code, self.optimizer, self.evaluations, self.stacks, self.figures)
-        names = ("per_example", "lineage.json", "names.json.gz", "report.html")
+        names = (PER_EXAMPLE, "lineage.json", "names.json.gz", "report.html")
         return (*self._contents(), *more, *map(self.path.joinpath, names))
 
     def read_config_text(self) -> str:

@@ -94,6 +94,17 @@ def test_killed_run_is_listed_as_killed_without_a_change_of_its_files(tmp_path):
     assert lease.current_owner(run / "lease") is not None
 
 
+def test_search_ends_at_its_deadline_and_keeps_the_index(tmp_path):
+    make_run(tmp_path / "a")
+    index.find_runs(tmp_path)
+    before, over = (tmp_path / index.INDEX).read_text(), index.Deadline(0)
+    make_run(tmp_path / "b")
+    assert paths(index.find_runs(tmp_path, over)) == [] and over.passed
+    assert (tmp_path / index.INDEX).read_text() == before
+    late = index.Deadline(60)
+    assert paths(index.find_runs(tmp_path, late)) == ["a", "b"] and not late.passed
+
+
 def test_missing_folder_is_an_error(tmp_path):
     with pytest.raises(RunError, match="nowhere: cannot be read"):
         index.find_runs(tmp_path / "nowhere")

@@ -5,6 +5,8 @@ import os
 import pytest
 
 from engine.lineage.things import find_things, thing_at
+from engine.metrics.example_file import FOLDER
+from engine.run.directory import PER_EXAMPLE
 from tests.lineage.made import data, made_file, run, store_data, weights
 
 
@@ -61,3 +63,7 @@ def test_shard_stands_for_its_dataset_and_a_link_for_its_file(tmp_path):
         thing = thing_at(path)
         assert thing is not None and thing.path == out
     assert thing_at(tmp_path) is None and thing_at(tmp_path / "gone") is None
+
+
+def test_folder_of_metrics_of_examples_has_one_name():
+    assert PER_EXAMPLE == FOLDER  # the packages `run` and `metrics` do not import each other
