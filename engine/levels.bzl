@@ -65,8 +65,10 @@ GROUPS = {
             "datasets": "writes a source as ArrayRecord files and checks every example, in parallel processes",
             "lineage": "trees of what was made from what, who saw a log, and model cards",
             "planning": "plans a run for hardware that may be absent: cost model, candidates, `plan.json`",
-            "report": "reports of runs and of comparisons as HTML, one file each that needs no network",
             "trackers": "passes metrics on to MLflow, W&B, Trackio, TensorBoard and CSV files",
+        },
+        {
+            "report": "reports of runs and of comparisons as HTML, one file each that needs no network",
         },
     ],
     "command line": [

@@ -20,6 +20,7 @@ from engine.base.json_text import now
 from engine.experiments.run_table import differing_settings, metric_columns
 from engine.report.gather import IMAGE_BYTES, Gathered, all_data, names_of
 from engine.report.images import Budget
+from engine.report.lineage import SEARCH_S, lineages
 from engine.report.panels import panels
 
 if TYPE_CHECKING:
@@ -27,28 +28,34 @@ if TYPE_CHECKING:
 
 LIBRARY = "uPlot.json"
 """File in `vendor/` with name, version, licence and hashes of the chart library."""
-SCRIPTS = ("dom.js", "chart.js", "curves.js", "run.js", "compare.js", "parallel.js", "main.js")
+SCRIPTS = ("dom.js", "chart.js", "curves.js", "run.js", "lineage.js", "compare.js", "parallel.js", "main.js")
 SEED = "train.seed"
 _LISTS = ("variants", "differences", "results", "changes", "meanings")  # of a comparison
 
 
-def write_report(paths: Sequence[str | Path], output: Path, found: "Comparison | None" = None) -> None:
+def write_report(
+    paths: Sequence[str | Path], output: Path, found: "Comparison | None" = None, search_s: float = SEARCH_S
+) -> None:
     """Writes the report of one or several runs.
 
     Args:
         paths: the run directories.
         output: the file; it appears complete, and an earlier one is replaced.
         found: the comparison of these runs; None compares several runs as `convoy compare` does.
+        search_s: seconds in which things are searched that came from the runs; 0 searches nothing.
 
     Raises:
         RunError: a directory is no run, a file of it cannot be read, or the report cannot be written.
     """
-    write(output, report([Gathered(path) for path in paths], found))
+    write(output, report([Gathered(path) for path in paths], found, search_s))
 
 
-def report(runs: Sequence[Gathered], comparison: "Comparison | None" = None) -> dict[str, Any]:
-    """Returns the data of a report; `comparison` as for `write_report`."""
-    found = all_data(runs)
+def report(
+    runs: Sequence[Gathered], comparison: "Comparison | None" = None, search_s: float = SEARCH_S
+) -> dict[str, Any]:
+    """Returns the data of a report; `comparison` and `search_s` as for `write_report`."""
+    trees = lineages([run.directory.path for run in runs], search_s)
+    found = [{**run, "lineage": tree} for run, tree in zip(all_data(runs), trees, strict=True)]
     grouped = groups(runs, [run["name"] for run in found])
     compared = _comparison(runs, comparison, grouped) if len(runs) > 1 else None
     records = [run.record for run in runs]

@@ -57,6 +57,14 @@ def test_run_that_was_asked_to_stop_writes_none(state, tmp_path):
     assert not (tmp_path / "run/report.html").exists()
 
 
+def test_other_files_are_neither_searched_nor_written_at_the_end_of_a_run(tmp_path):
+    run = make_run(tmp_path / "run")
+    with at_end.reported(RunDirectory(run), "none"):
+        pass
+    assert not data_of(run)["lineage"]["isSearched"]
+    assert list(tmp_path.iterdir()) == [run]
+
+
 def test_report_that_fails_is_a_warning_and_keeps_the_error_of_the_run(tmp_path, caplog):
     directory = directory_of(tmp_path / "run", "failed")
     directory.config.mkdir()

@@ -10,6 +10,8 @@ from engine.experiments.comparison import WHOLE, Basis, Comparison, Difference, 
 from engine.experiments.record import read_record
 from engine.experiments.statistics import Interval
 from engine.report.page import write_report
+from engine.run.lineage import RECORD, Record
+from tests.lineage.made import data, made_file, record, run, weights
 from tests.report.made import full_run
 
 LOSS = '[data-chart="loss"]'
@@ -20,7 +22,10 @@ EVIL = "<script>alert(1)<|script>"
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a report of one run, whose name is markup, and one of four runs."""
     found = tmp_path_factory.mktemp("reports")
-    write_report([full_run(found / EVIL)], found / "one.html")
+    one, base = full_run(found / EVIL), run(found / "bases" / EVIL)
+    record(one / RECORD, Record(kind="run", inputs=[weights(base, "init"), data(role=EVIL), weights(found / "gone")]))
+    made_file(found / f"{EVIL}.npz", "predictions", [weights(base)])
+    write_report([one], found / "one.html")
     settings = [{"train__seed": seed, "train__global_batch_size": size} for size in (8, 16) for seed in (0, 1)]
     runs = [full_run(found / f"run-{at}", shift=at / 10, **each) for at, each in enumerate(settings)]
     write_report(runs, found / "four.html")
@@ -149,6 +154,36 @@ def test_report_fits_a_phone_in_both_schemes_and_can_be_printed(page, folder, tm
     assert page.run("getComputedStyle(document.body).backgroundColor") == "rgb(14, 17, 22)"
     page.pdf(tmp_path / "report.pdf")
     assert (tmp_path / "report.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.multiprocess
+def test_lineage_is_a_nested_list_of_text(page, folder):
+    page.open(folder / "one.html")
+    text = "[...document.querySelectorAll('#lineage {} li')].map(each => each.innerText.replaceAll('\\n', ' '))"
+    came_from, became = page.run(text.format(".card:first-child")), page.run(text.format(".card:last-child"))
+    assert came_from[0].startswith(f"init: run bases/{EVIL}")
+    assert came_from[1].startswith(f"{EVIL}: data tests.zoo.source")
+    assert became == []
+    assert page.run("document.querySelector('#lineage li .pill.unknown').textContent") == "unknown"
+    assert page.run("document.querySelector('#lineage .card:last-child').innerText").endswith("which holds this run.")
+
+
+@pytest.mark.multiprocess
+def test_tiles_that_fill_no_row_leave_no_bar(page, folder):
+    page.view(1100, 900)
+    page.open(folder / "one.html")
+    tops = page.run("[...document.querySelectorAll('.tile')].map(each => each.getBoundingClientRect().top)")
+    assert 0 < tops.count(tops[-1]) < tops.count(tops[0])  # cells of the last row are empty
+    background = "getComputedStyle(document.querySelector('{}')).backgroundColor"
+    assert page.run(background.format(".tiles")) == page.run(background.format(".card"))
+
+
+@pytest.mark.multiprocess
+def test_sections_come_in_the_order_of_their_use(page, folder):
+    page.open(folder / "one.html")
+    names = page.run("[...document.querySelectorAll('section')].map(each => each.id)")
+    order = ["overview", "warnings", "curves", "layers", "time", "slices", "worst", "results", "lineage", "settings"]
+    assert names == order
 
 
 @pytest.mark.multiprocess

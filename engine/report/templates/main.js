@@ -80,6 +80,7 @@ const sections = [
   detail("slices", "Slices", null, slicesOf),
   detail("worst", "Examples", null, worstOf),
   detail("results", "Tables and figures", null, resultsOf),
+  detail("lineage", "Lineage", null, lineageOf),
   detail("settings", "Settings", null, settingsOf),
 ].filter(Boolean);
 details.forEach((draw) => draw());
