@@ -1,8 +1,8 @@
 """Takes the pictures of docs/report.md in headless Chromium: python docs/images/report.py [--runs FOLDER]
 
 The runs are `wide-0`, `wide-1`, `narrow-0` and `narrow-1` below the folder, with the settings in RUNS and TRAIN. A run
-that is missing is trained first; all four take about ten minutes on two cores. They must have been trained from one
-commit without uncommitted changes, since the pictures show what differs between them.
+that is missing is trained first; all four take about ten minutes on two cores. They must be of one commit without
+uncommitted changes, since the pictures show what differs between them. Training needs the extras `sim` and `parquet`.
 """
 
 import argparse
@@ -49,9 +49,10 @@ def train(folder: Path) -> None:
         sys.exit(f"{TOP} has uncommitted changes. Commit them first, so that the runs can name their code.")
     for name in missing:
         words = ["train", f"--config={CONFIG}", f"--workdir={folder / name}", *flags(name)]
-        subprocess.run(
-            [sys.executable, "-m", "engine.cli.main", *words], check=True, env={**os.environ, "PYTHONPATH": str(TOP)}
-        )
+        environment = {**os.environ, "PYTHONPATH": str(TOP)}
+        done = subprocess.run([sys.executable, "-m", "engine.cli.main", *words], check=False, env=environment)
+        if done.returncode:
+            sys.exit(done.returncode)
 
 
 def flags(name: str) -> list[str]:
