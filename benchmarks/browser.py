@@ -11,6 +11,7 @@ import os
 import select
 import shutil
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -186,7 +187,8 @@ def page(folder: Path) -> Iterator[Page]:
     actions = [(os.POSIX_SPAWN_DUP2, high_in, 3), (os.POSIX_SPAWN_DUP2, high_out, 4)]
     actions += [(os.POSIX_SPAWN_OPEN, each, os.devnull, os.O_WRONLY, 0) for each in (1, 2)]
     arguments = [found, *_FLAGS, f"--user-data-dir={folder}", "about:blank"]
-    environment = {**os.environ, "HOME": str(folder), "TMPDIR": str(folder)}
+    temporary = tempfile.mkdtemp(prefix="browser-", dir="/tmp")  # holds a socket, whose path must be short
+    environment = {**os.environ, "HOME": str(folder), "TMPDIR": temporary}
     pid = os.posix_spawn(found, arguments, environment, file_actions=actions, setpgroup=0)
     for each in (theirs_in, theirs_out, high_in, high_out):
         os.close(each)
@@ -197,3 +199,4 @@ def page(folder: Path) -> Iterator[Page]:
         os.close(ours_out)
         os.killpg(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
+        shutil.rmtree(temporary, ignore_errors=True)
