@@ -19,7 +19,7 @@ from engine.trackers.pictures import picture
 from engine.trackers.run_info import RunInfo
 from engine.trackers.tracker import Tracker, as_text, package, require
 
-_METRICS, _PARAMS = 1000, 100  # in one request
+_METRICS, _PARAMS = 1000, 100  # in one request; also 100 tags
 _LONGEST = 5000  # characters of the value of a parameter or tag
 _STATES = {"done": "FINISHED", "failed": "FAILED", "preempted": "KILLED", "interrupted": "KILLED"}
 _KIND = {"mlflow.experimentKind": "custom_model_development"}  # of an experiment: the UI then opens its runs
@@ -76,7 +76,9 @@ class MLflow(Tracker):
         if "run" not in self.kept:
             created = self._client.create_run(self._experiment_id(run), _ms(run.started), run_name=run.name)
             self.kept["run"] = created.info.run_id
+        if "config" not in self.kept:
             self._client.log_artifact(self._run, os.fspath(run.config))
+            self.kept["config"] = True
         new = [entities.Param(name, text) for name, text in params.items() if name not in known]
         changed = {f"changed.{name}": text for name, text in params.items() if known.get(name, text) != text}
         tags = {f"convoy.{name}": text for name, text in run.tags.items()} | changed
@@ -85,7 +87,8 @@ class MLflow(Tracker):
         for begin in range(0, len(new), _PARAMS):
             self._client.log_batch(self._run, params=new[begin : begin + _PARAMS], synchronous=True)
         found = [entities.RunTag(name, text[:_LONGEST]) for name, text in tags.items()]
-        self._client.log_batch(self._run, tags=found, synchronous=True)
+        for begin in range(0, len(found), _PARAMS):
+            self._client.log_batch(self._run, tags=found[begin : begin + _PARAMS], synchronous=True)
 
     def write(self, entries: Sequence[Entry]) -> None:
         """Sends the numbers together, and every image and table by itself."""
