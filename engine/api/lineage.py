@@ -129,8 +129,8 @@ class PredictionLineage:
     def add(self, columns: Columns) -> None:
         """Adds the text of a batch."""
         self._examples += len(columns[EXAMPLE])
-        for name, values in self._text.items():
-            values.update(filter(None, map(source_lineage.name_text, columns[name])))
+        for name in self._text:
+            lineage.collect(self._text, name, filter(None, map(source_lineage.name_text, columns[name])))
 
     def write(self) -> None:
         """Writes the record. Raises DataError if it cannot be written."""

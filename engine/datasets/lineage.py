@@ -35,7 +35,7 @@ class NameCollector:
     def add(self, example: object) -> None:
         """Adds the texts of an example."""
         for name, value in source_lineage.text_names(example):
-            self._values.setdefault(name, set()).add(value)
+            lineage.collect(self._values, name, [value])
 
     def save(self, shard: Path) -> None:
         """Writes the names of a shard. Raises OSError."""

@@ -11,7 +11,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +111,7 @@ class Names:
     Attributes:
         files: path -> size in bytes, -1 if not known, and a hash of samples of the content, "" if not known.
         values: name of a text in the examples, such as "scene" -> its values, sorted.
-        omitted: kind of names, such as "scene" -> how many there are, if they are too many to keep.
+        omitted: kind of names, such as "scene" -> how many there are at least, if they are too many to keep.
     """
 
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
@@ -128,15 +128,25 @@ class Names:
             self.add_values(name, values)
         for name, count in other.omitted.items():
             self.omitted[name] = max(count, self.omitted.get(name, 0))
+            self.values.pop(name, None)
 
     def add_values(self, name: str, values: Sequence[str]) -> None:
         """Adds values of a text; too many are only counted."""
+        if name in self.omitted:
+            return
         found = dict.fromkeys((*self.values.get(name, ()), *values))  # in their order, which is often the sorted one
         if len(found) > MOST_NAMES:
             self.omitted[name] = len(found)
             self.values.pop(name, None)
         elif found:
             self.values[name] = sorted(found)
+
+
+def collect(found: dict[str, set[str]], name: str, values: Iterable[str]) -> None:
+    """Adds values of a text to those of earlier examples, until they are too many to keep: so memory is bounded."""
+    known = found.setdefault(name, set())
+    if len(known) <= MOST_NAMES:
+        known.update(values)
 
 
 def digest(text: str) -> str:

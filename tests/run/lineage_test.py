@@ -86,6 +86,18 @@ def test_too_many_names_are_counted(monkeypatch):
     assert (found.values, found.omitted) == ({"scene": ["a", "b", "c"]}, {"token": 4})
     found.add_values("scene", ["d"])
     assert (found.values, found.omitted) == ({}, {"token": 4, "scene": 4})
+    found.add_values("scene", ["e"])
+    found.add(Names({}, {"name": ["f"]}))
+    found.add(Names({}, {}, {"name": 9}))
+    assert (found.values, found.omitted) == ({}, {"token": 4, "scene": 4, "name": 9})
+
+
+def test_names_of_examples_are_collected_up_to_the_number_that_is_kept(monkeypatch):
+    monkeypatch.setattr(lineage, "MOST_NAMES", 3)
+    found: dict[str, set[str]] = {}
+    for value in "aabbcdefg":
+        lineage.collect(found, "scene", [value])
+    assert found == {"scene": set("abcd")}
 
 
 def test_record_of_a_shard_is_that_of_its_dataset(tmp_path):
