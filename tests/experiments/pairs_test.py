@@ -51,7 +51,8 @@ class Named(Mean):
 def test_number_that_only_some_resamples_have_has_an_interval_over_these(monkeypatch):
     """The first example has the weight 2, so that 63 % of the resamples are heavier than the examples."""
     monkeypatch.setattr("engine.experiments.statistics._LARGEST", 2 * COUNT)  # blocks of two resamples
-    one, two = (Named(x, np.where(np.arange(COUNT) == 0, 2, 1)) for x in (errors(0.0), errors(0.05, noise_seed=2)))
+    weight: Any = np.where(np.arange(COUNT) == 0, 2, 1)
+    one, two = (Named(_fields(x)[0], weight) for x in (errors(0.0), errors(0.05, noise_seed=2)))
     found = by_part(paired(one, two).differences(300))["", "x/first"]
     assert found.interval.low > 0 and found.resamples == 1200
 
