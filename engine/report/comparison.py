@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.experiments.comparison import SURE, WHOLE, Comparison, Difference
+from engine.experiments.comparison import SURE, WHOLE, Change, Comparison, Difference
 from engine.report.gather import rounded
 from engine.report.images import Budget
 
@@ -26,6 +26,8 @@ def comparison_data(found: Comparison, names: Mapping[str, str], budget: Budget)
         budget: what figures of examples may take.
     """
     variants = [_variant_name(variant.name, len(variant.runs), names) for variant in found.variants]
+    changes = [_change(change, budget) for change in found.changes]
+    left_out = [f"Figures of examples that are left out, since all are too large together: {budget.left_out}."]
     return {
         "variants": variants,
         "differences": [
@@ -33,23 +35,24 @@ def comparison_data(found: Comparison, names: Mapping[str, str], budget: Budget)
         ],
         "results": [_result(result) for result in _shown(found.results)],
         "more": len(found.results) - len(_shown(found.results)),
-        "changes": [
-            {
-                "variant": change.variant,
-                "evaluation": change.evaluation,
-                "metric": change.metric,
-                "example": change.index,
-                "tags": {name: str(value) for name, value in change.tags.items()},
-                "first": rounded(change.first),
-                "second": rounded(change.second),
-                "change": rounded(change.second - change.first),
-                "figures": [budget.take(Path(path)) if path else None for path in change.figures],
-            }
-            for change in found.changes
-        ],
+        "changes": changes,
         "level": SURE,
         "meanings": list(found.meanings),
-        "notes": list(found.notes),
+        "notes": [*found.notes, *(left_out if budget.left_out else [])],
+    }
+
+
+def _change(change: Change, budget: Budget) -> dict[str, Any]:
+    return {
+        "variant": change.variant,
+        "evaluation": change.evaluation,
+        "metric": change.metric,
+        "example": change.index,
+        "tags": {name: str(value) for name, value in change.tags.items()},
+        "first": rounded(change.first),
+        "second": rounded(change.second),
+        "change": rounded(change.second - change.first),
+        "figures": [budget.take(Path(path)) if path else None for path in change.figures],
     }
 
 

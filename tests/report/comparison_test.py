@@ -70,6 +70,16 @@ def test_changed_example_has_the_figures_of_both(tmp_path):
     assert (found["example"], found["tags"], found["change"]) == (7, {"scene": "x"}, 2.0)
 
 
+def test_figures_that_do_not_fit_have_a_note(tmp_path):
+    write_figure(tmp_path / "a.png")
+    change = Change(
+        variant=1, evaluation="heldout", metric="loss", index=7, tags={}, first=1.0, second=3.0,
+        figures=(str(tmp_path / "a.png"), ""),
+    )  # fmt: skip
+    data = comparison_data(Comparison(variants=[variant("a"), variant("b")], changes=[change]), {}, Budget(10))
+    assert data["notes"] == ["Figures of examples that are left out, since all are too large together: 1."]
+
+
 def test_change_to_an_infinite_value_has_no_number():
     """In JavaScript, null counts as 0."""
     change = Change(variant=1, evaluation="heldout", metric="loss", index=7, tags={}, first=1.0, second=math.inf)
