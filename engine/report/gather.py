@@ -225,7 +225,8 @@ def _worst(rows: Rows, pictures: Any) -> list[dict[str, Any]]:
 
 def _warnings(run: Gathered, note: str) -> list[list[str]]:
     """Returns time and text of what went wrong or may have: the end of the run, its log, and files that are damaged."""
-    found = [["", text] for text in (run.record.problem, run.rows.note, note) if text]
+    damaged = code.read(run.directory.code).problem
+    found = [["", text] for text in (run.record.problem, damaged, run.rows.note, note) if text]
     found += [["", text] for text in _not_finite(run.rows, results.slice_prefixes(run.rows, run.texts))]
     try:
         log = read_text(run.directory.log, _MOST_LOG, errors="replace")

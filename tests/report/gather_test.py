@@ -39,6 +39,13 @@ def test_failed_run_says_why(tmp_path):
     assert data["warnings"][0] == ["", "the loss is not finite"]
 
 
+def test_damaged_record_of_the_code_is_a_warning(tmp_path):
+    run = full_run(tmp_path / "a")
+    (run / "code.json").write_text("{")
+    [data] = all_data([Gathered(run)])
+    assert data["warnings"][0][1].startswith(f"{run}/code.json is damaged: Expecting")
+
+
 def test_run_that_has_just_started_is_gathered(tmp_path):
     run = full_run(tmp_path / "a")
     for name in ("metrics.jsonl", "goodput.jsonl", "log.txt", "status.json"):
