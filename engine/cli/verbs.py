@@ -58,7 +58,7 @@ _VERBS = (
         runs_user_code=False,
         actions=("list", "lineage", "push"),
     ),
-    Verb("compare", "print what differs between two runs, and whether it is noise", runs_user_code=False),
+    Verb("compare", "print what differs between runs, and whether it is noise", runs_user_code=False),
     Verb("goodput", "print how the time of a run was spent, per attempt", runs_user_code=False),
     Verb(
         "data",
