@@ -146,12 +146,13 @@ def _settings(text: str) -> dict[str, Any]:
     Numbers, None and quoted texts are values of Python; everything else is text. Code has today's names, also where an
     earlier version of the engine stored others, so that the same code is no difference between two runs.
     """
-    parts = [line.partition(": ") for line in text.splitlines() if not line.startswith("#")]
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    parts = [line.partition(": ") for line in lines]
     found = {name: value for name, colon, value in parts if colon}
     head = _HEAD.match(text)
-    if not found or (head and int(head[1]) != len(found)):
+    if not found or (head and int(head[1]) != len(lines)):
         stated = f", but its first line states {head[1]}" if head else ""
-        raise ValueError(f"it has {len(found) or 'no'} settings{stated}")
+        raise ValueError(f"it has {len(lines) if found else 'no'} settings{stated}")
     settings = current_settings(found)
     return {name: plain(value) for name, value in settings.items()}
 
