@@ -13,7 +13,7 @@ from typing import Any
 from engine.base.files import replacing
 from engine.metrics.results import Table
 from engine.trackers.entries import Entry
-from engine.trackers.folders import folder_of_run
+from engine.trackers.folders import folder_of_run, local_folder
 from engine.trackers.run_info import RunInfo
 from engine.trackers.tracker import Tracker
 
@@ -33,7 +33,7 @@ class Csv(Tracker):
 
     def __init__(self, folder: str = ""):
         super().__init__(uri=folder and os.path.abspath(folder))
-        self._folder, self._path = folder, Path()
+        self._folder, self._path = local_folder(folder), Path()
         self._columns: dict[str, list[str]] = {}  # of each file that was opened
         self._last: dict[str, int] = {}  # last step of each file
 

@@ -3,6 +3,19 @@
 from pathlib import Path
 from typing import Any
 
+from engine.base.errors import ConfigError
+from engine.storage.mounts import is_address
+
+
+def local_folder(folder: str) -> str:
+    """Returns the path of a local folder. Raises ConfigError for an address, which would become a folder `gs:` here."""
+    if is_address(folder):
+        raise ConfigError(
+            f"{folder}: found an address. This tracker appends to files, so it needs a local folder: mount the bucket "
+            "and give the path of the mount."
+        )
+    return folder
+
 
 def folder_of_run(parent: Path, name: str, kept: dict[str, Any]) -> Path:
     """Returns the folder of a run below a parent, and creates it; `kept["run"]` is its name.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from engine.observe.tensorboard import EventFiles
 from engine.trackers.entries import Entry
-from engine.trackers.folders import folder_of_run
+from engine.trackers.folders import folder_of_run, local_folder
 from engine.trackers.run_info import RunInfo
 from engine.trackers.tracker import Tracker
 
@@ -28,7 +28,7 @@ class TensorBoard(Tracker):
 
     def __init__(self, folder: str = "tensorboard"):
         super().__init__(uri=os.path.abspath(folder))
-        self._folder = folder
+        self._folder = local_folder(folder)
         self._events: EventFiles | None = None
 
     @property

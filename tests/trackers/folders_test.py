@@ -2,7 +2,12 @@
 
 from typing import Any
 
+import pytest
+
+from engine.base.errors import ConfigError
+from engine.trackers.csv_tracker import Csv
 from engine.trackers.folders import folder_of_run
+from engine.trackers.tensorboard_tracker import TensorBoard
 
 
 def test_names_are_taken_once(tmp_path):
@@ -13,3 +18,9 @@ def test_names_are_taken_once(tmp_path):
     assert folder_of_run(tmp_path / "new", "a", first).name == "a"
     (tmp_path / "new" / "a-2").rmdir()
     assert folder_of_run(tmp_path / "new", "a", second).name == "a-2"
+
+
+@pytest.mark.parametrize("tracker", [Csv, TensorBoard])
+def test_address_of_a_bucket_is_no_folder(tracker):
+    with pytest.raises(ConfigError, match="gs://bucket/x: found an address"):
+        tracker(folder="gs://bucket/x")
