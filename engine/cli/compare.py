@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from engine.base.errors import ConfigError
 from engine.cli import common
 from engine.cluster.exit_status import ExitStatus
+from engine.storage.mounts import local_path
 
 if TYPE_CHECKING:
     from engine.experiments.comparison import Comparison
@@ -114,6 +115,6 @@ def _show(args: argparse.Namespace, found: "Comparison | None", gate: "GateResul
     if args.html:
         from engine.report.page import write_report
 
-        write_report([args.base, *args.others], Path(args.html), found)
+        write_report([args.base, *args.others], local_path(args.html), found)
         compared = f"wrote {args.html}"
     print(*filter(None, (compared, gate and gate.text)), sep="\n\n")

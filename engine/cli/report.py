@@ -6,6 +6,7 @@ from pathlib import Path
 from engine.base.errors import ConfigError
 from engine.cli import common
 from engine.cluster.exit_status import ExitStatus
+from engine.storage.mounts import local_path, shown
 
 DESCRIPTION = """
 Writes what happened in one or several runs as one HTML file that needs no network: curves, time,
@@ -34,9 +35,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     from engine.report.page import write_report
 
     common.refuse_overrides(overrides, "report")
-    output = Path(args.out or (Path(args.runs[0]) / NAME if len(args.runs) == 1 else NAME))
+    output = local_path(args.out or (Path(args.runs[0]) / NAME if len(args.runs) == 1 else NAME))
     if output.suffix not in (".html", ".htm"):
         raise ConfigError(f"--out = {output}: found the ending {output.suffix!r}. Allowed: NAME.html.")
     write_report(args.runs, output)
-    print(f"wrote {output}")
+    print(f"wrote {shown(output)}")
     return ExitStatus.DONE

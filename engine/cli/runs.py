@@ -4,11 +4,11 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 from engine.base.errors import ConfigError
 from engine.cli import common
 from engine.cluster.exit_status import ExitStatus
+from engine.storage.mounts import local_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +66,7 @@ def _list(args: argparse.Namespace) -> int:
     from engine.experiments.query import order, select
     from engine.experiments.run_table import table
 
-    found = find_runs(Path(args.folder))
+    found = find_runs(local_path(args.folder))
     runs = select(found.runs, args.where)
     runs = order(runs, args.sort) if args.sort else runs
     if args.json:
@@ -90,7 +90,7 @@ def _lineage(args: argparse.Namespace) -> int:
         raise ConfigError("convoy runs lineage: name a run or a file, or what may have been seen with --saw=NAME.")
     from engine.lineage.tree import lineage_of, to_text
 
-    found = lineage_of(Path(args.path), None if args.below is None else Path(args.below))
+    found = lineage_of(local_path(args.path), None if args.below is None else local_path(args.below))
     print(found.to_json() if args.json else to_text(found))
     _print_problems(found.problems)
     return ExitStatus.DONE
@@ -106,7 +106,7 @@ def _saw(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--below={args.below}: with --saw, the folder {args.path} is searched. Remove one of the two."
         )
-    found = who_saw(args.saw, Path(args.below or args.path or "runs"))
+    found = who_saw(args.saw, local_path(args.below or args.path or "runs"))
     print(found.to_json() if args.json else to_text(found))
     _print_problems(found.problems)
     return ExitStatus.DONE if found.is_clear else ExitStatus.USER_ERROR

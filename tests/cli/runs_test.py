@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from engine.cli.arguments import make_parser
 from engine.cli.main import main
 from engine.cli.verbs import VERBS
@@ -66,3 +68,24 @@ def test_lineage_without_a_thing_or_with_two_folders_is_refused(tmp_path, capsys
         assert "Error" in (error := capsys.readouterr().err) and "Traceback" not in error
     assert main(["runs", "lineage", str(tmp_path)]) == 1
     assert "is no run and has no record of lineage" in capsys.readouterr().err
+
+
+BUCKET = "gs://bucket/x"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["runs", BUCKET],
+        ["runs", "lineage", BUCKET],
+        ["runs", "lineage", "--saw=a", BUCKET],
+        ["report", "RUN", f"--out={BUCKET}.html"],
+        ["compare", "RUN", "RUN", f"--html={BUCKET}.html"],
+    ],
+)
+def test_address_is_a_bucket_and_not_a_local_folder(words, digits, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.chdir(tmp_path)
+    assert main([str(digits[0]) if word == "RUN" else word for word in words]) == 1
+    assert "gs://bucket: gcsfuse, which mounts such buckets, is not installed" in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
