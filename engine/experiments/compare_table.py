@@ -109,7 +109,7 @@ def _changes(changes: Sequence[Change], names: tuple[str, str]) -> list[str]:
         lines += [f"figure: {path}" for change in same for path in change.figures if path]
         if not any(path for change in same for path in change.figures):
             lines.append(
-                f"No figure of them is drawn. The worst examples are, where the Task has figures: convoy evaluate RUN "
+                f"No figure of them is drawn. To draw the worst examples, if the Task has figures: convoy evaluate RUN "
                 f"--evaluations.{evaluation}.worst=100 --evaluations.{evaluation}.figures=100"
             )
         found.append("\n".join(lines))
