@@ -183,10 +183,13 @@ def run(argv: Sequence[str] | None = None) -> NoReturn:
 
     If a thread is blocked on storage, the process exits without Python's cleanup, which would wait for that thread.
     """
+    from engine.cli.entry import end_on_interrupt
+
     words = list(sys.argv[1:] if argv is None else argv)
     output.guard()
     if computes(words):
         restart_with_huge_pages()
+    end_on_interrupt()  # for a program of the user that calls this function: the restart has blocked Ctrl-C
     collect_rarely()
     _continue_in_child(words)
     verdict.begin()

@@ -38,6 +38,12 @@ def test_interrupt_before_main_ends_without_a_traceback(before, start):
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
+def test_restart_of_a_program_that_calls_run_does_not_block_interrupts():
+    code = f"{DELAYED}\nfrom engine.cli.main import run; run()"
+    done = subprocess.run([sys.executable, "-c", code, "runs"], env=runs.environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 def test_interrupt_that_is_ignored_stays_ignored():
     code = "import signal\nsignal.signal(2, signal.SIG_IGN)\nfrom engine.cli.entry import end_on_interrupt\n"
     code += "end_on_interrupt()\nsignal.raise_signal(2)\nprint('running')"
