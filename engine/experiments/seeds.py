@@ -30,7 +30,8 @@ def seed_interval(
     else:
         basis, interval = Basis.SEPARATE_SEEDS, statistics.welch_interval(first_values, second_values)
     if math.isnan(interval.low):
-        return Basis.NONE, Interval(float(np.mean(second_values) - np.mean(first_values)), *[math.nan] * 3)
+        estimate = float(np.mean(second_values)) - float(np.mean(first_values))
+        return Basis.NONE, Interval(estimate, *[math.nan] * 3)
     return basis, interval
 
 

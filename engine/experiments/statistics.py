@@ -114,6 +114,7 @@ def relative_error_of_p(values: np.ndarray) -> float:
     return 1 / math.sqrt(beyond) if beyond >= RESOLVED else 30 / math.sqrt(len(values))
 
 
+@np.errstate(invalid="ignore")  # a run that has diverged may have an infinite result
 def t_interval(differences: Sequence[float], level: float = 0.95) -> Interval:
     """Returns the t interval of the mean of differences, one for each seed; without limits for fewer than two."""
     values = np.asarray(differences, np.float64)
@@ -123,6 +124,7 @@ def t_interval(differences: Sequence[float], level: float = 0.95) -> Interval:
     return _from_t(estimate, float(values.std(ddof=1)) / math.sqrt(len(values)), freedom, level)
 
 
+@np.errstate(invalid="ignore")
 def welch_interval(first: Sequence[float], second: Sequence[float], level: float = 0.95) -> Interval:
     """Returns the interval of mean(second) - mean(first) for runs that share no seeds (Welch 1947)."""
     parts = [np.asarray(values, np.float64) for values in (first, second)]

@@ -32,5 +32,12 @@ def test_seeds_without_spread_have_no_interval_unless_they_are_equal():
     assert seed_interval(variant(0, 1), variant(0, 1), [0.5, 0.6], [0.5, 0.6])[1] == (0, 0, 0, 1)
 
 
+@pytest.mark.parametrize("other", [variant(0, 1), variant(2, 3)])
+def test_infinite_results_have_no_interval(other):
+    for values, estimate in (([0.5, 0.6], math.inf), ([0.5, math.inf], math.nan)):
+        basis, interval = seed_interval(variant(0, 1), other, values, [math.inf, 0.5])
+        assert basis == Basis.NONE and interval.estimate == pytest.approx(estimate, nan_ok=True)
+
+
 def test_one_run_has_no_seeds():
     assert has_seeds(variant(0, 1), variant(2, 3)) and not has_seeds(variant(0, 1), variant(0))
