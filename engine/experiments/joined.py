@@ -125,8 +125,8 @@ def _slice_notes(evaluation: str, runs: Sequence[Run], kept: Sequence[Examples])
     if not other:
         return []
     more = f" and {len(other) - 1} more" if len(other) > 1 else ""
-    text = f"{evaluation}: the slice {other[0]}{more} has other examples in some runs"
-    return [f"{text}. Those of the first run that has it count: {runs[0].folder}, if it does."]
+    first = next(run.folder for run, each in zip(runs, kept, strict=True) if other[0] in each.slices)
+    return [f"{evaluation}: the slice {other[0]}{more} has other examples in some runs. Those in {first} count."]
 
 
 def _notes(evaluation: str, runs: Sequence[Run], found: Sequence[Examples], kept: Examples, by: str) -> list[str]:

@@ -118,8 +118,7 @@ def read_parquet(path: Path) -> Examples:
             values = {field: _array(arrays[full], shapes[full]) for field, full in fields.items()}
             metrics[name] = _import(each["class"])(**values, **{key: _frozen(x) for key, x in each["settings"].items()})
     except (OSError, KeyError, TypeError, ValueError, ImportError, AttributeError, arrow.ArrowException) as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise RunError(f"{path}: cannot be read as the metrics of examples ({text}).") from error
+        raise _unreadable(path, error) from error
     return Examples(indices, masks, metrics, tags, stored.get("content", ""))
 
 
@@ -192,7 +191,10 @@ def slice_names(path: Path) -> list[str]:
 def content_of(path: Path) -> str:
     """Returns the fingerprint of the dataset of a file; "" if it is not known. Raises as `read_parquet`."""
     stored = (_schema(path).metadata or {}).get(b"convoy", b"{}")
-    return json.loads(stored).get("content", "")
+    try:
+        return json.loads(stored).get("content", "")
+    except (ValueError, AttributeError) as error:
+        raise _unreadable(path, error) from error
 
 
 def _schema(path: Path) -> Any:
@@ -200,4 +202,9 @@ def _schema(path: Path) -> Any:
     try:
         return arrow.parquet.read_schema(path)
     except (OSError, arrow.ArrowException) as error:
-        raise RunError(f"{path}: cannot be read as the metrics of examples ({str(error).splitlines()[0]}).") from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> RunError:
+    text = str(error).splitlines()[0] if str(error) else type(error).__name__
+    return RunError(f"{path}: cannot be read as the metrics of examples ({text}).")

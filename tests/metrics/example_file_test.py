@@ -119,3 +119,13 @@ def test_damaged_file_is_one_sentence(tmp_path, damage, monkeypatch):
         monkeypatch.delattr(__import__("sys").modules[__name__], "Kept")
     with pytest.raises(RunError, match=r"a\.parquet: cannot be read as the metrics of examples"):
         example_file.read_parquet(path)
+
+
+@pytest.mark.parametrize("stored", [b"{", b"[]", b"\xff"])
+def test_damaged_metadata_is_one_sentence(tmp_path, stored):
+    arrow: types.ModuleType = example_file.pyarrow("")
+    path = tmp_path / "a.parquet"
+    arrow.parquet.write_table(arrow.table({"x": [1]}).replace_schema_metadata({b"convoy": stored}), path)
+    for read in (example_file.read_parquet, example_file.content_of):
+        with pytest.raises(RunError, match=r"a\.parquet: cannot be read as the metrics of examples"):
+            read(path)
