@@ -54,8 +54,8 @@ def _norms(sums: Values, has_update: bool) -> Values:
     measures = [name for name in ("param", "grad", "update") if name in sums and (has_update or name != "update")]
     found = {f"{name}_norm": {k: float(np.sqrt(x)) for k, x in _with_whole(sums[name]).items()} for name in measures}
     if has_update:
-        trained = {name: sums["param"][name] for name in sums["update"]}
-        pairs = zip(_with_whole(sums["update"]).items(), _with_whole(trained).values(), strict=True)
+        updated = {name: sums["param"][name] for name in sums["update"]}  # layers with trained parameters
+        pairs = zip(_with_whole(sums["update"]).items(), _with_whole(updated).values(), strict=True)
         found["update_ratio"] = {name: float(np.sqrt(x / square)) for (name, x), square in pairs if square}
     return found
 
