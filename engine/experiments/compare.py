@@ -17,7 +17,7 @@ from engine.experiments.changes import changes
 from engine.experiments.comparison import WHOLE, Basis, Comparison, Difference, Variant
 from engine.experiments.joined import Joined, join
 from engine.experiments.pairs import Paired
-from engine.experiments.seeds import has_seeds, seed_interval
+from engine.experiments.seeds import has_seeds, seed_interval, seed_notes
 from engine.experiments.statistics import FEWEST_GROUPS
 from engine.experiments.variants import Run, describe, differences, variants_of
 from engine.metrics.direction import higher_is_better
@@ -80,6 +80,7 @@ def compare(folders: Sequence[Path], options: Options = Options()) -> Comparison
                 work.append(_Work(number, name, found))
     over_examples = [item for item in work if not has_seeds(variants[0], variants[item.variant])]
     notes += _group_notes(options.group, work, {item.evaluation for item in over_examples})
+    notes += seed_notes(variants[0], variants[1:])
     results: list[Difference] = []
     changed = []
     paired = {at: Paired(x.variant, x.joined, options.group) for at, x in enumerate(work) if x.joined is not None}

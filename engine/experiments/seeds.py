@@ -35,6 +35,20 @@ def seed_interval(
     return basis, interval
 
 
+def seed_notes(base: Variant, others: Sequence[Variant]) -> list[str]:
+    """Returns notes on intervals over two seeds against more, which are too narrow.
+
+    In simulations with the same spread on both sides, or twice the spread on one of them, Welch's interval covers 88 to
+    97 % of the time with two seeds against 3 to 8, and 93 to 98 % with other numbers from 2 to 8.
+    """
+    return [
+        f"{base.name} and {other.name}: intervals over {len(base.runs)} and {len(other.runs)} seeds hold the true "
+        "difference as little as 88 times of 100. Train a third seed, or the same seeds on both sides."
+        for other in others
+        if min(len(base.runs), len(other.runs)) == 2 < max(len(base.runs), len(other.runs))
+    ]
+
+
 def has_seeds(*variants: Variant) -> bool:
     """Returns whether each variant has several seeds, so that intervals are over seeds."""
     return all(len(variant.runs) > 1 for variant in variants)

@@ -118,7 +118,7 @@ def test_arguments_are_checked_against_the_signature(package):
     fails(
         Data(target="shop.tasks.Strict", arguments={"widht": 1}),
         "task.widht: shop.tasks.Strict takes no such argument. It takes: width. Fields of the engine here: shuffle, "
-        "shuffle_window, limit, threads, workers, prefetch, on_error, on_change. Did you mean width?",
+        "shuffle_window, limit, threads, workers, prefetch, on_error, on_change, weights_from. Did you mean width?",
         check,
     )
     fails(

@@ -7,7 +7,7 @@ import pytest
 from engine.experiments import statistics
 from engine.experiments.comparison import Basis, Variant
 from engine.experiments.record import RunRecord
-from engine.experiments.seeds import has_seeds, seed_interval
+from engine.experiments.seeds import has_seeds, seed_interval, seed_notes
 
 ONE, TWO = [0.5, 0.6, 0.45], [0.4, 0.43, 0.41]
 
@@ -37,6 +37,14 @@ def test_infinite_results_have_no_interval(other):
     for values, estimate in (([0.5, 0.6], math.inf), ([0.5, math.inf], math.nan)):
         basis, interval = seed_interval(variant(0, 1), other, values, [math.inf, 0.5])
         assert basis == Basis.NONE and interval.estimate == pytest.approx(estimate, nan_ok=True)
+
+
+def test_two_seeds_against_more_have_a_note():
+    counts = [variant(*range(count)) for count in (1, 2, 3)]
+    assert seed_notes(counts[2], [counts[0], counts[2]]) == [] == seed_notes(counts[1], counts[:2])
+    [note] = seed_notes(counts[2], counts)
+    assert note.startswith("a and a: intervals over 3 and 2 seeds hold the true difference as little as 88 times")
+    assert seed_notes(counts[1], [counts[2]]) != []
 
 
 def test_one_run_has_no_seeds():
