@@ -22,6 +22,7 @@ ELSEWHERE = {
     "forecasting": "tests/models/pedestrians/forecasting_table_test.py",
     "kill_storm": "tests/faults/supervisor_test.py",
     "references": "references_test.py",
+    "trackers": "trackers_test.py",
 }
 """Other benchmarks -> what tests them."""
 NO_BENCHMARKS = {"all", "bare_start", "simulated_processes"} | {

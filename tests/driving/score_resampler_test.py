@@ -8,7 +8,7 @@ import pytest
 from engine.driving.detection_score import DetectionScore
 from engine.experiments.resampling import Repeated
 from engine.metrics.resampling import resampler_of
-from tests.metrics.resampling_test import counts_of
+from tests.metrics.drawn import counts_of
 
 EXAMPLES = 10
 

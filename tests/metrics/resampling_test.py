@@ -10,8 +10,7 @@ from engine.experiments.resampling import Repeated
 from engine.metrics import ConfusionMatrix, Mean, Ratio, RootMeanSquare, Sum
 from engine.metrics.metric import Metric
 from engine.metrics.resampling import resampler_of, weighted_sum
-
-EXAMPLES = 12
+from tests.metrics.drawn import EXAMPLES, counts_of
 
 
 def metrics() -> dict[str, Metric]:
@@ -28,14 +27,6 @@ def metrics() -> dict[str, Metric]:
         "column": ConfusionMatrix.of(guesses + (guesses == 3), labels, ("a", "b", "", "c"), outside="column"),
         "modes": BestOfModes.of(random.normal(size=(EXAMPLES, 2, 3, 4, 2)), random.normal(size=(EXAMPLES, 2, 4, 2))),
     }
-
-
-def counts_of(resamples: int, examples: int = EXAMPLES) -> np.ndarray:
-    """Returns resamples, the last of which has the first example only."""
-    random = np.random.default_rng(1)
-    counts = np.stack([np.bincount(random.integers(0, examples, examples), minlength=examples)] * resamples)
-    counts[-1] = examples * (np.arange(examples) == 0)
-    return counts
 
 
 @pytest.mark.parametrize("name", list(metrics()))
