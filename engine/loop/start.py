@@ -73,7 +73,8 @@ def restore(store: CheckpointStore, program: Program, init: Init, phase: Phases,
 
 def record_inputs(start: Start, directory: RunDirectory) -> None:
     """Records the checkpoints that gave a new run its weights, instead of those of an earlier start from step 0."""
-    if start.inputs and group.is_primary():
+    recorded = (directory.path / "lineage.json").exists()  # maybe with checkpoints that this start has not read
+    if not start.position and group.is_primary() and (start.inputs or recorded):
         from engine.run import lineage
 
         lineage.update_run(directory, start.inputs, kept=lambda one: one.kind != lineage.CHECKPOINT)

@@ -14,10 +14,20 @@ from engine.compile.build import build_program
 from engine.config.schema import MeshSpec
 from engine.config.text import to_text
 from engine.loop.phases import Phases
-from engine.loop.start import compile_steps, frozen_note, reported_if_long, restore, say_notes
+from engine.loop.start import (
+    Start,
+    compile_steps,
+    frozen_note,
+    record_inputs,
+    reported_if_long,
+    restore,
+    say_notes,
+)
 from engine.loop.watchdog import Watchdog
 from engine.parallel.mesh import make_mesh
+from engine.run import lineage
 from engine.run.directory import RunDirectory
+from engine.run.lineage import CHECKPOINT, DATA, Input
 from engine.training.model import describe
 from tests import runs, zoo
 
@@ -51,6 +61,17 @@ def test_restore_returns_the_newest_checkpoint(tmp_path):
         start = restored()
     assert start.step == 10 and messages[0] == "resuming from step 10"
     assert all(np.isfinite(np.asarray(x)).all() for x in jax.tree.leaves(start.state.params))
+
+
+@pytest.mark.parametrize(("position", "kinds"), [({}, [DATA]), ({"step": 1}, [CHECKPOINT, DATA])])
+def test_start_from_step_0_with_random_weights_has_no_parents(tmp_path, position, kinds):
+    directory, state = RunDirectory(tmp_path), zoo.program(zoo.Classify()).init()
+    parent = Input(kind=CHECKPOINT, role="init", path="runs/a", step=5)
+    record_inputs(Start(state, 0, {}, [parent]), directory)  # of a start that failed before its first save
+    lineage.update_run(directory, [Input(kind=DATA, role="data", id="1")])
+    record_inputs(Start(state, 1, position), directory)
+    record = lineage.read(tmp_path / "lineage.json")
+    assert record is not None and [one.kind for one in record.inputs] == kinds
 
 
 def test_frozen_parts_are_named():
