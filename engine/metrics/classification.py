@@ -110,9 +110,9 @@ class ConfusionMatrix(Metric):
     def resampler(self) -> "Resampler | None":
         from engine.metrics.resampling import Sums
 
-        return None if np.asarray(self.odd).any() else Sums({"counts": np.asarray(self.counts)}, self._numbers)
+        return None if np.asarray(self.odd).any() else Sums({"counts": np.asarray(self.counts)}, self._of_resamples)
 
-    def _numbers(self, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _of_resamples(self, sums: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns the numbers of `compute` for counts `[resamples, ...]`."""
         counts, n = sums["counts"], len(self.classes)
         hits, true, guessed = np.diagonal(counts, axis1=1, axis2=2), counts.sum(2), counts.sum(1)[:, :n]
