@@ -4,7 +4,8 @@ import re
 
 from engine.base.errors import ConfigError
 
-_PASSWORD = re.compile(r"//[^/@\s]*:[^/@\s]*@")
+# A password may hold "@" and "/" although an address should escape them; host:port/path@x holds none.
+_PASSWORD = re.compile(r"//[^/@:\s]*:(?!\d+/)([^/\s]*@|[^@\s]*@)")
 
 
 def without_password(address: str) -> str:

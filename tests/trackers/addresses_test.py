@@ -14,6 +14,14 @@ def test_password_is_refused_without_being_printed():
     assert "secret" not in str(found.value)
 
 
+@pytest.mark.parametrize("password", ["secret", "sec@ret", "sec/ret", "sec:r@t", "5ecret", ""])
+def test_whole_password_is_removed(password):
+    for path in ("", "/db", "/db/a@b"):
+        assert without_password(f"failed: postgresql://ann:{password}@host{path} (x@y)") == (
+            f"failed: postgresql://host{path} (x@y)"
+        )
+
+
 @pytest.mark.parametrize("address", ["sqlite:///mlflow.db", "http://host:5000", "http://host:5000/a@b", "folder", ""])
 def test_address_without_password_is_unchanged(address):
     check_no_password(address, "X")
