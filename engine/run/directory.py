@@ -216,7 +216,8 @@ class RunDirectory:
     def is_untrained(self) -> bool:
         """Whether an earlier start is here that ended at step 0, and nothing else: no checkpoint, no metrics.
 
-        A link is something else, too: it leads to a disk that the user has chosen.
+        A start has a status or a log; a config alone may be the user's. A link is something else, too: it leads to a
+        disk that the user has chosen.
         """
         names = {path.name for path in self._all_contents()}
         results = (self.checkpoints, self.examples, self.bad_examples, self.figures, self.path / PER_EXAMPLE)
@@ -225,8 +226,7 @@ class RunDirectory:
                 all(path.name in names | {"lease"} and not path.is_symlink() for path in self.path.iterdir())
                 and not any(entry for folder in results if folder.exists() for entry in folder.iterdir())
                 and not any(file.exists() and file.stat().st_size for file in (self.metrics, self.evaluations))
-                and self.is_used()
-                and (not self.status.exists() or status.read(self.status).step == 0)
+                and (status.read(self.status).step == 0 if self.status.exists() else self.log.exists())
             )
         return False
 

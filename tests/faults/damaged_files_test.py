@@ -109,6 +109,7 @@ def test_next_export_removes_what_a_killed_one_has_left(run, tmp_path, add_row):
         assert main(["checkpoints", str(run), f"--export={out}"]) == 0
         took = time.monotonic() - begin
         other.kill()
-    assert set(tmp_path.iterdir()) == {run, out, living, elsewhere}
+    beside = {Path(f"{out}.{name}") for name in ("MODEL_CARD.md", "lineage.json")}
+    assert set(tmp_path.iterdir()) == {run, out, living, elsewhere} | beside
     assert os.path.getsize(out) > 1000
     add_row("SIGXFSZ during an export, then another export", detected_s=took, code=0)

@@ -162,7 +162,7 @@ def test_fresh_replaces_a_start_that_trained_no_step(tmp_path, has_status):
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("what", ["step", "checkpoint", "metrics", "notes", "damaged status", "link"])
+@pytest.mark.parametrize("what", ["step", "checkpoint", "metrics", "notes", "config", "damaged status", "link"])
 def test_fresh_moves_a_start_with_anything_of_value(tmp_path, what):
     run = make_untrained(tmp_path / "run")
     match what:
@@ -174,6 +174,9 @@ def test_fresh_moves_a_start_with_anything_of_value(tmp_path, what):
             run.metrics.write_text("{}\n")
         case "notes":
             (run.path / "notes.txt").write_text("mine")
+        case "config":
+            for file in (run.status, run.log):
+                file.unlink()
         case "damaged status":
             run.status.write_text("{")
         case "link":
