@@ -157,7 +157,7 @@ def test_wheel_contains_every_package_and_no_top_level_models_or_configs(wheel):
     assert files | {"convoy_zoo/__init__.py", "engine/py.typed"} <= set(names)
     assert {name.split("/")[0] for name in names if ".dist-info/" not in name} == {"engine", "convoy_zoo"}
     (entry_points,) = [name for name in names if name.endswith("/entry_points.txt")]
-    assert "convoy = engine.cli.main:run" in zipfile.ZipFile(wheel).read(entry_points).decode().splitlines()
+    assert "convoy = engine.cli.entry:run" in zipfile.ZipFile(wheel).read(entry_points).decode().splitlines()
 
 
 def test_sdist_has_the_files_of_the_wheel_and_the_licence(built):
