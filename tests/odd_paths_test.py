@@ -46,9 +46,15 @@ def test_commands_read_the_run(run, tmp_path, capfd):
     assert main(["goodput", str(run)]) == 0
     output = capfd.readouterr()
     assert "step        2  good" in output.out and "Traceback" not in output.err
-    done = runs.convoy("checkpoints", str(run), f"--export={tmp_path}/{ODD.replace('/', '')}")
+    out = tmp_path / ODD.replace("/", "")
+    done = runs.convoy("checkpoints", str(run), f"--export={out}")
     assert done.returncode == 0 and "\\udcff" in done.stdout, done.stderr
-    assert load_file(next(tmp_path.iterdir()))
+    assert load_file(out)
+    assert {path.name for path in tmp_path.iterdir()} == {
+        out.name,
+        f"{out.name}.lineage.json",
+        f"{out.name}.MODEL_CARD.md",
+    }
 
 
 @pytest.mark.slow
