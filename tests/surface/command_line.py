@@ -45,7 +45,7 @@ def _argument(action: argparse.Action) -> Iterator[str]:
     """Yields a line with the properties of an argument, one with its help, and those of its verbs."""
     verbs = isinstance(action, argparse._SubParsersAction)
     properties = [
-        "required" if action.required else "",
+        "required" if action.required and action.nargs != "*" else "",  # Python 3.13 does not require these
         f"nargs={action.nargs}" if action.nargs not in (None, 0) and not verbs else "",
         f"type={getattr(action.type, '__name__', action.type)}" if action.type else "",
         f"choices={','.join(action.choices)}" if action.choices and not verbs else "",
