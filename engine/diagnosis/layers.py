@@ -1,6 +1,6 @@
 """The hook of `log.layers`: measures the layers of the model at the steps of its period.
 
-At a step it looks at the step that follows: the batch that this step takes, its gradient, and its update. At the last
+At a step, it measures the next step: its batch, its gradient, and its update. At the last
 step of a run it takes the last batch once more.
 """
 

@@ -202,7 +202,7 @@ class _OfExamples:
 
 
 def file_numbers(rule: Rule, run: Run, base: Sequence[Run]) -> list[Number]:
-    """Returns a number of a JSON file of a run; for a rule that compares, beside that of each run of the base.
+    """Returns a number of a JSON file of a run; if the rule compares, with that of each run of the base.
 
     Raises:
         RunError: the file is missing or damaged, or has no such number.

@@ -28,7 +28,7 @@ _FAIL_IF = {
 
 
 def sentence(result: RuleResult) -> str:
-    """Returns what a rule demands, in words."""
+    """Returns the rule as a sentence."""
     rule = result.rule
     parts = [rule.label]
     if rule.slices:
@@ -97,7 +97,7 @@ def markdown(found: GateResult) -> str:
 def written(path: str | None) -> Iterator[list[str]]:
     """Writes the texts that its block adds to a list, as Markdown; an error instead, if the block raises one.
 
-    So a file of an earlier gate never stays in the place of one that could not be judged. Without a path, nothing is
+    So a file from an earlier gate is replaced, even if this one could not be judged. Without a path, nothing is
     written.
 
     Raises:

@@ -28,7 +28,7 @@ FILES = (STATUS, CONFIG, f"checkpoints/{RESULTS}")
 
 _SETTINGS = re.compile(rb"\A# \d+ settings\n|^(task|data)\.target: ", re.MULTILINE)
 _HEAD = re.compile(r"# (\d{1,9}) settings\n")
-_BEGINNING = 1 << 16  # bytes of a config that tell what it is
+_BEGINNING = 1 << 16  # bytes that are read to see whether a file is a config
 
 FIELDS = ("path", "state", "step", "total_steps", "attempt", "started", "updated", "problem", "best", "parent")
 """What `RunRecord.value` knows beside settings and metrics."""
