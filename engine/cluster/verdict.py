@@ -19,7 +19,7 @@ from pathlib import Path
 from engine.base.errors import EngineEnd
 from engine.base.user_errors import error_chain, innermost_frame
 from engine.cluster import output, tracebacks
-from engine.cluster.exit_status import status_of
+from engine.cluster.exit_status import ExitStatus, status_of
 from engine.storage.mounts import shown
 
 VARIABLE = "CONVOY_VERDICT"
@@ -45,13 +45,21 @@ class Verdict:
     text: str  # a sentence as its last line, without a trailing newline; a traceback may precede it
     time: float  # when it decided to exit, by the monotonic clock that all processes of a machine share
     signature: str = ""  # signature of its error (`failure_signature`)
+    state: str = "failed"  # `state` of a run that ends with its error (`EngineEnd.state`)
 
     @staticmethod
     def of(error: BaseException, index: int) -> "Verdict":
         """Returns the verdict of a process that ends because of an error."""
         by_user = isinstance(error, KeyboardInterrupt) and not isinstance(error, EngineEnd)
         text = "interrupted" if by_user else tracebacks.report_text(error)
-        return Verdict(index, status_of(error), shown(text.rstrip()), time.monotonic(), failure_signature(error))
+        state = error.state if isinstance(error, EngineEnd) else Verdict.state
+        text = shown(text.rstrip())
+        return Verdict(index, status_of(error), text, time.monotonic(), failure_signature(error), state)
+
+    @property
+    def blames_peer(self) -> bool:
+        """Whether it states only that another process is gone or does not answer, such as a LostPeer."""
+        return self.code == ExitStatus.RETRY and self.state == "failed" and not self.signature
 
     @property
     def line(self) -> str:
@@ -147,16 +155,17 @@ def report(error: BaseException) -> None:
     tracebacks.keep(error)
     found = Verdict.of(error, 0)
     if is_launched():
-        record(found.code, found.text, found.signature)
+        record(found.code, found.text, found.signature, found.state)
     else:
         output.show(found.text)
 
 
-def record(code: int, text: str, signature: str = "") -> None:
+def record(code: int, text: str, signature: str = "", state: str = Verdict.state) -> None:
     """Writes this process's verdict atomically, unless it already has a verdict."""
     path = _path()
     if not path.exists():
-        _write(path, json.dumps(asdict(Verdict(int(path.stem), code, text.rstrip(), time.monotonic(), signature))))
+        found = Verdict(int(path.stem), code, text.rstrip(), time.monotonic(), signature, state)
+        _write(path, json.dumps(asdict(found)))
 
 
 def read(folder: Path) -> list[Verdict]:

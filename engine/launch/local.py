@@ -1,11 +1,13 @@
 """Runs one command in several processes on this machine, with one output, signal forwarding and one exit code.
 
-The first failure determines the exit code; later failures are assumed to follow from it. No process outlives the
-launcher: on Linux the kernel kills them when it dies, and each process leads a process group that is killed as a whole.
+The first failure determines the exit code; later failures are assumed to follow from it (`in_order`). No process
+outlives the launcher: on Linux the kernel kills them when it dies, and each process leads a process group that is
+killed as a whole.
 """
 
 import contextlib
 import dataclasses
+import math
 import os
 import queue
 import signal
@@ -104,22 +106,7 @@ def run(
             job.start(command, environments, alone=processes is None)
             with signals.forwarded_to(job.send):
                 codes = job.wait(grace_s, signals)
-        recorded = {found.index: found for found in verdict.read(folder)}
-        steps = verdict.read_steps(folder)
-        exits = []
-        for i, (code, when) in codes.items():
-            ended = ProcessExit(i, code, when, job.pids[i], step=steps.get(i))
-            if code == ExitStatus.DONE and not job.output_is_complete:
-                ended = dataclasses.replace(ended, code=128 + signals.received[0], text=_UNREAD, explanation=_UNREAD)
-            if last := recorded.get(i):
-                ended = dataclasses.replace(ended, time=last.time, text=last.text, signature=last.signature)
-            elif text := job.ended_because.get(i):
-                ended = dataclasses.replace(ended, code=ExitStatus.RETRY, text=text)
-            if code == ExitStatus.DONE and (text := postmortem.unfinished(folder, i, job.pids)):
-                failed = last.code if last and last.code else ExitStatus.USER_ERROR
-                ended = dataclasses.replace(ended, code=failed, text=ended.text or text, explanation=text)
-            exits.append(ended)
-        first, *others = sorted(exits, key=lambda ended: (ended.code == ExitStatus.DONE, ended.time))
+        first, *others = _exits(folder, job, codes, signals)
         out_of_memory = first.code == ExitStatus.SIGKILL and not first.text and oom_kills() > oom_kills_before
         reason, explanation = first.explanation, postmortem.explain_exit(first.code, first.text, out_of_memory)
         first = dataclasses.replace(first, explanation=explanation, out_of_memory=out_of_memory)
@@ -128,6 +115,50 @@ def run(
             postmortem.correct_status(folder, job.pids, first.code, reason)
         postmortem.note_output(folder)
     return [first, *others]
+
+
+def _exits(folder: Path, job: "_Job", codes: dict[int, tuple[int, float]], signals: Signals) -> list[ProcessExit]:
+    """Returns how each process ended, in order, from the return value of `job.wait` and from what it recorded."""
+    recorded = {found.index: found for found in verdict.read(folder)}
+    steps = verdict.read_steps(folder)
+    exits = []
+    for i, (code, when) in codes.items():
+        last = recorded.get(i)
+        ended = ProcessExit(i, code, when, job.pids[i], step=steps.get(i))
+        if code == ExitStatus.DONE and not job.output_is_complete:
+            ended = dataclasses.replace(ended, code=128 + signals.received[0], text=_UNREAD, explanation=_UNREAD)
+        if last:
+            ended = dataclasses.replace(ended, time=last.time, text=last.text, signature=last.signature)
+        elif text := job.ended_because.get(i):
+            ended = dataclasses.replace(ended, code=ExitStatus.RETRY, text=text)
+        if code == ExitStatus.DONE and (text := postmortem.unfinished(folder, i, job.pids)):
+            failed = last.code if last and last.code else ExitStatus.USER_ERROR
+            ended = dataclasses.replace(ended, code=failed, text=ended.text or text, explanation=text)
+        exits.append(ended)
+    by_launcher = {ended.index for ended in exits if ended.code - 128 in signals.received} | job.killed
+    unexplained = {ended.index for ended in exits} - recorded.keys() - by_launcher
+    return in_order(exits, unexplained, blaming=[i for i, last in recorded.items() if last.blames_peer])
+
+
+def in_order(exits: Sequence[ProcessExit], unexplained: Collection[int], blaming: Collection[int]) -> list[ProcessExit]:
+    """Returns ended processes as `run` does: failures first, ordered by time, a lost peer before those that lost it.
+
+    A process may record that it lost its peer before the launcher notices the end of that peer. A process that was
+    killed or crashed counts as lost by then.
+
+    Args:
+        exits: all processes of the job.
+        unexplained: indices of the processes without a verdict, except those that the launcher has ended.
+        blaming: indices of the processes whose verdict states only that they lost a peer.
+    """
+    lost = min((ended.time for ended in exits if ended.index in blaming), default=math.inf)
+
+    def key(ended: ProcessExit) -> tuple[bool, float, bool, float]:
+        is_cause = ended.index in unexplained
+        when = min(ended.time, lost) if is_cause else ended.time
+        return ended.code == ExitStatus.DONE, when, not is_cause, ended.time
+
+    return sorted(exits, key=key)
 
 
 def _environment(index: int, count: int | None, devices: int | None, folder: Path, port: int) -> dict[str, str]:
@@ -174,7 +205,9 @@ class _Job:
     def __init__(self, folder: Path):
         self._folder = folder  # of the verdicts
         self.ended_because: dict[int, str] = {}
-        """Processes that the launcher has ended, with the reason."""
+        """Processes that the launcher has ended because they were stopped, with the reason."""
+        self.killed: set[int] = set()
+        """Processes that the launcher has killed, for whatever reason."""
         self.output_is_complete = True
         """Whether nothing waits for a reader once `wait` has returned: a signal ends the wait of a result."""
         self._processes: list[subprocess.Popen[bytes]] = []
@@ -246,6 +279,7 @@ class _Job:
             output.show(f"convoy launch: {text}")
         for i, text in to_end.items():
             self.ended_because.setdefault(i, text)
+            self.killed.add(i)
             for pid in running[i]:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
@@ -282,8 +316,9 @@ class _Job:
         self._exits.put((i, code if code >= 0 else 128 - code, when))
 
     def _kill(self) -> None:
-        for process in self._processes:
+        for i, process in enumerate(self._processes):
             if process.returncode is None:
+                self.killed.add(i)
                 process.kill()  # not its group: without the resource tracker, shared memory would be leaked
 
 

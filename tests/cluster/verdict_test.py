@@ -15,10 +15,11 @@ import pytest
 from engine.base.errors import ConfigError, RunError
 from engine.cluster import verdict
 from engine.cluster.kv_store import CoordinationError
-from engine.cluster.peer_failure import LostPeer
+from engine.cluster.peer_failure import LostPeer, lost_peer
 from engine.cluster.rendezvous import CannotJoin
 from engine.cluster.verdict import Verdict, failure_signature
 from engine.loop.preemption import Interrupted, Preempted
+from engine.loop.watchdog import Hang
 
 
 @pytest.fixture
@@ -191,6 +192,17 @@ def test_circular_error_chain_terminates():
 def test_failure_from_outside_has_no_signature(kind):
     assert failure_signature(raised(lambda: _raise(kind("gone")))) == ""
     assert json.dumps(failure_signature(KeyError("x"))) == '"KeyError"'
+
+
+def test_only_the_loss_of_a_peer_blames_a_peer(launched):
+    for kind in (LostPeer, CannotJoin, CoordinationError):
+        assert Verdict.of(kind("gone"), 0).blames_peer
+    for kind in (Preempted, Interrupted, Hang, RunError, KeyError):
+        assert not Verdict.of(kind("gone"), 0).blames_peer
+    assert not Verdict.of(lost_peer(Verdict(0, 1, "ConfigError: no", 5.0), ""), 1).blames_peer  # it has the cause
+    verdict.report(Preempted("saved"))
+    (found,) = verdict.read(launched)
+    assert (found.code, found.state, found.blames_peer) == (42, "preempted", False)
 
 
 def _raise(error):

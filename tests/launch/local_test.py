@@ -9,7 +9,7 @@ import time
 import pytest
 
 from engine.base.errors import ConfigError
-from engine.launch.local import launch
+from engine.launch.local import ProcessExit, in_order, launch
 from engine.run import status
 from tests import runs
 from tests.launch.programs import alive, pids, wait_until_gone
@@ -147,6 +147,37 @@ def test_kill_decides_over_errors_that_it_caused():
     assert code == 137
     assert line.startswith("convoy launch: process 0 ended first, with 137 (killed by SIGKILL")
     assert "memory ran out" in line and line.endswith("; then 1: 1")
+
+
+def test_kill_comes_before_the_verdicts_about_a_lost_peer_that_were_recorded_first():
+    """Also under load, where the launcher notices the kill late. Process 4 was killed by the launcher."""
+    codes = {0: (42, 3.0), 1: (137, 5.0), 2: (1, 4.0), 3: (0, 1.0), 4: (137, 9.0), 5: (139, 6.0)}
+    exits = [ProcessExit(i, code, when, pid=i) for i, (code, when) in codes.items()]
+
+    def order(unexplained: list[int], blaming: list[int]) -> list[int]:
+        return [ended.index for ended in in_order(exits, unexplained, blaming)]
+
+    assert order([1, 5], [0]) == [1, 5, 0, 2, 4, 3]
+    assert order([1, 5], []) == [0, 2, 1, 5, 4, 3]  # the verdict of process 0 is its own, such as that of a hang
+    assert order([3], [0]) == [0, 2, 1, 5, 4, 3]
+
+
+def test_process_that_is_killed_is_named_although_its_peer_recorded_the_loss_first():
+    code, _, errors = run(
+        """
+        from engine.cluster.peer_failure import LostPeer
+        if me == 1:
+            verdict.report(LostPeer("process 0 is gone."))
+            sys.exit(42)
+        while not verdict.read_peers():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+        grace_s=60,
+    )
+    assert code == 137
+    assert errors[0].startswith("convoy launch: process 0 ended first, with 137 (killed by SIGKILL")
+    assert errors[0].endswith("; then 1: 42")
 
 
 def test_status_of_a_killed_process_is_corrected(tmp_path):
