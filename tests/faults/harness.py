@@ -213,3 +213,40 @@ def undisturbed(folder: Path, *, processes: int = 1, devices: int = 1, **setting
     with Job("train", where, f"--workdir={folder / 'run'}", processes=processes, devices=devices) as job:
         assert job.end() == 0, job.output
     return outcome(folder / "run")
+
+
+class FaultyRun:
+    """One run of two processes that suffers several faults: a start resumes from one fault and suffers the next one.
+
+    Args:
+        folder: of the run and its config.
+        name: of the run directory.
+        settings: for `config`; each step takes 50 ms more.
+    """
+
+    def __init__(self, folder: Path, name: str = "run", **settings: Any):
+        self.run = folder / name
+        self.rows: list[dict[str, Any]] = []  # columns of each fault from which the run has resumed
+        self._config = config(folder / "config", pause=0.05, **settings)
+
+    @contextlib.contextmanager
+    def start(self, steps: int = 6, prefix: tuple[str, ...] = ()) -> Iterator[Job]:
+        """Starts or resumes the run and yields its job some steps later, at least 12 after the begin of the run."""
+        resumes = self.run.exists()
+        before, attempt = (max(losses(self.run)), status(self.run)["attempt"]) if resumes else (12 - steps, 0)
+        newest = max(saved(self.run), default=0)
+        with Job("train", self._config, f"--workdir={self.run}", processes=2, prefix=prefix) as job:
+            job.until(lambda: attempt + 1 in attempts(self.run).values())
+            recovered = time.monotonic() - job.started
+            first = min(step for step, number in attempts(self.run).items() if number > attempt)
+            assert first == newest + 1  # steps that are repeated: a save that was incomplete, too
+            if resumes:
+                self.rows.append({"recovered_s": recovered, "lost": max(0, before - first + 1), "bitwise": True})
+            job.until_step(self.run, before + steps)
+            yield job
+
+    def finish(self, whole: Outcome) -> None:
+        """Resumes the run to its end, and compares it with the undisturbed run bit for bit."""
+        with self.start(steps=1) as job:
+            assert job.end() == 0, job.output
+        assert outcome(self.run) == whole

@@ -1,20 +1,24 @@
 """Stop requests: SIGTERM from a scheduler, a second signal, and SIGINT."""
 
+import dataclasses
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from engine.cluster.exit_status import ExitStatus, is_retried
 from tests import runs, zoo
 from tests.faults import harness
-from tests.faults.process_test import PAIR, resumed
 
 pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
+
+PAIR = {"mesh__fsdp": 2}
 
 
 class Slow:
@@ -37,55 +41,93 @@ def slow(file: Path, seconds: float, **arguments: int) -> dict:
     return {"target": "tests.faults.preemption_test.Slow", "file": str(file), "seconds": seconds, **arguments}
 
 
-def stopped(job: harness.Job, run: Path, begin: float) -> tuple[int, float]:
-    """Waits for the end of a job after a stop request; returns its exit code and the seconds that it took."""
-    code, seconds = job.end(), time.monotonic() - begin
-    assert code == ExitStatus.RETRY, job.output
-    assert seconds <= runs.limit(10), job.output
-    assert "Traceback" not in job.output
-    status = runs.status(run)
-    assert (status["state"], status["exit_code"]) == ("preempted", 42)
-    assert max(harness.saved(run)) == status["step"]
+@dataclasses.dataclass
+class Stopped:
+    """How a job of two processes ended after a stop request."""
+
+    code: int
+    seconds: float  # from the last signal to the end
+    output: str
+    status: dict[str, Any]
+
+    @classmethod
+    def of(cls, job: harness.Job, run: Path, begin: float) -> "Stopped":
+        """Waits for the end of a job; `begin` is the monotonic time of the last signal."""
+        code, seconds = job.end(), time.monotonic() - begin
+        return cls(code, seconds, job.output, runs.status(run))
+
+
+@pytest.fixture(scope="module")
+def stops(tmp_path_factory: pytest.TempPathFactory, two: harness.Outcome) -> dict[str, tuple[Stopped, dict]]:
+    """A run that is asked to stop in four ways, one after the other; how it ended, and columns of each resume."""
+    # In a directory whose name Orbax takes as a pattern, and which is not UTF-8.
+    folder, ended = tmp_path_factory.mktemp("stops"), {}
+    faulty = harness.FaultyRun(folder, "lr=[0.1]\udcff", log__progress="lines", **PAIR)
+    with faulty.start() as job:
+        begin = job.signal(1, signal.SIGTERM)
+        ended["one"] = saved_and_stopped(job, faulty.run, begin)
+    with faulty.start() as job:
+        begin = time.monotonic()
+        job.process.send_signal(signal.SIGTERM)  # the launcher passes it on
+        ended["all"] = saved_and_stopped(job, faulty.run, begin)
+    with faulty.start() as job:
+        begin = time.monotonic()
+        job.process.send_signal(signal.SIGINT)
+        ended["SIGINT"] = Stopped.of(job, faulty.run, begin)
+    with faulty.start() as job:
+        pids = [job.pid_of(0), job.pid_of(1)]
+        for pid in pids:
+            os.kill(pid, signal.SIGTERM)
+        time.sleep(3)
+        begin = time.monotonic()
+        for pid in pids:
+            harness.kill(pid)
+        ended["SIGKILL"] = Stopped.of(job, faulty.run, begin)
+    faulty.finish(two)
+    return {name: (ended[name], row) for name, row in zip(ended, faulty.rows, strict=True)}
+
+
+def saved_and_stopped(job: harness.Job, run: Path, begin: float) -> Stopped:
+    """Waits for the end of a job after a stop request that it obeys."""
+    ended = Stopped.of(job, run, begin)
+    assert ended.code == ExitStatus.RETRY, ended.output
+    assert ended.seconds <= runs.limit(10), ended.output
+    assert "Traceback" not in ended.output
+    assert (ended.status["state"], ended.status["exit_code"]) == ("preempted", 42)
+    assert max(harness.saved(run)) == ended.status["step"]
     assert job.left() == []
-    return code, seconds
+    return ended
 
 
 @pytest.mark.case("SIGTERM")
 @pytest.mark.parametrize("whom", ["one", "all"])
-def test_sigterm_saves_and_resume_is_bitwise_equal(whom, tmp_path, two, add_row):
-    # In a directory whose name Orbax takes as a pattern, and which is not UTF-8.
-    run, config = tmp_path / "lr=[0.1]\udcff", harness.config(tmp_path / "config", pause=0.05, **PAIR)
-    with harness.Job("train", config, f"--workdir={run}", processes=2) as job:
-        job.until_step(run, 12)
-        begin = time.monotonic()
-        if whom == "one":
-            job.signal(1, signal.SIGTERM)
-        else:
-            job.process.send_signal(signal.SIGTERM)  # the launcher passes it on
-        code, seconds = stopped(job, run, begin)
-    row = resumed(config, run, two)
+def test_sigterm_saves_and_resume_is_bitwise_equal(whom, stops, add_row):
+    ended, row = stops[whom]
     assert row["lost"] == 0
-    add_row(f"SIGTERM to {whom}", detected_s=seconds, code=code, **row)
+    add_row(f"SIGTERM to {whom}", detected_s=ended.seconds, code=ended.code, **row)
 
 
-@pytest.mark.case("SIGTERM")
-@pytest.mark.parametrize("what", ["input", "evaluation"])
-def test_sigterm_interrupts_slow_input_and_long_evaluation(what, tmp_path, two, add_row):
-    """The evaluations differ from those of the undisturbed run, which does not change training."""
-    run, file = tmp_path / "run", tmp_path / "slow"
-    evaluation = {"data": slow(file, 0.2, n=320, seed=9), "every": "10 steps"}
-    changes = {"data": slow(file, 600.0)} if what == "input" else {"evaluations": {"long": evaluation}}
-    config = harness.config(tmp_path / "config", pause=0.05, **PAIR, **changes)
-    with harness.Job("train", config, f"--workdir={run}", processes=2) as job:
-        job.until_step(run, 12)
-        file.touch()
-        job.until(Path(f"{file}.begun").exists)
-        time.sleep(2)  # until all prefetched batches are used
-        code, seconds = stopped(job, run, job.signal(1, signal.SIGTERM))
-    file.unlink()
-    row = resumed(config, run, two)
+@pytest.mark.case("SIGINT")
+def test_sigint_saves_and_prints_a_summary_without_stacks(stops, add_row):
+    ended, row = stops["SIGINT"]
+    output, step = ended.output, ended.status["step"]
+    assert ended.code == ExitStatus.INTERRUPTED, output
+    assert ended.seconds <= runs.limit(10)
+    assert "Traceback" not in output and "Check failure" not in output and "*** " not in output
+    assert f"zoo: interrupted at step {step}/60" in output
+    assert re.search(rf"asked to stop; the state of step {step}/60 is saved in \S+\.$", output.splitlines()[-1])
+    assert output.count("asked to stop; the state of") == 1
     assert row["lost"] == 0
-    add_row(f"SIGTERM to one in {what}", detected_s=seconds, code=code, **row)
+    add_row("SIGINT", detected_s=ended.seconds, code=ended.code, **row)
+
+
+@pytest.mark.case("a second signal")
+def test_sigkill_three_seconds_after_sigterm_leaves_no_partial_checkpoint(stops, add_row):
+    ended, row = stops["SIGKILL"]
+    assert is_retried(ended.code), ended.output
+    assert ended.seconds <= runs.limit(10)
+    assert ended.status["exit_code"] in (ExitStatus.RETRY, ended.code)
+    add_row("SIGTERM, and SIGKILL 3 s later", detected_s=ended.seconds, code=ended.code, **row)
 
 
 class Sleepy:
@@ -100,69 +142,58 @@ class Sleepy:
             time.sleep(3600)
 
 
-@pytest.mark.case("a second signal")
-def test_second_sigterm_ends_all_processes_at_once(tmp_path, two, add_row):
-    run, file = tmp_path / "run", tmp_path / "sleepy"
-    hooks = {"sleepy": {"target": "tests.faults.preemption_test.Sleepy", "file": str(file), "every": "1 step"}}
-    config = harness.config(tmp_path / "config", pause=0.05, hooks=hooks, **PAIR)
-    with harness.Job("train", config, f"--workdir={run}", processes=2) as job:
-        job.until_step(run, 12)
-        file.touch()
-        job.until(Path(f"{file}.begun").exists)
-        job.process.send_signal(signal.SIGTERM)
-        time.sleep(2)
-        assert job.process.poll() is None
-        begin = time.monotonic()
-        job.process.send_signal(signal.SIGTERM)
-        code, seconds = job.end(), time.monotonic() - begin
-        assert code == ExitStatus.RETRY, job.output
-        assert seconds <= runs.limit(10)
-    status = runs.status(run)
-    assert (status["state"], status["exit_code"]) == ("failed", 42)
-    assert status["reason"].startswith("a second signal ended this process at once")
-    file.unlink()
-    add_row("a second SIGTERM", detected_s=seconds, code=code, **resumed(config, run, two))
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory, two: harness.Outcome) -> dict[str, tuple[Stopped, dict]]:
+    """A run that is asked to stop while its input, an evaluation and a hook take long; resumes and ends as another.
+
+    The evaluations differ from those of the undisturbed run, which does not change training.
+    """
+    folder, ended = tmp_path_factory.mktemp("interrupted"), {}
+    files = {name: folder / name for name in ("input", "evaluation", "hook")}
+    faulty = harness.FaultyRun(
+        folder,
+        data=slow(files["input"], 600.0),
+        evaluations={"long": {"data": slow(files["evaluation"], 0.2, n=320, seed=9), "every": "5 steps"}},
+        hooks={
+            "sleepy": {"target": "tests.faults.preemption_test.Sleepy", "file": str(files["hook"]), "every": "1 step"}
+        },
+        **PAIR,
+    )
+    for name, file in files.items():
+        with faulty.start() as job:
+            file.touch()
+            job.until(Path(f"{file}.begun").exists)
+            time.sleep(2)  # until all prefetched batches are used
+            if name == "hook":
+                job.process.send_signal(signal.SIGTERM)
+                time.sleep(2)
+                assert job.process.poll() is None
+                begin = time.monotonic()
+                job.process.send_signal(signal.SIGTERM)
+                ended[name] = Stopped.of(job, faulty.run, begin)
+            else:
+                ended[name] = saved_and_stopped(job, faulty.run, job.signal(1, signal.SIGTERM))
+        file.unlink()
+    faulty.finish(two)
+    return {name: (ended[name], row) for name, row in zip(ended, faulty.rows, strict=True)}
 
 
-@pytest.mark.case("a second signal")
-def test_sigkill_three_seconds_after_sigterm_leaves_no_partial_checkpoint(tmp_path, two, add_row):
-    run, config = tmp_path / "run", harness.config(tmp_path / "config", pause=0.05, **PAIR)
-    with harness.Job("train", config, f"--workdir={run}", processes=2) as job:
-        job.until_step(run, 12)
-        pids = [job.pid_of(0), job.pid_of(1)]
-        for pid in pids:
-            os.kill(pid, signal.SIGTERM)
-        time.sleep(3)
-        begin = time.monotonic()
-        for pid in pids:
-            harness.kill(pid)
-        code, seconds = job.end(), time.monotonic() - begin
-        assert is_retried(code), job.output
-        assert seconds <= runs.limit(10)
-    assert runs.status(run)["exit_code"] in (ExitStatus.RETRY, code)
-    add_row("SIGTERM, and SIGKILL 3 s later", detected_s=seconds, code=code, **resumed(config, run, two))
-
-
-@pytest.mark.case("SIGINT")
-def test_sigint_saves_and_prints_a_summary_without_stacks(tmp_path, two, add_row):
-    run = tmp_path / "run"
-    config = harness.config(tmp_path / "config", pause=0.05, log__progress="lines", **PAIR)
-    with harness.Job("train", config, f"--workdir={run}", processes=2) as job:
-        job.until_step(run, 12)
-        begin = time.monotonic()
-        job.process.send_signal(signal.SIGINT)
-        code, seconds = job.end(), time.monotonic() - begin
-        output = job.output
-    assert code == ExitStatus.INTERRUPTED, output
-    assert seconds <= runs.limit(10)
-    assert "Traceback" not in output and "Check failure" not in output and "*** " not in output
-    step = runs.status(run)["step"]
-    assert f"zoo: interrupted at step {step}/60" in output
-    assert output.splitlines()[-1].endswith(f"asked to stop; the state of step {step}/60 is saved in {run}.")
-    assert output.count("asked to stop; the state of") == 1
-    row = resumed(config, run, two)
+@pytest.mark.case("SIGTERM")
+@pytest.mark.parametrize("what", ["input", "evaluation"])
+def test_sigterm_interrupts_slow_input_and_long_evaluation(what, interrupted, add_row):
+    ended, row = interrupted[what]
     assert row["lost"] == 0
-    add_row("SIGINT", detected_s=seconds, code=code, **row)
+    add_row(f"SIGTERM to one in {what}", detected_s=ended.seconds, code=ended.code, **row)
+
+
+@pytest.mark.case("a second signal")
+def test_second_sigterm_ends_all_processes_at_once(interrupted, add_row):
+    ended, row = interrupted["hook"]
+    assert ended.code == ExitStatus.RETRY, ended.output
+    assert ended.seconds <= runs.limit(10)
+    assert (ended.status["state"], ended.status["exit_code"]) == ("failed", 42)
+    assert ended.status["reason"].startswith("a second signal ended this process at once")
+    add_row("a second SIGTERM", detected_s=ended.seconds, code=ended.code, **row)
 
 
 SWEEP = """
