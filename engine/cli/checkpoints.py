@@ -74,15 +74,20 @@ def _export(args: argparse.Namespace) -> None:
         names = export(args.run, args.export, step=args.step)
         print(f"wrote {len(names)} arrays to {args.export}")
         return
+    from engine.api.saved_run import SavedRun
     from engine.checkpoint.bucket_copy import readable
-    from engine.lineage import card
+    from engine.lineage import card, card_results
 
     file = Path(args.export)
     card.check_replaceable(file)
     team = card.TeamText(
         card.read_team_text(args.intended_use, "--intended-use"), card.read_team_text(args.limits, "--limits")
     )
-    names = export(args.run, file, step=args.step)
+    step = args.step
+    if args.group:
+        step = SavedRun(args.run).choose(step)
+        card_results.check_group(readable(args.run), step, args.group)
+    names = export(args.run, file, step=step)
     print(f"wrote {len(names)} arrays to {args.export}")
     with CountProgress("resampling", "parts", delay_s=PATIENCE_S) as progress:
         path = card.write_card(file, team, args.group or "", readable(args.run), progress.update)

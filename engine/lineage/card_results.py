@@ -1,15 +1,15 @@
 """The results of a checkpoint for its model card: with intervals where the metrics of single examples are stored."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.api.saved_evaluations import read_results as read_evaluations
-from engine.base.errors import ConfigError, ConvoyError
+from engine.base.errors import ConfigError, ConvoyError, did_you_mean
 from engine.checkpoint.policy import read_results
 from engine.experiments.variants import contents
 from engine.lineage.scores import WHOLE, Score, scores
-from engine.lineage.things import Thing
+from engine.lineage.things import Thing, thing_at
 from engine.metrics.direction import higher_is_better
 from engine.metrics.example_file import path_of, read_parquet
 from engine.metrics.slices import Examples
@@ -48,8 +48,7 @@ def read_results_of(run: Thing, step: int, group: str, on_part: Callable[[int, i
     assert run.run is not None
     config, found = run.run.config, Results()
     stored, problems = _stored(run, step)
-    names = {name.split(".")[1] for name in config if name.startswith("evaluations.")}
-    found.evaluations = sorted(names | {name.partition("/")[0] for name in stored if "/" in name})
+    found.evaluations = _evaluations(run, stored)
     tags: set[str] = set()
     for name in found.evaluations:
         path = run.path / path_of(name, step)
@@ -71,10 +70,33 @@ def read_results_of(run: Thing, step: int, group: str, on_part: Callable[[int, i
             found.notes[name] = f"Step {step}. No intervals: {problem or 'the metrics of its examples were not kept.'}"
         else:
             found.notes[name] = problem or f"No result of step {step} is stored."
-    if group and group not in tags:
-        known = ", ".join(sorted(tags)) or "none"
-        raise ConfigError(f"--group={group}: no stored evaluation of step {step} has such a tag. Tags: {known}.")
+    _check_tag(group, tags, step)
     return found
+
+
+def check_group(run: Path, step: int, group: str) -> None:
+    """Raises ConfigError if a card could not be written with this `--group`, for the arguments of `read_results_of`."""
+    found = thing_at(run)
+    if not group or found is None or found.run is None:
+        return
+    paths = {name: run / path_of(name, step) for name in _evaluations(found, _stored(found, step)[0])}
+    examples = [_read(path, run, name) for name, path in paths.items() if path.is_file()]
+    _check_tag(group, {tag for one in examples if isinstance(one, Examples) for tag in one.tags}, step)
+
+
+def _check_tag(group: str, tags: Collection[str], step: int) -> None:
+    if group and group not in tags:
+        raise ConfigError(
+            f"--group={group}: no stored evaluation of step {step} has such a tag.{did_you_mean(group, tags)} Tags: "
+            f"{', '.join(sorted(tags)) or 'none'}."
+        )
+
+
+def _evaluations(run: Thing, stored: Collection[str]) -> list[str]:
+    """Returns the names of the evaluations in the config of a run, or with a stored result, sorted."""
+    assert run.run is not None
+    names = {name.split(".")[1] for name in run.run.config if name.startswith("evaluations.")}
+    return sorted(names | {name.partition("/")[0] for name in stored if "/" in name})
 
 
 def _read(path: Path, run: Path, evaluation: str) -> Examples | str:

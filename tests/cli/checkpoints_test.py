@@ -36,6 +36,10 @@ def test_model_card_has_the_texts_of_the_team_and_may_be_left_out(digits, tmp_pa
     card.write_text("our own")
     out.unlink()
     assert main(words) == 1 and "was changed by hand" in capsys.readouterr().err
+    card.unlink()
+    assert main([*words, "--group=scene"]) == 1
+    expected = "--group=scene: no stored evaluation of step 3 has such a tag. Tags: none."
+    assert expected in capsys.readouterr().err
     assert not out.exists()  # nothing is exported without its card
     assert main([*words, "--no-card", "--limits=x"]) == 1
     assert main(["checkpoints", str(path), "--no-card"]) == 1

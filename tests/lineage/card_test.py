@@ -11,6 +11,7 @@ from safetensors.numpy import save_file
 from engine.base.errors import ConfigError, RunError
 from engine.lineage import card
 from engine.lineage.card import TeamText, card_path, model_card, write_card
+from engine.lineage.card_results import check_group
 from engine.metrics.example_file import path_of, to_parquet
 from engine.metrics.mean import Mean
 from engine.metrics.slices import Examples
@@ -86,6 +87,10 @@ def test_intervals_over_groups_and_a_tag_that_no_evaluation_has(export):
     assert "Intervals: bootstrap over groups of equal scene." in text
     with pytest.raises(ConfigError, match=r"--group=city: no stored evaluation of step 5 has such a tag\. Tags: scene"):
         model_card(export, group="city")
+    near = r"--group=scenes: .* has such a tag\. Did you mean scene\? Tags: scene"
+    check_group(export.parent / "base", 5, "scene")
+    with pytest.raises(ConfigError, match=near):
+        check_group(export.parent / "base", 5, "scenes")
 
 
 def test_card_invents_nothing(tmp_path):
