@@ -56,6 +56,11 @@ class Transformed(Scans):
         return {**example, "points": example["points"] + rng.random()}
 
 
+def content(folder: Path) -> dict[str, bytes]:
+    """Returns the bytes of each file of a folder."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def work(job, report):
     """A job of `pool.py`: an integer to double, or what goes wrong."""
     report(1)
