@@ -1,6 +1,7 @@
 """A process that is killed, stopped, hangs or raises: how soon the others end, and whether a resume is equal."""
 
 import contextlib
+import dataclasses
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import pytest
@@ -117,31 +119,80 @@ def resumed(config: str, run: Path, whole: harness.Outcome, processes: int = 2) 
     return {"recovered_s": recovered, "lost": max(0, before - first + 1), "bitwise": True}
 
 
+@dataclasses.dataclass
+class Ended:
+    """How a job of two processes ended after a fault."""
+
+    code: int
+    detected_s: float  # from the fault to the end
+    output: str
+    left: list[int]  # processes that still live
+    status: dict[str, Any]
+
+    @classmethod
+    def of(cls, job: harness.Job, run: Path, begin: float) -> "Ended":
+        """Waits for the end of a job; `begin` is the monotonic time of the fault."""
+        code, detected = job.end(), time.monotonic() - begin
+        return cls(code, detected, job.output, job.left(), runs.status(run))
+
+
+KILLS = {"SIGKILL of a worker": [1], "SIGKILL of the primary": [0], "SIGKILL of all": [0, 1]}
+
+
+@dataclasses.dataclass
+class Faults:
+    """What happened to a run that suffered one fault after the other, and resumed from each."""
+
+    run: Path
+    ended: dict[str, Ended]
+    rows: dict[str, dict[str, Any]]  # columns of the resume from each fault
+    limited: bool  # whether memory was limited
+
+
+@pytest.fixture(scope="module")
+def faults(tmp_path_factory: pytest.TempPathFactory, two: harness.Outcome) -> Faults:
+    """A run that is killed three times, raises in one process and runs out of memory; bitwise equal at its end."""
+    folder = tmp_path_factory.mktemp("faults")
+    raising, eating = folder / "raising", folder / "eating"
+    hooks = {
+        "raising": {"target": "tests.faults.process_test.Raising", "file": str(raising), "every": "1 step"},
+        "eating": {"target": "tests.faults.process_test.Eating", "file": str(eating), "every": "1 step"},
+    }
+    faulty, ended = harness.FaultyRun(folder, hooks=hooks, **PAIR), {}
+    for what, indices in KILLS.items():
+        with faulty.start() as job:
+            pids = [job.pid_of(index) for index in indices]
+            begin = time.monotonic()
+            for pid in pids:
+                harness.kill(pid)
+            ended[what] = Ended.of(job, faulty.run, begin)
+    with faulty.start() as job:
+        ended["an exception"] = Ended.of(job, faulty.run, start_fault(job, raising, 1))
+    with limited_memory() as prefix, faulty.start(prefix=prefix) as job:
+        begin = start_fault(job, eating, 1) if prefix else job.signal(1, signal.SIGKILL)
+        ended["out of memory"] = Ended.of(job, faulty.run, begin)
+        eating.unlink(missing_ok=True)
+    faulty.finish(two)
+    return Faults(faulty.run, ended, dict(zip(ended, faulty.rows, strict=True)), bool(prefix))
+
+
 @pytest.mark.parametrize(
-    ("indices", "what"),
+    "what",
     [
-        pytest.param([1], "SIGKILL of a worker", marks=pytest.mark.case("a worker is killed")),
-        pytest.param([0], "SIGKILL of the primary", marks=pytest.mark.case("the primary is killed")),
-        pytest.param([0, 1], "SIGKILL of all", marks=pytest.mark.case("all processes are killed")),
+        pytest.param("SIGKILL of a worker", marks=pytest.mark.case("a worker is killed")),
+        pytest.param("SIGKILL of the primary", marks=pytest.mark.case("the primary is killed")),
+        pytest.param("SIGKILL of all", marks=pytest.mark.case("all processes are killed")),
     ],
 )
-def test_sigkill_ends_all_processes_and_resume_is_bitwise_equal(indices, what, tmp_path, two, add_row):
-    run, config = tmp_path / "run", harness.config(tmp_path / "config", pause=0.05, **PAIR)
-    with harness.Job("train", config, f"--workdir={run}", processes=2) as job:
-        job.until_step(run, 12)
-        pids = [job.pid_of(index) for index in indices]
-        begin = time.monotonic()
-        for pid in pids:
-            harness.kill(pid)
-        code, detected = job.end(), time.monotonic() - begin
-        assert job.left() == []
-        status = runs.status(run)
-        assert (code, is_retried(code)) == (137, True), job.output
-        assert detected <= runs.limit(15)
-        assert (status["state"], status["exit_code"]) == ("failed", 137)
-        assert status["reason"].startswith(f"process {indices[0] if len(indices) == 1 else ''}")
-    row = resumed(config, run, two)
-    add_row(what, detected_s=detected, code=code, **row)
+def test_sigkill_ends_all_processes_and_resume_is_bitwise_equal(what, faults, add_row):
+    ended, indices = faults.ended[what], KILLS[what]
+    assert ended.left == []
+    assert (ended.code, is_retried(ended.code)) == (137, True), ended.output
+    assert ended.detected_s <= runs.limit(15)
+    assert (ended.status["state"], ended.status["exit_code"]) == ("failed", 137)
+    assert ended.status["reason"].startswith(f"process {indices[0] if len(indices) == 1 else ''}")
+    assert "convoy launch: process " in ended.output and " ended first, with 137 (killed by SIGKILL" in ended.output
+    add_row(what, detected_s=ended.detected_s, code=ended.code, **faults.rows[what])
 
 
 @pytest.mark.case("a worker is killed")
@@ -298,8 +349,8 @@ def test_loop_that_its_caller_leaves_idle_is_no_hang(tmp_path, add_row):
 LIMIT = 4 << 30  # bytes, for two training processes and their launcher
 
 
-@pytest.fixture
-def limited(tmp_path):
+@contextlib.contextmanager
+def limited_memory() -> Iterator[tuple[str, ...]]:
     """A command prefix that starts a program in a control group with little memory; empty where none can be created."""
     group = Path("/sys/fs/cgroup/memory") / f"convoy-test-{os.getpid()}"
     try:
@@ -316,44 +367,33 @@ def limited(tmp_path):
 
 
 @pytest.mark.case("out of memory")
-def test_out_of_memory_kill_is_retried_and_reported(tmp_path, two, add_row, limited):
-    run, file = tmp_path / "run", tmp_path / "fault"
-    hook = {"target": "tests.faults.process_test.Eating", "file": str(file), "every": "1 step"}
-    config = harness.config(tmp_path / "config", pause=0.05, hooks={"eating": hook}, **PAIR)
-    with harness.Job("train", config, f"--workdir={run}", processes=2, prefix=limited) as job:
-        job.until_step(run, 12)
-        begin = start_fault(job, file, 1) if limited else job.signal(1, signal.SIGKILL)
-        code, detected = job.end(), time.monotonic() - begin
-        last = job.output.splitlines()[-1]
-    assert (code, is_retried(code)) == (137, True)
-    message = "the kernel reports that memory ran out" if limited else "if nobody sent the signal, memory ran out"
+def test_out_of_memory_kill_is_retried_and_reported(faults, add_row):
+    ended = faults.ended["out of memory"]
+    last = ended.output.splitlines()[-1]
+    assert (ended.code, is_retried(ended.code)) == (137, True)
+    message = "the kernel reports that memory ran out" if faults.limited else "if nobody sent the signal, memory ran"
     assert "process 1 ended first, with 137 (" in last and message in last
-    assert message in runs.status(run)["reason"]
-    file.unlink(missing_ok=True)
-    row = resumed(config, run, two)
-    note = {} if limited else {"note": "no control group can be created here; SIGKILL by the test"}
-    add_row("the kernel kills a process for memory", detected_s=detected, code=code, **row, **note)
+    assert message in ended.status["reason"]
+    row = {"detected_s": ended.detected_s, "code": ended.code, **faults.rows["out of memory"]}
+    note = {} if faults.limited else {"note": "no control group can be created here; SIGKILL by the test"}
+    add_row("the kernel kills a process for memory", **row, **note)
 
 
 @pytest.mark.case("an exception in one process")
-def test_exception_in_one_process_ends_all_and_prints_one_sentence(tmp_path, two, add_row):
-    run, file = tmp_path / "run", tmp_path / "fault"
-    hook = {"target": "tests.faults.process_test.Raising", "file": str(file), "every": "1 step"}
-    config = harness.config(tmp_path / "config", pause=0.05, hooks={"raising": hook}, **PAIR)
-    with harness.Job("train", config, f"--workdir={run}", processes=2) as job:
-        job.until_step(run, 12)
-        begin = start_fault(job, file, 1)
-        code, detected = job.end(), time.monotonic() - begin
-        lines = job.output.splitlines()
-    assert code == ExitStatus.USER_ERROR
-    assert detected <= runs.limit(10)
+def test_exception_in_one_process_ends_all_and_prints_one_sentence(faults, add_row):
+    ended = faults.ended["an exception"]
+    lines = ended.output.splitlines()
+    assert ended.code == ExitStatus.USER_ERROR
+    assert ended.detected_s <= runs.limit(10)
     sentence = "KeyError: 'imagee' (tests/faults/process_test.py:"
-    assert lines[-1].startswith(f"[1] {sentence}") and "Raised in process 1 of 2, after step 1" in lines[-1]
+    assert lines[-1].startswith(f"[1] {sentence}") and "Raised in process 1 of 2, after step " in lines[-1]
     assert sum("KeyError: 'imagee'" in line for line in lines) == 1
     assert not any("Traceback" in line for line in lines)
-    assert "Traceback" in (run / "stacks/attempt-1-process-1-error.txt").read_text()
-    status = runs.status(run)
-    assert (status["state"], status["exit_code"]) == ("failed", 1)
-    assert status["reason"].startswith(f"process 1 ended this run: {sentence}")
-    row = resumed(config, run, two)
-    add_row("an exception of user code in one process", detected_s=detected, code=code, **row)
+    assert "convoy launch: process 1 ended first, with 1 (the user's error)" in ended.output
+    (stacks,) = (faults.run / "stacks").iterdir()
+    assert stacks.name == "attempt-4-process-1-error.txt" and str(stacks) in lines[-1]
+    assert "Traceback" in stacks.read_text() and 'raise KeyError("imagee")' in stacks.read_text()
+    assert (ended.status["state"], ended.status["exit_code"]) == ("failed", 1)
+    assert ended.status["reason"].startswith(f"process 1 ended this run: {sentence}")
+    row = {"detected_s": ended.detected_s, "code": ended.code, **faults.rows["an exception"]}
+    add_row("an exception of user code in one process", **row)
