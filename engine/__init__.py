@@ -10,12 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine import layers, metrics, plot, readers
+    from engine import augmentation, layers, metrics, plot, readers
     from engine.api.explain import explain
     from engine.api.follow import follow
     from engine.api.inference import checkpoints, evaluate, evaluate_steps, export, predict
     from engine.api.saved_run import LoadedRun, goodput, load
     from engine.api.train import train
+    from engine.augmentation.source import augmented
     from engine.base.errors import ConvoyError, DataError, TaskError
     from engine.data.context import Context
     from engine.data.ragged.balanced import Balanced
@@ -64,6 +65,8 @@ __all__ = [
     "Trainer",
     "Weighted",
     "WeightedByRun",
+    "augmentation",
+    "augmented",
     "check_dataset",
     "checkpoints",
     "evaluate",
@@ -86,7 +89,8 @@ __all__ = [
 ]
 
 _MODULES = {
-    "engine": ("layers", "metrics", "plot", "readers"),
+    "engine": ("augmentation", "layers", "metrics", "plot", "readers"),
+    "engine.augmentation.source": ("augmented",),
     "engine.base.errors": ("ConvoyError", "DataError", "TaskError"),
     "engine.data.ragged.balanced": ("Balanced",),
     "engine.data.context": ("Context",),

@@ -54,6 +54,7 @@ GROUPS = {
     ],
     "extensions": [
         {
+            "augmentation": "random augmentations of driving scenes, keyed by the position of the example",
             "diagnosis": "measures the layers of a model while it trains: `log.layers`",
             "driving": "metrics of detection and of forecasting",
             "experiments": "lists of runs, and comparisons of their results with intervals",

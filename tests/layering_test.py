@@ -33,6 +33,7 @@ LAZY = {
 OUTSIDE = {
     "models": {
         "engine": set(engine.__all__),
+        "engine.augmentation": None,
         "engine.layers": None,
         "engine.metrics": {"", *engine.metrics.__all__},
         "engine.plot": None,
@@ -43,6 +44,7 @@ OUTSIDE = {
 CONFIGS_USE = {"ml_collections"}  # in addition to the standard library
 
 PACKAGES_WITHOUT_JAX = (
+    "augmentation",
     "base",
     "config",
     "storage",

@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 import engine
+import engine.augmentation
 import engine.config
 import engine.layers
 import engine.metrics
@@ -14,7 +15,7 @@ import engine.readers
 from tests.surface.own import ROOT
 from tests.surface.signatures import module_text
 
-MODULES = (engine, engine.config, engine.layers, engine.metrics, engine.plot, engine.readers)
+MODULES = (engine, engine.augmentation, engine.config, engine.layers, engine.metrics, engine.plot, engine.readers)
 
 
 def texts() -> dict[str, str]:

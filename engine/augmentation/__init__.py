@@ -1,0 +1,23 @@
+"""Random augmentations of driving scenes for training, keyed by the position of the example in the run.
+
+Points, boxes, tracks, lines of maps, images and their calibration change together. `engine.augmented` applies a list of
+augmentations to the examples of a source. The arrays are numpy arrays; importing this package loads no JAX.
+"""
+
+from engine.augmentation.scene import Boxes, Camera, Lines, Points, Scene, Tracks
+from engine.augmentation.step import Augmentation
+from engine.augmentation.whole_scene import Flip, Rotate, Scale, Translate
+
+__all__ = [
+    "Augmentation",
+    "Boxes",
+    "Camera",
+    "Flip",
+    "Lines",
+    "Points",
+    "Rotate",
+    "Scale",
+    "Scene",
+    "Tracks",
+    "Translate",
+]
