@@ -4,6 +4,8 @@ Points, boxes, tracks, lines of maps, images and their calibration change togeth
 augmentations to the examples of a source. The arrays are numpy arrays; importing this package loads no JAX.
 """
 
+from engine.augmentation.crop import Crop
+from engine.augmentation.photometric import Photometric
 from engine.augmentation.scene import Boxes, Camera, Lines, Points, Scene, Tracks
 from engine.augmentation.step import Augmentation
 from engine.augmentation.whole_scene import Flip, Rotate, Scale, Translate
@@ -12,8 +14,10 @@ __all__ = [
     "Augmentation",
     "Boxes",
     "Camera",
+    "Crop",
     "Flip",
     "Lines",
+    "Photometric",
     "Points",
     "Rotate",
     "Scale",

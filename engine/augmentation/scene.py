@@ -115,6 +115,8 @@ class Camera:
     from_ego: str = ""
     aligned: tuple[str, ...] = ()
     """Other entries `[..., height, width]` with one value for each pixel, such as labels."""
+    stacked: bool = False
+    """Whether the dimension before the height numbers cameras: `[..., cameras, height, width, 3]`."""
     pixels: str = "centers"
     """What whole numbers of a pixel coordinate mean: "centers" of pixels, as in `engine.plot`, or their "edges", as in
     the intrinsics that the readers scale: the center of the first pixel is then 0.5."""

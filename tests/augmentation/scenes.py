@@ -17,7 +17,13 @@ SCENE = Scene(
     ],
     tracks=Tracks("track/position", heading="track/heading", velocity="track/velocity", valid="track/valid"),
     lines=Lines("map/points", direction="map/direction", valid="map/valid"),
-    cameras=Camera("images", "calibration/cameras/intrinsics", to_ego="calibration/cameras/to_ego", aligned=("depth",)),
+    cameras=Camera(
+        "images",
+        "calibration/cameras/intrinsics",
+        to_ego="calibration/cameras/to_ego",
+        aligned=("depth",),
+        stacked=True,
+    ),
     world=("ego_to_world",),
     times=("time_s",),
 )
