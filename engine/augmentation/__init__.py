@@ -6,6 +6,7 @@ augmentations to the examples of a source. The arrays are numpy arrays; importin
 
 from engine.augmentation.crop import Crop
 from engine.augmentation.photometric import Photometric
+from engine.augmentation.sample_objects import SampleObjects
 from engine.augmentation.scene import Boxes, Camera, Lines, Points, Scene, Tracks
 from engine.augmentation.step import Augmentation
 from engine.augmentation.whole_scene import Flip, Rotate, Scale, Translate
@@ -20,6 +21,7 @@ __all__ = [
     "Photometric",
     "Points",
     "Rotate",
+    "SampleObjects",
     "Scale",
     "Scene",
     "Tracks",

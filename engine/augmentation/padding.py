@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.base.errors import DataError
 from engine.data.examples import Example
-from engine.data.source import BaseSource
+from engine.data.source import BaseSource, inner_sources
 
 if TYPE_CHECKING:
     from engine.data.ragged.fields import Ragged
@@ -38,6 +38,18 @@ def without_padding(source: BaseSource, example: Example) -> tuple[Example, Padd
         for name in names:
             found[name] = found[name][:count]
     return found, Padding(ragged, tuple(lengths))
+
+
+def padding_source(source: BaseSource) -> BaseSource | None:
+    """Returns the source that pads the first example of a source, such as the first part of a mixture, or None."""
+    from engine.data.ragged.padded import Padded
+
+    while not isinstance(source, Padded):
+        found = inner_sources(source)
+        if not found:
+            return None
+        source = found[0]
+    return source
 
 
 def restore_padding(example: Example, padding: Padding | None) -> Example:

@@ -58,8 +58,9 @@ class Photometric(Augmentation):
     def draw(self, rng: np.random.Generator, example: Example) -> PhotometricDraw:
         count = count_cameras(example, self.described, self.where) if self.each_camera else 1
         rows = rng.uniform(-1, 1, (count, 5)).T
-        factors = (1 + getattr(self, name) * row for name, row in zip(FACTORS, rows, strict=False))
-        return PhotometricDraw(*factors, rows[3] * self.hue, np.abs(rows[4]) * self.noise, int(rng.integers(SEEDS)))
+        factors = {name: 1 + getattr(self, name) * row for name, row in zip(FACTORS, rows, strict=False)}
+        hue, noise = rows[3] * self.hue, np.abs(rows[4]) * self.noise
+        return PhotometricDraw(**factors, hue=hue, noise=noise, seed=int(rng.integers(SEEDS)))
 
     def apply(self, example: Example, parameters: PhotometricDraw) -> Example:
         changes: dict[str, Any] = {}

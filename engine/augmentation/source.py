@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.augmentation.padding import restore_padding, without_padding
+from engine.augmentation.padding import padding_source, restore_padding, without_padding
 from engine.augmentation.scene import Scene
 from engine.augmentation.step import Augmentation, replace, step_generators
 from engine.base.errors import ConvoyError, DataError
@@ -18,7 +18,7 @@ from engine.data.adapt import Readable, as_source, counted
 from engine.data.context import Context, call
 from engine.data.examples import Example, Examples
 from engine.data.sampling.sampler import Marks, Sampler, Sizes, make_sampler
-from engine.data.source import BaseSource, first_example, inner_sources, limited, source_name
+from engine.data.source import SEPARATOR, BaseSource, first_example, inner_sources, limited, source_name
 
 DELEGATED = (
     *("take", "lengths", "field_lengths", "costs", "tags", "tag_counts", "shape_specs", "shape_names"),
@@ -87,7 +87,8 @@ class Augmented(BaseSource):
         return self.source.measured
 
     def fingerprint(self) -> str:
-        return self.source.fingerprint()
+        own = [text for step in self.steps if (text := step.fingerprint())]
+        return SEPARATOR.join([self.source.fingerprint(), *own])
 
     def limited(self, count: int) -> "Augmented":
         """Returns a source of the first `count` examples."""
@@ -204,9 +205,9 @@ def _checked(steps: Sequence[Augmentation], scene: Scene | None, source: BaseSou
                 f"engine.augmented: steps[{number}] is a {type(step).__name__}, allowed is an augmentation such as "
                 "engine.augmentation.Rotate(). In a config, name its class: {'target': 'engine.augmentation.Rotate'}."
             )
-        if any(step.label == other.label for other in found):
+        if any(step.key == other.key for other in found):
             raise DataError(
-                f"engine.augmented: two steps are named {step.label}, and the draws depend on the name. Give one of "
+                f"engine.augmented: two steps are named {step.key}, and the draws depend on the name. Give one of "
                 f"them another: {type(step).__name__}(..., name='second')."
             )
         step = replace(step, scene=scene) if step.scene is None else step
@@ -237,23 +238,11 @@ def _check_first(source: BaseSource, augmented: Augmented) -> None:
         example = first_example(source)
     except ConvoyError:
         return  # reported where the training reads it
-    for inner in _parts_with_padding(source):
-        if not isinstance(example, dict):
-            break
-        example, _ = without_padding(inner, example)
+    if (padded := padding_source(source)) is not None:
+        example, _ = without_padding(padded, example)
     for step in augmented.steps:
         example = step.apply(example, step.draw(np.random.default_rng(0), example))
 
 
 def _has_own_transform(source: BaseSource) -> bool:
     return source.has_transform or any(map(_has_own_transform, inner_sources(source)))
-
-
-def _parts_with_padding(source: BaseSource) -> list[BaseSource]:
-    """Returns the padding source that made the first example, if there is one."""
-    while not hasattr(source, "ragged"):
-        found = inner_sources(source)
-        if not found:
-            return []
-        source = found[0]
-    return [source]

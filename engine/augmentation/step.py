@@ -46,6 +46,10 @@ class Augmentation:
         """Returns the augmentation with what it needs of the training source, such as a database of objects."""
         return self
 
+    def fingerprint(self) -> str:
+        """Returns a hash of the data that it uses besides the example; "" if there is none."""
+        return ""
+
     def draw(self, rng: np.random.Generator, example: Example) -> Any:
         """Returns random parameters, such as an angle."""
         raise NotImplementedError(f"{type(self).__qualname__} defines no draw.")
@@ -59,14 +63,14 @@ class Augmentation:
         raise NotImplementedError(f"{type(self).__qualname__} defines no apply.")
 
     @property
-    def label(self) -> str:
-        """Its name, or that of its class."""
+    def key(self) -> str:
+        """Its name, or that of its class, of which the draws depend."""
         return self.name or type(self).__name__
 
     @property
     def where(self) -> str:
         """Its name in the texts of errors."""
-        return f"augmentation {self.label}"
+        return f"augmentation {self.key}"
 
     @property
     def described(self) -> Scene:
@@ -101,5 +105,5 @@ def replace[Step: Augmentation](step: Step, **changes: Any) -> Step:
 def step_generators(rng: np.random.Generator, steps: Sequence[Augmentation]) -> list[np.random.Generator]:
     """Returns a random generator for each augmentation. It depends on its name and `rng`, which is not advanced."""
     state = repr(rng.bit_generator.state)
-    keys = [xxhash.xxh3_64_intdigest(f"{step.label}\0{state}".encode()) for step in steps]
+    keys = [xxhash.xxh3_64_intdigest(f"{step.key}\0{state}".encode()) for step in steps]
     return random_generators(0, np.array(keys, np.uint64))

@@ -13,7 +13,7 @@ from engine.data.sampling.shuffle import random_generators
 def draws(*steps, position=5):
     rng = random_generators(7, np.array([position]))[0]
     found = step_generators(rng, steps)
-    return {step.label: generator.random(4).tolist() for step, generator in zip(steps, found, strict=True)}, rng
+    return {step.key: generator.random(4).tolist() for step, generator in zip(steps, found, strict=True)}, rng
 
 
 def test_generators_depend_on_the_name_and_the_position_only():

@@ -8,7 +8,7 @@ from tests.augmentation.scenes import SCENE, assert_close, assert_same, example
 STEPS = [Rotate(60, scene=SCENE), Scale(0.8, 1.3, scene=SCENE), Flip(x=0.5, y=0.5, scene=SCENE), Translate(scene=SCENE)]
 
 
-@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.label)
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.key)
 def test_inverse_restores_the_example(step):
     for seed in range(8):
         parameters = step.draw(np.random.default_rng(seed), example())
