@@ -1,0 +1,23 @@
+"""Operations of perception models that JAX lacks: sampling, scatter, boxes, targets. All have static shapes.
+
+Every function takes a batch as the first dimension, and works on the rows of each device without those of the others.
+Names are imported on first use. `_MODULES` repeats the imports below, which only type checkers execute; a test
+compares the two. A file is not named like a public name: importing the file would replace the name.
+"""
+
+from typing import TYPE_CHECKING
+
+from engine import lazy_exports
+
+if TYPE_CHECKING:
+    from engine.perception.bilinear import grid_sample
+
+__all__ = [
+    "grid_sample",
+]
+
+_MODULES = {
+    "engine.perception.bilinear": ("grid_sample",),
+}
+
+__getattr__, __dir__ = lazy_exports(__name__, _MODULES)
