@@ -11,13 +11,25 @@ from engine import lazy_exports
 
 if TYPE_CHECKING:
     from engine.perception.bilinear import grid_sample
+    from engine.perception.cells import FirstPoints, Occupied, cell_indices, first_points, occupied_cells
+    from engine.perception.scatter import scatter_max, scatter_mean, scatter_sum
 
 __all__ = [
+    "FirstPoints",
+    "Occupied",
+    "cell_indices",
+    "first_points",
     "grid_sample",
+    "occupied_cells",
+    "scatter_max",
+    "scatter_mean",
+    "scatter_sum",
 ]
 
 _MODULES = {
     "engine.perception.bilinear": ("grid_sample",),
+    "engine.perception.cells": ("FirstPoints", "Occupied", "cell_indices", "first_points", "occupied_cells"),
+    "engine.perception.scatter": ("scatter_max", "scatter_mean", "scatter_sum"),
 }
 
 __getattr__, __dir__ = lazy_exports(__name__, _MODULES)
