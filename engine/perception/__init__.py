@@ -12,15 +12,20 @@ from engine import lazy_exports
 if TYPE_CHECKING:
     from engine.perception.bilinear import grid_sample
     from engine.perception.cells import FirstPoints, Occupied, cell_indices, first_points, occupied_cells
+    from engine.perception.rectangles import box_iou, box_iou_3d, rotated_intersection, rotated_iou
     from engine.perception.scatter import scatter_max, scatter_mean, scatter_sum
 
 __all__ = [
     "FirstPoints",
     "Occupied",
+    "box_iou",
+    "box_iou_3d",
     "cell_indices",
     "first_points",
     "grid_sample",
     "occupied_cells",
+    "rotated_intersection",
+    "rotated_iou",
     "scatter_max",
     "scatter_mean",
     "scatter_sum",
@@ -29,6 +34,7 @@ __all__ = [
 _MODULES = {
     "engine.perception.bilinear": ("grid_sample",),
     "engine.perception.cells": ("FirstPoints", "Occupied", "cell_indices", "first_points", "occupied_cells"),
+    "engine.perception.rectangles": ("box_iou", "box_iou_3d", "rotated_intersection", "rotated_iou"),
     "engine.perception.scatter": ("scatter_max", "scatter_mean", "scatter_sum"),
 }
 
