@@ -14,21 +14,26 @@ if TYPE_CHECKING:
     from engine.perception.cells import FirstPoints, Occupied, cell_indices, first_points, occupied_cells
     from engine.perception.rectangles import box_iou, box_iou_3d, rotated_intersection, rotated_iou
     from engine.perception.scatter import scatter_max, scatter_mean, scatter_sum
+    from engine.perception.suppression import Kept, circle_nms, nms, soft_nms
 
 __all__ = [
     "FirstPoints",
+    "Kept",
     "Occupied",
     "box_iou",
     "box_iou_3d",
     "cell_indices",
+    "circle_nms",
     "first_points",
     "grid_sample",
+    "nms",
     "occupied_cells",
     "rotated_intersection",
     "rotated_iou",
     "scatter_max",
     "scatter_mean",
     "scatter_sum",
+    "soft_nms",
 ]
 
 _MODULES = {
@@ -36,6 +41,7 @@ _MODULES = {
     "engine.perception.cells": ("FirstPoints", "Occupied", "cell_indices", "first_points", "occupied_cells"),
     "engine.perception.rectangles": ("box_iou", "box_iou_3d", "rotated_intersection", "rotated_iou"),
     "engine.perception.scatter": ("scatter_max", "scatter_mean", "scatter_sum"),
+    "engine.perception.suppression": ("Kept", "circle_nms", "nms", "soft_nms"),
 }
 
 __getattr__, __dir__ = lazy_exports(__name__, _MODULES)
