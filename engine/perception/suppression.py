@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from engine.base.errors import TaskError
+from engine.perception.per_device import per_device
 from engine.perception.rectangles import box_iou, rotated_iou
 
 
@@ -137,12 +138,12 @@ def _greedy(
         kept = _settled(covered) & valid
         rank = jnp.where(kept, jnp.cumsum(kept) - 1, count)
         indices = jnp.full(count, -1, jnp.int32).at[rank].set(order, mode="drop")
-        found = indices >= 0
-        indices = jnp.maximum(indices, 0)
-        lost = jnp.maximum(kept.sum(dtype=jnp.int32) - count, 0)
-        return indices, jnp.where(found, scores[indices], 0), found, lost
+        return indices, jnp.maximum(kept.sum(dtype=jnp.int32) - count, 0)
 
-    return Kept(*jax.vmap(one)(boxes, scores, _labels(scores, labels), _valid(scores, valid)))
+    indices, lost = per_device(jax.vmap(one), boxes, scores, _labels(scores, labels), _valid(scores, valid))
+    found = indices >= 0
+    indices = jnp.maximum(indices, 0)
+    return Kept(indices, jnp.where(found, jnp.take_along_axis(scores, indices, 1), 0), found, lost)
 
 
 def _settled(covered: jax.Array) -> jax.Array:
