@@ -39,6 +39,11 @@ COMPARISONS: dict[str, Callable[..., Any]] = {
     "scatter sum": functools.partial(perception.scatter_sum, cells=CELLS),
     "scatter mean": functools.partial(perception.scatter_mean, cells=CELLS),
     "scatter amax": functools.partial(perception.scatter_max, cells=CELLS),
+    "lift_splat": functools.partial(perception.lift_splat, cells=CELLS),
+    "deformable": lambda level0, level1, points, weights: perception.deformable_attention(
+        [level0, level1], points, weights
+    ),
+    "chamfer": perception.chamfer_distance,
 }
 """Item -> the function of the engine with the same inputs."""
 

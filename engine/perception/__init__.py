@@ -12,12 +12,14 @@ from engine import lazy_exports
 if TYPE_CHECKING:
     from engine.perception.bilinear import grid_sample
     from engine.perception.cells import FirstPoints, Occupied, cell_indices, first_points, occupied_cells
+    from engine.perception.deformable import DeformableAttention, deformable_attention
     from engine.perception.heatmaps import Peaks, focal_loss, gaussian_radius, heatmap_peaks, heatmap_targets
     from engine.perception.rectangles import box_iou, box_iou_3d, rotated_intersection, rotated_iou
     from engine.perception.scatter import scatter_max, scatter_mean, scatter_sum
     from engine.perception.suppression import Kept, circle_nms, nms, soft_nms
 
 __all__ = [
+    "DeformableAttention",
     "FirstPoints",
     "Kept",
     "Occupied",
@@ -26,6 +28,7 @@ __all__ = [
     "box_iou_3d",
     "cell_indices",
     "circle_nms",
+    "deformable_attention",
     "first_points",
     "focal_loss",
     "gaussian_radius",
@@ -45,6 +48,7 @@ __all__ = [
 _MODULES = {
     "engine.perception.bilinear": ("grid_sample",),
     "engine.perception.cells": ("FirstPoints", "Occupied", "cell_indices", "first_points", "occupied_cells"),
+    "engine.perception.deformable": ("DeformableAttention", "deformable_attention"),
     "engine.perception.heatmaps": ("Peaks", "focal_loss", "gaussian_radius", "heatmap_peaks", "heatmap_targets"),
     "engine.perception.rectangles": ("box_iou", "box_iou_3d", "rotated_intersection", "rotated_iou"),
     "engine.perception.scatter": ("scatter_max", "scatter_mean", "scatter_sum"),
