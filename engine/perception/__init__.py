@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from engine.perception.cells import FirstPoints, Occupied, cell_indices, first_points, occupied_cells
     from engine.perception.deformable import DeformableAttention, deformable_attention
     from engine.perception.heatmaps import Peaks, focal_loss, gaussian_radius, heatmap_peaks, heatmap_targets
+    from engine.perception.lifting import frustum_points, lift_splat
     from engine.perception.rectangles import box_iou, box_iou_3d, rotated_intersection, rotated_iou
     from engine.perception.scatter import scatter_max, scatter_mean, scatter_sum
     from engine.perception.suppression import Kept, circle_nms, nms, soft_nms
@@ -31,10 +32,12 @@ __all__ = [
     "deformable_attention",
     "first_points",
     "focal_loss",
+    "frustum_points",
     "gaussian_radius",
     "grid_sample",
     "heatmap_peaks",
     "heatmap_targets",
+    "lift_splat",
     "nms",
     "occupied_cells",
     "rotated_intersection",
@@ -50,6 +53,7 @@ _MODULES = {
     "engine.perception.cells": ("FirstPoints", "Occupied", "cell_indices", "first_points", "occupied_cells"),
     "engine.perception.deformable": ("DeformableAttention", "deformable_attention"),
     "engine.perception.heatmaps": ("Peaks", "focal_loss", "gaussian_radius", "heatmap_peaks", "heatmap_targets"),
+    "engine.perception.lifting": ("frustum_points", "lift_splat"),
     "engine.perception.rectangles": ("box_iou", "box_iou_3d", "rotated_intersection", "rotated_iou"),
     "engine.perception.scatter": ("scatter_max", "scatter_mean", "scatter_sum"),
     "engine.perception.suppression": ("Kept", "circle_nms", "nms", "soft_nms"),

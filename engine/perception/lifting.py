@@ -1,0 +1,49 @@
+"""Lift-splat: features of pixels at each depth, summed in the cells of a grid (Philion and Fidler 2020).
+
+The paper is arXiv:2008.05711. The cloud of features at all depths is never in memory: one depth after the other is
+added to the grid.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def frustum_points(intrinsics: jax.Array, poses: jax.Array, pixels: jax.Array, depths: jax.Array) -> jax.Array:
+    """Returns the points of pixels at each depth, `[batch, cameras, ..., depths, 3]` in metres.
+
+    Args:
+        intrinsics: float32 `[batch, cameras, 3, 3]`, pixels per unit of slope. They may contain the scale and the crop
+            of an image.
+        poses: cameras in the frame of the grid, float32 `[batch, cameras, 4, 4]`; a camera looks along its z axis.
+        pixels: column and row, `[..., 2]`, such as those of the middle of each patch.
+        depths: metres along the z axis of a camera, `[depths]`.
+    """
+    homogeneous = jnp.concatenate([pixels, jnp.ones_like(pixels[..., :1])], -1).reshape(-1, 3)
+    turned = poses[..., :3, :3] @ jnp.linalg.inv(intrinsics)
+    rays = jnp.einsum("bcij,pj->bcpi", turned, homogeneous, precision="highest")
+    points = poses[..., None, None, :3, 3] + rays[..., None, :] * depths[:, None]
+    return points.reshape(*points.shape[:2], *pixels.shape[:-1], len(depths), 3)
+
+
+def lift_splat(features: jax.Array, depth: jax.Array, index: jax.Array, cells: int) -> jax.Array:
+    """Returns the sum of features times depth weights in each cell, `[batch, cells, width]` in float32.
+
+    Args:
+        features: `[batch, pixels, width]`, the pixels of all cameras.
+        depth: weights `[batch, pixels, depths]`, such as probabilities.
+        index: int32 `[batch, pixels, depths]`: cell of each point (`cell_indices`); those outside of 0 to `cells` - 1
+            are dropped.
+        cells: number of cells.
+    """
+    wide, weights = features.astype(jnp.float32), depth.astype(jnp.float32)
+    index = jnp.where(index < 0, cells, index)
+
+    def one(features: jax.Array, weights: jax.Array, index: jax.Array) -> jax.Array:
+        def add(grid: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+            weight, cell = at
+            return grid.at[cell].add(features * weight[:, None], mode="drop"), None
+
+        grid = jnp.zeros((cells, features.shape[-1]), jnp.float32)
+        return jax.lax.scan(add, grid, (weights.T, index.T))[0]
+
+    return jax.vmap(one)(wide, weights, index)
