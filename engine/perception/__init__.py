@@ -12,9 +12,12 @@ from engine import lazy_exports
 if TYPE_CHECKING:
     from engine.perception.bilinear import grid_sample
     from engine.perception.cells import FirstPoints, Occupied, cell_indices, first_points, occupied_cells
+    from engine.perception.chamfer import chamfer_distance
     from engine.perception.deformable import DeformableAttention, deformable_attention
     from engine.perception.heatmaps import Peaks, focal_loss, gaussian_radius, heatmap_peaks, heatmap_targets
     from engine.perception.lifting import frustum_points, lift_splat
+    from engine.perception.matching import Matched, match
+    from engine.perception.polylines import PolylineEncoder
     from engine.perception.rectangles import box_iou, box_iou_3d, rotated_intersection, rotated_iou
     from engine.perception.scatter import scatter_max, scatter_mean, scatter_sum
     from engine.perception.suppression import Kept, circle_nms, nms, soft_nms
@@ -23,11 +26,14 @@ __all__ = [
     "DeformableAttention",
     "FirstPoints",
     "Kept",
+    "Matched",
     "Occupied",
     "Peaks",
+    "PolylineEncoder",
     "box_iou",
     "box_iou_3d",
     "cell_indices",
+    "chamfer_distance",
     "circle_nms",
     "deformable_attention",
     "first_points",
@@ -38,6 +44,7 @@ __all__ = [
     "heatmap_peaks",
     "heatmap_targets",
     "lift_splat",
+    "match",
     "nms",
     "occupied_cells",
     "rotated_intersection",
@@ -51,9 +58,12 @@ __all__ = [
 _MODULES = {
     "engine.perception.bilinear": ("grid_sample",),
     "engine.perception.cells": ("FirstPoints", "Occupied", "cell_indices", "first_points", "occupied_cells"),
+    "engine.perception.chamfer": ("chamfer_distance",),
     "engine.perception.deformable": ("DeformableAttention", "deformable_attention"),
     "engine.perception.heatmaps": ("Peaks", "focal_loss", "gaussian_radius", "heatmap_peaks", "heatmap_targets"),
     "engine.perception.lifting": ("frustum_points", "lift_splat"),
+    "engine.perception.matching": ("Matched", "match"),
+    "engine.perception.polylines": ("PolylineEncoder",),
     "engine.perception.rectangles": ("box_iou", "box_iou_3d", "rotated_intersection", "rotated_iou"),
     "engine.perception.scatter": ("scatter_max", "scatter_mean", "scatter_sum"),
     "engine.perception.suppression": ("Kept", "circle_nms", "nms", "soft_nms"),
