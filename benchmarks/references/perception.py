@@ -1,6 +1,7 @@
 """Operations of `engine.perception` and their gradients, compared with PyTorch and torchvision on a CPU."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,23 @@ from engine import perception
 
 TOLERANCE = 1e-4  # of sums of up to 100 products of float32
 CELLS = 10
+SHAPE, COARSE = (4, 6, 5), (2, 3, 3)
 
 
 def _kept(boxes: Any, scores: Any, labels: Any) -> Any:
     labels = None if labels is None else labels[None]
     found = perception.nms(boxes[None], scores[None], len(boxes), threshold=0.4, labels=labels)
     return jnp.where(found.valid, found.indices, -1)[0]
+
+
+def _grid(index: Any, features: Any) -> perception.SparseGrid:
+    return perception.SparseGrid(jnp.asarray(index), features, SHAPE)
+
+
+def _strided(index: Any, features: Any, kernel: Any, stride: int, padding: int) -> Any:
+    cells = math.prod(SHAPE)
+    grid, _ = perception.strided_conv(_grid(index, features), kernel, stride=stride, padding=padding, capacity=cells)
+    return grid.dense()
 
 
 COMPARISONS: dict[str, Callable[..., Any]] = {
@@ -44,6 +56,12 @@ COMPARISONS: dict[str, Callable[..., Any]] = {
         [level0, level1], points, weights
     ),
     "chamfer": perception.chamfer_distance,
+    "submanifold": lambda index, features, kernel: perception.submanifold_conv(_grid(index, features), kernel).dense(),
+    "strided 3/2": lambda **inputs: _strided(**inputs, stride=2, padding=1),
+    "strided 2/2": lambda **inputs: _strided(**inputs, stride=2, padding=0),
+    "inverse": lambda coarse, features, kernel, fine: perception.inverse_conv(
+        perception.SparseGrid(coarse, features, COARSE), kernel, _grid(fine, fine[..., None]), stride=2, padding=1
+    ).dense(),
 }
 """Item -> the function of the engine with the same inputs."""
 
@@ -62,7 +80,7 @@ def compared(folder: Path, start: str = "") -> Iterator[Row]:
     """
     seeds, items = exchanged(folder)
     with np.load(folder / "perception.npz") as stored:
-        for item in (item for item in items if item in COMPARISONS and item.startswith(start)):
+        for item in (item for item in items if item.startswith(start)):
             run, differences = _compiled(COMPARISONS[item]), []
             for seed in seeds:
                 start = f"{seed} {item}/"

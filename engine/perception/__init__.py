@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from engine.perception.polylines import PolylineEncoder
     from engine.perception.rectangles import box_iou, box_iou_3d, rotated_intersection, rotated_iou
     from engine.perception.scatter import scatter_max, scatter_mean, scatter_sum
+    from engine.perception.sparse import SparseGrid, inverse_conv, strided_conv, submanifold_conv
     from engine.perception.suppression import Kept, circle_nms, nms, soft_nms
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Occupied",
     "Peaks",
     "PolylineEncoder",
+    "SparseGrid",
     "box_iou",
     "box_iou_3d",
     "cell_indices",
@@ -43,6 +45,7 @@ __all__ = [
     "grid_sample",
     "heatmap_peaks",
     "heatmap_targets",
+    "inverse_conv",
     "lift_splat",
     "match",
     "nms",
@@ -53,6 +56,8 @@ __all__ = [
     "scatter_mean",
     "scatter_sum",
     "soft_nms",
+    "strided_conv",
+    "submanifold_conv",
 ]
 
 _MODULES = {
@@ -66,6 +71,7 @@ _MODULES = {
     "engine.perception.polylines": ("PolylineEncoder",),
     "engine.perception.rectangles": ("box_iou", "box_iou_3d", "rotated_intersection", "rotated_iou"),
     "engine.perception.scatter": ("scatter_max", "scatter_mean", "scatter_sum"),
+    "engine.perception.sparse": ("SparseGrid", "inverse_conv", "strided_conv", "submanifold_conv"),
     "engine.perception.suppression": ("Kept", "circle_nms", "nms", "soft_nms"),
 }
 
