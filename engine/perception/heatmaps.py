@@ -9,6 +9,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from engine.perception.per_device import per_device
+
 
 class Peaks(NamedTuple):
     """The highest peaks, by descending score: `scores`, and int32 `rows`, `columns` and `labels`, `[batch, count]`."""
@@ -111,6 +113,7 @@ def heatmap_peaks(heat: jax.Array, count: int, *, window: int = 3) -> Peaks:
     shape = (1, window, window, 1)
     highest = jax.lax.reduce_window(heat, -jnp.inf, jax.lax.max, shape, (1, 1, 1, 1), "SAME")
     peaks = jnp.where(heat == highest, heat, -jnp.inf).reshape(len(heat), -1)
-    scores, index = jax.lax.top_k(peaks, count)
-    cell, labels = jnp.divmod(index.astype(jnp.int32), heat.shape[3])
-    return Peaks(scores, *jnp.divmod(cell, heat.shape[2]), labels)
+    # One program for all devices would gather the maps of the whole batch for top_k.
+    index = per_device(lambda peaks: jax.lax.top_k(peaks, count)[1].astype(jnp.int32), peaks)
+    cell, labels = jnp.divmod(index, heat.shape[3])
+    return Peaks(jnp.take_along_axis(peaks, index, 1), *jnp.divmod(cell, heat.shape[2]), labels)
