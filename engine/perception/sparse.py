@@ -96,7 +96,8 @@ def strided_conv(
         capacity: number of sites of the result.
     """
     sizes = kernel.shape[:3]
-    shape = tuple((old + 2 * padding - size) // stride + 1 for old, size in zip(grid.shape, sizes, strict=True))
+    z, y, x = ((old + 2 * padding - size) // stride + 1 for old, size in zip(grid.shape, sizes, strict=True))
+    shape = (z, y, x)
     cells = check_cells("strided_conv", shape)
     at = _coordinates(grid.index, grid.shape)
     # An input at place p reaches the sites (p + padding - k) / stride that are whole numbers: at most this many.

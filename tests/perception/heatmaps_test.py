@@ -27,7 +27,7 @@ def published_radius(height, width, overlap):
 @pytest.mark.parametrize(("overlap", "least"), [(0.7, 0), (0.1, 2)])
 def test_radius_is_that_of_the_published_code(overlap, least):
     sizes = RNG.uniform(0.2, 60, (300, 2)).astype(np.float32)
-    wanted = [max(int(published_radius(*size, overlap)), least) for size in sizes.astype(np.float64)]
+    wanted = [max(int(published_radius(size[0], size[1], overlap)), least) for size in sizes.astype(np.float64)]
     assert gaussian_radius(jnp.asarray(sizes), overlap, least).tolist() == wanted
 
 
@@ -65,14 +65,14 @@ def test_focal_loss_and_its_gradient_equal_the_formula_in_float64():
 
 
 def test_peaks_are_the_highest_cells_of_their_window_and_class():
-    heat = np.float32(RNG.normal(size=(2, *SHAPE, CLASSES)))
+    heat = RNG.normal(size=(2, *SHAPE, CLASSES)).astype(np.float32)
     wide = np.pad(heat, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-np.inf)
     count = 60
     found = jax.jit(lambda x: heatmap_peaks(x, count))(heat)
     for batch in range(2):
         wanted = [
             (heat[batch, y, x, c], y, x, c)
-            for y, x, c in np.ndindex(*heat.shape[1:])
+            for y, x, c in np.ndindex(*SHAPE, CLASSES)
             if heat[batch, y, x, c] == wide[batch, y : y + 3, x : x + 3, c].max()
         ]
         wanted = sorted(wanted, reverse=True)

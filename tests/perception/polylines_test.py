@@ -18,6 +18,7 @@ def test_result_equals_a_loop_over_the_points_of_each_polyline():
     for at in np.ndindex(2, 3):
         x = np.asarray(POINTS[at][VALID[at]], np.float64)
         for layer, norm in zip(ENCODER.layers, ENCODER.norms, strict=True):
+            assert layer.bias is not None
             x = x @ np.asarray(layer.kernel.get_value(), np.float64) + np.asarray(layer.bias.get_value())
             x = x / np.sqrt((x**2).mean(-1, keepdims=True) + norm.epsilon) * np.asarray(norm.scale.get_value())
             x = np.maximum(x, 0)

@@ -45,23 +45,27 @@ def test_nms_equals_torchvision():
 def test_nms_equals_the_loop(boxes, iou):
     covers = np.asarray(jax.jit(iou)(boxes[:, :, None], boxes[:, None])) > 0.2
     count = COUNT if boxes is FLAT else 30
-    run = jax.jit(lambda *x: nms(*x[:2], count, threshold=0.2, labels=x[2], valid=x[3]))
+    run = jax.jit(
+        lambda boxes, scores, labels, valid: nms(boxes, scores, count, threshold=0.2, labels=labels, valid=valid)
+    )
     assert_kept(run(boxes, SCORES, LABELS, VALID), covers, count=count)
 
 
 def test_circle_nms_equals_the_loop_and_its_limit_suppresses():
     square = ((LOW[:, :, None].astype(np.float32) - LOW[:, None].astype(np.float32)) ** 2).sum(-1)
-    run = jax.jit(lambda *x: circle_nms(*x[:2], COUNT, radius=1.5, labels=x[2], valid=x[3]))
+    run = jax.jit(
+        lambda boxes, scores, labels, valid: circle_nms(boxes, scores, COUNT, radius=1.5, labels=labels, valid=valid)
+    )
     assert_kept(run(jnp.float32(LOW), SCORES, LABELS, VALID), square <= 1.5**2)
     line, scores = jnp.array([[[0.0, 0], [2, 0], [4.5, 0]]] * 2), jnp.array([[0.9, 0.8, 0.7]] * 2)
     radius = jnp.array([[2, 2, 2], [0, 1.9, 4.5]])
-    found = jax.jit(lambda *x: circle_nms(*x[:2], 3, radius=x[2]))(line, scores, radius)
+    found = jax.jit(lambda centres, scores, radius: circle_nms(centres, scores, 3, radius=radius))(line, scores, radius)
     assert found.indices.tolist() == [[0, 2, 0], [0, 1, 0]] and found.valid.sum() == 4
 
 
 def test_long_chain_of_boxes_that_cover_each_other_keeps_every_second_one():
     steps = jnp.arange(33.0)
-    run = jax.jit(lambda *x: circle_nms(*x, 33, radius=1.0))
+    run = jax.jit(lambda centres, scores: circle_nms(centres, scores, 33, radius=1.0))
     found = run(jnp.stack([steps, 0 * steps], -1)[None], 1 - steps[None] / 40)
     assert found.indices[0, :17].tolist() == list(range(0, 33, 2)) and found.valid.sum() == 17
 
@@ -69,7 +73,7 @@ def test_long_chain_of_boxes_that_cover_each_other_keeps_every_second_one():
 def test_boxes_whose_score_is_nan_are_left_out():
     scores = jnp.array([[jnp.nan, 0.5, 0.4]])
     boxes = jnp.array([[[0.0, 0, 1, 1], [0, 0, 1, 1], [3, 3, 4, 4]]])
-    both = jax.jit(lambda *x: (nms(*x, 3, threshold=0.5), soft_nms(*x, 3)))
+    both = jax.jit(lambda boxes, scores: (nms(boxes, scores, 3, threshold=0.5), soft_nms(boxes, scores, 3)))
     for found in both(boxes, scores):
         assert found.indices[0, :2].tolist() == [1, 2] and found.valid[0].tolist() == [True, True, False]
 
@@ -77,9 +81,11 @@ def test_boxes_whose_score_is_nan_are_left_out():
 @pytest.mark.parametrize(("boxes", "iou"), [(FLAT, box_iou), (TURNED, rotated_iou)], ids=["flat", "turned"])
 def test_soft_nms_equals_the_loop(boxes, iou):
     least = 0.05
-    found = jax.jit(lambda *x: soft_nms(*x[:2], COUNT, sigma=0.3, least=least, labels=x[2], valid=x[3]))(
-        boxes, SCORES, LABELS, VALID
-    )
+    found = jax.jit(
+        lambda boxes, scores, labels, valid: soft_nms(
+            boxes, scores, COUNT, sigma=0.3, least=least, labels=labels, valid=valid
+        )
+    )(boxes, SCORES, LABELS, VALID)
     overlaps = np.asarray(jax.jit(iou)(boxes[:, :, None], boxes[:, None]), np.float64)
     for row in range(BATCH):
         scores, rest, wanted = SCORES[row].astype(np.float64), list(np.flatnonzero(VALID[row])), []
@@ -99,8 +105,10 @@ def test_soft_nms_equals_the_loop(boxes, iou):
 
 
 def test_scores_are_differentiable():
+    boxes = jnp.asarray(FLAT)
+
     def total(scores):
-        return soft_nms(FLAT, scores, COUNT).scores.sum() + nms(FLAT, scores, COUNT, threshold=0.3).scores.sum()
+        return soft_nms(boxes, scores, COUNT).scores.sum() + nms(boxes, scores, COUNT, threshold=0.3).scores.sum()
 
     gradient = jax.jit(jax.grad(total))(SCORES)
     assert jnp.isfinite(gradient).all() and (gradient != 0).sum() >= COUNT * BATCH
@@ -108,4 +116,4 @@ def test_scores_are_differentiable():
 
 def test_boxes_of_another_kind_are_an_error():
     with pytest.raises(TaskError, match=r"nms: found boxes of shape \(3, 40, 2\)"):
-        nms(jnp.float32(LOW), SCORES, COUNT, threshold=0.5)
+        nms(jnp.float32(LOW), jnp.asarray(SCORES), COUNT, threshold=0.5)
