@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine import augmentation, layers, metrics, plot, readers
+    from engine import augmentation, layers, metrics, perception, plot, readers
     from engine.api.explain import explain
     from engine.api.follow import follow
     from engine.api.inference import checkpoints, evaluate, evaluate_steps, export, predict
@@ -79,6 +79,7 @@ __all__ = [
     "load",
     "local_path",
     "metrics",
+    "perception",
     "plan",
     "plot",
     "predict",
@@ -89,7 +90,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "engine": ("augmentation", "layers", "metrics", "plot", "readers"),
+    "engine": ("augmentation", "layers", "metrics", "perception", "plot", "readers"),
     "engine.augmentation.source": ("augmented",),
     "engine.base.errors": ("ConvoyError", "DataError", "TaskError"),
     "engine.data.ragged.balanced": ("Balanced",),

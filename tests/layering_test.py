@@ -19,6 +19,7 @@ import engine
 import engine.config
 import engine.layers
 import engine.metrics
+import engine.perception
 import engine.readers
 from tests.levels import TOP, levels
 
@@ -26,7 +27,7 @@ LEVELS = levels()
 PRIVATE_NAMES = (("engine", "__version__"), ("engine", "lazy_exports"))  # names of engine that its packages use
 LAZY = {
     "engine",
-    *(f"engine.{package}" for package in ("config", "layers", "metrics", "readers")),
+    *(f"engine.{package}" for package in ("config", "layers", "metrics", "perception", "readers")),
 }  # packages with lazy exports
 
 # Names of this repository that packages outside the engine may import. None: any name of it.
@@ -36,6 +37,7 @@ OUTSIDE = {
         "engine.augmentation": None,
         "engine.layers": None,
         "engine.metrics": {"", *engine.metrics.__all__},
+        "engine.perception": {"", *engine.perception.__all__},
         "engine.plot": None,
         "engine.readers": {"", *engine.readers.__all__},
     },

@@ -10,12 +10,22 @@ import engine.augmentation
 import engine.config
 import engine.layers
 import engine.metrics
+import engine.perception
 import engine.plot
 import engine.readers
 from tests.surface.own import ROOT
 from tests.surface.signatures import module_text
 
-MODULES = (engine, engine.augmentation, engine.config, engine.layers, engine.metrics, engine.plot, engine.readers)
+MODULES = (
+    engine,
+    engine.augmentation,
+    engine.config,
+    engine.layers,
+    engine.metrics,
+    engine.perception,
+    engine.plot,
+    engine.readers,
+)
 
 
 def texts() -> dict[str, str]:
