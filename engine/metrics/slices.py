@@ -222,10 +222,9 @@ class SlicedMerger:
         """Returns the metrics of single examples, with `Ranking.each`."""
         order = _order(self._examples)
         metrics = self._states.states.merge({}, {**self._whole.rows, **self._summed}, order)
-        joined = (
-            np.concatenate(self._members, axis=1) if self._members else np.zeros((len(self._states.slices), 0), bool)
-        )
         indices = np.concatenate([np.zeros(0, np.int64), *self._examples])
+        no_members = np.zeros((len(self._states.slices), len(indices)), bool)
+        joined = np.concatenate(self._members, axis=1) if self._members else no_members
         indices, joined = (indices, joined) if order is None else (indices[order], joined[:, order])
         return Examples(indices, dict(zip(self._states.slices, joined, strict=True)), metrics)
 

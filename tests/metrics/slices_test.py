@@ -231,3 +231,13 @@ def test_metric_with_the_name_of_the_number_of_examples_is_an_error():
     SlicedStates(found, [], Ranking(), "evaluations.a")
     with pytest.raises(TaskError, match=r"^evaluations.a.slices: 'examples' is the name of the number of examples"):
         SlicedStates(found, ["low"], Ranking(), "evaluations.a")
+
+
+def test_metrics_of_single_examples_are_in_the_order_of_the_dataset_without_slices_too():
+    states = SlicedStates({"loss": Mean.of(jnp.zeros(2))}, [], Ranking(each=True), "evaluations.a")
+    merger = states.merger(lambda positions: 3 - positions)
+    for first in (0, 2):
+        found = {"loss": Mean.of(jnp.arange(2.0) + first)}
+        merger.add(states.reduce(found, jnp.ones(2), {}), first)
+    each = merger.each()
+    assert each.indices.tolist() == [0, 1, 2, 3] and np.asarray(each.metrics["loss"].total).tolist() == [3, 2, 1, 0]
