@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from engine.metrics.metric import Metric
     from engine.observe.summary import Summary
     from engine.planning.plan import plan
+    from engine.sequences.reset import reset_at_starts
+    from engine.sequences.sequences import Sequences
     from engine.storage.mounts import local_path
     from engine.training.loss import Loss
     from engine.training.task import Task
@@ -56,6 +58,7 @@ __all__ = [
     "Mixture",
     "Packed",
     "Padded",
+    "Sequences",
     "Source",
     "Stop",
     "Stream",
@@ -84,6 +87,7 @@ __all__ = [
     "plot",
     "predict",
     "readers",
+    "reset_at_starts",
     "stage",
     "train",
     "write_dataset",
@@ -116,6 +120,8 @@ _MODULES = {
     "engine.storage.mounts": ("local_path",),
     "engine.observe.summary": ("Summary",),
     "engine.planning.plan": ("plan",),
+    "engine.sequences.reset": ("reset_at_starts",),
+    "engine.sequences.sequences": ("Sequences",),
     "engine.api.saved_run": ("LoadedRun", "goodput", "load"),
     "engine.training.loss": ("Loss",),
     "engine.training.task": ("Task",),

@@ -67,6 +67,7 @@ GROUPS = {
             "datasets": "writes a source as ArrayRecord files and checks every example, in parallel processes",
             "lineage": "trees of what was made from what, who saw a log, and model cards",
             "planning": "plans a run for hardware that may be absent: cost model, candidates, `plan.json`",
+            "sequences": "windows of the frames of drives, and rows that continue drives from step to step",
             "trackers": "passes metrics on to MLflow, W&B, Trackio, TensorBoard and CSV files",
         },
         {

@@ -78,7 +78,7 @@ class Prepared:
 
         trainable = self.config.optimizer.trainable
         program = build_evaluation_program(self.task, self.mesh, train, self.config.sharding, trainable)
-        check_loss(program, self.source, train, skips=False)
+        check_loss(program, self.source, train)
 
     def with_sizes(self, say: Callable[[str], None] = lambda text: None, stored: Sequence[str] = ()) -> "Prepared":
         """Returns this with values in place of automatic settings of the step, for which it compiles programs.

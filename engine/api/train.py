@@ -204,10 +204,11 @@ def _build_trainer(
         observers=OBSERVERS,
         matrices=prepared.matrices,
     )
-    if config.train.accumulate > 1 or config.data.on_error == "skip":
+    ignored = trainer.program.spec.ignored_rows
+    if config.train.accumulate > 1 or any(ignored):
         from engine.compile.row_check import check_loss
 
-        found = check_loss(trainer.program.evaluation, source, config.train, config.data.on_error == "skip")
+        found = check_loss(trainer.program.evaluation, source, config.train, ignored)
         directory.messages += [f"warning: {text}" for text in found]
     readers = [type(trainer.program.spec.task).__name__] if trainer.program.reads_total_steps else []
     if source.has_transform and names_total_steps(source.transform):

@@ -20,6 +20,7 @@ from engine.config.hardware import check_precision
 from engine.config.schema import Config, Data, Optimizer, Sharding, Target, Train
 from engine.config.target import build
 from engine.data.batch import abstract_batch
+from engine.data.sampling.sampler import evaluation_positions
 from engine.data.source import BaseSource, example_spec
 from engine.metrics.values import describe_value
 from engine.parallel.layout import active, make_layout
@@ -112,6 +113,7 @@ def build_program(
         compute_dtype=evaluation.compute_dtype,
         ema_decay=train.ema_decay,
         skip_bad=config.data.on_error == "skip",
+        idle_rows=evaluation_positions(source, train.global_batch_size) > size,
         spike=config.resilience.spike,
         total_steps=total,
         steps_per_epoch=size / train.global_batch_size,
@@ -126,7 +128,7 @@ def build_program(
         from engine.compile.local_gradient import check_supported
 
         check_supported(program)
-    data_warnings = _row_state_warnings(program.spec, config.data, size, train.global_batch_size)
+    data_warnings = _row_state_warnings(program.spec, config.data, source, train.global_batch_size)
     program.spec = dataclasses.replace(program.spec, data_warnings=data_warnings)
     return program, total
 
@@ -144,13 +146,18 @@ def _with_matrices(
     return dataclasses.replace(spec, optimizer=build_optimizer(optimizer, size, trained, spec.model.names, choice))
 
 
-def _row_state_warnings(spec: StepSpec, data: Data, size: int, rows: int) -> tuple[str, ...]:
+def _row_state_warnings(spec: StepSpec, data: Data, source: BaseSource, rows: int) -> tuple[str, ...]:
     """Returns a warning if rows of successive batches do not continue each other, but the model carries their state."""
+    if source.continues_rows:
+        return ()
     carries = f"the model carries {', '.join(spec.row_state)} for each of the {rows} rows from batch to batch"
     if spec.row_state and data.shuffle:
-        advice = f"Set data.shuffle=False, with example n x {rows} + r as the n-th part of what row r reads."
+        advice = (
+            f"Use engine.Sequences with carry=True, or data.shuffle=False with example n x {rows} + r as the n-th part "
+            "of what row r reads."
+        )
         return (f"data.shuffle=True: {carries}, but shuffled rows do not continue each other. {advice}",)
-    if spec.row_state and size % rows:
+    if spec.row_state and (size := len(source)) % rows:
         return (
             f"data: {carries}, but its {size} examples are not a multiple of {rows}, so that after each epoch a row "
             "continues another one.",

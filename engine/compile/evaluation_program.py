@@ -75,11 +75,18 @@ class EvaluationProgram:
         return Weights(params, model_state, {path: params[path] for path in model.trained} if averaged else None)
 
     def first_state(self, paths: Collection[str]) -> Arrays:
-        """Returns the values that a new model has for this model state, on every device."""
+        """Returns the values that a new model has for this model state, on every device.
+
+        State of another number of rows than that of the Task's model repeats its first row.
+        """
 
         def make() -> Arrays:
             _, model_state = self.model.init(self.task, self.seed)
-            return {path: model_state[path] for path in paths}
+            shapes = {path: self.model.model_state[path].shape for path in paths}
+            return {
+                path: x if (x := model_state[path]).shape == shape else jnp.broadcast_to(x[:1], shape)
+                for path, shape in shapes.items()
+            }
 
         return jax.jit(with_layout(self.layout, make), out_shardings=replicated(self.mesh))()
 

@@ -1,5 +1,6 @@
 """A step of an evaluation: a jitted function of weights and a batch, whose programs may be compiled before a call."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from engine.compile.compiler import ProgramCompiler
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.shapes import shapes_of
 from engine.data.batch import Batch, abstract_batch
+from engine.data.source import BaseSource, example_spec
 from engine.metrics.metric import Metric
 from engine.metrics.slices import NO_RANKING, Ranking, SlicedStates
 from engine.metrics.state import Reduced, check_metrics
@@ -161,6 +163,28 @@ def evaluation_step(
         return jitted.lower(weights.params, weights.model_state, batch, point, members)
 
     return EvaluationStep(jitted, lower, program.mesh, carried, adds_loss=any(added)), states, by_row
+
+
+def with_rows_of(program: EvaluationProgram, source: BaseSource, batch_size: int, where: str) -> EvaluationProgram:
+    """Returns the program for batches of so many rows that continue drives: the state of rows has as many.
+
+    Such a drive begins with the state of a new model, so that state of another number of rows needs no values.
+
+    Args:
+        program: the Task and its model, whose state has a row for each row of a training batch.
+        source: the examples; the program is returned as it is if their rows do not continue.
+        batch_size: rows of a batch.
+        where: config section of the evaluation, for error texts.
+    """
+    model = program.model
+    if not source.continues_rows or batch_size == program.rows or not model.state_of_rows(program.rows):
+        return program
+    carried = evaluation_step(program, example_spec(source), program.rows, where=where)[0].carried
+    shapes = {path: (batch_size, *model.model_state[path].shape[1:]) for path in carried}
+    model_state = {
+        path: jax.ShapeDtypeStruct(shapes.get(path, x.shape), x.dtype) for path, x in model.model_state.items()
+    }
+    return dataclasses.replace(program, model=dataclasses.replace(model, model_state=model_state), rows=batch_size)
 
 
 def _compute(

@@ -278,10 +278,10 @@ class Program:
         """Warnings about valid settings of the mesh, the rules and the data that are rarely intended."""
         model, layout = self.spec.model, self.spec.layout
         found = [*warnings(model.params, model.names, layout.rules, self.mesh), *self.spec.data_warnings]
-        if self.spec.skip_bad and not self._loss_by_row and not has_encode(self.spec.task):
+        if any(ignored := self.spec.ignored_rows) and not self._loss_by_row and not has_encode(self.spec.task):
             found.append(
-                f"data.on_error=skip: the loss of {type(self.spec.task).__name__} is one number per batch, so the "
-                "filler of a bad example counts like an example. With Loss.of(values) its row has weight 0."
+                f"{ignored[0]}: the loss of {type(self.spec.task).__name__} is one number per batch, so {ignored[1]} "
+                "counts like an example. With Loss.of(values) its row has weight 0."
             )
         if self.abstract_state.ema is not None and self.abstract_state.is_schedule_free:
             found.append(

@@ -50,14 +50,16 @@ type Order = npt.NDArray[np.int64]
 type Mask = npt.NDArray[np.bool_] | None
 
 
-def check_loss(program: EvaluationProgram, source: BaseSource, train: Train, skips: bool) -> list[str]:
+def check_loss(
+    program: EvaluationProgram, source: BaseSource, train: Train, ignored: tuple[str, str] = ("", "")
+) -> list[str]:
     """Checks whether microbatches and rows of weight 0 leave the loss of a Task as it is; returns warnings.
 
     Args:
         program: the Task and its model on the mesh.
         source: the training data.
         train: config section `train`; a number of microbatches or auto.
-        skips: whether examples that cannot be read are skipped.
+        ignored: what gives rows weight 0, and the name of such a row (`StepSpec.ignored_rows`).
 
     Raises:
         ConfigError: the loss mixes rows, and `train.accumulate` is not 1.
@@ -65,7 +67,8 @@ def check_loss(program: EvaluationProgram, source: BaseSource, train: Train, ski
     """
     task, name = program.task, type(program.task).__name__
     splits = train.accumulate != 1 and not train.approximate_accumulation
-    if has_own_update(task) or not (splits or skips):
+    reason, row = ignored
+    if has_own_update(task) or not (splits or reason):
         return []
     if splits and program.model.state_of_rows(program.rows):
         return []  # `Program` refuses microbatches of a model that keeps state of each row
@@ -73,15 +76,15 @@ def check_loss(program: EvaluationProgram, source: BaseSource, train: Train, ski
     mixed = mixed_rows(program, source, functools.partial(method, task), None, training=True, splits=splits)
     if has_encode(task):
         _check_encode(name, mixed if splits else "")
-        if skips and not mixed:
-            _check_mask(program, source, losses, "data.on_error=skip replaces bad examples by fillers", training=True)
+        if reason and not mixed:
+            _check_mask(program, source, losses, f"{reason}: {row} has weight 0", training=True)
     elif mixed and splits:
         raise refuse_mixed(name, mixed, train.accumulate)
     if not mixed:
         return []
-    where = f"data.on_error=skip: in {name}.{'encode' if has_encode(task) else 'loss'}"
+    where = f"{reason}: in {name}.{'encode' if has_encode(task) else 'loss'}"
     advice = "" if has_encode(task) else " Define encode and loss_of instead of loss, whose mask leaves it out."
-    return [f"{where}, {mixed}. So the filler of a bad example changes the other rows.{advice}"]
+    return [f"{where}, {mixed}. So {row} changes the other rows.{advice}"]
 
 
 def check_evaluation(program: EvaluationProgram, source: BaseSource, rows: int, where: str, padding: str) -> None:

@@ -68,6 +68,12 @@ class TolerantBatches:
 
     def __init__(self, batches: RowBatches):
         self._batches = batches
+        if batches.source.continues_rows:
+            raise DataError(
+                f"data.on_error=skip: {source_name(batches.source)} continues drives in the rows of the batches, and a "
+                "drive with a gap would not be the same drive. Use data.on_error=stop, and leave bad frames out of the "
+                "dataset: the gap in time ends the drive."
+            )
         self._specs = [
             [(path, spec.shape, spec.dtype) for path, spec in leaves_with_path(example)]
             for example in batches.source.shape_specs()

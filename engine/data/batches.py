@@ -81,7 +81,7 @@ class Batches:
         rows = _numbers(self._sampler.read(addresses), self._keep_64_bit, source_name(self.source))
         size = len(self.rows)
         parts = [jax.tree.map(lambda x, i=i: x[i * size : (i + 1) * size], rows) for i in range(count)]
-        return [Batch(examples, self.ones) for examples in parts]
+        return [Batch(examples, self.weight(first + i)) for i, examples in enumerate(parts)]
 
     def __getitem__(self, n: int) -> Batch:
         """Returns this process's rows of global batch n.
@@ -90,7 +90,7 @@ class Batches:
             DataError: an example cannot be read, or its shapes differ from those of the others.
         """
         n = int(n)
-        return Batch(self._read(self.addresses(n), n * self.batch_size + self.rows), self.ones)
+        return Batch(self._read(self.addresses(n), n * self.batch_size + self.rows), self.weight(n))
 
     def row(self, position: int, n: int) -> Examples:
         """Returns the example at a position of the run as a batch of one row, in the shape of batch n.
@@ -110,6 +110,11 @@ class Batches:
     def sizes(self, n: int) -> Sizes | None:
         """Returns the sizes of the rows of batch n; None if the source does not know them."""
         return self._sampler.sizes(self.addresses(n)) if self._sampler.is_sized else None
+
+    @property
+    def description(self) -> str:
+        """What the run says about its order at the start; "" for nothing."""
+        return self._sampler.description
 
     @property
     def tag_names(self) -> tuple[str, ...]:
@@ -141,8 +146,8 @@ class Batches:
         return self._sampler.marks(n * self.batch_size)
 
     def weight(self, n: int) -> np.ndarray:
-        """Returns the weight of batch n if all of its examples can be read, float32 `[rows]`."""
-        return self.ones
+        """Returns the weight of batch n if all of its examples can be read, float32 `[rows]`: 0 for an idle row."""
+        return _weights(self._sampler, self.addresses(n), self.ones) if self._sampler.continues_rows else self.ones
 
     def address(self, position: int) -> int:
         """Returns the address that the sampler gives to a position."""
@@ -169,7 +174,7 @@ class Batches:
     def _transformed(self, addresses: np.ndarray, positions: np.ndarray) -> Examples:
         """Reads and transforms each row, with the random generator of its position in the run."""
         located = [self._sampler.locate(address) for address in addresses.tolist()]
-        generators = random_generators(self.seed, positions)
+        generators = random_generators(self.seed, self._sampler.random_numbers(positions, addresses))
         collator = Collator(len(located))
         for row, example in enumerate(self._examples(located, addresses)):
             with stage("transform"):
@@ -232,9 +237,12 @@ class OrderedBatches:
         """Weight of every full batch, float32 `[rows]`: one array shared by all of them."""
         self._keep_64_bit = _keep_64_bit()
         self._order: Sampler | None = (source.stored_order if in_order else source.evaluation_order)(batch_size)
+        own = None if self._order is None else self._order.positions
+        self.positions = len(source) if own is None else own
+        """Number of positions: one for each example, and one for each idle row."""
 
     def __len__(self) -> int:
-        return -(-len(self.source) // self.batch_size)
+        return -(-self.positions // self.batch_size)
 
     def __getitem__(self, n: int) -> Batch:
         """Returns the rows of batch n; rows past the end repeat the last example and have weight 0."""
@@ -253,21 +261,23 @@ class OrderedBatches:
         Raises:
             DataError: the example cannot be read, or does not fit this shape.
         """
-        return self._read(np.array([position % len(self.source)]), self.shape(n))
+        return self._read(np.array([position % self.positions]), self.shape(n))
 
     def _positions(self, n: int) -> np.ndarray:
         """Returns the position of each row of batch n in the order of the evaluation, int64 `[rows]`."""
-        return np.minimum(n * self.batch_size + self.rows, len(self.source) - 1)
+        return np.minimum(n * self.batch_size + self.rows, self.positions - 1)
 
     def weight(self, n: int) -> np.ndarray:
-        """Returns float32 `[rows]`: 1 for an example, 0 for a row past the end."""
-        if (n + 1) * self.batch_size <= len(self.source):
+        """Returns float32 `[rows]`: 1 for an example, 0 for a row past the end and for an idle row."""
+        if self._order is not None and self._order.continues_rows:
+            return _weights(self._order, self._order.addresses(self._positions(n)), self.ones)
+        if (n + 1) * self.batch_size <= self.positions:
             return self.ones
-        return (n * self.batch_size + self.rows < len(self.source)).astype(np.float32)
+        return (n * self.batch_size + self.rows < self.positions).astype(np.float32)
 
     def address(self, position: int) -> int:
         """Returns the index in the source of the example at a position; positions wrap around."""
-        position %= len(self.source)
+        position %= self.positions
         if self._order is None:
             return position
         return self._order.locate(int(self._order.addresses(np.array([position]))[0]))[1]
@@ -289,6 +299,12 @@ class OrderedBatches:
             rows = self._order.read(addresses)
         convert = to_32_bit if self._keep_text else _numbers
         return convert(rows, self._keep_64_bit, source_name(self.source))
+
+
+def _weights(sampler: Sampler, addresses: np.ndarray, ones: np.ndarray) -> np.ndarray:
+    """Returns the weights of rows that may be idle; `ones` itself if none is, which is on the devices already."""
+    found = sampler.weights(addresses)
+    return ones if found.all() else found
 
 
 def batch_bytes(example: PyTree, rows: int) -> int:

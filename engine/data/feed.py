@@ -20,7 +20,8 @@ from engine.data.batch import Batch, Placement, local_rows, to_global_arrays
 from engine.data.batches import Batches, OrderedBatches, batch_bytes
 from engine.data.prefetch import dispatches_ahead
 from engine.data.reader import Numbered, read
-from engine.data.source import BaseSource, example_spec, limited
+from engine.data.sampling.sampler import evaluation_positions
+from engine.data.source import BaseSource, example_spec, limited, source_name
 from engine.data.stages import Times
 from engine.data.text import has_text, without_text
 
@@ -237,7 +238,7 @@ class EvaluationFeed:
         # Without row weights no row can be left out, so a bad example raises an error.
         self._tolerant = settings.on_error == "skip" and not exact_last
         self._made: Numbered[Any] = _tolerant(self._batches) if self._tolerant else self._batches
-        self._remainder = len(self._source) % batch_size if exact_last else 0
+        self._remainder = last_rows(self._source, batch_size) if exact_last else 0
 
     def __len__(self) -> int:
         """Number of batches, including a partial last batch."""
@@ -300,9 +301,25 @@ def _numbers(batch: Batch) -> Batch:
     return Batch(without_text(batch.examples), batch.weight) if has_text(batch.examples) else batch
 
 
+def last_rows(source: BaseSource, batch_size: int) -> int:
+    """Returns the rows of the last batch of an evaluation that is not padded; 0 if it is a whole one.
+
+    Raises:
+        DataError: some rows of earlier batches are idle.
+    """
+    if source.continues_rows and (idle := evaluation_positions(source, batch_size) - len(source)):
+        raise DataError(
+            f"{source_name(source)}: {idle} rows of the evaluation are idle, and a metric has no entry for each row, "
+            "which would leave them out. Return metrics with one entry for each row, or evaluate with batch_size=1."
+        )
+    return len(source) % batch_size
+
+
 def padding_text(source: BaseSource, batch_size: int) -> str:
     """Returns which batches of an evaluation or of predictions are padded; "" if none is."""
-    if rows := -len(source) % batch_size:
+    if source.continues_rows and (rows := evaluation_positions(source, batch_size) - len(source)):
+        return f"{rows} rows are idle after their last drive"
+    if not source.continues_rows and (rows := -len(source) % batch_size):
         return f"the last batch is padded with {rows} rows"
     return "batches are padded" if len(source.shape_specs()) > 1 else ""  # the last one of each length
 

@@ -66,6 +66,8 @@ class BaseSource:
     new_arrays: bool = False
     consecutive: int = 1  # number of consecutive batches that have the same shape
     reads_stream: bool = False  # whether it is a `StreamSource`
+    reads_blocks: bool = True  # whether `take` of many examples takes little longer than of one
+    continues_rows: bool = False  # whether row b of a batch continues row b of the batch before
     source_name: str = ""  # name in error texts, if it stands for another object; else that of its class
     source: Any = None
     documents: Any = None
@@ -239,8 +241,7 @@ class ArraySource(BaseSource):
         import jax
 
         self.arrays = jax.tree.map(np.asarray, arrays)
-        where = type(self).__name__
-        lengths = {}
+        where, lengths = type(self).__name__, {}
         for path, array in leaves_with_path(self.arrays):
             if array.ndim == 0:
                 raise DataError(
@@ -294,8 +295,7 @@ class Limited(BaseSource):
 
     def __init__(self, source: BaseSource, length: int):
         self.source, self._length = source, length
-        self.source_name = source_name(source)
-        self.new_arrays = source.has_new_arrays
+        self.source_name, self.new_arrays = source_name(source), source.has_new_arrays
         self.delegate(source, "take", "transform")
         if source.defines("lengths"):
             self.lengths = self._lengths

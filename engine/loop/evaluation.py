@@ -16,12 +16,13 @@ from engine.base.duration import Period, RunSize
 from engine.base.errors import ConfigError, ConvoyError, TaskError, did_you_mean
 from engine.compile.compiler import ProgramCompiler
 from engine.compile.evaluation_program import EvaluationProgram
-from engine.compile.evaluation_step import Built, evaluation_step
+from engine.compile.evaluation_step import Built, evaluation_step, with_rows_of
 from engine.compile.memory_check import check_memory, evaluation_batches
 from engine.config.schema import Evaluation
 from engine.data.batch import Batch, abstract_batch
-from engine.data.feed import EvaluationFeed, padding_text
+from engine.data.feed import EvaluationFeed, last_rows, padding_text
 from engine.data.ragged.packing import is_packed
+from engine.data.sampling.sampler import evaluation_positions
 from engine.data.source import BaseSource, example_spec, first_example, source_name
 from engine.loop.preemption import Preemption
 from engine.metrics.mean import Mean
@@ -66,9 +67,10 @@ class Evaluator:
         check_batch(program.mesh, batch_size, 1, f"{where}.batch_size")
         spec = example_spec(source)
         check_examples(program.task, spec, where)
+        program = with_rows_of(program, source, batch_size, where)
         self.name, self.config, self.batch_size = name, config, batch_size
         self._source, self._program = source, program
-        self.batches = -(-len(source) // batch_size)
+        self.batches = -(-evaluation_positions(source, batch_size) // batch_size)
         batches = evaluation_batches(name, config.data, spec, batch_size, len(source))
         self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False).to_tree())
         self.unweighted: list[str] = []
@@ -96,7 +98,7 @@ class Evaluator:
         if config.score is not None or config.worst:
             self._check_score(where)
         self._by_row = self._by_row and not program.task.mixes_rows
-        self._remainder = 0 if self._by_row else len(source) % batch_size  # rows of a last batch that is not padded
+        self._remainder = 0 if self._by_row else last_rows(source, batch_size)
         if self._remainder:
             evaluation_step(program, spec, self._remainder, where=where, adds_loss=self._step.adds_loss)
         self._full = len(source) >= batch_size or not self._remainder  # whether a batch of the full size is read
@@ -170,7 +172,9 @@ class Evaluator:
             compiler: compiles the programs, or loads them.
         """
         name, found = f"evaluation {self.name}", []
-        weights = Weights(dict(evaluation_params(state, self.config.use_ema)), dict(state.model_state))
+        own = self._program.abstract_weights(averaged=False).model_state
+        model_state = {**state.model_state, **{path: own[path] for path in self._step.carried}}
+        weights = Weights(dict(evaluation_params(state, self.config.use_ema)), model_state)
         kinds = [(name, self.batch_size, self._program.batch_sharding)] if self._full else []
         if self._remainder:
             kinds.append((f"last batch of {name}", self._remainder, replicated(self._program.mesh)))

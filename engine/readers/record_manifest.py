@@ -23,8 +23,8 @@ from engine.base.types import PyTree
 from engine.run import lineage
 
 FORMAT = 1
-MANIFEST, LENGTHS, LOCK = ".manifest.json", ".lengths.npz", ".lock"
-SIDECARS = (MANIFEST, LENGTHS, LOCK, f".{lineage.RECORD}", f".{lineage.NAMES}")
+MANIFEST, LENGTHS, LOCK, SEQUENCES = ".manifest.json", ".lengths.npz", ".lock", ".sequences"
+SIDECARS = (MANIFEST, LENGTHS, LOCK, SEQUENCES, f".{lineage.RECORD}", f".{lineage.NAMES}")
 """Suffixes of a dataset's files that are not shards."""
 _READ_BYTES = 4 << 20  # per read of a file that is hashed
 _FIELD = "field:"  # in front of the names of fields in the length index, since `file` is a parameter of numpy.savez

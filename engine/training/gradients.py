@@ -247,8 +247,8 @@ def _cast(spec: StepSpec, params: Arrays) -> Arrays:
 def minimised_by(shared: Shared, weights: Arrays | None, result: TaskLoss, batch: Batch) -> tuple[Arrays, jax.Array]:
     """Returns optimizer group -> what it minimises, and the metrics `[names, 2]`, of the result of a Task's loss."""
     spec, means = shared.spec, means_of(result)
-    # Without skip_bad every weight is 1. A weighted sum would then only round differently and change old runs.
-    weight = batch.weight if spec.skip_bad else None
+    # Otherwise every weight is 1. A weighted sum would then only round differently and change old runs.
+    weight = batch.weight if any(spec.ignored_rows) else None
     zero = jnp.zeros(2)  # for the metric "loss" if it is the sum of several losses, which `complete` computes
     found = pairs_of(means, weight)
     # Otherwise a metric gets a zero cotangent: wasted work, and NaN where its derivative is infinite.

@@ -48,6 +48,7 @@ class StepSpec:
     compute_dtype: DTypeLike = jnp.float32
     ema_decay: float | None = None
     skip_bad: bool = False  # unreadable examples have weight 0 and are counted in a metric
+    idle_rows: bool = False  # rows in which no drive continues have weight 0
     unroll: bool = False  # unroll microbatches and K steps: a while loop around a convolution is slow on CPU
     loss_on_each_device: bool = True  # the loss may be called with a part of a microbatch, in a `jax.shard_map`
     grad_shardings: Shardings = dataclasses.field(default_factory=dict)  # path -> sharding of the summed gradient
@@ -81,6 +82,13 @@ class StepSpec:
         """Whether small arrays are computed as few vectors: on GPUs of which each has all arrays (`packing.py`)."""
         whole = all(sharding.is_fully_replicated for sharding in self.grad_shardings.values())
         return self.layout.platform == "gpu" and self.opt_shardings is None and whole
+
+    @property
+    def ignored_rows(self) -> tuple[str, str]:
+        """What gives rows weight 0, and the name of such a row; empty if every row has weight 1."""
+        if self.skip_bad:
+            return "data.on_error=skip", "the filler of a bad example"
+        return ("data: rows without a drive are idle", "an idle row") if self.idle_rows else ("", "")
 
     @property
     def groups(self) -> Mapping[str, str]:

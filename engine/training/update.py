@@ -63,10 +63,11 @@ def check_own_update(spec: StepSpec) -> None:
             f"train.accumulate = {spec.accumulate}: {name} computes the whole step, which the engine cannot split into "
             "microbatches. Use accumulate=1, and split the batch in the update."
         )
-    if spec.skip_bad:
+    reason, row = spec.ignored_rows
+    if reason:
+        advice = "data.on_error=stop" if spec.skip_bad else "a train.global_batch_size that leaves no row idle"
         raise ConfigError(
-            f"data.on_error=skip: {name} computes the whole step, so the engine cannot leave out the row of a bad "
-            "example. Use data.on_error=stop."
+            f"{reason}: {name} computes the whole step, so the engine cannot leave out {row}. Use {advice}."
         )
 
 

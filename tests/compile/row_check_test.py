@@ -18,6 +18,7 @@ from tests import runs, zoo
 from tests.contrasting import Contrast
 
 SOURCE = zoo.source(10)
+SKIPS = "data.on_error=skip", "the filler of a bad example"
 
 
 def contrast(logits):
@@ -135,7 +136,7 @@ def program(task: type, mesh: MeshSpec | None = None):
 
 def check(task, source=SOURCE, **train):
     settings: dict[str, Any] = dict(accumulate=2, global_batch_size=16, **train)
-    return check_loss(program(task), source, Train(**settings), skips=False)
+    return check_loss(program(task), source, Train(**settings))
 
 
 @pytest.mark.parametrize(
@@ -178,8 +179,8 @@ def test_most_losses_are_proved_without_running_them(monkeypatch):
 def test_rows_are_told_apart_on_a_mesh():
     settings = Train(accumulate=2, global_batch_size=32)
     with pytest.raises(ConfigError, match=r"Negatives\.loss"):
-        check_loss(program(Negatives, MeshSpec(data=2, fsdp=2, tensor=2)), SOURCE, settings, skips=False)
-    assert check_loss(program(Indexed, MeshSpec(data=2, fsdp=2, tensor=2)), SOURCE, settings, skips=False) == []
+        check_loss(program(Negatives, MeshSpec(data=2, fsdp=2, tensor=2)), SOURCE, settings)
+    assert check_loss(program(Indexed, MeshSpec(data=2, fsdp=2, tensor=2)), SOURCE, settings) == []
 
 
 def test_encode_that_mixes_rows_is_refused():
@@ -191,7 +192,7 @@ def test_encode_that_mixes_rows_is_refused():
     with pytest.raises(TaskError, match=r"Centred.encode: 'left' of a row .* Move what compares rows"):
         check(Centred)
     settings = Train(accumulate=1, global_batch_size=16)
-    [warning] = check_loss(program(Centred), SOURCE, settings, skips=True)
+    [warning] = check_loss(program(Centred), SOURCE, settings, SKIPS)
     assert warning.startswith("data.on_error=skip: in Centred.encode, 'left' of a row") and "Define" not in warning
     with pytest.raises(TaskError, match=r"Centred.encode: 'left' of a row .* Move what compares rows"):
         check_evaluation(program(Centred), SOURCE, 16, "evaluations.test", "6 rows are added")
@@ -207,18 +208,18 @@ def test_rows_that_loss_of_does_not_mask_are_found():
     with pytest.raises(TaskError, match=text):
         check_evaluation(program(Unmasked), SOURCE, 16, "evaluations.test", "6 rows are added")
     settings = Train(accumulate=1, global_batch_size=16)
-    with pytest.raises(TaskError, match=r"Unmasked.loss_of: .* and data.on_error=skip replaces .* by fillers"):
-        check_loss(program(Unmasked), SOURCE, settings, skips=True)
-    assert check_loss(program(Contrast), SOURCE, settings, skips=True) == []
-    assert check_loss(program(Unmasked), SOURCE, settings, skips=False) == []
+    with pytest.raises(TaskError, match=r"Unmasked.loss_of: .* and data.on_error=skip: the filler of a bad example has weight 0"):
+        check_loss(program(Unmasked), SOURCE, settings, SKIPS)
+    assert check_loss(program(Contrast), SOURCE, settings, SKIPS) == []
+    assert check_loss(program(Unmasked), SOURCE, settings) == []
 
 
 def test_skipped_examples_of_a_loss_that_mixes_rows_are_reported():
     settings = Train(accumulate=1, global_batch_size=16)
-    [warning] = check_loss(program(Negatives), SOURCE, settings, skips=True)
-    assert check_loss(program(Scaled), SOURCE, settings, skips=True) == []  # the number of rows does not change
+    [warning] = check_loss(program(Negatives), SOURCE, settings, SKIPS)
+    assert check_loss(program(Scaled), SOURCE, settings, SKIPS) == []  # the number of rows does not change
     assert warning.startswith("data.on_error=skip: in Negatives.loss, 'loss' of a row depends on other rows")
-    assert check_loss(program(zoo.Classify), SOURCE, settings, skips=True) == []
+    assert check_loss(program(zoo.Classify), SOURCE, settings, SKIPS) == []
 
 
 def test_evaluations_and_predictions_with_padding_are_refused_if_they_mix_rows():

@@ -44,6 +44,11 @@ class Balanced(BaseSource):
             raise DataError(f"{name}: ranks = {ranks}: allowed are 1 and more.")
         if self.has_transform:
             raise DataError(f"{name} defines transform, but its source applies its own. Define it in the source.")
+        if source.continues_rows:
+            raise DataError(
+                f"{name}: {source_name(source)} continues drives in the rows of the batches, which must stay where "
+                "they are. Remove Balanced."
+            )
         self.source, self.ranks = source, ranks
         if source.has_take:
             self.take = source.take

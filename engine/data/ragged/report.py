@@ -28,6 +28,8 @@ class RaggedReport:
     ranks: int
     names: tuple[str, ...]
     """Name of each shape; empty for a single shape."""
+    order: str = ""
+    """What the order of the run says about itself."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -45,7 +47,7 @@ class RaggedReport:
                 f"; the most expensive of {self.ranks} ranks costs {self.imbalance:.1%} more than their mean "
                 f"({self.late_imbalance:.1%} in one of 20 batches)"
             )
-        return text
+        return f"{text}; {self.order}" if self.order else text
 
 
 def report(source: BaseSource, *, batch_size: int, seed: int, shuffle: bool, ranks: int) -> RaggedReport | None:
@@ -78,4 +80,5 @@ def report(source: BaseSource, *, batch_size: int, seed: int, shuffle: bool, ran
         shares=tuple(used.tolist()),
         ranks=ranks,
         names=tuple(source.shape_names()) if shapes > 1 else (),
+        order=batches.description,
     )

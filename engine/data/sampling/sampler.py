@@ -63,6 +63,12 @@ class Sampler:
     """Whether it knows the `sizes` of its rows."""
     is_marked: bool = False
     """Whether it reads streams (`streams/`). A mark says where a shard is opened to read from an item on."""
+    continues_rows: bool = False
+    """Whether row b of a batch continues row b of the batch before, as of ordered drives. Some rows may be idle."""
+    positions: int | None = None
+    """Positions of an evaluation in this order, with idle rows; None if each position has an example."""
+    description: str = ""
+    """What a run says about the order at its start."""
     tag_names: tuple[str, ...] = ()
     """Names of the tags of the examples, such as their classes or their source in a mixture; empty if unknown."""
 
@@ -89,6 +95,14 @@ class Sampler:
     def tag_counts(self, addresses: np.ndarray, /) -> np.ndarray:
         """Returns how many of the examples at addresses `[n]` have each tag, int64 `[tags]`."""
         return np.zeros(len(self.tag_names), np.int64)
+
+    def weights(self, addresses: np.ndarray, /) -> np.ndarray:
+        """Returns the weights float32 `[n]` of rows at addresses: 0 for an idle row. Used with `continues_rows`."""
+        return np.ones(len(addresses), np.float32)
+
+    def random_numbers(self, positions: np.ndarray, addresses: np.ndarray, /) -> np.ndarray:
+        """Returns the numbers int64 `[n]` that select the random generators of positions with these addresses."""
+        return positions
 
     def sizes(self, addresses: np.ndarray, /) -> Sizes:
         """Returns the sizes of the rows at addresses `[n]`."""
@@ -178,6 +192,12 @@ def make_sampler(source: BaseSource, seed: int, shuffle: bool, batch_size: int |
     return own if isinstance(own, Sampler) else AdaptedSampler(own, source)
 
 
+def evaluation_positions(source: BaseSource, batch_size: int) -> int:
+    """Returns the number of positions of an evaluation: one for each example, and one for each idle row."""
+    own = source.evaluation_order(batch_size).positions if source.continues_rows else None
+    return len(source) if own is None else own
+
+
 class Order(Protocol):
     """The indices of the examples of a source by position; `EpochPermutation`, or that of `Weighted`."""
 
@@ -201,8 +221,8 @@ class PermutationSampler(Sampler):
     def __init__(self, source: BaseSource, seed: int, shuffle: bool, order: Order | None = None):
         self._source = source
         self.has_transform = source.has_transform
-        self.vectorized = source.has_take
-        self.reads_singly = not self.vectorized
+        self.vectorized = source.has_take and source.reads_blocks
+        self.reads_singly = not source.has_take
         self._order = EpochPermutation(len(source), seed, shuffle) if order is None else order
         self._costs: np.ndarray | None = None
 

@@ -155,13 +155,13 @@ def _of_examples(source: BaseSource, given: str | Callable[[Example], object], c
     """Returns the tags that a function or an entry of the examples gives, from the cache if it holds them."""
     if isinstance(given, str) and "." in given:
         function: Any = resolve(Target(target=given), where)
-        key = f"{given} {_code(function)}"
+        key = f"{given} {source_code_hash(function)}"
     elif isinstance(given, str):
         if isinstance(source, ArraySource) and given in (entries := dict(leaves_with_path(source.arrays))):
             return _to_tags(entries[given], None, where)
         function, key = _Entry(given), given
     else:
-        function, key = given, f"{getattr(given, '__qualname__', type(given).__qualname__)} {_code(given)}"
+        function, key = given, f"{getattr(given, '__qualname__', type(given).__qualname__)} {source_code_hash(given)}"
     if cache is None:
         return _read(source, function, where)
     path, key = Path(local_path(os.path.expanduser(cache))), f"{key} of {source.fingerprint()}"
@@ -203,7 +203,7 @@ def _paths(example: Example) -> list[str]:
     return [path for path, _ in leaves_with_path(example)]
 
 
-def _code(function: Callable[..., object]) -> str:
+def source_code_hash(function: Callable[..., object]) -> str:
     """Returns a hash of the source code of a function, so that a cache does not outlive a change; "" if unknown."""
     try:
         return xxhash.xxh3_64(inspect.getsource(function).encode()).hexdigest()
