@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from engine.datasets.check import check_dataset
     from engine.datasets.write import write_dataset
     from engine.experiments.example_weights import WeightedByRun
+    from engine.joint.source import Joint
+    from engine.joint.uncertainty import UncertaintyWeights
     from engine.loop.hooks import Stop
     from engine.loop.trainer import Trainer
     from engine.metrics.mean import Mean
@@ -51,6 +53,7 @@ __all__ = [
     "Context",
     "ConvoyError",
     "DataError",
+    "Joint",
     "LoadedRun",
     "Loss",
     "Mean",
@@ -66,6 +69,7 @@ __all__ = [
     "Task",
     "TaskError",
     "Trainer",
+    "UncertaintyWeights",
     "Weighted",
     "WeightedByRun",
     "augmentation",
@@ -109,6 +113,8 @@ _MODULES = {
     "engine.datasets.check": ("check_dataset",),
     "engine.datasets.write": ("write_dataset",),
     "engine.experiments.example_weights": ("WeightedByRun",),
+    "engine.joint.source": ("Joint",),
+    "engine.joint.uncertainty": ("UncertaintyWeights",),
     "engine.api.explain": ("explain",),
     "engine.api.train": ("train",),
     "engine.api.follow": ("follow",),

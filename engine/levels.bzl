@@ -58,6 +58,7 @@ GROUPS = {
             "diagnosis": "measures the layers of a model while it trains: `log.layers`",
             "driving": "metrics of detection and of forecasting",
             "experiments": "lists of runs, and comparisons of their results with intervals",
+            "joint": "several datasets with different labels in one run, in one step or in turn",
             "perception": "operations of perception models: sampling, scatter, boxes, targets, sparse convolution",
             "plot": "figures of driving scenes, for the `figure` method of a Task; curves of runs",
             "readers": "readers of file formats: sources with random access, streams, decoders of records",

@@ -66,7 +66,7 @@ def explain_parts(
         from engine.loop.events.gradient_check import description
 
         yield description(every, mesh.size)
-    yield from descriptions(prepared.sources, config.data.shuffle)
+    yield from descriptions(prepared.sources, config.data.shuffle, built.batch_size)
     yield from (f"warning: {text}" for text in built.warnings)
     spec = built.spec
     if note := rounding_note(spec.task, built.abstract_batch.examples, spec.compute_dtype, spec.layout.precision):

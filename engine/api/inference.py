@@ -4,6 +4,7 @@ These functions read a run directory and need no training data. They do not take
 """
 
 import contextlib
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ from engine.metrics.results import Result
 from engine.observe.figure_files import remove_figures, write_figures
 from engine.storage.mounts import local_path
 from engine.training.figures import check_figure, draw_example
-from engine.training.task import Task
+from engine.training.task import Task, for_sources
 
 FIGURE = re.compile(r"example-\d+\.png")  # name of a figure of `predict`
 
@@ -179,6 +180,7 @@ def predict(
     size = batch_size or (config.evaluations[name].batch_size if name else None) or config.train.global_batch_size
     mesh, program = open_program(task, config, overrides, [size], on_message)
     source = _source(data, section, where)
+    program = dataclasses.replace(program, task=for_sources(task, {where: source}))
     with out_of_memory_reported(config.train, mesh), peer_failure.lost_peers_reported():
         chosen = group.run_on_primary(lambda: saved.choose(step), "the choice of the checkpoint")
         if group.is_primary():

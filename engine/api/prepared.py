@@ -33,7 +33,7 @@ from engine.data.source import BaseSource
 from engine.parallel.mesh import create_cpu_devices, fake_devices, make_mesh
 from engine.run.directory import RunDirectory
 from engine.storage.mounts import local_text
-from engine.training.task import Task
+from engine.training.task import Task, for_sources
 
 AnyConfig = Config | ml_collections.ConfigDict | str | Path
 
@@ -126,7 +126,9 @@ def prepare(
     source, evaluation_sources = objects.build_sources(config.data, config.evaluations, config.train)
     task = build_task(config.task) if objects.task is None else objects.task
     matrices = None if directory is None else stored_matrices(directory)
-    return Prepared(config, objects, task, make_mesh(config.mesh, devices), source, evaluation_sources, matrices)
+    mesh = make_mesh(config.mesh, devices)
+    prepared = Prepared(config, objects, task, mesh, source, evaluation_sources, matrices)
+    return dataclasses.replace(prepared, task=for_sources(task, prepared.sources))
 
 
 def run_of(config: AnyConfig) -> RunDirectory | None:

@@ -28,7 +28,7 @@ from engine.metrics.results import Image, Result, json_values
 from engine.observe.figure_files import write_figures
 from engine.run.jsonl import open_for_append
 from engine.storage.mounts import address_of_copy, shown
-from engine.training.task import Task
+from engine.training.task import Task, for_sources
 
 _WARNING = "warning: "  # how a sentence for the user begins that is one
 
@@ -118,7 +118,8 @@ class SavedEvaluations:
         }
         self._settings = _settings(field_texts(self.saved.config), field_texts(config), config.evaluations, data)
         """Evaluation -> what is stored as `settings` and `section`."""
-        self.program = dataclasses.replace(program, total_steps=self.saved.total_steps or 1)
+        task = for_sources(task, {f"evaluations.{name}.data": source for name, source in sources.items()})
+        self.program = dataclasses.replace(program, task=task, total_steps=self.saved.total_steps or 1)
         self._evaluations = build_evaluations(self._sections, sources, self.program, batch_size)
         for evaluation in self._evaluations:
             evaluation.check_rows()

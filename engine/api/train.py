@@ -180,7 +180,10 @@ def _build_trainer(
     summaries = summarize_datasets(prepared.sources)
     changed_data, messages = check_data(summaries, directory, accepted)
     check_total_reaches_checkpoint(config.train, len(source), directory)
-    directory.messages += [*messages, *descriptions(prepared.sources, config.data.shuffle)]
+    directory.messages += [
+        *messages,
+        *descriptions(prepared.sources, config.data.shuffle, config.train.global_batch_size),
+    ]
     if prepared.task.mixes_rows or has_encode(prepared.task):
         resized = changed_batch_sizes(config, directory)
         changed_data = [*changed_data, *resized]

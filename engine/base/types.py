@@ -27,3 +27,11 @@ class Device(Protocol):
     def default_memory(self) -> Memory: ...
     def addressable_memories(self) -> Sequence[Memory]: ...
     def memory_stats(self) -> Mapping[str, int] | None: ...
+
+
+def defined_with_or_after(cls: type, member: str, other: str) -> bool:
+    """Returns whether the class that defines `member` is, or derives from, the class that defines `other`."""
+    of_member, of_other = (
+        next((i for i, base in enumerate(cls.__mro__) if name in vars(base)), -1) for name in (member, other)
+    )
+    return of_member <= of_other

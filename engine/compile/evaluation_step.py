@@ -54,8 +54,8 @@ class EvaluationStep[Result]:
         self.adds_loss = adds_loss
         self._jitted, self._lower, self._mesh = jitted, lower, mesh
         self.carried = tuple(carried)
-        self._compiled: dict[tuple[tuple[int, ...], ...], jax.stages.Compiled] = {}  # shapes of a batch -> its program
-        self._have_run = set[tuple[tuple[int, ...], ...]]()  # shapes of the batches so far
+        self._compiled: dict[tuple[object, ...], jax.stages.Compiled] = {}  # shapes of a batch -> its program
+        self._have_run = set[tuple[object, ...]]()  # shapes of the batches so far
         self._name, self._say, self._reported = "", ProgramCompiler().say, False
 
     def compile(self, name: str, weights: Weights, batch: Batch, compiler: ProgramCompiler) -> jax.stages.Compiled:

@@ -81,6 +81,7 @@ class ByShape:
         return [*self._programs.values()][-1].device_bytes
 
 
-def shapes_of(batch: Batch) -> tuple[tuple[int, ...], ...]:
-    """Returns the shapes of the arrays of a batch."""
-    return tuple([leaf.shape for leaf in jax.tree.leaves(batch.examples)])
+def shapes_of(batch: Batch) -> tuple[object, ...]:
+    """Returns the structure of a batch, and the shapes of its arrays."""
+    leaves, structure = jax.tree.flatten(batch.examples)
+    return structure, *[leaf.shape for leaf in leaves]

@@ -166,14 +166,16 @@ def build_source(section: Data, where: str, *, finite: bool = False) -> BaseSour
     return limit_source(build(section, where), section, f"{where}.target: {section.target}", finite, where)
 
 
-def descriptions(sources: Mapping[str, BaseSource], shuffle: bool = True) -> list[str]:
+def descriptions(sources: Mapping[str, BaseSource], shuffle: bool = True, rows: int = 0) -> list[str]:
     """Returns a sentence for each stream, also within other sources, and one about data that is not shuffled.
 
     Args:
         sources: the sources by their place in the config.
         shuffle: `data.shuffle`.
+        rows: rows of a training batch, for sources whose rows are not examples; 0 if it is not known.
     """
-    found = [
+    found = [f"data: {text}" for text in [sources["data"].batch_text(rows)] if text] if rows else []
+    found += [
         f"{where}: {stream.description(training=where == 'data', mixed=stream is not source, shuffle=shuffle)}"
         for where, source in sources.items()
         for stream in _streams_in(source)

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from engine.base.errors import DataError
 from engine.base.types import PyTree
@@ -26,6 +27,12 @@ def check_numbers(dtype: np.dtype, where: str) -> None:
             f"{where} has dtype {dtype}: allowed are bool, integers, floats, complex numbers, and str and bytes, which "
             "stay on the host. Convert it to numbers or text, or remove it."
         )
+
+
+def row_of(array: np.ndarray, index: int) -> npt.ArrayLike:
+    """Returns a copy of a row; a Python string is immutable."""
+    row = array[index]
+    return row if isinstance(row, str | bytes) else row.copy()
 
 
 def evenly_spaced(size: int, most: int) -> list[int]:

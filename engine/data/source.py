@@ -14,9 +14,9 @@ import numpy.typing as npt
 import xxhash
 
 from engine.base.errors import DataError
-from engine.base.types import PyTree
+from engine.base.types import PyTree, defined_with_or_after
 from engine.base.user_errors import describe
-from engine.data.examples import Example, Examples, check_numbers, leaves_with_path, sample_fingerprint
+from engine.data.examples import Example, Examples, check_numbers, leaves_with_path, row_of, sample_fingerprint
 from engine.data.text import content, is_text, text_paths, without_text
 
 SPEC_TRIES = 16  # examples tried at most to find the spec of an example
@@ -64,7 +64,7 @@ class BaseSource:
     """
 
     new_arrays: bool = False
-    consecutive: int = 1  # number of consecutive batches that have the same shape
+    consecutive: int = 1  # number of consecutive batches of one shape; 0: dispatches are as long as shapes allow
     reads_stream: bool = False  # whether it is a `StreamSource`
     reads_blocks: bool = True  # whether `take` of many examples takes little longer than of one
     continues_rows: bool = False  # whether row b of a batch continues row b of the batch before
@@ -204,6 +204,14 @@ class BaseSource:
         """Returns the names of these shapes."""
         return []
 
+    def adapt_task(self, task: Any, where: str, /) -> Any:
+        """Returns the Task for the batches of this source, which is the data of the config section `where`."""
+        return task
+
+    def batch_text(self, rows: int, /) -> str:
+        """Returns a sentence about a training batch of so many rows; "" if a row is an example."""
+        return ""
+
     def evaluation_order(self, batch_size: int, /) -> Any:
         """Returns the order of an evaluation; None for that of the source."""
         return None
@@ -264,7 +272,7 @@ class ArraySource(BaseSource):
         """Returns a copy of one row of each array, which a transform may modify."""
         import jax
 
-        return jax.tree.map(lambda array: _row(array, index), self.arrays)
+        return jax.tree.map(lambda array: row_of(array, index), self.arrays)
 
     def take(self, indices: np.ndarray) -> Examples:
         """Returns the rows at `indices` `[batch]` as new arrays `[batch, ...]`."""
@@ -282,12 +290,6 @@ class ArraySource(BaseSource):
             text = array.dtype.kind not in "US" and is_text(array)  # Python's strings: the array holds addresses
             found.update(content(array) if text else np.ascontiguousarray(array).reshape(-1).view(np.uint8))
         return found.hexdigest()
-
-
-def _row(array: np.ndarray, index: int) -> npt.ArrayLike:
-    """Returns a copy of a row; a Python string is immutable."""
-    row = array[index]
-    return row if isinstance(row, str | bytes) else row.copy()
 
 
 class Limited(BaseSource):
@@ -339,14 +341,6 @@ def limited(source: BaseSource, count: int | None) -> BaseSource:
     if count < 1:
         raise DataError(f"data.limit = {count}: allowed are 1 and more, or None for all of {source_name(source)}.")
     return source.limited(count)
-
-
-def defined_with_or_after(cls: type, member: str, other: str) -> bool:
-    """Returns whether the class that defines `member` is, or derives from, the class that defines `other`."""
-    of_member, of_other = (
-        next((i for i, base in enumerate(cls.__mro__) if name in vars(base)), -1) for name in (member, other)
-    )
-    return of_member <= of_other
 
 
 def source_name(source: BaseSource) -> str:

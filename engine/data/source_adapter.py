@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from engine.base.errors import DataError
+from engine.base.types import defined_with_or_after
 from engine.base.user_errors import describe
 from engine.data.examples import Example
-from engine.data.source import BaseSource, Source, defined_with_or_after, source_name
+from engine.data.source import BaseSource, Source, source_name
 
 DELEGATED = (
     *(

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from engine.base.errors import TaskError, did_you_mean
+from engine.base.errors import DataError, TaskError, did_you_mean
 from engine.base.types import PyTree
 from engine.base.user_errors import location
 from engine.data.context import Context, call, current, wants_context
+from engine.data.source import BaseSource
 from engine.metrics.metric import Metric
 from engine.metrics.state import check_metrics
 from engine.training.arrays import cast
@@ -262,6 +263,29 @@ def _works(function: Callable[[], object]) -> bool:
     return True
 
 
+def for_sources(task: Task, sources: Mapping[str, BaseSource]) -> Task:
+    """Returns the Task for the batches of sources, some of which adapt it, such as `engine.Joint`.
+
+    Args:
+        task: the Task of the author.
+        sources: config section -> source.
+
+    Raises:
+        ConvoyError: the Task does not fit to such a source, or only some of the sources are such.
+    """
+    adapted = task
+    for where, source in sources.items():
+        adapted = source.adapt_task(adapted, where)
+    plain = [where for where, source in sources.items() if not source.defines("adapt_task")]
+    if adapted is not task and plain:
+        other = next(where for where in sources if where not in plain)
+        raise DataError(
+            f"{plain[0]}: the examples belong to no named dataset, but those of {other} do. Name it, as in "
+            "engine.Joint({NAME: SOURCE})."
+        )
+    return adapted
+
+
 def check_examples(task: Task, found: PyTree, where: str) -> None:
     """Raises TaskError if an example of a dataset differs from the Task's `batch_spec`; the text names the entries.
 
@@ -270,9 +294,12 @@ def check_examples(task: Task, found: PyTree, where: str) -> None:
         found: an example of the dataset, as a pytree of ShapeDtypeStruct.
         where: config field of the dataset, for the error text.
     """
-    spec = task.batch_spec()
-    if spec is None:
-        return
+    if (spec := task.batch_spec()) is not None:
+        check_spec(type(task).__name__, spec, found, where)
+
+
+def check_spec(task: str, spec: PyTree, found: PyTree, where: str) -> None:
+    """Raises TaskError if an example differs from a `batch_spec`; `task` is the name of the Task."""
     wanted_leaves, found_leaves = (
         {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
         for tree in (spec, found)
@@ -281,7 +308,7 @@ def check_examples(task: Task, found: PyTree, where: str) -> None:
     for path in sorted(wanted_leaves.keys() | found_leaves.keys()):
         texts = [leaf_text(leaves.get(path)) for leaves in (wanted_leaves, found_leaves)]
         if texts[0] != texts[1]:
-            problems.append(f"{path}: {type(task).__name__}.batch_spec says {texts[0]}, the dataset gives {texts[1]}")
+            problems.append(f"{path}: {task}.batch_spec says {texts[0]}, the dataset gives {texts[1]}")
     if problems:
         raise TaskError(f"{where}: {'; '.join(problems)}. Change the dataset or batch_spec.")
 

@@ -53,6 +53,7 @@ class Balanced(BaseSource):
         if source.has_take:
             self.take = source.take
         self.delegate(source, "consecutive", "shape_specs", "shape_names", "evaluation_order", "stored_order")
+        self.delegate(source, "adapt_task", "batch_text")
 
     def __len__(self) -> int:
         return len(self.source)
