@@ -18,7 +18,7 @@ from tests.faults import harness
 
 pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
 
-KILLS = 20
+KILLS = 12  # spread over the time between two saves, which finds more than as many random moments
 LAST_KILL = 38  # step; a kill from outside may come some steps late, and the run must not have ended
 
 
@@ -29,7 +29,7 @@ def names(run: Path) -> set[str]:
 
 @pytest.mark.case("kills during saves")
 def test_sigkill_during_saves_leaves_only_complete_checkpoints(tmp_path, add_row):
-    """Two concurrent runs save every step; each start is killed at a random moment between two complete saves."""
+    """Two concurrent runs save every step; each start is killed at another moment between two complete saves."""
     seed = int(os.environ.get("CONVOY_TEST_SEED", time.time_ns() % 10**6))
     print(f"CONVOY_TEST_SEED={seed}")
     settings = {"train__total": "50 steps", "checkpoint__every": "1 step", "evaluations": {}}
@@ -40,8 +40,9 @@ def test_sigkill_during_saves_leaves_only_complete_checkpoints(tmp_path, add_row
     def kills(number: int) -> list[set[str]]:
         rng, run = random.Random(seed + number), tmp_path / f"run-{number}"
         left = []
-        while len(left) < KILLS // 2 and max(harness.saved(run), default=0) < LAST_KILL:
-            left.append(killed_once(where, run, rng, digests))
+        for moment in rng.sample(range(number, KILLS, 2), KILLS // 2):  # in any order
+            if max(harness.saved(run), default=0) < LAST_KILL:
+                left.append(killed_once(where, run, (moment + rng.random()) / KILLS, digests))
         with harness.Job("train", where, f"--workdir={run}") as job:
             assert job.end() == 0, job.output
         assert harness.outcome(run) == whole
@@ -56,14 +57,17 @@ def test_sigkill_during_saves_leaves_only_complete_checkpoints(tmp_path, add_row
     add_row(f"SIGKILL at {len(left)} moments of saves, {torn} of them torn", lost=0, bitwise=True, code=137)
 
 
-def killed_once(where: str, run: Path, rng: random.Random, digests: dict) -> set[str]:
-    """Starts a run, kills it around its third save and verifies every saved step; returns the folders that are left."""
+def killed_once(where: str, run: Path, moment: float, digests: dict) -> set[str]:
+    """Starts a run, kills it around its third save and verifies every saved step; returns the folders that are left.
+
+    `moment` is the part, from 0 to 1, of the time between two saves that passes before the kill.
+    """
     before, marks = max(harness.saved(run), default=0), []
     with harness.Job("train", where, f"--workdir={run}") as job:
         for more in (1, 2):
-            job.until(lambda: max(harness.saved(run), default=0) >= before + more)  # noqa: B023
+            job.until(lambda: max(harness.saved(run), default=0) >= before + more, poll_s=0.01)  # noqa: B023
             marks.append(time.monotonic())
-        time.sleep(rng.uniform(0, marks[1] - marks[0]))
+        time.sleep(moment * (marks[1] - marks[0]))
         job.signal(0, signal.SIGKILL)
         assert job.end() == 137
     steps = harness.saved(run)

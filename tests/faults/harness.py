@@ -40,13 +40,15 @@ class Pause:
 
 
 def config(folder: Path, *, pause: float = 0.0, **settings: Any) -> str:
-    """Writes a config of 60 steps with a save every 5 steps and a log of its examples; returns the `--config` argument.
+    """Writes the config of a run, and returns the `--config` argument.
 
-    `pause` adds seconds to each step; `train__seed=1` sets a field.
+    It has 60 steps, a save every 5 steps, an evaluation every 12 steps and a log of its examples. `pause`
+    adds seconds to each step; `train__seed=1` sets a field.
     """
     folder.mkdir(parents=True)
     hooks = {"pause": {"target": "tests.faults.harness.Pause", "every": "1 step", "seconds": pause}} if pause else {}
-    settings = {"train__total": f"{STEPS} steps", "log__examples": True, **settings}
+    usual = {"train__total": f"{STEPS} steps", "log__examples": True, "evaluations__heldout__every": "12 steps"}
+    settings = {**usual, **settings}
     settings["hooks"] = {**hooks, **settings.get("hooks", {})}
     RunDirectory(folder).write_config_text(to_text(runs.config(**settings)))
     return f"--config={folder}"
@@ -109,13 +111,13 @@ class Job:
             raise AssertionError(f"still running after {seconds} s:\n{self.output}") from None
         return code if code >= 0 else 128 - code
 
-    def until(self, condition: Callable[[], Any], seconds: float = 300.0) -> Any:
+    def until(self, condition: Callable[[], Any], seconds: float = 300.0, poll_s: float = 0.03) -> Any:
         """Polls until the condition is true and returns its value; the job must not end before."""
         end = time.monotonic() + seconds
         while not (value := condition()):
             assert self.process.poll() is None, f"ended with {self.process.returncode}:\n{self.output}"
             assert time.monotonic() < end, f"not within {seconds} s:\n{self.output}"
-            time.sleep(0.01)
+            time.sleep(poll_s)
         return value
 
     def until_step(self, run: Path, step: int) -> None:
