@@ -8,7 +8,9 @@ from engine.augmentation.crop import Crop
 from engine.augmentation.photometric import Photometric
 from engine.augmentation.sample_objects import SampleObjects
 from engine.augmentation.scene import Boxes, Camera, Lines, Points, Scene, Tracks
+from engine.augmentation.sensor_dropout import SensorDropout
 from engine.augmentation.step import Augmentation
+from engine.augmentation.time_jitter import TimeJitter
 from engine.augmentation.whole_scene import Flip, Rotate, Scale, Translate
 
 __all__ = [
@@ -24,6 +26,8 @@ __all__ = [
     "SampleObjects",
     "Scale",
     "Scene",
+    "SensorDropout",
+    "TimeJitter",
     "Tracks",
     "Translate",
 ]

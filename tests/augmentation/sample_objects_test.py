@@ -1,4 +1,5 @@
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from tests.augmentation.scenes import assert_same
 SCENE = Scene(points="points", boxes=Boxes("boxes", others=("kind", "own")))
 
 
-def step(source=None, **settings):
+def step(source=None, **settings) -> Any:
     return SampleObjects(**{"label": "kind", "scene": SCENE, **settings}).prepared(
         as_source(source or Frames(), "test")
     )
@@ -138,10 +139,8 @@ def test_margin_removes_points_around_inserted_boxes():
     assert len(wide["points"]) < len(near["points"]) and len(wide["boxes"]) == len(near["boxes"])
 
 
-def padded(frames=None):
-    return Padded(
-        frames or Frames(), {"points": 900, "boxes": 24}, {"points": "points", "boxes": ["boxes", "kind", "own"]}
-    )
+def padded(boxes=24):
+    return Padded(Frames(), {"points": 900, "boxes": boxes}, {"points": "points", "boxes": ["boxes", "kind", "own"]})
 
 
 def test_padded_source_is_augmented_before_its_padding():
