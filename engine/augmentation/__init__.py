@@ -6,6 +6,12 @@ augmentations to the examples of a source. The arrays are numpy arrays; importin
 
 from engine.augmentation.crop import Crop
 from engine.augmentation.photometric import Photometric
+from engine.augmentation.reader_scenes import (
+    argoverse2_motion_scene,
+    argoverse2_sensor_scene,
+    nuscenes_scene,
+    waymo_scene,
+)
 from engine.augmentation.sample_objects import SampleObjects
 from engine.augmentation.scene import Boxes, Camera, Lines, Points, Scene, Tracks
 from engine.augmentation.sensor_dropout import SensorDropout
@@ -30,4 +36,8 @@ __all__ = [
     "TimeJitter",
     "Tracks",
     "Translate",
+    "argoverse2_motion_scene",
+    "argoverse2_sensor_scene",
+    "nuscenes_scene",
+    "waymo_scene",
 ]
