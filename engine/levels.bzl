@@ -54,7 +54,6 @@ GROUPS = {
     ],
     "extensions": [
         {
-            "augmentation": "random augmentations of driving scenes, keyed by the position of the example",
             "diagnosis": "measures the layers of a model while it trains: `log.layers`",
             "driving": "metrics of detection and of forecasting",
             "experiments": "lists of runs, and comparisons of their results with intervals",
@@ -65,6 +64,7 @@ GROUPS = {
             "scaffold": "writes a small project from templates",
         },
         {
+            "augmentation": "random augmentations of driving scenes, keyed by the position of the example",
             "datasets": "writes a source as ArrayRecord files and checks every example, in parallel processes",
             "lineage": "trees of what was made from what, who saw a log, and model cards",
             "planning": "plans a run for hardware that may be absent: cost model, candidates, `plan.json`",
