@@ -83,8 +83,8 @@ def compared(folder: Path, start: str = "") -> Iterator[Row]:
         for item in (item for item in items if item.startswith(start)):
             run, differences = _compiled(COMPARISONS[item]), []
             for seed in seeds:
-                start = f"{seed} {item}/"
-                parts = {name.removeprefix(start): stored[name] for name in stored if name.startswith(start)}
+                key = f"{seed} {item}/"
+                parts = {name.removeprefix(key): stored[name] for name in stored if name.startswith(key)}
                 differences.append(_differences(run, parts))
             value, gradient = (max(pair) for pair in zip(*differences, strict=True))
             yield Row(item, len(seeds), value, TOLERANCE)

@@ -17,7 +17,7 @@ GRID = SparseGrid(jnp.asarray(INDEX), jnp.asarray(FEATURES), SHAPE)
 
 @pytest.mark.parametrize("operation", ["submanifold", "strided", "inverse"])
 def test_values_and_gradients_equal_dense_convolutions_of_pytorch(operation):
-    assert differing(operation) == []
+    assert differing(operation, 2 if operation == "strided" else 1) == []
 
 
 def test_values_at_padding_are_not_read_and_an_example_without_sites_is_empty():
