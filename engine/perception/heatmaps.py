@@ -75,9 +75,11 @@ def heatmap_targets(
         for k, size in ((0, columns), (1, rows))
     )
     of = jax.nn.one_hot(labels, classes) * (valid & inside)[..., None]  # [batch, objects, classes]
-    # XLA computes the products within the maximum: no array has a map for each object.
-    each = across[:, :, :, None, None] * along[:, :, None, :, None] * of[:, :, None, None, :]
-    return each.max(1, initial=0)
+    # XLA computes the products within the maximum: no array has a map for each object. Columns come last meanwhile,
+    # since few classes would not fill the lanes of a processor.
+    across = of[..., None] * across[:, :, None]  # [batch, objects, classes, rows]
+    maps = (across[..., None] * along[:, :, None, None]).max(1, initial=0)
+    return jnp.moveaxis(maps, 1, -1)
 
 
 def _gaussian(distance: jax.Array, radius: jax.Array, wide: jax.Array) -> jax.Array:
