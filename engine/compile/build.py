@@ -128,8 +128,8 @@ def build_program(
         from engine.compile.local_gradient import check_supported
 
         check_supported(program)
-    data_warnings = _row_state_warnings(program.spec, config.data, source, train.global_batch_size)
-    program.spec = dataclasses.replace(program.spec, data_warnings=data_warnings)
+    found = _row_state_warnings(program.spec, config.data, source, train.global_batch_size)
+    program.spec = dataclasses.replace(program.spec, data_warnings=found)
     return program, total
 
 

@@ -32,7 +32,7 @@ from convoy_zoo.models.traffic.wayformer import FEATURES, FUTURE, TrafficForecas
 from convoy_zoo.models.vit import Vit
 from engine import Task
 from engine.config.schema import DcnMeshSpec, Group, MeshSpec
-from tests import zoo
+from tests import drives, zoo
 
 TOLERANCE = 1e-5
 ROWS, TIME, VOCABULARY = 24, 16, 64  # rows of a batch; positions of a row
@@ -116,6 +116,17 @@ def sights(rows: int, seed: int) -> dict[str, np.ndarray]:
     found = views(rows, seed)
     kind = np.random.default_rng(seed).integers(0, len(KINDS), found["depth"].shape, np.int32)
     return {"images": found["images"], "intrinsics": found["intrinsics"], "kind": kind}
+
+
+def drive_windows(seed: int) -> dict[str, Any]:
+    """Windows of drives, of which some start and some end."""
+    rng = np.random.default_rng(seed)
+    ends = rng.integers(1, 5, ROWS)
+    return {
+        **{name: rng.normal(size=(ROWS, 4)).astype(np.float32) for name in ("x", "y")},
+        "seen": rng.random((ROWS, 4)) < 0.3,
+        "sequence": {"starts": rng.random(ROWS) < 0.3, "valid": np.arange(4) < ends[:, None]},
+    }
 
 
 def canvases(seed: int) -> dict[str, np.ndarray]:
@@ -323,6 +334,7 @@ SUBJECTS |= {
     "actor-critic": Subject(
         lambda: CartPole(width=16, length=20, passes=2), episodes, without=only("data 3 x fsdp 2, 6 devices")
     ),
+    "memory": Subject(lambda: drives.Track(rows=ROWS), drive_windows, without=only("data 3 x fsdp 2, 6 devices")),
     "views": Subject(lambda: Views(width=8), functools.partial(sights, 8), rows=8, without=only("data 8")),
     "fusion": Subject(
         lambda: Fusion(lidar_width=4, camera_width=8),

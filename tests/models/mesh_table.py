@@ -20,7 +20,7 @@ TABLE = {
     "expert 4 x data 2": f"moe decoder vit {WHOLE}",
     "expert 2 x fsdp 2 x tensor 2": "moe dropless",
     "DCN data 2 x fsdp 4": "fashion mlp cnn vit mean-teacher fusion",
-    "data 3 x fsdp 2, 6 devices": "digits mlp cnn moe forecast cameras detection actor-critic",
+    "data 3 x fsdp 2, 6 devices": "digits mlp cnn moe forecast cameras detection actor-critic memory",
 }
 ROWS = [(subject, mesh) for mesh, subjects in TABLE.items() for subject in subjects.split()]
 
