@@ -12,6 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 
 import engine
+from engine.api.explain import explain_parts
+from engine.api.predictions import Predictor
 from engine.api.prepared import prepare
 from engine.base.errors import DataError
 from engine.config.text import to_text
@@ -20,6 +22,7 @@ from engine.loop.evaluation import Evaluator
 from engine.loop.trainer import Trainer
 from engine.metrics.example_file import read_parquet
 from engine.run.directory import RunDirectory
+from engine.training.state import Weights
 from tests import drives, runs
 
 DATA = {"target": "engine.Sequences", "source": {"target": "tests.drives.frames"}, "length": 4, "carry": True}
@@ -136,6 +139,31 @@ def test_an_evaluation_of_the_run_is_a_loop_over_each_drive(run):
     assert runs.rows(run, "heldout/error")[8] == pytest.approx(expected, rel=1e-6)
 
 
+def predicted(run, rows):
+    """Returns the arguments of a prediction of the run on one device."""
+    prepared = prepare(config(), devices=jax.devices()[:1])
+    program = prepared.build_program()[0]
+    return prepared.evaluation_sources["heldout"], config().data, program.evaluation, rows, "heldout"
+
+
+def test_predictions_of_one_row_remember_the_drive(run):
+    weights, source = parameters(run), drives.frames(seed=9)
+    predictor = Predictor(*predicted(run, 1))
+    params = {name: jax.numpy.asarray(x) for name, x in weights.items() if name != "memory"}
+    memory = {"memory": jax.numpy.asarray(weights["memory"])}
+    columns = list(predictor.run(Weights(params, memory, None)))
+    found = np.concatenate([np.atleast_2d(column["error"]) for column in columns])
+    rows, valid = drives.windows(seed=9).windows.rows(np.arange(24))
+    np.testing.assert_allclose(found[valid], drives.by_hand(weights, source)[rows[valid]], rtol=1e-4, atol=1e-6)
+
+
+def test_explain_says_how_the_rows_are_used():
+    task = {"target": "tests.drives.Track", "rows": 8}
+    given = config(evaluations={}, task=task, train__global_batch_size=8)
+    parts = list(explain_parts(given, devices=None, collectives=False))
+    assert "data: one pass through 10 drives takes 5 steps, in which 40.0% of the rows are idle" in parts
+
+
 def test_what_cannot_continue_drives_is_refused(run, tmp_path):
     with pytest.raises(DataError, match=r"^data\.on_error=skip: .*Sequences continues drives in the rows of the batc"):
         train(config(data__on_error="skip"), tmp_path / "skip")
@@ -143,7 +171,7 @@ def test_what_cannot_continue_drives_is_refused(run, tmp_path):
     with pytest.raises(DataError, match=r"idle, and a metric has no entry for each row, which would leave them out"):
         train(config(**total, evaluations={"heldout": {"data": HELDOUT}}), tmp_path / "total")
     with pytest.raises(DataError, match=r"predictions are in stored order, in which the rows of a batch of 4 do not"):
-        engine.predict(run, evaluation="heldout")
+        Predictor(*predicted(run, 4))
 
 
 def test_workers_read_the_same_rows(run, tmp_path):

@@ -20,6 +20,7 @@ from engine.base.errors import TaskError
 from engine.cluster import group
 from engine.cluster.peer_failure import LostPeer
 from engine.compile.evaluation_program import EvaluationProgram
+from engine.compile.evaluation_step import with_rows_of
 from engine.compile.memory_check import check_memory, evaluation_batches
 from engine.compile.prediction_program import BATCH, prediction_step
 from engine.config.schema import Data
@@ -70,6 +71,7 @@ class Predictor:
         source = limited(source, settings.limit)
         spec = example_spec(source)
         check_examples(program.task, spec, where)
+        program = with_rows_of(program, source, batch_size, where)
         batches = evaluation_batches(where, settings, spec, batch_size, len(source))
         batches = dataclasses.replace(batches, field="batch_size", advice="a smaller batch size of predictions")
         self.warnings = check_memory(batches, program.mesh, program.abstract_weights(averaged=False).to_tree())
