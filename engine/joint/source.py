@@ -16,7 +16,7 @@ from engine.data.adapt import Readable, as_source, counted
 from engine.data.batches import batch_bytes
 from engine.data.collate import stack_examples
 from engine.data.context import names_total_steps
-from engine.data.sampling.sampler import Sampler
+from engine.data.sampling.sampler import Sampler, read_example
 from engine.data.sampling.share_schedule import Times, follows_run
 from engine.data.source import SEPARATOR, BaseSource, Example, Examples, limited, source_name
 from engine.joint.bundles import Bundles
@@ -139,9 +139,11 @@ class Joint(BaseSource):
     def _examples(self, name: str, index: int) -> Example:
         part, count = self._parts[name], self.rows[name]
         if count == 1:
-            return part[index % len(part)]
+            return read_example(part, index % len(part))
         numbers = [number % len(part) for number in range(index * count, (index + 1) * count)]
-        return stack_examples([part[i] for i in numbers], lambda row: f"{numbers[row]} of {source_name(part)}")
+        return stack_examples(
+            [read_example(part, i) for i in numbers], lambda row: f"{numbers[row]} of {source_name(part)}"
+        )
 
     def _take(self, indices: np.ndarray) -> Examples:
         [(name, part)] = self._parts.items()

@@ -31,25 +31,6 @@ class Damaged(ArraySource):
         return super().__getitem__(index)
 
 
-class Shards:
-    """A stream of numbers that notes where it is opened."""
-
-    shards = 3
-
-    def __init__(self):
-        self.opened = []
-
-    def counts(self):
-        return [7, 7, 7]
-
-    def open(self, shard, position):
-        self.opened.append((shard, position))
-        yield from ((shard * 7 + item, item + 1) for item in range(position or 0, 7))
-
-    def decode(self, item):
-        return {"number": np.int32(item)}
-
-
 def jittered() -> Jittered:
     return Jittered(twin.lanes().arrays)
 
@@ -64,7 +45,7 @@ def several(**settings):
         "boxes": twin.boxes(),
         "lanes": jittered(),
         "lines": Padded(twin.Polylines(), lengths=[2, 5], fields="at"),
-        "stream": Shards(),
+        "stream": twin.Shards(),
     }
     return Joint(sources, **{"rows": {"boxes": 2, "lines": 3}, "every": {"lines": 2, "stream": 3}, **settings})
 
@@ -112,12 +93,12 @@ def test_marks_of_a_stream_open_it_where_a_resume_reads_on():
     def reader(stream):
         return Batches(Joint({"boxes": twin.boxes(), "stream": stream}, every={"stream": 2}), BUNDLES, SEED, False)
 
-    found = reader(Shards())
+    found = reader(twin.Shards())
     for n in range(7):
         found[n]
     marks = found.marks(7)
     assert marks and all(key.startswith("stream/") for key in marks)
-    stream = Shards()
+    stream = twin.Shards()
     resumed = reader(stream)
     stream.opened.clear()  # the first example was read for its shapes
     resumed.seek(marks)

@@ -10,6 +10,9 @@ import optax
 from flax import nnx
 
 from engine import ArraySource, Joint, Loss, Mean, Task, UncertaintyWeights
+from engine.data.batches import Batches
+from engine.joint.bundles import Bundles
+from engine.joint.task import adapted
 from engine.layers import Dropout, fold_in
 
 
@@ -58,6 +61,8 @@ class Twin(Task):
         for name, loss, factor in (("boxes", boxes_loss, 1.0), ("lanes", lanes_loss, self.scale)):
             if name in batch and name != self.left_out:
                 found[name] = factor * loss(model, batch[name], None if rng is None else rng[name])
+        if "stream" in batch and not self.learned:
+            found["stream"] = Loss.of(model.offset(model(batch["stream"]["x"]))[:, 0])
         return model.weights(found) if self.learned else Loss.sum(**found)
 
     def predict(self, model, batch):
@@ -89,6 +94,35 @@ class Polylines:
         return {"at": np.full((1 + index % 5, 2), index, np.float32), "number": np.int32(index)}
 
 
+class Shards:
+    """A stream of numbers that notes where it is opened."""
+
+    shards = 3
+
+    def __init__(self):
+        self.opened = []
+
+    def counts(self):
+        return [7, 7, 7]
+
+    def open(self, shard, position):
+        self.opened.append((shard, position))
+        yield from ((shard * 7 + item, item + 1) for item in range(position or 0, 7))
+
+    def decode(self, item):
+        return {"number": np.int32(item), "x": np.cos(item + np.arange(8, dtype=np.float32))}
+
+
 def joint(**settings: Any) -> Joint:
     """Returns both datasets, with two boxes and one lane in a bundle."""
     return Joint({"boxes": boxes(), "lanes": lanes()}, **{"rows": {"boxes": 2}, **settings})
+
+
+def for_joint(**settings: Any) -> Task:
+    """Returns the Task as a run on both datasets has it."""
+    return adapted(Twin(**settings), joint(), "data")
+
+
+def bundles(count: int, seed: int) -> Bundles:
+    """Returns a batch of so many bundles."""
+    return Batches(joint(), count, seed, True)[0].examples

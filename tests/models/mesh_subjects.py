@@ -33,6 +33,7 @@ from convoy_zoo.models.vit import Vit
 from engine import Task
 from engine.config.schema import DcnMeshSpec, Group, MeshSpec
 from tests import drives, zoo
+from tests.joint import twin
 
 TOLERANCE = 1e-5
 ROWS, TIME, VOCABULARY = 24, 16, 64  # rows of a batch; positions of a row
@@ -248,6 +249,7 @@ REFUSED = (
 SUBJECTS = {
     "digits": Subject(lambda: Digits(width=32), functools.partial(images, 8, False)),
     "fashion": Subject(lambda: Fashion(width=4), functools.partial(images, 28, True)),
+    "joint": Subject(lambda: twin.for_joint(dropout=RATE), functools.partial(twin.bundles, ROWS)),
     "mlp": Subject(lambda: zoo.Classify("mlp", dropout=RATE), functools.partial(zoo.examples, ROWS)),
     "cnn": Subject(lambda: zoo.Classify("cnn", dropout=RATE), functools.partial(zoo.examples, ROWS)),
     "moe": Subject(

@@ -7,12 +7,12 @@ import itertools
 import re
 from collections.abc import Collection
 
-WHOLE = "digits fashion mlp cnn forecast lidar"  # context, pipeline and expert cannot split these models
+WHOLE = "digits fashion joint mlp cnn forecast lidar"  # context, pipeline and expert cannot split these models
 TABLE = {
     "data 8": "mlp views",
     "fsdp 8": "mlp",
     "data 8, ZeRO-1": "fashion mlp cnn moe gan",
-    "fsdp 2 x tensor 4": "digits fashion mlp cnn decoder vit forecast lidar traffic tokens scenes",
+    "fsdp 2 x tensor 4": "digits fashion joint mlp cnn decoder vit forecast lidar traffic tokens scenes",
     "data 2 x context 4, ring": f"moe decoder bfloat16 {WHOLE}",
     "data 2 x context 4, all-to-all": "scenes vit",
     "pipeline 2 x data 2 x tensor 2": f"dropless {WHOLE}",
@@ -20,7 +20,7 @@ TABLE = {
     "expert 4 x data 2": f"moe decoder vit {WHOLE}",
     "expert 2 x fsdp 2 x tensor 2": "moe dropless",
     "DCN data 2 x fsdp 4": "fashion mlp cnn vit mean-teacher fusion",
-    "data 3 x fsdp 2, 6 devices": "digits mlp cnn moe forecast cameras detection actor-critic memory",
+    "data 3 x fsdp 2, 6 devices": "digits joint mlp cnn moe forecast cameras detection actor-critic memory",
 }
 ROWS = [(subject, mesh) for mesh, subjects in TABLE.items() for subject in subjects.split()]
 

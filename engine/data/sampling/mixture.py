@@ -356,6 +356,6 @@ def _check_examples(sources: Mapping[str, BaseSource]) -> None:
             raise DataError(
                 f"Mixture: examples of source {name} ({source_name(sources[name])}) hold {describe(found, texts)}, but "
                 f"those of source {first} ({source_name(sources[first])}) hold {describe(wanted, wanted_texts)}. Bring "
-                "all to one structure, shape and dtype. Pack documents of different lengths first (engine.Packed), "
-                "each source separately."
+                "all to one structure, shape and dtype, or train on them with engine.Joint, as datasets of different "
+                "labels. Pack documents of different lengths first (engine.Packed), each source separately."
             )
