@@ -161,7 +161,7 @@ def test_explain_says_how_the_rows_are_used():
     task = {"target": "tests.drives.Track", "rows": 8}
     given = config(evaluations={}, task=task, train__global_batch_size=8)
     parts = list(explain_parts(given, devices=None, collectives=False))
-    assert "data: one pass through 10 drives takes 5 steps, in which 40.0% of the rows are idle" in parts
+    assert "data: one pass through 10 drives takes 5 steps, in which 40.0% of the rows are idle." in parts
 
 
 def test_what_cannot_continue_drives_is_refused(run, tmp_path):

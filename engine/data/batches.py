@@ -112,11 +112,6 @@ class Batches:
         return self._sampler.sizes(self.addresses(n)) if self._sampler.is_sized else None
 
     @property
-    def description(self) -> str:
-        """What the run says about its order at the start; "" for nothing."""
-        return self._sampler.description
-
-    @property
     def tag_names(self) -> tuple[str, ...]:
         """Names of the tags of the examples; none if the source does not know them."""
         return self._sampler.tag_names

@@ -27,10 +27,6 @@ class RowSampler(Sampler):
     def __init__(self, source: "Sequences", plan: RowPlan):
         self._source, self._plan = source, plan
         self.has_transform, self.vectorized = source.has_transform, source.source.has_take
-        self.description = (
-            f"one pass through {len(source.windows.sizes):,} drives takes {plan.steps:,} steps, in which "
-            f"{plan.idle:.1%} of the rows are idle"
-        )
 
     def addresses(self, positions: np.ndarray) -> np.ndarray:
         segments, windows, idle = self._plan.locate(positions)

@@ -160,6 +160,16 @@ class Sequences(BaseSource):
         """Returns the name of the group of a window."""
         return self.names[self.windows.groups[self.windows.locate(np.array([index]))[0][0]]]
 
+    def batch_text(self, rows: int) -> str:
+        """Returns how many steps an epoch takes, and the share of idle rows; "" without `carry`."""
+        if not self.continues_rows:
+            return ""
+        plan = RowPlan(self.windows.sizes, rows, seed=0, shuffle=False)
+        return (
+            f"one pass through {len(self.windows.sizes):,} drives takes {plan.steps:,} steps, in which "
+            f"{plan.idle:.1%} of the rows are idle."
+        )
+
     def fingerprint(self) -> str:
         windows = self.windows
         content = index_hash(windows.frames, windows.begins, windows.ends)

@@ -208,7 +208,9 @@ def test_rows_that_loss_of_does_not_mask_are_found():
     with pytest.raises(TaskError, match=text):
         check_evaluation(program(Unmasked), SOURCE, 16, "evaluations.test", "6 rows are added")
     settings = Train(accumulate=1, global_batch_size=16)
-    with pytest.raises(TaskError, match=r"Unmasked.loss_of: .* and data.on_error=skip: the filler of a bad example has weight 0"):
+    with pytest.raises(
+        TaskError, match=r"Unmasked.loss_of: .* and data.on_error=skip: the filler of a bad example has weight 0"
+    ):
         check_loss(program(Unmasked), SOURCE, settings, SKIPS)
     assert check_loss(program(Contrast), SOURCE, settings, SKIPS) == []
     assert check_loss(program(Unmasked), SOURCE, settings) == []

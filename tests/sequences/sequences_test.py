@@ -80,7 +80,7 @@ def test_rows_read_whole_drives_in_order():
     found = pickle.loads(pickle.dumps(windows()))
     batches = Batches(found, 4, seed=3, shuffle=True)
     steps, counts = 6, np.zeros(len(SIZES), int)
-    assert "one pass through 10 drives takes 6 steps" in batches.description
+    assert "one pass through 10 drives takes 6 steps" in windows().batch_text(8)
     for epoch in range(3):
         read = [batches[epoch * steps + n] for n in range(steps)]
         for row in range(4):
@@ -117,7 +117,7 @@ def test_batches_are_the_same_for_any_number_of_processes(processes):
 def test_idle_rows_have_weight_0():
     batches = Batches(windows(), 8, 0, True)
     weights = np.stack([batches[n].weight for n in range(5)])
-    assert weights.sum() == len(windows()) == 24 and "40.0% of the rows are idle" in batches.description
+    assert weights.sum() == len(windows()) == 24 and "40.0% of the rows are idle" in windows().batch_text(8)
     assert [batch.weight.tolist() for batch in batches.block(0, 5)] == weights.tolist()
 
 

@@ -28,8 +28,6 @@ class RaggedReport:
     ranks: int
     names: tuple[str, ...]
     """Name of each shape; empty for a single shape."""
-    order: str = ""
-    """What the order of the run says about itself."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -47,7 +45,7 @@ class RaggedReport:
                 f"; the most expensive of {self.ranks} ranks costs {self.imbalance:.1%} more than their mean "
                 f"({self.late_imbalance:.1%} in one of 20 batches)"
             )
-        return f"{text}; {self.order}" if self.order else text
+        return text
 
 
 def report(source: BaseSource, *, batch_size: int, seed: int, shuffle: bool, ranks: int) -> RaggedReport | None:
@@ -80,5 +78,4 @@ def report(source: BaseSource, *, batch_size: int, seed: int, shuffle: bool, ran
         shares=tuple(used.tolist()),
         ranks=ranks,
         names=tuple(source.shape_names()) if shapes > 1 else (),
-        order=batches.description,
     )

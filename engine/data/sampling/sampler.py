@@ -67,8 +67,6 @@ class Sampler:
     """Whether row b of a batch continues row b of the batch before, as of ordered drives. Some rows may be idle."""
     positions: int | None = None
     """Positions of an evaluation in this order, with idle rows; None if each position has an example."""
-    description: str = ""
-    """What a run says about the order at its start."""
     tag_names: tuple[str, ...] = ()
     """Names of the tags of the examples, such as their classes or their source in a mixture; empty if unknown."""
 
