@@ -263,7 +263,11 @@ class LidarDetection(Task):
         return CenterModel(self.width, rngs)
 
     def loss(self, model, batch, rng):
-        logits, codes_at = model(batch["points"], batch["mask"]["points"])
+        return self.loss_of(model(batch["points"], batch["mask"]["points"]), batch)
+
+    def loss_of(self, found, batch):
+        """Returns the loss of the result of the heads for a batch of sweeps."""
+        logits, codes_at = found
         boxes, labels, present = batch["boxes"], batch["label"], batch["mask"]["objects"]
         target, cell = heatmap(boxes, labels, present)
         x, y = cell.astype(jnp.int32).clip(0, CELLS - 1).swapaxes(0, -1).swapaxes(1, 2)
@@ -281,7 +285,11 @@ class LidarDetection(Task):
 
     def predict(self, model, batch):
         """Returns the most likely boxes: `boxes` `[batch, PREDICTIONS, 9]`, `score`, `label` and `moving`."""
-        logits, codes_at = model(batch["points"], batch["mask"]["points"])
+        return self.boxes_of(model(batch["points"], batch["mask"]["points"]))
+
+    def boxes_of(self, found):
+        """Returns the most likely boxes of the result of the heads."""
+        logits, codes_at = found
         score = jax.nn.sigmoid(logits)
         highest = jax.lax.reduce_window(score, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
         peaks = jnp.where(score == highest, score, 0).reshape(len(score), -1)

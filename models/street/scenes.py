@@ -243,7 +243,15 @@ def scan(rng: np.random.Generator, scene: Scene, boxes: np.ndarray, slope: np.nd
         boxes: in the frame of the sensor's vehicle, `[boxes, 7]`.
         slope: rise of the ground along x and y, `[2]`.
     """
-    labels, speeds = np.array(scene.labels), np.array(scene.speeds)
+    points, hits, alone = measure(rng, scene, boxes, slope)
+    return {"points": points, **annotations(scene, boxes, hits > 0, hits, alone)}
+
+
+def measure(
+    rng: np.random.Generator, scene: Scene, boxes: np.ndarray, slope: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the points of a sweep, and the points on each box and the rays that would hit it if nothing hid it."""
+    labels = np.array(scene.labels)
     parts, part_of = parts_of(boxes, labels)
     rays, depth, owner, alone = cast(parts, slope, part_of)
     seen = (depth < RANGE) & (rng.random(RAYS) > 0.05 + 0.25 * depth.clip(0, RANGE) / RANGE)
@@ -254,12 +262,19 @@ def scan(rng: np.random.Generator, scene: Scene, boxes: np.ndarray, slope: np.nd
     points = rays * depth[:, None] + [0, 0, HEIGHT]
     intensity = (shine * np.exp(-depth / 60) + rng.normal(0, 0.03, len(depth))).clip(0, 1)
     hits = np.bincount(owner + 1, minlength=len(boxes) + 1)[1:]
-    kept = (labels >= 0) & (hits > 0) & (np.abs(boxes[:, :2]).max(1) < EXTENT)
+    return np.concatenate([points, intensity[:, None]], 1).astype(np.float32), hits, alone
+
+
+def annotations(
+    scene: Scene, boxes: np.ndarray, known: np.ndarray, hits: np.ndarray, alone: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Returns the labels of the objects within EXTENT that are `known`, bool `[boxes]`, see StreetScenes."""
+    labels, speeds = np.array(scene.labels), np.array(scene.speeds)
+    kept = (labels >= 0) & known & (np.abs(boxes[:, :2]).max(1) < EXTENT)
     boxes, yaw = boxes[kept], boxes[kept, 6]
     boxes[:, 2] += boxes[:, 5] / 2
     velocity = speeds[kept, None] * np.stack([np.cos(yaw), np.sin(yaw)], -1)
     return {
-        "points": np.concatenate([points, intensity[:, None]], 1).astype(np.float32),
         "boxes": np.concatenate([boxes[:, :6], wrap(yaw)[:, None], velocity], 1).astype(np.float32),
         "label": labels[kept].astype(np.int32),
         "moving": (speeds[kept] > 0).astype(np.int32),
