@@ -92,7 +92,7 @@ class Joint(BaseSource):
         if self.weights.names and len(names) == 1:
             raise DataError("engine.Joint: weights of one dataset change nothing. Leave them out.")
         self._given_epoch = epoch
-        self._check_lengths()
+        self._check_parts()
         if len(self._parts) == 1 and self.rows[names[0]] == 1 and self._parts[names[0]].has_take:
             self.take = self._take
         if len(self.plan.sets()) > 1:
@@ -102,13 +102,18 @@ class Joint(BaseSource):
         if any(follows_run(part) or _reads_total(part) for part in self._parts.values()):
             self.times = Times.parse({"0 steps": None, "100%": None}, "engine.Joint")
 
-    def _check_lengths(self) -> None:
+    def _check_parts(self) -> None:
         where = f" in process {group.index()}" if group.count() > 1 else ""
         for name, part in self._parts.items():
             if not len(part):
                 raise DataError(
                     f"engine.Joint: dataset {name} ({source_name(part)}) has no examples{where}. Check its files and "
                     "arguments, or leave it out."
+                )
+            if part.continues_rows:
+                raise DataError(
+                    f"engine.Joint: dataset {name} ({source_name(part)}) continues drives in the rows of the batches, "
+                    "of which some are idle, and a bundle has no idle rows. Use windows without carry=True."
                 )
 
     @property

@@ -8,7 +8,7 @@ from engine import ArraySource, Joint, Padded
 from engine.base.errors import DataError
 from engine.data.batches import OrderedBatches
 from engine.data.source import example_spec, limited
-from tests import zoo
+from tests import drives, zoo
 from tests.joint import twin
 
 
@@ -117,3 +117,5 @@ def test_missing_and_empty_datasets_are_refused():
         Joint({"boxes": twin.boxes()}, weights={"boxes": 2.0})
     with pytest.raises(DataError, match=r"engine.Joint cannot be a part of another source"):
         twin.joint().sampler(0, True)
+    with pytest.raises(DataError, match=r"dataset drives .* continues drives in the rows .* Use windows without carry"):
+        Joint({"drives": drives.windows()})

@@ -1,5 +1,7 @@
 """Simulated drives: objects and the vehicle move as their labels say, and hidden objects stay labelled for a while."""
 
+import itertools
+
 import numpy as np
 
 from convoy_zoo.models.street import drives
@@ -21,7 +23,7 @@ def test_drives_follow_each_other_in_order():
 
 def test_objects_move_by_their_velocity_and_the_motion_of_the_vehicle():
     pairs = 0
-    for before, after in zip(SWEEPS, SWEEPS[1:], strict=False):
+    for before, after in itertools.pairwise(SWEEPS):
         if not after["motion"].any():
             continue
         old, new = labelled(before, "boxes"), labelled(after, "boxes")
