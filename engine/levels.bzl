@@ -57,7 +57,6 @@ GROUPS = {
             "diagnosis": "measures the layers of a model while it trains: `log.layers`",
             "driving": "metrics of detection and of forecasting",
             "experiments": "lists of runs, and comparisons of their results with intervals",
-            "joint": "several datasets with different labels in one run, in one step or in turn",
             "perception": "operations of perception models: sampling, scatter, boxes, targets, sparse convolution",
             "plot": "figures of driving scenes, for the `figure` method of a Task; curves of runs",
             "readers": "readers of file formats: sources with random access, streams, decoders of records",
@@ -66,6 +65,7 @@ GROUPS = {
         {
             "augmentation": "random augmentations of driving scenes, keyed by the position of the example",
             "datasets": "writes a source as ArrayRecord files and checks every example, in parallel processes",
+            "joint": "several datasets with different labels in one run, in one step or in turn",
             "lineage": "trees of what was made from what, who saw a log, and model cards",
             "planning": "plans a run for hardware that may be absent: cost model, candidates, `plan.json`",
             "sequences": "windows of the frames of drives, and rows that continue drives from step to step",
