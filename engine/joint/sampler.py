@@ -40,13 +40,12 @@ def shapes_of(sets: Sequence[Sequence[str]], counts: Mapping[str, int]) -> list[
 class Part(Batches):
     """The batches of one dataset, of which single rows are read."""
 
-    def rows_of(self, n: int, rows: np.ndarray, shape: int) -> Examples:
-        """Returns rows int64 `[rows]` of batch n in one of its shapes, transformed and with their text.
+    def read(self, addresses: np.ndarray, positions: np.ndarray, shape: int) -> Examples:
+        """Returns the examples at addresses and positions `[n]` in one of the shapes, transformed and with their text.
 
         Raises:
             DataError: an example cannot be read, or its shapes differ from those of the others.
         """
-        addresses, positions = self.addresses(n)[rows], n * self.batch_size + rows
         if self._sampler.is_shaped:
             addresses = np.array([self._sampler.with_shape(address, shape) for address in addresses.tolist()])
         if self._sampler.has_transform:
@@ -100,6 +99,10 @@ class JointSampler(Sampler):
         }
         samplers = {name: part.sampler for name, part in self._parts.items()}
         self.is_shaped = len(self._shapes) > 1
+        # Batches of several shapes are not read in one call.
+        self.vectorized = not self.is_shaped and all(
+            sampler.vectorized and not sampler.has_transform for sampler in samplers.values()
+        )
         self.is_sized = all(sampler.is_sized for sampler in samplers.values())
         self.is_marked = any(sampler.is_marked for sampler in samplers.values())
         self.tag_names = tuple(f"{name}/{tag}" for name, sampler in samplers.items() for tag in sampler.tag_names)
@@ -129,26 +132,25 @@ class JointSampler(Sampler):
 
     def read(self, addresses: np.ndarray) -> Examples:
         """Returns the bundles at addresses of one shape, transformed."""
-        import jax
-
-        shape = self._shapes[self.shape_of(int(addresses[0]))]
+        shape, parts = self._shapes[self.shape_of(int(addresses[0]))], dict[str, PyTree]()
         steps, bundles = np.divmod(addresses // len(self._shapes), self._batch_size)
-        different = list(dict.fromkeys(steps.tolist()))
-        places = [np.flatnonzero(steps == step) for step in different]
-        found = [self._read(step, bundles[at], shape) for step, at in zip(different, places, strict=True)]
-        if len(found) == 1:
-            return found[0]
-        order = np.argsort(np.concatenate(places))
-        return jax.tree.map(lambda *parts: np.concatenate(parts)[order], *found)
-
-    def _read(self, step: int, bundles: np.ndarray, shape: Shape) -> Bundles:
-        parts: dict[str, PyTree] = {}
         for name, number in shape:
-            count = self._rows[name]
-            rows = (bundles[:, None] * count + np.arange(count)).reshape(-1)
-            found = self._parts[name].rows_of(self._plan.before(step, name), rows, number)
-            parts[name] = found if count == 1 else _split(found, count)
+            own, positions = self._examples(name, steps, bundles)
+            found = self._parts[name].read(own.reshape(-1), positions.reshape(-1), number)
+            parts[name] = found if self._rows[name] == 1 else _split(found, self._rows[name])
         return Bundles(parts, self._rows)
+
+    def _examples(self, name: str, steps: np.ndarray, bundles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the addresses and the positions `[n, rows]` of the examples in bundles `[n]` of steps `[n]`."""
+        count, part = self._rows[name], self._parts[name]
+        rows = bundles[:, None] * count + np.arange(count)
+        different, which = np.unique(steps, return_inverse=True)
+        numbers = [self._plan.before(step, name) for step in different.tolist()]  # of the batches of the dataset
+        if len(numbers) == 1:
+            addresses = part.addresses(numbers[0])[rows]
+        else:
+            addresses = np.stack([part.addresses(number) for number in numbers])[which[:, None], rows]
+        return addresses, np.array(numbers)[which][:, None] * part.batch_size + rows
 
     def _inner(self, addresses: np.ndarray) -> list[tuple[str, np.ndarray, np.ndarray]]:
         """Returns name, indices of the bundles `[bundles]` and addresses `[bundles, rows]` of the examples in them."""
@@ -157,8 +159,7 @@ class JointSampler(Sampler):
         for step in dict.fromkeys(steps.tolist()):
             at = np.flatnonzero(steps == step)
             for name in self._plan.taken(step):
-                rows = bundles[at][:, None] * self._rows[name] + np.arange(self._rows[name])
-                found.append((name, at, self._parts[name].addresses(self._plan.before(step, name))[rows]))
+                found.append((name, at, self._examples(name, steps[at], bundles[at])[0]))
         return found
 
     def tag_counts(self, addresses: np.ndarray) -> np.ndarray:

@@ -81,6 +81,15 @@ def test_other_process_counts_give_the_same_batches(processes):
         zoo.assert_equal(joined, whole[n].examples)
 
 
+def test_blocks_of_batches_are_the_batches():
+    found = batches(twin.joint())
+    assert found.block_size > 1 and batches(several()).block_size == 1
+    for n, batch in enumerate(found.block(3, 9), 3):
+        zoo.assert_equal(batch.examples, found[n].examples)
+    part = batches(twin.joint(), np.array([1, 4]))
+    zoo.assert_equal(part.block(5, 2)[1].examples, jax.tree.map(lambda x: x[[1, 4]], found[6].examples))
+
+
 def test_examples_of_each_dataset_are_read_once_in_each_of_its_epochs():
     sources = {name: ArraySource({"number": np.arange(n)}) for name, n in {"boxes": 24, "lanes": 6}.items()}
     found = batches(Joint(sources, {"boxes": 2}, every={"lanes": 2}))
