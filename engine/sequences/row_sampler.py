@@ -49,9 +49,10 @@ class RowSampler(Sampler):
         return self._plan.epochs(positions) * len(windows.sizes) + windows.locate(addresses >> 1)[0]
 
     def sizes(self, addresses: np.ndarray) -> Sizes:
-        """Returns the sizes of the rows at addresses: their real frames, and those that they have space for."""
+        """Returns the sizes of the rows at addresses: real frames, and space for frames, which is what a row costs."""
         real = self._source.windows.rows(addresses >> 1)[1].sum(axis=1) * (1 - (addresses & 1))
-        return Sizes(real, np.full(len(addresses), self._source.windows.length), real.astype(np.float64))
+        space = np.full(len(addresses), self._source.windows.length)
+        return Sizes(real, space, space.astype(np.float64))
 
 
 class EvaluationOrder(RowSampler):

@@ -15,9 +15,11 @@ from engine.config.target import resolve
 from engine.data.context import call
 from engine.data.ragged.padded import Padded
 from engine.data.sampling.sampler import read_examples
+from engine.data.shared_arrays import empty
 from engine.data.source import SEPARATOR, BaseSource, Example, Examples, Source, source_name
 from engine.data.source_adapter import indexed
 from engine.data.stages import stage
+from engine.data.text import is_text
 from engine.sequences.frame_index import Column, index_hash, read_index
 from engine.sequences.row_plan import RowPlan
 from engine.sequences.row_sampler import EvaluationOrder, RowSampler
@@ -146,7 +148,7 @@ class Sequences(BaseSource):
             )
         places = places.reshape(frames.shape)
         with stage("collate"):
-            windows = dict(jax.tree.map(lambda array: array[places], found))
+            windows = dict(jax.tree.map(lambda array: _placed(array, places), found))
         if not self.continues_rows:
             return windows
         if ADDED in windows:
@@ -213,6 +215,13 @@ class Sequences(BaseSource):
             f"{source_name(self)} with carry=True cannot be a part of a mixture, in which rows do not continue. Mix "
             "windows without carry."
         )
+
+
+def _placed(array: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Returns the rows of an array at `places` `[batch, length]`; in a worker process in shared memory."""
+    if is_text(array):
+        return array[places]
+    return np.take(array, places, axis=0, out=empty((*places.shape, *array.shape[1:]), array.dtype), mode="clip")
 
 
 def _check_arguments(how: Cut, owner: str) -> None:

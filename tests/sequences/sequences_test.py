@@ -258,3 +258,8 @@ class Tuples(Counted):
 
     def __len__(self):
         return 2
+
+
+def test_a_check_of_the_dataset_reads_each_window():
+    report = engine.check_dataset(windows(transform=turn), processes=1)
+    assert report.examples == 24 and not report.bad
