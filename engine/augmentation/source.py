@@ -15,16 +15,20 @@ from engine.augmentation.scene import Scene
 from engine.augmentation.step import Augmentation, replace, step_generators
 from engine.base.errors import ConvoyError, DataError
 from engine.data.adapt import Readable, as_source, counted
-from engine.data.context import Context, call
-from engine.data.examples import Example, Examples
-from engine.data.sampling.sampler import Marks, Sampler, Sizes, make_sampler
+from engine.data.context import Context, call, names_total_steps
+from engine.data.examples import Example
+from engine.data.sampling.sampler import Sampler, make_sampler
 from engine.data.source import SEPARATOR, BaseSource, first_example, inner_sources, limited, source_name
 
-DELEGATED = (
-    *("take", "lengths", "field_lengths", "costs", "tags", "tag_counts", "shape_specs", "shape_names"),
-    *("evaluation_order", "stored_order", "consecutive", "record_name", "checksums", "times"),
-)
-"""Members that an augmented source takes over from its source."""
+OWN = {
+    *("new_arrays", "source_name", "source", "documents", "sources", "paths", "folder", "file_states", "known_names"),
+    *("reads_stream", "delegate", "defines", "keeps", "has_take", "has_transform", "has_new_arrays", "has_sampler"),
+    *("transform", "sampler", "batch_sampler", "fingerprint", "limited", "with_run", "counted", "measured"),
+    *("is_weighted", "weighted_order", "known_field_lengths"),
+}
+"""Members of a source that an augmented one does not take over: its own, and those that name what a source reads."""
+DELEGATED = [name for name in vars(BaseSource) if not name.startswith("_") and name not in OWN]
+OF_SAMPLER = [name for name in vars(Sampler) if not name.startswith("_") and name not in ("has_transform", "costs")]
 
 
 def augmented(source: Readable, steps: Sequence[Augmentation], scene: Any = None) -> BaseSource:
@@ -65,6 +69,8 @@ class Augmented(BaseSource):
         self.new_arrays = not self.source.has_transform or self.source.has_new_arrays  # the steps modify no array
         self.delegate(self.source, *DELEGATED)
         self.tag_names = self.source.tag_names
+        if self.source.has_transform and names_total_steps(self.source.transform):
+            self.transform = self._transform_by_total
         if self.source.has_sampler:
             self.sampler, self.batch_sampler = self._sampler, self._sampler
 
@@ -107,7 +113,22 @@ class Augmented(BaseSource):
         return transformed(self.source, self.steps, example, rng, context)
 
     def _sampler(self, seed: int, shuffle: bool, batch_size: int | None = None) -> Sampler:
-        return _AugmentedSampler(make_sampler(self.source, seed, shuffle, batch_size), self)
+        inner = make_sampler(self.source, seed, shuffle, batch_size)
+        try:
+            inner.locate(int(inner.addresses(np.array([0]))[0]))
+        except NotImplementedError as error:
+            raise DataError(
+                f"engine.augmented: a row of {source_name(self.source)} is no example of one source. Augment each of "
+                "its sources instead."
+            ) from error
+        return _AugmentedSampler(inner, self)
+
+    def _transform_by_total(
+        self, example: Example, rng: np.random.Generator, context: Context | None = None
+    ) -> Example:
+        """As `transform`, of a source whose transform names `context.total_steps`, which `api/train.py` looks for."""
+        assert context is None or context.total_steps >= 0
+        return transformed(self.source, self.steps, example, rng, context)
 
 
 def transformed(
@@ -153,17 +174,12 @@ class _AugmentedSampler(Sampler):
     def __init__(self, inner: Sampler, augmented: Augmented):
         self._inner, self._augmented = inner, augmented
         self._views: list[_View] = []
-        self.vectorized, self.reads_singly = inner.vectorized, inner.reads_singly
-        self.needs_whole_batches, self.is_shaped = inner.needs_whole_batches, inner.is_shaped
-        self.is_sized, self.is_marked, self.tag_names = inner.is_sized, inner.is_marked, inner.tag_names
+        for name in OF_SAMPLER:
+            setattr(self, name, getattr(inner, name))
+        self.locate = self._locate
 
-    def addresses(self, positions: np.ndarray) -> np.ndarray:
-        return self._inner.addresses(positions)
-
-    def read(self, addresses: np.ndarray) -> Examples:
-        return self._inner.read(addresses)
-
-    def locate(self, address: int) -> tuple[BaseSource, int]:
+    def _locate(self, address: int) -> tuple[BaseSource, int]:
+        """Returns the source of an example, whose `transform` runs the augmentations, too."""
         source, index = self._inner.locate(address)
         view = next((view for view in self._views if view.source is source), None)
         if view is None:
@@ -171,29 +187,9 @@ class _AugmentedSampler(Sampler):
             self._views.append(view)
         return view, index
 
-    def shape_of(self, address: int) -> int:
-        return self._inner.shape_of(address)
-
-    def with_shape(self, address: int, shape: int) -> int:
-        return self._inner.with_shape(address, shape)
-
-    def tag_counts(self, addresses: np.ndarray) -> np.ndarray:
-        """Returns how many of the examples at addresses have each tag, int64 `[tags]`."""
-        return self._inner.tag_counts(addresses)
-
-    def sizes(self, addresses: np.ndarray) -> Sizes:
-        """Returns the sizes of the rows at addresses."""
-        return self._inner.sizes(addresses)
-
     def costs(self, addresses: np.ndarray, source: BaseSource) -> np.ndarray:
         inner = self._augmented.source if source is self._augmented else source
         return self._inner.costs(addresses, inner)
-
-    def seek(self, marks: Marks) -> None:
-        self._inner.seek(marks)
-
-    def marks(self, position: int) -> Marks:
-        return self._inner.marks(position)
 
 
 def _checked(steps: Sequence[Augmentation], scene: Scene | None, source: BaseSource) -> tuple[Augmentation, ...]:

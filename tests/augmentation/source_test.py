@@ -11,7 +11,8 @@ from engine import ArraySource, Balanced, Bucketed, Mixture, Packed, Padded, Wei
 from engine.augmentation import Flip, Rotate, Scale
 from engine.base.errors import ConfigError, DataError
 from engine.data.batches import Batches, OrderedBatches
-from engine.data.context import Context
+from engine.data.context import Context, names_total_steps
+from engine.data.sampling.sampler import Sampler
 from tests import runs
 from tests.augmentation.scenes import assert_same, rows
 
@@ -114,6 +115,51 @@ def test_transform_of_the_source_runs_first_with_the_same_draws():
     np.testing.assert_array_equal(*scales)
     mixture = Mixture({"a": noisy(), "b": noisy()}, {"a": 1, "b": 1})
     np.testing.assert_array_equal(batch(augment(mixture))["noise"], batch(mixture)["noise"])
+
+
+def test_transform_that_reads_the_length_of_the_run_is_noticed():
+    class Timed(ArraySource):
+        def transform(self, example, rng, context):
+            return {**example, "points": example["points"] + context.step / context.total_steps}
+
+    timed = augment(Timed(rows().arrays))
+    assert names_total_steps(timed.transform) and not names_total_steps(augment(noisy()).transform)
+    context = Context(step=1, epoch=0, total_steps=2, rng=None)
+    found = timed.transform(rows()[0], np.random.default_rng(0), context)
+    expected = augment(rows()).transform({**rows()[0], "points": rows()[0]["points"] + 0.5}, np.random.default_rng(0))
+    assert_same(found, expected)
+
+
+def test_members_of_sources_and_samplers_are_taken_over():
+    class Rows(Sampler):
+        def addresses(self, positions):
+            return positions
+
+        def locate(self, address):
+            return source, address
+
+    class Ordered(ArraySource):
+        def sampler(self, seed, shuffle):
+            return Rows()
+
+    source = Ordered(rows().arrays)
+    Rows.tag_names, Rows.is_sized = ("one",), True
+    found = augment(source).sampler(0, True)
+    assert (found.tag_names, found.is_sized, found.has_transform) == (("one",), True, True)
+    assert found.locate(3)[0].has_transform and found.locate(3)[0] is found.locate(4)[0]
+
+
+def test_rows_of_several_sources_are_refused():
+    class Bundles(ArraySource):
+        def sampler(self, seed, shuffle):
+            return Bundle()
+
+    class Bundle(Sampler):
+        def addresses(self, positions):
+            return positions
+
+    with pytest.raises(DataError, match=r"a row of .*Bundles is no example of one source. Augment each of its sources"):
+        batch(augment(Bundles(rows().arrays)))
 
 
 def test_probability_leaves_some_examples_as_they_are():
