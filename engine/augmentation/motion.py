@@ -5,6 +5,7 @@ Poses stay rigid: a mirrored box or camera gets a mirrored frame of its own, and
 """
 
 import dataclasses
+import functools
 from typing import Any, Self
 
 import numpy as np
@@ -39,12 +40,12 @@ class Motion:
         """Returns a change of the sign of x, of y, or of both."""
         return cls(np.diag([-1.0 if x else 1.0, -1.0 if y else 1.0, 1.0]))
 
-    @property
+    @functools.cached_property
     def mirrors(self) -> bool:
         """Whether left and right change places."""
         return bool(np.linalg.det(self.turn) < 0)
 
-    @property
+    @functools.cached_property
     def matrix(self) -> np.ndarray:
         """The affine map, float64 `[4, 4]`."""
         found = np.eye(4)
@@ -279,13 +280,13 @@ def _turn(x: np.ndarray, matrix: np.ndarray) -> None:
 
     Whole columns are multiplied, since a product of matrices of 3 columns is 4 times as slow.
     """
-    matrix = matrix.astype(np.promote_types(x.dtype, np.float32))
-    columns = [x[..., column].astype(matrix.dtype) for column in range(x.shape[-1])]
+    kind = np.promote_types(x.dtype, np.float32)
+    columns = [x[..., column].astype(kind) for column in range(x.shape[-1])]  # copies, since x changes below
     for row in range(x.shape[-1]):
-        weights = [matrix[..., row, column, *((None,) * (matrix.ndim > 2))] for column in range(x.shape[-1])]
-        terms = [column * weight for column, weight in zip(columns, weights, strict=True) if _counts(weight)]
+        weights = matrix[row].tolist() if matrix.ndim == 2 else list(np.moveaxis(matrix[..., row, :], -1, 0))
+        pairs = zip(columns, weights, strict=True)
+        if matrix.ndim == 2:
+            terms = [column if weight == 1 else column * weight for column, weight in pairs if weight]
+        else:
+            terms = [column * weight[..., None].astype(kind) for column, weight in pairs]
         x[..., row] = sum(terms[1:], terms[0])
-
-
-def _counts(weight: np.ndarray) -> bool:
-    return bool(np.any(weight))
