@@ -73,7 +73,8 @@ def test_noise_has_its_standard_deviation_and_depends_on_the_parameters_only():
 
 
 def test_draws_are_within_their_settings():
-    found = [draw(STEP, seed) for seed in range(300)]
+    one = example()
+    found = [draw(STEP, seed, one) for seed in range(300)]
     for name, center, most in (("brightness", 1, 0.4), ("contrast", 1, 0.5), ("saturation", 1, 0.6), ("hue", 0, 0.2)):
         values = np.concatenate([getattr(one, name) for one in found]) - center
         assert -most <= values.min() < -0.9 * most and 0.9 * most < values.max() <= most

@@ -32,17 +32,17 @@ def test_points_with_a_mask_keep_their_shape():
 
 
 def test_shares_of_taken_sensors_are_the_probabilities():
-    rng = np.random.default_rng(0)
+    rng, found = np.random.default_rng(0), example()
     free = SensorDropout(0.3, 0.5, keep_one=False, scene=SCENE)
-    shares = np.mean([free.draw(rng, example()) for _ in range(2000)], axis=0)
+    shares = np.mean([free.draw(rng, found) for _ in range(2000)], axis=0)
     assert shares == pytest.approx([0.3, 0.3, 0.5, 0.5], abs=0.04)
 
 
 def test_one_sensor_stays():
-    rng = np.random.default_rng(0)
-    found = np.array([SensorDropout(1, 1, scene=SCENE).draw(rng, example()) for _ in range(400)])
+    rng, scene = np.random.default_rng(0), example()
+    found = np.array([SensorDropout(1, 1, scene=SCENE).draw(rng, scene) for _ in range(400)])
     assert (found.sum(1) == 3).all() and (~found).mean(0) == pytest.approx([0.25] * 4, abs=0.08)
-    assert SensorDropout(1, 1, keep_one=False, scene=SCENE).draw(rng, example()).all()
+    assert SensorDropout(1, 1, keep_one=False, scene=SCENE).draw(rng, scene).all()
 
 
 def test_window_loses_a_sensor_in_all_frames():
