@@ -1,3 +1,4 @@
+import contextlib
 import pickle
 from typing import Any
 
@@ -12,6 +13,7 @@ from engine.augmentation.sample_objects import without_collisions
 from engine.base.errors import DataError
 from engine.data.adapt import as_source
 from engine.data.batches import Batches
+from engine.data.reader import read
 from tests.augmentation.footprints import shared_area
 from tests.augmentation.frames import Frames, pose
 from tests.augmentation.scenes import assert_same
@@ -158,6 +160,14 @@ def test_padded_source_is_augmented_before_its_padding():
     again = pickle.loads(pickle.dumps(source))
     assert_same(Batches(again, 4, 0, True)[1].examples, batch)
     assert "; objects " in source.fingerprint() and source.fingerprint() != padded().fingerprint()
+
+
+def test_worker_processes_insert_the_same_objects():
+    source = engine.augmented(padded(), [SampleObjects(4, label="kind"), Rotate()], SCENE)
+    batches = Batches(source, 4, 0, True)
+    with contextlib.closing(read(batches, range(3), threads=0, workers=1, prefetch=2)) as found:
+        for number, batch in enumerate(found):
+            assert_same(batch.examples, batches[number].examples)
 
 
 def test_padding_without_space_is_an_error():
