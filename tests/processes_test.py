@@ -1,39 +1,20 @@
-"""One run in several processes, by `convoy launch local`: equal numbers, one set of files, and a common end."""
+"""One run in several processes, by `convoy launch local`: equal numbers, one set of files, and a common end.
+
+tests/faults/process_test.py and preemption_test.py stop, kill and fail runs of two processes.
+"""
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from engine.config.text import to_text
-from engine.loop.trainer import Trainer
 from engine.run.directory import RunDirectory
 from tests import measuring, runs
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
-
-
-class Fault:
-    """A hook that raises, kills its process or stops the launcher at a step; after a stop, steps take longer."""
-
-    def __init__(self, step: int, what: str, process: int = 1):
-        self._step, self._what, self._process = step, what, process
-
-    def run(self, trainer: Trainer, state, step: int) -> None:
-        import jax
-
-        if step == self._step and jax.process_index() == self._process:
-            if self._what == "raise":
-                raise KeyError("imagee")
-            if self._what == "kill":
-                os.kill(os.getpid(), signal.SIGKILL)
-            os.kill(os.getppid(), signal.SIGTERM)
-        time.sleep(0.1 if self._what == "stop" and step >= self._step else 0)
 
 
 def write(folder: Path, **settings) -> str:
@@ -43,13 +24,9 @@ def write(folder: Path, **settings) -> str:
     return f"--config={folder}"
 
 
-def launch(*args: str, processes: int = 2, devices: int = 1) -> subprocess.CompletedProcess[str]:
+def launch(*args: str, processes: int = 2, devices: int = 1, **env: str) -> subprocess.CompletedProcess[str]:
     words = ("launch", "local", f"--processes={processes}", f"--devices-per-process={devices}", "--", *args)
-    return runs.convoy(*words)
-
-
-def fault(**arguments) -> dict[str, dict]:
-    return {"fault": {"target": "tests.processes_test.Fault", "every": "1 step", **arguments}}
+    return runs.convoy(*words, cwd=None, **env)
 
 
 @pytest.fixture(scope="module")
@@ -136,55 +113,10 @@ def test_evaluation_by_several_processes_is_printed_once(pair):
     assert len(printed) == 3
 
 
-def test_sigterm_to_the_launcher_saves_and_resume_is_bitwise_equal(pair, tmp_path):
-    run, config, _ = pair
-    stopped = write(tmp_path / "stopped", mesh__fsdp=2, hooks=fault(step=7, what="stop"))
-    args = ("train", f"--workdir={tmp_path / 'run'}")
-    done = launch(*args, stopped)
-    assert done.returncode == 42, done.stderr
-    status = runs.status(tmp_path / "run")
-    assert (status["state"], status["exit_code"]) == ("preempted", 42)
-    step = status["step"]
-    assert 7 <= step < 60
-    assert (tmp_path / f"run/checkpoints/{step}/commit_success.txt").exists()
-    last = done.stderr.splitlines()[-1]
-    assert last.endswith(f"] Preempted: asked to stop; the state of step {step}/60 is saved in {tmp_path / 'run'}.")
-    assert "Traceback" not in done.stderr
-    done = launch(*args, config)
-    assert done.returncode == 0, done.stderr
-    assert runs.status(tmp_path / "run")["attempt"] == 2
-    for name in ("loss", "heldout/loss"):
-        assert runs.rows(tmp_path / "run", name) == runs.rows(run, name)
-
-
-def test_error_in_one_process_ends_all_and_is_printed_once(tmp_path):
-    config = write(tmp_path / "config", hooks=fault(step=7, what="raise"))
-    done = launch("train", config, f"--workdir={tmp_path / 'run'}")
-    assert done.returncode == 1
-    lines = done.stderr.splitlines()
-    sentence = "KeyError: 'imagee' (tests/processes_test.py:"
-    assert lines[-1].startswith(f"[1] {sentence}") and "Raised in process 1 of 2, after step 7." in lines[-1]
-    (file,) = (tmp_path / "run/stacks").iterdir()
-    assert file.name == "attempt-1-process-1-error.txt" and str(file) in lines[-1]
-    assert "Traceback" not in done.stderr and 'KeyError("imagee")' in file.read_text()
-    assert done.stderr.count("KeyError: 'imagee'") == 1
-    assert "convoy launch: process 1 ended first, with 1 (the user's error)" in done.stderr
-    status = runs.status(tmp_path / "run")
-    assert status["state"] == "failed" and status["reason"].startswith(f"process 1 ended this run: {sentence}")
-
-
-def test_killed_process_ends_all_with_a_retried_exit_code(tmp_path):
-    config = write(tmp_path / "config", hooks=fault(step=7, what="kill"))
-    begin = time.monotonic()
-    done = launch("train", config, f"--workdir={tmp_path / 'run'}")
-    assert done.returncode == 137, done.stderr
-    assert time.monotonic() - begin < runs.limit(60)
-    assert done.stderr.splitlines()[-1].startswith("convoy launch: process 1 ended first, with 137 (killed by SIGKILL")
-
-
 def test_divergence_ends_every_process_with_the_same_exit_code(tmp_path):
     config = write(tmp_path / "config", optimizer__learning_rate=1e30, optimizer__schedule="constant")
-    done = launch("train", config, f"--workdir={tmp_path / 'run'}")
+    words = ("train", config, f"--workdir={tmp_path / 'run'}")
+    done = launch(*words, processes=2, devices=1, **runs.COMPILING)
     assert done.returncode == 43, done.stderr
     assert runs.status(tmp_path / "run")["exit_code"] == 43
     assert "with 43 (do not retry); then" in done.stderr

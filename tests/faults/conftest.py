@@ -37,9 +37,17 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> harness.Outcome:
 
 
 @pytest.fixture(scope="session")
-def two(tmp_path_factory: pytest.TempPathFactory) -> harness.Outcome:
-    """The outcome of an undisturbed run of two processes, whose mesh shards batches and parameters."""
-    return harness.undisturbed(tmp_path_factory.mktemp("two"), processes=2, mesh__fsdp=2)
+def two_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of an undisturbed run of two processes, whose mesh shards batches and parameters."""
+    folder = tmp_path_factory.mktemp("two")
+    harness.undisturbed(folder, processes=2, mesh__fsdp=2)
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def two(two_run: Path) -> harness.Outcome:
+    """The outcome of that run."""
+    return harness.outcome(two_run)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -18,7 +18,7 @@ from tests.faults import harness
 
 pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
 
-PAIR = {"mesh__fsdp": 2}
+PAIR: dict[str, Any] = {"mesh__fsdp": 2}
 
 
 class Slow:
@@ -58,7 +58,9 @@ class Stopped:
 
 
 @pytest.fixture(scope="module")
-def stops(tmp_path_factory: pytest.TempPathFactory, two: harness.Outcome) -> dict[str, tuple[Stopped, dict]]:
+def stops(
+    tmp_path_factory: pytest.TempPathFactory, two: harness.Outcome, two_run: Path
+) -> dict[str, tuple[Stopped, dict]]:
     """A run that is asked to stop in four ways, one after the other; how it ended, and columns of each resume."""
     # In a directory whose name Orbax takes as a pattern, and which is not UTF-8.
     folder, ended = tmp_path_factory.mktemp("stops"), {}
@@ -84,6 +86,8 @@ def stops(tmp_path_factory: pytest.TempPathFactory, two: harness.Outcome) -> dic
             harness.kill(pid)
         ended["SIGKILL"] = Stopped.of(job, faulty.run, begin)
     faulty.finish(two)
+    for name in ("heldout/loss", "heldout/accuracy"):
+        assert runs.rows(faulty.run, name) == runs.rows(two_run, name)
     return {name: (ended[name], row) for name, row in zip(ended, faulty.rows, strict=True)}
 
 
@@ -95,6 +99,8 @@ def saved_and_stopped(job: harness.Job, run: Path, begin: float) -> Stopped:
     assert "Traceback" not in ended.output
     assert (ended.status["state"], ended.status["exit_code"]) == ("preempted", 42)
     assert max(harness.saved(run)) == ended.status["step"]
+    assert "] Preempted: asked to stop" in ended.output.splitlines()[-1]
+    assert f"; the state of step {ended.status['step']}/60 is saved in " in ended.output.splitlines()[-1]
     assert job.left() == []
     return ended
 

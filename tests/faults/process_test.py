@@ -26,7 +26,7 @@ from tests.faults import harness
 
 pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
 
-PAIR = {"mesh__fsdp": 2}
+PAIR: dict[str, Any] = {"mesh__fsdp": 2}
 
 
 def takes_fault(file: Path) -> bool:
