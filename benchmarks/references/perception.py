@@ -88,7 +88,8 @@ def compared(folder: Path, start: str = "") -> Iterator[Row]:
                 differences.append(_differences(run, parts))
             value, gradient = (max(pair) for pair in zip(*differences, strict=True))
             yield Row(item, len(seeds), value, TOLERANCE)
-            yield Row(f"{item}, gradient", len(seeds), gradient, TOLERANCE)
+            if f"{seeds[0]} {item}/weights" in stored:
+                yield Row(f"{item}, gradient", len(seeds), gradient, TOLERANCE)
 
 
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -14,11 +14,12 @@ def test_cells_are_numbered_with_x_fastest_and_points_outside_have_no_cell():
     points = jnp.array([[[-1.0, 2.0, 0.0, 9.0], [1.99, 2.0, 0.0, 9.0], [-1.0, 3.49, 1.9, 9.0], [2.0, 2.0, 0.0, 9.0],
                          [-1.01, 2.0, 0.0, 9.0], [1e30, 2.0, 0.0, 9.0], [jnp.nan, 2.0, 0.0, 9.0]]])  # fmt: skip
     shape = (3, 2, 2)
-    found = cell_indices(points, (-1, 2, 0), (1, 1, 1), shape)
+    run = jax.jit(lambda points, valid: cell_indices(points, (-1, 2, 0), (1, 1, 1), shape, valid))
+    found = run(points, jnp.ones((1, 7), bool))
     assert found.tolist() == [[0, 2, 9, 12, 12, 12, 12]]
     assert np.unravel_index(9, shape[::-1]) == (1, 1, 0)
     valid = jnp.array([[True, False, True, True, True, True, True]])
-    assert cell_indices(points, (-1, 2, 0), (1, 1, 1), shape, valid).tolist() == [[0, 12, 9, 12, 12, 12, 12]]
+    assert run(points, valid).tolist() == [[0, 12, 9, 12, 12, 12, 12]]
 
 
 @pytest.mark.parametrize("capacity", [5, CELLS + 4])
@@ -48,8 +49,8 @@ def test_first_points_equal_a_loop_and_the_overflow_is_counted(count):
 
 def test_examples_without_points_are_empty():
     none = jnp.zeros((2, 0), jnp.int32)
-    assert occupied_cells(none, CELLS, 3).cells.tolist() == [[CELLS] * 3] * 2
-    assert not first_points(none, CELLS, 2).valid.any()
+    occupied, first = jax.jit(lambda x: (occupied_cells(x, CELLS, 3), first_points(x, CELLS, 2)))(none)
+    assert occupied.cells.tolist() == [[CELLS] * 3] * 2 and not first.valid.any()
 
 
 def test_grid_that_does_not_fit_is_an_error():

@@ -10,8 +10,8 @@ from benchmarks.references import perception
 FOLDER = Path(__file__).parent / "golden" / "perception"
 
 
-def differing(start: str, items: int) -> list[str]:
-    """Returns the items that begin with `start` and differ from PyTorch. Fails for another number of items."""
+def differing(start: str, count: int) -> list[str]:
+    """Returns the items that begin with `start` and differ from PyTorch. Fails for another number of rows."""
     rows = list(perception.compared(FOLDER, start))
-    assert len(rows) == 2 * items, f"{len(rows)} rows of {items} items, each with a value and a gradient"
+    assert len(rows) == count, f"{len(rows)} rows of values and gradients begin with {start!r}"
     return [f"{row.item}: {row.largest_difference}" for row in rows if not row.agrees]
