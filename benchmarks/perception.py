@@ -166,7 +166,7 @@ def errors(start: str) -> tuple[str, str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints the table; returns 1 if an operation differs from the obvious way by more than 1e-3."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.perception", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.perception", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--turns", type=int, default=10, metavar="N", help="calls that are timed (%(default)s)")
     parser.add_argument("--only", metavar="NAMES", help="operations, separated by commas")
     args = parser.parse_args(argv)

@@ -29,6 +29,6 @@ def test_points_project_back_to_their_pixels_and_depths():
 
 def test_sums_of_half_precision_are_float32():
     features, depth = jnp.full((1, 500, 1), 0.01, jnp.bfloat16), jnp.ones((1, 500, 1), jnp.bfloat16)
-    found = jax.jit(lambda *x: lift_splat(*x, jnp.zeros((1, 500, 1), jnp.int32), 1))(features, depth)
+    found = jax.jit(lambda x, depth: lift_splat(x, depth, jnp.zeros((1, 500, 1), jnp.int32), 1))(features, depth)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found[0, 0, 0], 500 * features[0, 0, 0].astype(jnp.float32), rtol=1e-5)

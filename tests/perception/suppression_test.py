@@ -86,10 +86,11 @@ def test_long_chain_of_boxes_that_cover_each_other_keeps_every_second_one():
 
 @pytest.mark.parametrize("kind", ["flat", "turned"])
 def test_soft_nms_equals_the_loop_and_its_scores_are_differentiable(kind):
-    least, boxes = 0.05, FLAT if kind == "flat" else TURNED
+    least, boxes = 0.05, jnp.asarray(FLAT if kind == "flat" else TURNED)
+    labels, valid = jnp.asarray(LABELS), jnp.asarray(VALID)
 
     def total(scores):
-        found = soft_nms(jnp.asarray(boxes), scores, COUNT, sigma=0.3, least=least, labels=LABELS, valid=VALID)
+        found = soft_nms(boxes, scores, COUNT, sigma=0.3, least=least, labels=labels, valid=valid)
         return found.scores.sum(), found
 
     gradient, found = jax.jit(jax.grad(total, has_aux=True))(SCORES)
