@@ -128,8 +128,7 @@ def build_program(
         from engine.compile.local_gradient import check_supported
 
         check_supported(program)
-    found = _row_state_warnings(program.spec, config.data, source, train.global_batch_size)
-    program.spec = dataclasses.replace(program.spec, data_warnings=found)
+    program.spec = _with_data_warnings(program.spec, config.data, source, train.global_batch_size)
     return program, total
 
 
@@ -144,6 +143,11 @@ def _with_matrices(
     choice = choose(spec, batch) if matrices is None else MuonChoice.from_text(matrices)
     trained = {path: spec.model.params[path] for path in spec.model.trained}
     return dataclasses.replace(spec, optimizer=build_optimizer(optimizer, size, trained, spec.model.names, choice))
+
+
+def _with_data_warnings(spec: StepSpec, data: Data, source: BaseSource, rows: int) -> StepSpec:
+    """Returns the parts of a step with the warnings about data that does not fit the state of the rows."""
+    return dataclasses.replace(spec, data_warnings=_row_state_warnings(spec, data, source, rows))
 
 
 def _row_state_warnings(spec: StepSpec, data: Data, source: BaseSource, rows: int) -> tuple[str, ...]:
