@@ -5,6 +5,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -122,7 +123,7 @@ def test_an_evaluation_is_a_loop_over_each_drive(run, tmp_path, rows, devices):
     weights = {name: jax.numpy.asarray(x) for name, x in weights.items() if name != "memory"}
     program, heldout = prepared.build_program()[0], prepared.evaluation_sources["heldout"]
     evaluator = Evaluator("heldout", config().evaluations["heldout"], heldout, program.evaluation, rows)
-    found = evaluator.run(program.init(weights), step=8)
+    found: Any = evaluator.run(program.init(weights), step=8)
     assert found["heldout/error"] == pytest.approx(errors.mean(), rel=1e-6)
     (tmp_path / "each.parquet").write_bytes(found["heldout/per_example"].content)
     each = read_parquet(tmp_path / "each.parquet")

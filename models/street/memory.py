@@ -119,12 +119,11 @@ class DriveDetection(Task):
     def loss(self, model, batch, rng):
         terms = self.detection.loss_of(model(batch, self.remembers), sweeps_of(batch)).terms
         rows = len(batch["sequence"]["starts"])
-        return Loss.sum(
-            **{
-                name: Loss(*(x.reshape(rows, -1).sum(1) for x in (term.total, term.weight)))
-                for name, term in terms.items()
-            }
-        )
+        by_row = {
+            name: Loss(term.total.reshape(rows, -1).sum(1), term.weight.reshape(rows, -1).sum(1))
+            for name, term in terms.items()
+        }
+        return Loss.sum(**by_row)
 
     def evaluate(self, model, batch):
         """Returns the detection score, and the share of hidden objects that are found; of windows of one sweep."""

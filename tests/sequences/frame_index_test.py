@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ class Log:
     """Frames that count how often they are read."""
 
     def __init__(self, drives=("b", "b", "a", "b"), times=(0.0, 1.0, 0.5, 2.0)):
-        self.drives, self.times, self.reads = drives, times, 0
+        self.drives, self.times, self.reads, self.content = drives, times, 0, "log"
 
     def __len__(self):
         return len(self.drives)
@@ -23,14 +24,14 @@ class Log:
         return {"drive": self.drives[index], "ego": {"time": np.float64(self.times[index])}}
 
     def fingerprint(self):
-        return "log"
+        return self.content
 
 
 def drive(frame):
     return frame["drive"].upper()
 
 
-def read(log, group="drive", order="ego/time", cache=None):
+def read(log, group: Any = "drive", order: Any = "ego/time", cache=None):
     from engine.data.source_adapter import indexed
 
     return read_index(indexed(log, "source"), group, order, cache, "Sequences")
@@ -58,7 +59,7 @@ def test_a_cache_is_read_until_the_source_or_a_function_changes(tmp_path):
     again = read(log, cache=cache)
     assert log.reads == 4 and again.names == first.names and again.groups.tolist() == first.groups.tolist()
     assert read(log, drive, cache=cache).names == ("B", "A") and log.reads == 8
-    log.fingerprint = lambda: "another"
+    log.content = "another"
     read(log, drive, cache=cache)
     assert log.reads == 12
 

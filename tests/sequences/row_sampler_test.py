@@ -43,5 +43,6 @@ def test_random_numbers_differ_between_drives_and_epochs(source, sampler):
 
 def test_order_of_an_evaluation_has_each_window_once(source):
     order = EvaluationOrder(source, 7)
+    assert order.positions is not None
     addresses = order.addresses(np.arange(order.positions))
     assert sorted((addresses[order.weights(addresses) == 1] >> 1).tolist()) == list(range(len(source)))

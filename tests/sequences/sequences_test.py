@@ -1,4 +1,5 @@
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ from engine.base.errors import DataError
 from engine.data.batches import Batches, OrderedBatches
 from engine.data.source import BaseSource
 from tests.drives import SIZES, frames
+
+ITERATOR: Any = iter([])
 
 
 def windows(length=4, carry=True, **arguments):
@@ -80,7 +83,7 @@ def test_rows_read_whole_drives_in_order():
     found = pickle.loads(pickle.dumps(windows()))
     batches = Batches(found, 4, seed=3, shuffle=True)
     steps, counts = 6, np.zeros(len(SIZES), int)
-    assert "one pass through 10 drives takes 6 steps" in windows().batch_text(8)
+    assert "one pass through 10 drives takes 6 steps" in windows().batch_text(4)
     for epoch in range(3):
         read = [batches[epoch * steps + n] for n in range(steps)]
         for row in range(4):
@@ -244,7 +247,7 @@ class Random(Counted):
         ),
         (lambda: Batches(windows(), 11, 0, True), r"11 rows, but .*ArraySource has 10 drives, so that 1 rows would"),
         (lambda: windows().stored_order(2), r"predictions are in stored order, in which the rows of a batch of 2 do"),
-        (lambda: engine.Sequences(iter([])), r"allowed is a source: .*It can only be iterated"),
+        (lambda: engine.Sequences(ITERATOR), r"allowed is a source: .*It can only be iterated"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_sentence(make, text):
