@@ -11,37 +11,60 @@ unfinished one. The intervals are those of the mean difference over the seeds (p
 """
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import engine
 from convoy_zoo.configs import drives_sim, half_labelled
+from convoy_zoo.models.street.half_labelled import Labelled
 from engine.base.errors import ConvoyError
 from engine.config.override import apply
 from engine.experiments.statistics import t_interval
+
+
+class Kept:
+    """A source that keeps its examples in memory, so that each is simulated once for all runs."""
+
+    def __init__(self, source: Any):
+        self._source, self._examples = source, dict[int, Any]()
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Any:
+        if index not in self._examples:
+            self._examples[index] = self._source[index]
+        return dict(self._examples[index])
+
 
 type Results = dict[str, list[float]]
 """Name of a metric -> its value for each seed."""
 
 
-def joint() -> dict[str, Any]:
-    """Returns the configs of both datasets at once, and of each alone."""
-    found = {"both": half_labelled.get_config()}
+def joint(overrides: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:
+    """Yields the configs of both datasets at once and of each alone, with their training data."""
+    config = half_labelled.get_config()
+    apply(config, overrides)
+    kept = {kind: Kept(Labelled(kind, s.count, s.seed)) for kind, s in config.data.sources.items()}
+    yield "both", config, engine.Joint(kept)
     for kind, other in (("vehicle", "lane"), ("lane", "vehicle")):
-        found[kind] = half_labelled.get_config()
-        del found[kind].data.sources[other], found[kind].evaluations[f"heldout_{other}"]
-    return found
+        config = half_labelled.get_config()
+        apply(config, overrides)
+        del config.evaluations[f"heldout_{other}"]
+        yield kind, config, engine.Joint({kind: kept[kind]})
 
 
-def memory() -> dict[str, Any]:
-    """Returns the configs of the network with a memory, and without."""
-    found = {"memory": drives_sim.get_config(), "single sweeps": drives_sim.get_config()}
-    found["single sweeps"].task.remembers = False
-    return found
+def memory(overrides: Sequence[str]) -> Iterator[tuple[str, Any, Any]]:
+    """Yields the configs of the network with a memory and without; their training data is that of the config."""
+    for variant, remembers in (("memory", True), ("single sweeps", False)):
+        config = drives_sim.get_config()
+        apply(config, overrides)
+        config.task.remembers = remembers
+        yield variant, config, None
 
 
-WORKLOADS: Mapping[str, Callable[[], dict[str, Any]]] = {"joint": joint, "memory": memory}
+WORKLOADS = {"joint": joint, "memory": memory}
 SHOWN = {
     "joint": ("heldout_vehicle/iou", "heldout_lane/iou"),
     "memory": ("heldout/nds", "heldout/nds/ap", "heldout/nds/velocity_error", "heldout/hidden_recall"),
@@ -58,23 +81,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", help="fields of the configs, such as train.total='10 steps'")
     args = parser.parse_args(argv)
     for name in [args.only] if args.only else WORKLOADS:
+        try:
+            variants = list(WORKLOADS[name](args.overrides))
+        except ConvoyError as error:
+            parser.error(str(error))
         results = {}
-        for variant, config in WORKLOADS[name]().items():
-            try:
-                apply(config, args.overrides)
-            except ConvoyError as error:
-                parser.error(str(error))
+        for variant, config, data in variants:
             folder = Path(args.workdir) / name / variant.replace(" ", "_")
-            results[variant] = train(config, args.seeds, folder)
+            results[variant] = train(config, data, args.seeds, folder)
         print(table(results, SHOWN[name]))
 
 
-def train(config: Any, seeds: Iterable[int], folder: Path) -> Results:
+def train(config: Any, data: Any, seeds: Iterable[int], folder: Path) -> Results:
     """Trains a variant with each seed, and returns the latest value of each metric."""
     found: Results = {}
     for seed in seeds:
         config.train.seed, config.log.progress = seed, "none"
-        for name, value in engine.train(config, workdir=str(folder / f"seed{seed}")).metrics.items():
+        for name, value in engine.train(config, data=data, workdir=str(folder / f"seed{seed}")).metrics.items():
             found.setdefault(name, []).append(value)
     return found
 

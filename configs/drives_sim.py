@@ -8,7 +8,7 @@ from engine.config import defaults
 
 def get_config():
     c = defaults()
-    c.task = dict(target="convoy_zoo.models.street.memory.DriveDetection", width=32, rows=2)
+    c.task = dict(target="convoy_zoo.models.street.memory.DriveDetection", width=16, memory=16, rows=2)
     c.data = dict(target="convoy_zoo.models.street.drives.windows", count=150)
     c.train.total = "1 epoch"
     c.train.global_batch_size = 2

@@ -10,7 +10,7 @@ CLASSES = {"vehicle": 0, "lane": 3_000_000}  # dataset -> seed of its scenes
 
 def get_config():
     c = defaults()
-    c.task = dict(target="convoy_zoo.models.street.half_labelled.TwoMasks", width=64)
+    c.task = dict(target="convoy_zoo.models.street.half_labelled.TwoMasks", width=32)
     sources = {name: scenes(name, count=1500, seed=seed) for name, seed in CLASSES.items()}
     c.data = dict(target="engine.Joint", sources=sources)
     c.train.total = "750 steps"
