@@ -64,7 +64,7 @@ def read_index(source: BaseSource, group: Column, order: Column, cache: str | No
     path = _beside(source) if cache is None else Path(os.path.expanduser(cache))
     if path is None:
         return _read(source, columns, owner)
-    key = f"{', '.join(column.key for column in columns)} of {source.fingerprint()}"
+    key = f"{', '.join(column.key() for column in columns)} of {source.fingerprint()}"
     if (found := _load(path, key)) is None:
         found = _read(source, columns, owner)
         _save(path, key, found, owner, required=cache is not None)
@@ -81,7 +81,7 @@ class _Column:
     """
 
     def __init__(self, source: BaseSource, given: Column, where: str):
-        self.where, self.key = where, str(given)
+        self.where, self._key = where, str(given)
         self.known: np.ndarray | None = None  # the values, if no example is read for them
         self._function: Callable[[Example], object] | None = None
         self._entry = ""
@@ -89,14 +89,14 @@ class _Column:
             self.known = np.asarray(read_array(given, where.rpartition(" ")[2], where)[0])
         elif isinstance(given, str) and "." in given:
             self._function = resolve(Target(target=given), where)
-            self.key += f" {source_code_hash(self._function)}"
+            self._key += f" {source_code_hash(self._function)}"
         elif isinstance(given, str):
             self._entry = given
             if isinstance(source, ArraySource):
                 self.known = dict(leaves_with_path(source.arrays)).get(given)
         elif callable(given):
             self._function = given
-            self.key = f"{getattr(given, '__qualname__', type(given).__qualname__)} {source_code_hash(given)}"
+            self._key = f"{getattr(given, '__qualname__', type(given).__qualname__)} {source_code_hash(given)}"
         else:
             self.known = np.asarray(given)
         if self.known is not None and self.known.shape != (len(source),):
@@ -104,6 +104,13 @@ class _Column:
                 f"{where}: found {list(self.known.shape)} values, but {source_name(source)} has {len(source)} "
                 "examples. Give one for each."
             )
+
+    def key(self) -> str:
+        """Returns a text that changes with the values, or with the way in which they are read from the examples."""
+        if self.known is None:
+            return self._key
+        known = self.known.astype(str) if self.known.dtype.kind == "O" else self.known
+        return f"{known.dtype} {index_hash(known)}"
 
     def value(self, example: Example, index: int, source: BaseSource) -> Any:
         """Returns the value of a frame: a number or a text. Raises DataError."""

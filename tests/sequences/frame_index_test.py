@@ -64,6 +64,19 @@ def test_a_cache_is_read_until_the_source_or_a_function_changes(tmp_path):
     assert log.reads == 12
 
 
+def test_a_cache_is_not_used_for_other_values_of_an_array_or_a_file(tmp_path):
+    file = str(tmp_path / "groups.npy")
+    size = 2000  # of such an array, NumPy prints the first and the last values only
+    log = Log(("a",) * size, range(size))
+    first, second = np.zeros(size, int), np.zeros(size, int)
+    second[900:1000] = 1
+    for name, column in (("array", lambda x: x), ("text", lambda x: x.astype(str).astype(object)), ("file", None)):
+        for groups in (first, second):
+            np.save(file, groups)
+            found = read(log, file if column is None else column(groups), cache=str(tmp_path / name))
+            assert found.groups.tolist() == groups.tolist(), name
+
+
 def test_a_damaged_cache_is_set_aside(tmp_path, capfd):
     log, cache = Log(), tmp_path / "index"
     read(log, cache=str(cache))
