@@ -115,6 +115,11 @@ class Joint(BaseSource):
                     f"engine.Joint: dataset {name} ({source_name(part)}) continues drives in the rows of the batches, "
                     "of which some are idle, and a bundle has no idle rows. Use windows without carry=True."
                 )
+            if part.defines("adapt_task"):
+                raise DataError(
+                    f"engine.Joint: dataset {name} ({source_name(part)}) holds several datasets itself. Name all of "
+                    "them in one engine.Joint."
+                )
 
     @property
     def names(self) -> list[str]:

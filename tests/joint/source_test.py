@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from engine import ArraySource, Joint, Padded
+from engine import ArraySource, Balanced, Joint, Padded
 from engine.base.errors import DataError
 from engine.data.batches import OrderedBatches
 from engine.data.source import example_spec, limited
@@ -119,3 +119,6 @@ def test_missing_and_empty_datasets_are_refused():
         twin.joint().sampler(0, True)
     with pytest.raises(DataError, match=r"dataset drives .* continues drives in the rows .* Use windows without carry"):
         Joint({"drives": drives.windows()})
+    for part in (twin.joint(), Balanced(twin.joint(), ranks=2)):
+        with pytest.raises(DataError, match=r"dataset both .* holds several datasets itself. Name all of them in one"):
+            Joint({"both": part, "lanes": twin.lanes()})
