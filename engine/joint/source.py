@@ -170,8 +170,9 @@ class Joint(BaseSource):
         return found
 
     def limited(self, count: int) -> "Joint":
-        """Returns the source of the first examples of each dataset that `count` bundles hold."""
-        return self._copy({name: limited(part, count * self.rows[name]) for name, part in self._parts.items()})
+        """Returns the source of the first examples of each dataset that `count` bundles hold, and at least of one."""
+        bundles = {name: max(1, self.plan.before(count, name)) for name in self.names}
+        return self._copy({name: limited(part, bundles[name] * self.rows[name]) for name, part in self._parts.items()})
 
     def with_run(self, examples: int) -> "Joint":
         """Returns the source for a run of so many bundles, of which times in percent are shares."""

@@ -39,6 +39,12 @@ def test_limit_takes_the_first_examples_that_the_bundles_hold():
     assert len(found) == 5 and found.fingerprint() != twin.joint().fingerprint()
 
 
+def test_limit_counts_the_bundles_without_a_dataset_too():
+    for settings, sizes in (({"every": {"lanes": 4}}, (16, 2)), ({"choose": {"boxes": 1, "lanes": 3}}, (4, 6))):
+        found = limited(twin.joint(**settings), 8)
+        assert tuple(len(part) for part in found.sources.values()) == sizes and len(found) == 8
+
+
 def test_fingerprint_depends_on_rows_steps_and_each_dataset():
     others = [
         twin.joint(),
