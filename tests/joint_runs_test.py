@@ -167,6 +167,9 @@ def test_verbs_read_one_dataset(whole):
     assert predicted["points"].shape == (27, 2) and predicted["example"].tolist() == list(range(27))
     with pytest.raises(DataError, match=r"data: the examples belong to no named dataset"):
         engine.evaluate(whole, evaluation_data={"points": twin.lanes()})
+    with pytest.raises(DataError, match=r"predict: found engine.Joint of boxes x 2, lanes. An evaluation reads one"):
+        engine.predict(whole, data=twin.joint())
+    assert engine.predict(whole, data=engine.Joint({"lanes": twin.lanes()}))["points"].shape == (27, 2)
 
 
 def test_learned_weights_train(tmp_path):

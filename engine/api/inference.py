@@ -180,7 +180,7 @@ def predict(
     size = batch_size or (config.evaluations[name].batch_size if name else None) or config.train.global_batch_size
     mesh, program = open_program(task, config, overrides, [size], on_message)
     source = _source(data, section, where)
-    program = dataclasses.replace(program, task=for_sources(task, {where: source}))
+    program = dataclasses.replace(program, task=for_sources(task, {"predict" if name is None else where: source}))
     with out_of_memory_reported(config.train, mesh), peer_failure.lost_peers_reported():
         chosen = group.run_on_primary(lambda: saved.choose(step), "the choice of the checkpoint")
         if group.is_primary():
