@@ -16,7 +16,7 @@ import engine
 from engine.api.explain import explain_parts
 from engine.api.predictions import Predictor
 from engine.api.prepared import prepare
-from engine.base.errors import DataError
+from engine.base.errors import DataError, TaskError
 from engine.config.text import to_text
 from engine.data.batches import Batches
 from engine.loop.evaluation import Evaluator
@@ -165,12 +165,22 @@ def test_explain_says_how_the_rows_are_used():
     assert "data: one pass through 10 drives takes 5 steps, in which 40.0% of the rows are idle." in parts
 
 
+class Drawn(drives.Track):
+    """It draws its predictions."""
+
+    def figure(self, example, prediction):
+        return np.zeros((4, 4, 3), np.uint8)
+
+
 def test_what_cannot_continue_drives_is_refused(run, tmp_path):
     with pytest.raises(DataError, match=r"^data\.on_error=skip: .*Sequences continues drives in the rows of the batc"):
         train(config(data__on_error="skip"), tmp_path / "skip")
     total = {"task": {"target": "tests.drives.Total", "rows": 7}, "train__global_batch_size": 7}
     with pytest.raises(DataError, match=r"idle, and a metric has no entry for each row, which would leave them out"):
         train(config(**total, evaluations={"heldout": {"data": HELDOUT}}), tmp_path / "total")
+    figures = {"data": HELDOUT, "figures": 2, "batch_size": 3}
+    with pytest.raises(TaskError, match=r"figures: Drawn.predict carries memory from batch .* Remove figures"):
+        train(config(task__target="tests.sequence_runs_test.Drawn", evaluations={"heldout": figures}), tmp_path / "two")
     with pytest.raises(DataError, match=r"predictions are in stored order, in which the rows of a batch of 4 do not"):
         Predictor(*predicted(run, 4))
 

@@ -11,6 +11,7 @@ from engine.cluster import group
 from engine.cluster.peer_failure import LostPeer
 from engine.compile.compiler import ProgramCompiler
 from engine.compile.evaluation_program import EvaluationProgram
+from engine.compile.evaluation_step import with_rows_of
 from engine.compile.prediction_program import prediction_step
 from engine.config.schema import Data
 from engine.data.batch import abstract_batch
@@ -52,10 +53,12 @@ class Figures:
         self._batch_size = min(batch_size, -(-self._count // shards) * shards)
         example = example_spec(source)
         self._batch = abstract_batch(example, self._batch_size, program.batch_sharding)
-        self._step, _ = prediction_step(program, example, self._batch_size, where=f"evaluations.{name}.figures")
+        where = f"evaluations.{name}.figures"
+        program = with_rows_of(program, source, self._batch_size, where)
+        self._step, _ = prediction_step(program, example, self._batch_size, where=where)
         if self._step.carried:
             raise TaskError(
-                f"evaluations.{name}.figures: {type(program.task).__name__}.predict carries "
+                f"{where}: {type(program.task).__name__}.predict carries "
                 f"{', '.join(self._step.carried)} from batch to batch, so that it cannot predict chosen examples. "
                 "Remove figures."
             )
