@@ -172,8 +172,8 @@ def _index(source: BaseSource, group: _Column, order: _Column) -> FrameIndex:
             f"{order.where}: example {at} of {source_name(source)} has {times[at]!r}. A time is a finite number, such "
             "as seconds or nanoseconds."
         )
-    if times.dtype.kind == "u":
-        times = times.astype(np.int64)
+    if times.dtype.kind in "iu":
+        times = times.astype(np.int64)  # in which no difference of two times overflows
     values, first, numbers = np.unique(groups, return_index=True, return_inverse=True)
     by_begin = np.argsort(first, kind="stable")
     rank = np.empty_like(by_begin)

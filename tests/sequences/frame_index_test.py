@@ -53,6 +53,12 @@ def test_arrays_and_files_need_no_examples(tmp_path):
     assert read(frames, order="time").times.tolist() == [0, 1]
 
 
+def test_times_of_few_bits_increase_without_an_overflow():
+    times = np.array([-100, -50, 100, 120], np.int8)
+    found = engine.Sequences(Log(("a",) * 4), order=times, length=4, max_gap=150)
+    assert found.windows.frames.tolist() == [0, 1, 2, 3] and len(found) == 1
+
+
 def test_a_cache_is_read_until_the_source_or_a_function_changes(tmp_path):
     log, cache = Log(), str(tmp_path / "index")
     first = read(log, cache=cache)
