@@ -229,7 +229,7 @@ def _check_arguments(how: Cut, owner: str) -> None:
     for argument, value in (("length", how.length), ("stride", how.stride), ("longest", how.longest)):
         if (value is not None or argument != "longest") and not _is_count(value):
             raise DataError(f"{owner}: {argument} = {value!r}: allowed is a whole number from 1.")
-    if how.max_gap is not None and not how.max_gap > 0:
+    if how.max_gap is not None and not (isinstance(how.max_gap, int | float | np.number) and how.max_gap > 0):
         raise DataError(f"{owner}: max_gap = {how.max_gap!r}: allowed is a number above 0, in the unit of `order`.")
     if how.pads and how.stride != how.length:
         raise DataError(

@@ -233,6 +233,7 @@ class Random(Counted):
         (lambda: windows(0), r"length = 0: allowed is a whole number from 1"),
         (lambda: windows(carry=False, stride=-1), r"stride = -1: allowed is a whole number from 1"),
         (lambda: windows(max_gap=0), r"max_gap = 0: allowed is a number above 0"),
+        (lambda: windows(max_gap="2 s"), r"max_gap = '2 s': allowed is a number above 0"),
         (lambda: windows(stride=2), r"stride = 2 with carry=True and length = 4: the windows of a drive must follow"),
         (lambda: windows(transform=3), r"transform = 3: allowed is a function of \(window, rng\), or its path"),
         (lambda: Turned(frames(), transform=turn), r"the class defines `transform`, and another one is passed"),
