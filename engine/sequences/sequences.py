@@ -95,6 +95,11 @@ class Sequences(BaseSource):
         _check_source(source, name)
         how = Cut(length, length if stride is None else stride, max_gap, pads=carry, longest=longest)
         _check_arguments(how, name)
+        if carry and not self.keeps("take"):
+            raise DataError(
+                f"{name} overrides __getitem__, but rows that continue drives are read with `take`, which it inherits. "
+                "Override `take` instead, or pass `transform`."
+            )
         self.continues_rows, self.reads_blocks = carry, source.has_take
         index = read_index(source, group, order, cache, name)
         self.windows, self.names = cut(index, how, source_name(source), name), index.names

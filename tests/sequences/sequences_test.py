@@ -222,6 +222,11 @@ def test_frames_in_no_window_are_told(capfd):
     assert not read()
 
 
+class Numbered(engine.Sequences):
+    def __getitem__(self, index):
+        return {**super().__getitem__(index), "number": np.int32(index)}
+
+
 class Random(Counted):
     def transform(self, example, rng):
         return example
@@ -237,6 +242,7 @@ class Random(Counted):
         (lambda: windows(stride=2), r"stride = 2 with carry=True and length = 4: the windows of a drive must follow"),
         (lambda: windows(transform=3), r"transform = 3: allowed is a function of \(window, rng\), or its path"),
         (lambda: Turned(frames(), transform=turn), r"the class defines `transform`, and another one is passed"),
+        (lambda: Numbered(frames(), carry=True), r"Numbered overrides __getitem__, but rows that continue drives are"),
         (lambda: engine.Sequences(Random()), r"Random has a random transform, which would differ from frame to frame"),
         (lambda: engine.Sequences(Tuples(), [0, 0], [0, 1], 2)[0], r"an example of .*Tuples is a tuple\. A frame is"),
         (lambda: engine.Sequences(frames(sequence=np.zeros(79)), carry=True)[0], r"have an entry 'sequence', which"),
