@@ -73,9 +73,7 @@ class Joint(BaseSource):
         Raises:
             DataError: there is no dataset, one is empty, a name is unknown, or a number is not allowed.
         """
-        if not sources:
-            raise DataError("engine.Joint: no datasets. Pass at least one: sources={NAME: SOURCE}.")
-        names = sorted(map(str, sources))
+        names = _checked_names(sources)
         self.sources = self._parts = {name: as_source(sources[name], f"engine.Joint: dataset {name}") for name in names}
         self.rows = _counts(names, rows, "rows")
         """Name of each dataset -> its examples in a bundle."""
@@ -308,6 +306,20 @@ def bundle_spec(parts: Mapping[str, PyTree], rows: Mapping[str, int]) -> Bundles
 
 def _listed(rows: Mapping[str, int]) -> str:
     return ", ".join(f"{name} x {count}" if count > 1 else name for name, count in rows.items())
+
+
+def _checked_names(sources: object) -> list[str]:
+    """Returns the sorted names of the datasets. Raises DataError if they are not allowed."""
+    if not isinstance(sources, Mapping) or not sources:
+        found = "no datasets" if isinstance(sources, Mapping) else f"sources is a {type(sources).__name__}"
+        raise DataError(f"engine.Joint: {found}. Pass at least one dataset: sources={{NAME: SOURCE}}.")
+    for name in sources:
+        if not isinstance(name, str) or not name or "/" in name or name == "loss":
+            raise DataError(
+                f"engine.Joint: a dataset has the name {name!r}. Allowed is text without '/' other than 'loss', since "
+                "the metrics of its loss have this name."
+            )
+    return sorted(sources)
 
 
 def _check_names(names: Sequence[str], found: Iterable[str], where: str) -> None:

@@ -113,9 +113,17 @@ def test_wrong_arguments_are_refused(settings, text):
         twin.joint(**settings)
 
 
+@pytest.mark.parametrize("name", ["boxes/front", "", "loss", 1])
+def test_names_that_metrics_cannot_have_are_refused(name):
+    with pytest.raises(DataError, match=rf"a dataset has the name {name!r}. Allowed is text without '/'"):
+        Joint({name: twin.boxes(), "lanes": twin.lanes()})
+
+
 def test_missing_and_empty_datasets_are_refused():
     with pytest.raises(DataError, match=r"engine.Joint: no datasets. Pass at least one"):
         Joint({})
+    with pytest.raises(DataError, match=r"engine.Joint: sources is a list. Pass at least one dataset"):
+        Joint([twin.boxes()])  # pyright: ignore[reportArgumentType]
     empty = ArraySource({"x": np.zeros((0, 2))})
     with pytest.raises(DataError, match=r"dataset lanes \(engine.data.source.ArraySource\) has no examples. Check its"):
         Joint({"boxes": twin.boxes(), "lanes": empty})
