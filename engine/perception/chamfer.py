@@ -10,7 +10,7 @@ def chamfer_distance(
     """Returns the mean squared distance from a point to the nearest one of the other set, both ways added, `[batch]`.
 
     It is computed from differences: squares of coordinates far from 0 would leave few digits. If one set of an example
-    is empty, the result is 0; give its term weight 0.
+    is empty, the result is 0; give its term weight 0. Padding is not read, and a NaN elsewhere makes the result NaN.
 
     Args:
         a: points `[batch, points, dims]`.
@@ -19,11 +19,13 @@ def chamfer_distance(
         b_valid: bool `[batch, other points]`.
     """
     valid = [jnp.ones(x.shape[:2], bool) if given is None else given for x, given in ((a, a_valid), (b, b_valid))]
-    square = ((a[:, :, None].astype(jnp.float32) - b[:, None].astype(jnp.float32)) ** 2).sum(-1)
+    # Zeros in padding: a NaN there would reach the gradients of all points, as 0 * NaN.
+    a, b = (jnp.where(known[..., None], x.astype(jnp.float32), 0) for x, known in zip((a, b), valid, strict=True))
+    square = ((a[:, :, None] - b[:, None]) ** 2).sum(-1)
     pair = valid[0][:, :, None] & valid[1][:, None]
     total = jnp.zeros((), jnp.float32)
     for axis in (2, 1):
         nearest = jnp.where(pair, square, jnp.inf).min(axis)
-        known = jnp.isfinite(nearest)
+        known = pair.any(axis)
         total = total + jnp.where(known, nearest, 0).sum(1) / jnp.maximum(known.sum(1), 1)
     return total

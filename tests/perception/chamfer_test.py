@@ -16,7 +16,10 @@ def test_distances_and_gradients_equal_pytorch():
 
 
 def test_padding_changes_nothing():
-    found = RUN(jnp.where(VALID[0][..., None], A, jnp.nan), jnp.where(VALID[1][..., None], B, jnp.inf), *VALID)
+    a, b = jnp.where(VALID[0][..., None], A, jnp.nan), jnp.where(VALID[1][..., None], B, jnp.inf)
+    found, pull = jax.vjp(lambda a, b: RUN(a, b, *VALID), a, b)
+    for gradient, valid in zip(pull(jnp.ones(3)), VALID, strict=True):
+        assert jnp.isfinite(gradient).all() and (gradient[~valid] == 0).all()
     for row in range(3):
         a, b = A[row][VALID[0][row]], B[row][VALID[1][row]]
         square = ((a[:, None] - b) ** 2).sum(-1)
@@ -27,6 +30,11 @@ def test_empty_set_gives_zero_and_finite_gradients():
     a, b = jnp.asarray(A), jnp.asarray(B)
     value, gradient = jax.jit(jax.value_and_grad(lambda a: chamfer_distance(a, b, jnp.zeros((3, 6), bool)).sum()))(a)
     assert value == 0 and (gradient == 0).all()
+
+
+def test_point_that_is_not_a_number_makes_the_distance_of_its_example_nan():
+    found = RUN(jnp.asarray(A).at[1, 2, 0].set(jnp.nan), B)
+    assert jnp.isnan(found).tolist() == [False, True, False]
 
 
 def test_points_far_from_the_origin_keep_their_digits():
