@@ -96,8 +96,9 @@ def soft_nms(
 ) -> Kept:
     """Takes the boxes by score; each one lowers the scores of the rest by the factor exp(-iou² / sigma).
 
-    Soft-NMS (Bodla et al. 2017, arXiv:1704.04503). The results have the lowered scores, which are differentiable.
-    Further arguments are as in `nms`.
+    Soft-NMS (Bodla et al. 2017, arXiv:1704.04503). The results have the lowered scores, which are differentiable, in
+    the dtype of `scores`. `overflow` counts the boxes whose score is above `least` after the last result: more results
+    could lower some of them below it. Further arguments are as in `nms`.
 
     Args:
         sigma: above 0; larger values lower the scores less.
@@ -110,14 +111,17 @@ def soft_nms(
             best = rest.argmax().astype(jnp.int32)
             score = rest[best]
             same = labels == labels[best]
-            lowered = rest * jnp.where(same, jnp.exp(-(iou(boxes[best], boxes) ** 2) / sigma), 1)
-            rest = jnp.where((rest > least) & (jnp.arange(len(rest)) != best), lowered, -jnp.inf)
+            stays = (rest > least) & (jnp.arange(len(rest)) != best)
+            # Zeros instead of -inf: the gradient of the overlap would be 0 * inf.
+            lowered = jnp.where(stays, rest, 0) * jnp.where(same, jnp.exp(-(iou(boxes[best], boxes) ** 2) / sigma), 1)
+            rest = jnp.where(stays, lowered, -jnp.inf)
             return jnp.where(rest > least, rest, -jnp.inf), (best, score)
 
-        start = jnp.where(valid & (scores > least), scores, -jnp.inf)
+        start = jnp.where(valid & (scores > least), scores.astype(jnp.float32), -jnp.inf)
         rest, (indices, taken) = jax.lax.scan(take, start, length=count)
         found = taken > -jnp.inf
-        return jnp.where(found, indices, 0), jnp.where(found, taken, 0), found, (rest > least).sum(dtype=jnp.int32)
+        taken = jnp.where(found, taken, 0).astype(scores.dtype)
+        return jnp.where(found, indices, 0), taken, found, (rest > least).sum(dtype=jnp.int32)
 
     return Kept(*jax.vmap(one)(boxes, scores, labels, valid))
 

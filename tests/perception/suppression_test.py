@@ -89,11 +89,12 @@ def test_soft_nms_equals_the_loop_and_its_scores_are_differentiable(kind):
     least, boxes = 0.05, jnp.asarray(FLAT if kind == "flat" else TURNED)
     labels, valid = jnp.asarray(LABELS), jnp.asarray(VALID)
 
-    def total(scores):
+    def total(scores, boxes):
         found = soft_nms(boxes, scores, COUNT, sigma=0.3, least=least, labels=labels, valid=valid)
         return found.scores.sum(), found
 
-    gradient, found = jax.jit(jax.grad(total, has_aux=True))(SCORES)
+    (gradient, of_boxes), found = jax.jit(jax.grad(total, (0, 1), has_aux=True))(SCORES, boxes)
+    assert jnp.isfinite(of_boxes).all() and (of_boxes != 0).any()
     assert jnp.isfinite(gradient).all() and (gradient != 0).sum() == found.valid.sum() == COUNT * BATCH
     for row in range(BATCH):
         scores, wanted = SCORES[row].astype(np.float64), []
@@ -108,6 +109,12 @@ def test_soft_nms_equals_the_loop_and_its_scores_are_differentiable(kind):
         assert found.indices[row].tolist() == [i for i, _ in wanted]
         np.testing.assert_allclose(found.scores[row], [score for _, score in wanted], rtol=1e-5)
         assert found.overflow[row] == len(rest)
+
+
+def test_soft_nms_of_scores_in_half_precision_has_their_dtype():
+    scores = jnp.asarray(SCORES[:1], jnp.bfloat16)
+    found = jax.jit(lambda x: soft_nms(jnp.asarray(FLAT[:1]), x, 3))(scores)
+    assert found.scores.dtype == jnp.bfloat16 and found.valid.all()
 
 
 def test_boxes_of_another_kind_are_an_error():
