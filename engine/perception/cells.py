@@ -48,6 +48,7 @@ def cell_indices(
 ) -> jax.Array:
     """Returns the cell of each point, int32 `[...]`, and the number of cells for a point outside of the grid.
 
+    Points of any dtype are compared in float32 at least. A point that is NaN is outside.
     The x index varies fastest. So values `[cells, width]` of the cells can be reshaped to [z,] y, x, width.
 
     Args:
@@ -68,7 +69,8 @@ def cell_indices(
         )
     cells = check_cells("cell_indices", shape)
     # Compared as floats: a whole number of 32 bits cannot hold a place that is far outside.
-    place = jnp.floor((points[..., :dims] - jnp.asarray(lower, points.dtype)) / jnp.asarray(size, points.dtype))
+    wide = points[..., :dims].astype(jnp.promote_types(points.dtype, jnp.float32))
+    place = jnp.floor((wide - jnp.asarray(lower, wide.dtype)) / jnp.asarray(size, wide.dtype))
     inside = ((place >= 0) & (place < jnp.asarray(shape))).all(-1)
     inside = inside if valid is None else inside & valid
     cell = jnp.where(inside[..., None], place, 0).astype(jnp.int32)

@@ -3,6 +3,8 @@
 The overlap of two rotated rectangles is exact. It is the area that the boundary of one encloses after each of its
 points has moved to the nearest point of the other: that leaves points within, and moves the others to the boundary.
 Clipping polygons gives the same area, with a list of corners that changes in length.
+
+Boxes of half precision or of whole numbers are converted to float32 first, and results are float32.
 """
 
 import jax
@@ -20,6 +22,7 @@ def box_iou(a: jax.Array, b: jax.Array) -> jax.Array:
         b: boxes, whose leading dimensions broadcast with those of `a`: `box_iou(a[:, :, None], b[:, None])` is the
             table of all pairs.
     """
+    a, b = _wide(a), _wide(b)
     sides = jnp.minimum(a[..., 2:], b[..., 2:]) - jnp.maximum(a[..., :2], b[..., :2])
     both = jnp.maximum(sides, 0).prod(-1)
     areas = [jnp.maximum(box[..., 2:] - box[..., :2], 0).prod(-1) for box in (a, b)]
@@ -33,6 +36,7 @@ def rotated_intersection(a: jax.Array, b: jax.Array) -> jax.Array:
         a: rectangles `[..., 5]`: x and y of the centre, length along the heading, width in metres, heading in radians.
         b: rectangles, whose leading dimensions broadcast with those of `a`.
     """
+    a, b = _wide(a), _wide(b)
     half = b[..., 2:4] / 2
     edges = _area_below(*_corners_within(a, b), half[..., 0], half[..., 1])
     return jnp.maximum(edges.sum(0), 0)
@@ -40,6 +44,7 @@ def rotated_intersection(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def rotated_iou(a: jax.Array, b: jax.Array) -> jax.Array:
     """Returns the intersection over union of rotated rectangles, with arguments as in `rotated_intersection`."""
+    a, b = _wide(a), _wide(b)
     both = rotated_intersection(a, b)
     return both / jnp.maximum(a[..., 2] * a[..., 3] + b[..., 2] * b[..., 3] - both, _LEAST)
 
@@ -51,12 +56,18 @@ def box_iou_3d(a: jax.Array, b: jax.Array) -> jax.Array:
         a: boxes `[..., 7]`: x, y, z of the centre, length, width, height in metres, heading in radians.
         b: boxes, whose leading dimensions broadcast with those of `a`.
     """
+    a, b = _wide(a), _wide(b)
     top = jnp.minimum(a[..., 2] + a[..., 5] / 2, b[..., 2] + b[..., 5] / 2)
     bottom = jnp.maximum(a[..., 2] - a[..., 5] / 2, b[..., 2] - b[..., 5] / 2)
     flat = [jnp.concatenate([box[..., :2], box[..., 3:5], box[..., 6:7]], -1) for box in (a, b)]
     both = rotated_intersection(*flat) * jnp.maximum(top - bottom, 0)
     volumes = [box[..., 3:6].prod(-1) for box in (a, b)]
     return both / jnp.maximum(volumes[0] + volumes[1] - both, _LEAST)
+
+
+def _wide(boxes: jax.Array) -> jax.Array:
+    """Returns boxes in float32 at least: float16 holds no area above 65,504, and bfloat16 has 3 digits."""
+    return boxes.astype(jnp.promote_types(boxes.dtype, jnp.float32))
 
 
 def _corners_within(a: jax.Array, b: jax.Array) -> tuple[jax.Array, jax.Array]:

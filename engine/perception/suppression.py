@@ -75,6 +75,7 @@ def circle_nms(
         centres: `[batch, boxes, 2]` in metres.
         radius: metres, or those of each box, `[batch, boxes]`, which then count for the box that is suppressed.
     """
+    centres = centres.astype(jnp.promote_types(centres.dtype, jnp.float32))  # also cells, which are whole numbers
     reach = jnp.broadcast_to(jnp.asarray(radius, centres.dtype), scores.shape)
     placed = jnp.concatenate([centres, reach[..., None]], -1)
 

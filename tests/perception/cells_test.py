@@ -53,6 +53,14 @@ def test_examples_without_points_are_empty():
     assert occupied.cells.tolist() == [[CELLS] * 3] * 2 and not first.valid.any()
 
 
+def test_points_in_half_precision_or_whole_numbers_are_compared_in_float32():
+    low, size, shape = (-0.4, 0), (0.5, 1), (512, 4)
+    exact = cell_indices(jnp.array([[129.0, 1], [3, 2]]), low, size, shape)
+    for dtype in (jnp.bfloat16, jnp.int32):
+        found = cell_indices(jnp.array([[129.0, 1], [3, 2]], dtype), low, size, shape)
+        assert found.tolist() == exact.tolist() == [512 + 258, 1024 + 6]
+
+
 def test_grid_that_does_not_fit_is_an_error():
     with pytest.raises(TaskError, match="2 lower limits, 3 sizes, 3 numbers of cells and points of 4 numbers"):
         cell_indices(jnp.zeros((1, 4)), (0, 0), (1, 1, 1), (2, 2, 2))

@@ -95,6 +95,14 @@ def test_box_iou_equals_torchvision_and_is_zero_without_area():
     assert box_iou(jnp.array([0.0, 0, 1, 1]), jnp.array([2.0, 2, 1, 1])) == 0  # the second one is inside out
 
 
+def test_boxes_in_half_precision_are_compared_in_float32():
+    flat = jnp.array([[0, 0, 300, 300], [1, 1, 1, 1], [0, 0, 300, 150]], jnp.float16)
+    assert box_iou(flat, flat[:1]).tolist() == [1, 0, 0.5]
+    turned = jnp.array([[50, 20, 4, 2, 0.3], [50.5, 20, 4, 2, 0.3]], jnp.bfloat16)
+    found = jax.jit(lambda x: (rotated_iou(*x), rotated_iou(*x.astype(jnp.float32))))(turned)
+    assert found[0] == found[1]
+
+
 def test_overlap_in_three_dimensions_is_that_of_areas_and_heights():
     a, b = rectangles()
     rng = np.random.default_rng(1)

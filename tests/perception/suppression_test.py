@@ -77,6 +77,13 @@ def test_circle_nms_equals_the_loop_and_its_limit_suppresses():
     assert found.indices[:2, :3].tolist() == [[0, 2, 0], [0, 1, 0]] and found.valid.sum(1).tolist() == [2, 2, 2]
 
 
+def test_radius_between_whole_numbers_counts_for_centres_in_cells():
+    cells = jnp.zeros((BATCH, BOXES, 2), jnp.int32).at[:, 1].set(jnp.array([2, 1])).at[:, 2:].set(9)
+    first = np.broadcast_to(np.arange(BOXES) < 3, (BATCH, BOXES))
+    found = circle_nms(cells, jnp.asarray(SCORES), 3, radius=2.3, valid=first)  # the distance is 2.24
+    assert found.valid.sum(1).tolist() == [2, 2, 2]
+
+
 def test_long_chain_of_boxes_that_cover_each_other_keeps_every_second_one():
     steps = np.broadcast_to(np.arange(BOXES, dtype=np.float32), (BATCH, BOXES))
     centres = np.stack([steps, 0 * steps], -1)
