@@ -19,7 +19,7 @@ def frustum_points(intrinsics: jax.Array, poses: jax.Array, pixels: jax.Array, d
         depths: metres along the z axis of a camera, `[depths]`.
     """
     homogeneous = jnp.concatenate([pixels, jnp.ones_like(pixels[..., :1])], -1).reshape(-1, 3)
-    turned = poses[..., :3, :3] @ jnp.linalg.inv(intrinsics)
+    turned = jnp.matmul(poses[..., :3, :3], jnp.linalg.inv(intrinsics), precision="highest")
     rays = jnp.einsum("bcij,pj->bcpi", turned, homogeneous, precision="highest")
     points = poses[..., None, None, :3, 3] + rays[..., None, :] * depths[:, None]
     return points.reshape(*points.shape[:2], *pixels.shape[:-1], len(depths), 3)
