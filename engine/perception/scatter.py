@@ -73,7 +73,8 @@ def _with_places(x: jax.Array, index: jax.Array, cells: int) -> tuple[jax.Array,
 
     A negative number's bits without the sign grow with its size, so they are inverted.
     """
-    bits = jax.lax.bitcast_convert_type(jnp.where(jnp.isnan(x), jnp.nan, x), jnp.int16).astype(jnp.int32)
+    x = jnp.where(jnp.isnan(x), jnp.nan, jnp.where(x == 0, 0, x))  # one NaN, and one zero: -0 equals 0
+    bits = jax.lax.bitcast_convert_type(x, jnp.int16).astype(jnp.int32)
     ordered = jnp.where(bits < 0, bits ^ 0x7FFF, bits)
     keys = ordered << 16 | (_MOST - 1 - jnp.arange(len(x), dtype=jnp.int32))[:, None]
     none = jnp.iinfo(jnp.int32).min  # below the key of every number
@@ -81,7 +82,7 @@ def _with_places(x: jax.Array, index: jax.Array, cells: int) -> tuple[jax.Array,
     high = best >> 16
     values = jax.lax.bitcast_convert_type(jnp.where(high < 0, high ^ 0x7FFF, high).astype(jnp.int16), x.dtype)
     empty = (best == none) | (values == -jnp.inf)  # as in _largest
-    return jnp.where(empty, 0, values), jnp.where(best == none, len(x), _MOST - 1 - (best & 0xFFFF))
+    return jnp.where(empty, 0, values), jnp.where(empty, len(x), _MOST - 1 - (best & 0xFFFF))
 
 
 def _backward(cells: int, saved: tuple[jax.Array, ...], gradient: jax.Array) -> tuple[Any, None]:

@@ -56,6 +56,14 @@ def test_nan_is_the_largest_value_of_its_cell_with_and_without_a_gradient(dtype)
         np.testing.assert_array_equal(found[0, :, 0].astype(jnp.float32), [np.nan, 4, 0, 0, 0, 0])
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_zeros_of_both_signs_are_equal_and_cells_of_minus_infinity_have_no_gradient(dtype):
+    x = jnp.zeros((2, POINTS, WIDTH), dtype).at[0, :4, 0].set(jnp.array([-0.0, 0, -jnp.inf, -jnp.inf], dtype))
+    index = jnp.full((2, POINTS), CELLS).at[0, :4].set(jnp.array([0, 0, 1, 1]))
+    gradient, _, values = differentiated(x, index, jnp.ones((2, CELLS, WIDTH), dtype))
+    assert gradient[0, :4, 0].tolist() == [1, 0, 0, 0] and not values[0, :2, 0].any()
+
+
 def test_mean_of_half_precision_is_computed_in_float32():
     x, index = jnp.full((1, 1000, 1), 1.01, jnp.bfloat16), jnp.zeros((1, 1000), jnp.int32)
     assert jax.jit(lambda x: scatter_mean(x, index, 2))(x)[0, :, 0].tolist() == [x[0, 0, 0].item(), 0]
