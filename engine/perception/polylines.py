@@ -31,7 +31,7 @@ class PolylineEncoder(nnx.Module):
             points: `[..., points, features]`.
             valid: bool `[..., points]`: False for padding, which never changes the result.
         """
-        x = points
+        x = jnp.where(valid[..., None], points, 0)  # a NaN in padding would reach the gradient of the kernel
         for layer, norm in zip(self.layers, self.norms, strict=True):
             x = nnx.relu(norm(layer(x)))
             # Values are 0 or more, so that 0 in padding changes no maximum.
