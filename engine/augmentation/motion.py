@@ -242,7 +242,11 @@ def mirrored_images(example: Example, camera: Camera, where: str) -> dict[str, A
         raise DataError(f"{where}: {camera.image} is {described(image)}, allowed is [..., height, width, 3].")
     changes = {camera.image: image[..., ::-1, :]}
     for path in camera.aligned:
-        changes[path] = entry(example, path, where)[..., ::-1]
+        found = entry(example, path, where)
+        if not isinstance(found, np.ndarray) or found.shape[-2:] != image.shape[-3:-1]:
+            size = " x ".join(map(str, image.shape[-3:-1]))
+            raise DataError(f"{where}: {path} is {described(found)}, but its image has {size} pixels.")
+        changes[path] = found[..., ::-1]
     if camera.intrinsics:
         old = array(example, camera.intrinsics, where, "[..., 3, 3]", (3, 3))
         new = old.copy()

@@ -218,6 +218,13 @@ def test_image_without_colours_cannot_be_mirrored():
         move(grey, SCENE, MOTIONS["flip y"], "test")
 
 
+def test_labels_of_pixels_of_another_shape_cannot_be_mirrored():
+    before = example()
+    before["depth"] = np.stack([before["depth"]] * 2, -1)  # mirrored, its two values would change places
+    with pytest.raises(DataError, match=r"test: depth is float32\[2, 24, 40, 2\], but its image has 24 x 40 pixels"):
+        move(before, SCENE, MOTIONS["flip y"], "test")
+
+
 def test_points_of_two_coordinates_stay_in_the_plane():
     before = {"map": np.random.default_rng(0).normal(size=(9, 4))}
     after = move(before, Scene(points=Points("map", coordinates=2)), MOTIONS["scale"], "test")["map"]
