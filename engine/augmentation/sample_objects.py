@@ -171,7 +171,10 @@ class SampleObjects(Augmentation):
             if free is None:
                 changes[path] = np.concatenate([old, new.astype(object) if old.dtype.kind == "O" else new])
             else:
-                changes[path] = old.copy()
+                # Text has a fixed length in numpy: the longest of both, or labels would be cut off.
+                changes[path] = old.astype(
+                    np.promote_types(old.dtype, new.dtype) if old.dtype.kind == "U" else old.dtype
+                )
                 changes[path][free] = new
         if free is not None:
             assert valid is not None

@@ -104,6 +104,19 @@ def masked(frame, boxes=12, points=700):
     return found
 
 
+def test_longer_text_of_inserted_objects_is_not_cut_off_in_masked_arrays():
+    names = np.array(["car", "pedestrian", "sign"])
+    boxes = Boxes("boxes", valid="boxes_valid", others=("name",))
+    scene = Scene(points=Points("points", valid="points_valid"), boxes=boxes)
+    frames = [masked(Frames()[index]) for index in range(8)]
+    frames = [{**frame, "name": names[frame["kind"]]} for frame in frames]
+    sample = step(frames, count=20, scene=scene, label="name", overflow="count", counts="sampled")
+    before = {**frames[0], "name": np.full(len(frames[0]["name"]), "car")}
+    after = sample.apply(before, sample.draw(np.random.default_rng(0), before))
+    assert set(after["name"][after["boxes_valid"] & ~before["boxes_valid"]]) <= set(names)
+    assert "pedestrian" in after["name"].tolist() and before["name"].dtype == "<U3"
+
+
 def test_masked_arrays_keep_their_lengths():
     scene = Scene(
         points=Points("points", valid="points_valid"), boxes=Boxes("boxes", valid="boxes_valid", others=("kind", "own"))
