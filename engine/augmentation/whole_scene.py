@@ -102,7 +102,10 @@ class Flip(WholeScene):
         return super().apply(example, parameters) if any(parameters) else example
 
     def inverse(self, example: Example, parameters: tuple[bool, bool]) -> Example:
-        """Returns the example before `apply` with these parameters, bit by bit but for poses and angles."""
+        """Returns the example before `apply` with these parameters, bit by bit with few exceptions.
+
+        Angles, poses, intrinsics and points in the frame of a sensor are equal up to rounding.
+        """
         return super().inverse(example, parameters) if any(parameters) else example
 
 
