@@ -27,7 +27,7 @@ class Points:
     age: int | None = None
     """Column of the seconds since the point was measured."""
     to_ego: str = ""
-    """Pose `[..., 4, 4]` of the frame of the points; by default they are in the ego frame."""
+    """Pose `[..., 4, 4]` of the frame of the points, which stays; by default they are in the ego frame."""
     valid: str = ""
     """Mask `[..., points]`; points that are not valid stay as they are."""
 
@@ -161,6 +161,12 @@ class Scene:
         for name in ("poses", "world", "times"):
             given = getattr(self, name)
             object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+        for points in self.points:
+            if points.to_ego and points.to_ego in self.poses:
+                raise DataError(
+                    f"augmentation: Scene.poses has {points.to_ego!r}, which is Points.to_ego of {points.entry}: "
+                    "either the pose of a sensor moves or its points. Leave it out of poses."
+                )
 
     @classmethod
     def parse(cls, given: Any) -> "Scene":

@@ -30,6 +30,7 @@ def test_dicts_and_names_stand_for_descriptions():
         ),
         ({"cameras": {"image": "x", "pixels": "middle"}}, "Camera.pixels = 'middle'"),
         ({"cameras": {"image": "x", "to_ego": "a", "from_ego": "b"}}, "give to_ego or from_ego, not both"),
+        ({"points": {"entry": "x", "to_ego": "p"}, "poses": "p"}, "Scene.poses has 'p', which is Points.to_ego of x"),
         ({"points": 3}, "Scene.points: found a int"),
         (3, "scene is a int, allowed are a Scene and a dict"),
     ],
