@@ -62,6 +62,8 @@ class SampleObjects(Augmentation):
     """The objects; by default, they are read from the source of `engine.augmented`, before its transform."""
 
     def check(self) -> None:
+        if not isinstance(self.count, int | Mapping):
+            raise self.error(f"count = {self.count!r}: allowed are a whole number, and a dict of label -> number.")
         if isinstance(self.count, Mapping):
             object.__setattr__(self, "count", {str(label): number for label, number in self.count.items()})
             if not self.label:
@@ -90,6 +92,8 @@ class SampleObjects(Augmentation):
                 "the scene has cameras, whose images would not show the inserted objects. To insert them nevertheless, "
                 "give it a description of its own without cameras: SampleObjects(..., scene=...)."
             )
+        if scene.points[0].coordinates < 3:
+            raise self.error(f"{scene.points[0].entry} has no z coordinate. Name points with coordinates = 3.")
         if scene.points[0].to_ego and scene.points[0].velocities:
             raise self.error("points with velocities in the frame of a sensor cannot be moved to another example.")
         objects = self.objects or build_objects(source, reader, self.limit, self.cache)

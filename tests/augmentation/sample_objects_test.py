@@ -193,6 +193,8 @@ def test_padding_without_space_is_an_error():
     ("settings", "text"),
     [
         (dict(count=-1), "SampleObjects: count = -1: allowed are numbers from 0"),
+        (dict(count=2.5), "count = 2.5: allowed are a whole number, and a dict"),
+        (dict(scene=Scene(Points("points", coordinates=2), "boxes")), "points has no z coordinate"),
         (dict(count={"car": -2}), r"count\['car'\] = -2"),
         (dict(count={"car": 2}, label=""), "count names labels, but there is no `label`"),
         (dict(count={"02": 2}), "no object has the label 02. Labels: 0, 1, 2. Did you mean"),
