@@ -87,7 +87,12 @@ def occupied_cells(index: jax.Array, cells: int, capacity: int) -> Occupied:
         index: int32 `[batch, points]`: cell of each point; those outside of 0 to `cells` - 1 are dropped.
         cells: number of cells.
         capacity: number of cells in the result, at least 1.
+
+    Raises:
+        TaskError: a capacity below 1.
     """
+    if capacity < 1:
+        raise TaskError(f"occupied_cells: capacity = {capacity}. Allowed are whole numbers from 1.")
     return Occupied(*jax.vmap(lambda index: _occupied(index, cells, capacity))(index))
 
 

@@ -4,11 +4,13 @@ As in CornerNet (Law and Deng 2018, arXiv:1808.01244), CenterNet (Zhou et al. 20
 (Yin et al. 2021, arXiv:2006.11275).
 """
 
+import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from engine.base.errors import TaskError
 from engine.perception.per_device import per_device
 
 
@@ -111,7 +113,15 @@ def heatmap_peaks(heat: jax.Array, count: int, *, window: int = 3) -> Peaks:
         heat: scores or logits `[batch, rows, columns, classes]`.
         count: number of peaks, at most the number of values of an example.
         window: odd number of cells along each side of the window.
+
+    Raises:
+        TaskError: more peaks than values.
     """
+    values = math.prod(heat.shape[1:])
+    if count > values:
+        raise TaskError(
+            f"heatmap_peaks: count = {count}, but an example has {values} values. Allowed are 0 to {values}."
+        )
     shape = (1, window, window, 1)
     highest = jax.lax.reduce_window(heat, -jnp.inf, jax.lax.max, shape, (1, 1, 1, 1), "SAME")
     peaks = jnp.where(heat == highest, heat, -jnp.inf).reshape(len(heat), -1)

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from engine.base.errors import TaskError
 from engine.perception import focal_loss, gaussian_radius, heatmap_peaks, heatmap_targets
 
 SHAPE, CLASSES = (9, 12), 3
@@ -79,3 +80,8 @@ def test_peaks_are_the_highest_cells_of_their_window_and_class():
         peaks = list(zip(*(np.asarray(x[batch]).tolist() for x in found), strict=True))
         assert peaks[: len(wanted)] == wanted
         assert all(score == -np.inf for score, *_ in peaks[len(wanted) :]) and 10 < len(wanted) < count
+
+
+def test_more_peaks_than_values_are_an_error():
+    with pytest.raises(TaskError, match=r"heatmap_peaks: count = 9, but an example has 8 values\. Allowed are 0 to 8"):
+        heatmap_peaks(jnp.zeros((1, 2, 2, 2)), 9)
