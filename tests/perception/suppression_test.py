@@ -80,7 +80,8 @@ def test_circle_nms_equals_the_loop_and_its_limit_suppresses():
 def test_radius_between_whole_numbers_counts_for_centres_in_cells():
     cells = jnp.zeros((BATCH, BOXES, 2), jnp.int32).at[:, 1].set(jnp.array([2, 1])).at[:, 2:].set(9)
     first = np.broadcast_to(np.arange(BOXES) < 3, (BATCH, BOXES))
-    found = circle_nms(cells, jnp.asarray(SCORES), 3, radius=2.3, valid=first)  # the distance is 2.24
+    run = jax.jit(lambda cells, scores, valid: circle_nms(cells, scores, 3, radius=2.3, valid=valid))
+    found = run(cells, SCORES, first)  # the distance is 2.24
     assert found.valid.sum(1).tolist() == [2, 2, 2]
 
 
