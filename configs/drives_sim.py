@@ -17,4 +17,5 @@ def get_config():
     heldout = dict(target="convoy_zoo.models.street.drives.windows", count=20, seed=1_000_000, length=1)
     c.evaluations.heldout = dict(data=heldout, every=None)
     c.log.every = "20 steps"
+    c.tiny = {"data.count": 2, "evaluations.heldout.data.count": 1}
     return c

@@ -21,6 +21,8 @@ def get_config():
         heldout = dict(target="engine.Joint", sources={name: scenes(name, count=200, seed=1_000_000)})
         c.evaluations[f"heldout_{name}"] = dict(data=heldout, every=None)
     c.log.every = "50 steps"
+    counts = {f"evaluations.heldout_{name}.data.sources.{name}.count": 2 for name in CLASSES}
+    c.tiny = {**{f"data.sources.{name}.count": 4 for name in CLASSES}, **counts}
     return c
 
 
