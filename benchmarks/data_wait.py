@@ -17,6 +17,8 @@ from benchmarks import interleaved, report, workloads
 from benchmarks.loop import steps_for
 from benchmarks.report import Row
 
+NAMES = (*workloads.NAMES, *workloads.WITHOUT_BARE_LOOP)
+
 
 class Interval(NamedTuple):
     """One row of metrics of the run: its last step, the share of waiting, and the seconds of a step."""
@@ -38,7 +40,7 @@ class Waits(NamedTuple):
 def measure(name: str, turns: int, seconds: float, steps: int | None = None, **settings: Any) -> Waits:
     """Trains in turns with a feed that nothing else uses. Arguments as in `loop.measure`."""
     if steps is None:
-        steps = steps_for(name, seconds)
+        steps = steps_for(workloads.MLP if name in workloads.WITHOUT_BARE_LOOP else name, seconds)
     config = workloads.config(name, steps=interleaved.total_steps(steps, turns), **settings)
     feed = workloads.train_feed(config)
     with interleaved.EngineLoop(config, steps) as engine:
@@ -81,12 +83,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--turns", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=0.5, help="length of a turn")
     parser.add_argument("--steps", type=int, help="length of a turn in steps, in place of --seconds")
-    parser.add_argument("--only", choices=workloads.NAMES)
+    parser.add_argument("--only", choices=NAMES)
 
 
 def run(args: argparse.Namespace) -> Iterator[Row]:
     """Measures each model and yields its row."""
-    for name in workloads.NAMES if args.only is None else (args.only,):
+    for name in NAMES if args.only is None else (args.only,):
         yield row(name, measure(name, args.turns, args.seconds, args.steps))
 
 

@@ -17,10 +17,12 @@ from engine.base.types import Device
 from engine.config.schema import Config, Hook
 from engine.config.target import build
 from engine.config.text import to_text
+from engine.data.source_adapter import indexed
 from engine.loop.trainer import Trainer
 from engine.parallel.mesh import make_mesh
 from engine.run.directory import RunDirectory
 from engine.training.state import TrainState
+from engine.training.task import for_sources
 
 
 class EngineLoop:
@@ -56,10 +58,11 @@ class EngineLoop:
         path = stack.enter_context(tempfile.TemporaryDirectory(prefix="convoy-benchmark-"))
         directory = stack.enter_context(RunDirectory.open(Path(path) / "run"))
         directory.write_config_text(to_text(config))
+        source = build(config.data, "data")
         return Trainer(
-            build(config.task, "task"),
+            for_sources(build(config.task, "task"), {"data": indexed(source, "data")}),
             make_mesh(config.mesh, self._devices),
-            build(config.data, "data"),
+            source,
             config,
             directory,
             evaluation_sources={},

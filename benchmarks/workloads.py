@@ -1,4 +1,4 @@
-"""What the benchmarks train: three models, each as a config of the engine and as a bare loop.
+"""What the benchmarks train: three models, each as a config of the engine and as a bare loop, and two orders of data.
 
 The digits are real scans. The other data is noise, since only the time of a step is measured.
 """
@@ -14,7 +14,7 @@ import optax
 from flax import nnx
 
 from benchmarks import bare
-from engine import ArraySource, Loss, Mean, Task
+from engine import ArraySource, Loss, Mean, Sequences, Task
 from engine.compile.build import build_program
 from engine.config import defaults, validate
 from engine.config.override import assign
@@ -25,10 +25,13 @@ from engine.data.source_adapter import indexed
 from engine.parallel.mesh import batch_sharding, make_mesh, replicated
 
 MLP, CNN, DIGITS = NAMES = ("mlp", "cnn", "digits")
+JOINT, DRIVES = WITHOUT_BARE_LOOP = ("joint", "drives")
 TITLES = {
     MLP: "perceptron 784-256-128-10, batch 128",
     CNN: "small CNN, batch 128",
     DIGITS: "digits, batch 64",
+    JOINT: "the perceptron on two datasets, 64 rows of each",
+    DRIVES: "the perceptron on 16 drives, 8 frames of each",
 }
 EXAMPLES = 10_000
 
@@ -61,6 +64,32 @@ class Classify(Task):
         return Loss.of(losses, metrics={"accuracy": Mean.of(jnp.argmax(logits, axis=-1) == batch["label"])})
 
 
+class ClassifyBoth(Classify):
+    """Classifies the rows of two datasets."""
+
+    def loss(self, model, batch, rng):
+        found = {}
+        for name, rows in batch.items():
+            logits = model(rows["image"])
+            found[name] = Loss.of(optax.softmax_cross_entropy_with_integer_labels(logits, rows["label"]))
+        return found
+
+
+class ClassifyFrames(Classify):
+    """Classifies the frames of windows."""
+
+    def loss(self, model, batch, rng):
+        logits = model(batch["image"])
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        return Loss.of(losses, batch["sequence"]["valid"])
+
+
+def drives(frames: int = 200) -> Sequences:
+    """Returns windows of drives of so many of the `vectors`."""
+    numbers, times = divmod(np.arange(EXAMPLES), frames)
+    return Sequences(vectors(), group=numbers, order=times, length=8, carry=True)
+
+
 def vectors(size: int = 784, examples: int = EXAMPLES) -> ArraySource:
     """Returns noise `[size]` float32 with random labels."""
     rng = np.random.default_rng(0)
@@ -88,6 +117,15 @@ def config(name: str, *, steps: int, **settings: Any) -> Config:
     elif name == CNN:
         c.task = dict(target="convoy_zoo.models.fashion_mnist.Fashion", width=16)
         c.data = dict(target="benchmarks.workloads.photographs")
+    elif name == JOINT:
+        c.task = dict(target="benchmarks.workloads.ClassifyBoth")
+        vectors = dict(target="benchmarks.workloads.vectors")
+        c.data = dict(target="engine.Joint", sources=dict(first=vectors, second=vectors))
+        c.train.global_batch_size = 64
+    elif name == DRIVES:
+        c.task = dict(target="benchmarks.workloads.ClassifyFrames")
+        c.data = dict(target="benchmarks.workloads.drives")
+        c.train.global_batch_size = 16
     else:
         c.task = dict(target="benchmarks.workloads.Classify")
         c.data = dict(target="benchmarks.workloads.vectors")

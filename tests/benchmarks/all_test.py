@@ -22,6 +22,7 @@ ELSEWHERE = {
     "driving_data": "driving_data_test.py",
     "forecasting": "tests/models/pedestrians/forecasting_table_test.py",
     "kill_storm": "tests/faults/supervisor_test.py",
+    "perception": "tests/perception/benchmark_test.py",
     "references": "references_test.py",
     "trackers": "trackers_test.py",
 }
