@@ -8,6 +8,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import numpy as np
 
 from convoy_zoo.models.actor_critic import CartPole
@@ -25,13 +26,17 @@ from convoy_zoo.models.street.camera_scenes import GRID, KINDS, MASKS, PATCH
 from convoy_zoo.models.street.cameras import COLUMNS, Rig
 from convoy_zoo.models.street.cameras import ROWS as LINES
 from convoy_zoo.models.street.fusion import Fusion
+from convoy_zoo.models.street.half_labelled import TwoMasks
 from convoy_zoo.models.street.lidar import LidarDetection
+from convoy_zoo.models.street.memory import DriveDetection
 from convoy_zoo.models.traffic.motion_tokens import NextToken
 from convoy_zoo.models.traffic.token_model import TokenModel
 from convoy_zoo.models.traffic.wayformer import FEATURES, FUTURE, TrafficForecast
 from convoy_zoo.models.vit import Vit
-from engine import Task
+from engine import ArraySource, Joint, Task
 from engine.config.schema import DcnMeshSpec, Group, MeshSpec
+from engine.joint.bundles import Bundles
+from engine.joint.task import adapted
 from tests import drives, zoo
 from tests.joint import twin
 
@@ -91,6 +96,36 @@ def sweeps(rows: int, seed: int) -> dict[str, Any]:
         "moving": rng.integers(0, 2, (rows, 2), np.int32),
         "mask": {"points": rng.random((rows, 32)) < 0.9, "objects": rng.random((rows, 2)) < [1, 0.5]},
     }
+
+
+def swept_drives(rows: int, seed: int) -> dict[str, Any]:
+    """Windows of two sweeps of drives, of which some start and some end."""
+    rng = np.random.default_rng(seed)
+    windows = jax.tree.map(lambda x: x.reshape(rows, 2, *x.shape[1:]), sweeps(2 * rows, seed))
+    return {
+        **windows,
+        "hits": rng.integers(0, 2, (rows, 2, 2), np.int32),
+        "motion": rng.uniform(-2, 2, (rows, 2, 3)).astype(np.float32),
+        "sequence": {
+            "starts": rng.random(rows) < 0.3,
+            "valid": np.stack([np.ones(rows, bool), rng.random(rows) < 0.7], 1),
+        },
+    }
+
+
+def half_labelled(rows: int, seed: int) -> Bundles:
+    """Views with one of the masks each, two datasets of them."""
+    found = {}
+    for number, name in enumerate(MASKS):
+        seen = views(rows, seed + number)
+        found[name] = {**seen, "mask": seen.pop("masks")[..., number]}
+    return Bundles(found, dict.fromkeys(MASKS, 1))
+
+
+def two_masks() -> Task:
+    """Returns the Task of two datasets of views, for their bundles."""
+    one = {name: ArraySource(half_labelled(1, 0)[name]) for name in MASKS}
+    return adapted(TwoMasks(width=8), Joint(one), "data")
 
 
 def views(rows: int, seed: int) -> dict[str, np.ndarray]:
@@ -337,6 +372,22 @@ SUBJECTS |= {
         lambda: CartPole(width=16, length=20, passes=2), episodes, without=only("data 3 x fsdp 2, 6 devices")
     ),
     "memory": Subject(lambda: drives.Track(rows=ROWS), drive_windows, without=only("data 3 x fsdp 2, 6 devices")),
+    "drives": Subject(
+        lambda: DriveDetection(width=4, memory=4, rows=8),
+        functools.partial(swept_drives, 8),
+        rows=8,
+        without=only("DCN data 2 x fsdp 4"),
+        tolerance=SWITCHES,
+        learning_rate=1e-3,
+    ),
+    "masks": Subject(
+        two_masks,
+        functools.partial(half_labelled, 8),
+        rows=8,
+        without=only("data 8"),
+        tolerance=SWITCHES,
+        learning_rate=1e-3,
+    ),
     "views": Subject(lambda: Views(width=8), functools.partial(sights, 8), rows=8, without=only("data 8")),
     "fusion": Subject(
         lambda: Fusion(lidar_width=4, camera_width=8),

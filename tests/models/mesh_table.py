@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 WHOLE = "digits fashion joint mlp cnn forecast lidar"  # context, pipeline and expert cannot split these models
 TABLE = {
-    "data 8": "mlp views",
+    "data 8": "mlp views masks",
     "fsdp 8": "mlp",
     "data 8, ZeRO-1": "fashion mlp cnn moe gan",
     "fsdp 2 x tensor 4": "digits fashion joint mlp cnn decoder vit forecast lidar traffic tokens scenes",
@@ -19,7 +19,7 @@ TABLE = {
     "pipeline 4 x fsdp 2, circular": "moe vit",
     "expert 4 x data 2": f"moe decoder vit {WHOLE}",
     "expert 2 x fsdp 2 x tensor 2": "moe dropless",
-    "DCN data 2 x fsdp 4": "fashion mlp cnn vit mean-teacher fusion",
+    "DCN data 2 x fsdp 4": "fashion mlp cnn vit mean-teacher fusion drives",
     "data 3 x fsdp 2, 6 devices": "digits joint mlp cnn moe forecast cameras detection actor-critic memory",
 }
 ROWS = [(subject, mesh) for mesh, subjects in TABLE.items() for subject in subjects.split()]
@@ -27,7 +27,7 @@ ROWS = [(subject, mesh) for mesh, subjects in TABLE.items() for subject in subje
 # What a model has in common with others.
 TRAITS = {
     "dropout": "mlp cnn moe decoder vit",
-    "convolution": "fashion cnn lidar cameras detection fusion views",
+    "convolution": "fashion cnn lidar cameras detection fusion views drives masks",
     "batch statistics": "cnn",
     "packed rows": "moe dropless decoder forecast scenes",
     "experts": "moe dropless",
