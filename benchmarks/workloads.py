@@ -64,15 +64,17 @@ class Classify(Task):
         return Loss.of(losses, metrics={"accuracy": Mean.of(jnp.argmax(logits, axis=-1) == batch["label"])})
 
 
-class ClassifyBoth(Classify):
+class ClassifyBoth(Task):
     """Classifies the rows of two datasets."""
 
+    def build(self, rngs):
+        return Classify().build(rngs)
+
     def loss(self, model, batch, rng):
-        found = {}
-        for name, rows in batch.items():
-            logits = model(rows["image"])
-            found[name] = Loss.of(optax.softmax_cross_entropy_with_integer_labels(logits, rows["label"]))
-        return found
+        found = {name: Classify().loss(model, rows, rng) for name, rows in batch.items()}
+        return Loss.sum(
+            **{name: Loss(loss.total, loss.weight) for name, loss in found.items()}
+        )  # without metrics of one name
 
 
 class ClassifyFrames(Classify):

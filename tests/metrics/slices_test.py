@@ -240,4 +240,5 @@ def test_metrics_of_single_examples_are_in_the_order_of_the_dataset_without_slic
         found = {"loss": Mean.of(jnp.arange(2.0) + first)}
         merger.add(states.reduce(found, jnp.ones(2), {}), first)
     each = merger.each()
-    assert each.indices.tolist() == [0, 1, 2, 3] and np.asarray(each.metrics["loss"].total).tolist() == [3, 2, 1, 0]
+    loss: Any = each.metrics["loss"]
+    assert each.indices.tolist() == [0, 1, 2, 3] and np.asarray(loss.total).tolist() == [3, 2, 1, 0]

@@ -63,7 +63,7 @@ def test_points_in_half_precision_or_whole_numbers_are_compared_in_float32():
 
 def test_grid_that_does_not_fit_is_an_error():
     with pytest.raises(TaskError, match=r"occupied_cells: capacity = 0\. Allowed are whole numbers from 1"):
-        occupied_cells(INDEX, CELLS, 0)
+        occupied_cells(jnp.asarray(INDEX), CELLS, 0)
     with pytest.raises(TaskError, match="2 lower limits, 3 sizes, 3 numbers of cells and points of 4 numbers"):
         cell_indices(jnp.zeros((1, 4)), (0, 0), (1, 1, 1), (2, 2, 2))
     with pytest.raises(TaskError, match=r"a grid of 40000 x 40000 x 2 cells\. Allowed are 1 to 2,147,483,646"):
