@@ -19,7 +19,7 @@ from engine.datasets import write
 from engine.datasets.check import check_dataset
 from engine.datasets.write import default_shards, write_dataset
 from engine.readers.array_record import ArrayRecordSource
-from engine.readers.record_manifest import SIDECARS, lengths_path, manifest_path, save_lengths
+from engine.readers.record_manifest import SEQUENCES, SIDECARS, lengths_path, manifest_path, save_lengths
 from tests import runs
 from tests.data.streams.counting import Counting
 from tests.datasets.scans import Scans, content
@@ -231,12 +231,14 @@ def test_temporary_files_of_a_killed_write_are_removed(tmp_path):
     own += [".a-00000-of-00002.arrayrecord.lengths.7f.tmp", ".a.arrayrecord.lengths.npz.7f.tmp"]
     own += [".a.arrayrecord.manifest.json.7-8.tmp", "a-00001-of-00002.arrayrecord.names"]
     own += [".a.arrayrecord.names.json.gz.7-8.tmp", ".a.arrayrecord.lineage.json.7-8.tmp"]
+    own += [f"a.arrayrecord{SEQUENCES}"]  # of other examples
     others = ["ab.arrayrecord.7.unfinished", ".ab.arrayrecord.lengths.npz.7f.tmp", "a.arrayrecord.tmp"]
     for name in (*own, *others):
         (tmp_path / name).touch()
     write_dataset(Scans(2), out, processes=1)
+    kept = [suffix for suffix in SIDECARS if suffix not in (write.LOCK, SEQUENCES)]
     assert {path.name for path in tmp_path.iterdir()} == {
-        "a.arrayrecord", *(f"a.arrayrecord{suffix}" for suffix in SIDECARS if suffix != write.LOCK), *others,
+        "a.arrayrecord", *(f"a.arrayrecord{suffix}" for suffix in kept), *others,
     }  # fmt: skip
 
 
