@@ -36,6 +36,7 @@ from engine.readers.array_record import cannot_write, check_name
 from engine.readers.record import encode
 from engine.readers.record_manifest import (
     LOCK,
+    SEQUENCES,
     SIDECARS,
     RecordManifest,
     dataset_of,
@@ -316,7 +317,7 @@ def _remove(out: Path) -> None:
         if (found := read_manifest(out)) is not None:
             for number in range(len(found.shards)):
                 out.with_name(shard_name(out, number, len(found.shards))).unlink(missing_ok=True)
-    for path in (manifest_path(out), lengths_path(out), out):
+    for path in (manifest_path(out), lengths_path(out), out.with_name(out.name + SEQUENCES), out):
         path.unlink(missing_ok=True)
     remove_record(out)
     _remove_unfinished(out)

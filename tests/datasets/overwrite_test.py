@@ -13,7 +13,7 @@ from engine.datasets.check import checksums
 from engine.datasets.write import write_dataset
 from engine.readers import KittiObject, WebDataset
 from engine.readers.array_record import ArrayRecordSource, write_array_record
-from engine.readers.record_manifest import manifest_path
+from engine.readers.record_manifest import SEQUENCES, manifest_path
 from tests.datasets.scans import Scans, content
 from tests.readers.driving_files import write_kitti
 
@@ -39,6 +39,7 @@ def test_existing_file_without_manifest_needs_overwrite(tmp_path):
         write_dataset(Scans(5), out)
     write_dataset(Scans(5), out, overwrite=True, processes=1)
     assert len(ArrayRecordSource(str(out))) == 5
+    (tmp_path / f"a.arrayrecord{SEQUENCES}").touch()  # the index of the drives of the former frames
     write_dataset(Scans(7), out, overwrite=True, shards=7, processes=1)
     assert len(ArrayRecordSource(str(out))) == 7 and not out.exists()
     write_dataset(Scans(2), out, overwrite=True, processes=1)
