@@ -18,6 +18,7 @@ from engine.api.predictions import Predictor
 from engine.api.prepared import prepare
 from engine.base.errors import DataError, TaskError
 from engine.config.text import to_text
+from engine.data.adapt import descriptions
 from engine.data.batches import Batches
 from engine.loop.evaluation import Evaluator
 from engine.loop.trainer import Trainer
@@ -76,9 +77,11 @@ def parameters(run, step="latest"):
 
 
 def test_a_run_says_how_its_rows_are_used(run):
-    messages = run.with_name("messages").read_text()
-    assert "one pass through 10 drives takes 6 steps, in which 0.0% of the rows are idle" in messages
-    assert "warning" not in messages
+    source = prepare(config(), devices=jax.devices()[:1]).source
+    text = "data: one pass through 10 drives takes {} steps, in which {} of the rows are idle."
+    assert descriptions({"data": source}, True, 4) == [text.format(6, "0.0%")]
+    assert descriptions({"data": source}, True, 6) == [text.format(5, "20.0%")]
+    assert "warning" not in run.with_name("messages").read_text()
 
 
 def test_resume_in_the_middle_of_drives_is_bitwise_equal(run, tmp_path):
@@ -97,8 +100,7 @@ def test_losses_are_those_of_a_loop_over_each_drive(tmp_path, settings):
     rows, steps = 6, 10
     given = {"train__global_batch_size": rows, "train__total": f"{steps} steps", "optimizer__learning_rate": 1e-30}
     task = {"target": "tests.drives.Track", "rows": rows}
-    messages = train(config(**given, task=task, evaluations={}, **settings), tmp_path / "run", 2 if settings else 1)
-    assert "takes 5 steps, in which 20.0% of the rows are idle" in messages
+    train(config(**given, task=task, evaluations={}, **settings), tmp_path / "run", 2 if settings else 1)
     source = drives.frames()
     errors = drives.by_hand(parameters(tmp_path / "run"), source)
     batches = Batches(drives.windows(), rows, 0, True)
