@@ -1,4 +1,4 @@
-"""Prints the operations of `engine.perception`: errors against references, and CPU time beside the obvious way.
+"""Prints the operations of `engine.perception`: errors against references, and CPU time of two ways.
 
 tools/bazel run //benchmarks:perception [-- --turns 10 --only=nms,match]
 python -m benchmarks.perception
@@ -180,15 +180,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = False
     for name in names:
         case = table[name]
-        ours, beside, apart = compiled(case.run, case), "-", "-"
+        ours, other_ms, differs = compiled(case.run, case), "-", "-"
         took = milliseconds(ours, case.inputs, args.turns)
         if case.obvious is not None:
             theirs = case.obvious if case.host else compiled(case.obvious, case)
-            beside = f"{milliseconds(theirs, case.inputs, args.turns):.2f}"
+            other_ms = f"{milliseconds(theirs, case.inputs, args.turns):.2f}"
             largest = difference(case, ours, theirs)
             failed |= not largest <= 1e-3
-            apart = f"{largest:.1e}"
-        print(line(name, *errors(case.golden), f"{took:.2f}", beside, apart), flush=True)
+            differs = f"{largest:.1e}"
+        print(line(name, *errors(case.golden), f"{took:.2f}", other_ms, differs), flush=True)
     return int(failed)
 
 

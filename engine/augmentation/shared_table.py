@@ -28,7 +28,7 @@ class _Place(NamedTuple):
 
 
 class SharedTable:
-    """Arrays by name, which nobody may modify."""
+    """Read-only arrays by name."""
 
     def __init__(self, arrays: Mapping[str, np.ndarray]):
         """Copies the arrays into new memory. They hold numbers or text of a fixed length."""

@@ -107,7 +107,7 @@ def focal_loss(logits: jax.Array, target: jax.Array, *, alpha: float = 2.0, beta
 def heatmap_peaks(heat: jax.Array, count: int, *, window: int = 3) -> Peaks:
     """Returns the highest cells of which no cell of the same class in a window is higher.
 
-    A place that is left over has score -inf. Cells of equal height beside each other are all peaks.
+    An unused place has score -inf. Neighbouring cells of equal height are all peaks.
 
     Args:
         heat: scores or logits `[batch, rows, columns, classes]`.
