@@ -73,6 +73,7 @@ GROUPS = {
             "augmentation": "random augmentations of driving scenes, keyed by the position of the example",
             "report": "reports of runs and of comparisons as HTML, one file each that needs no network",
             "sequences": "windows of the frames of drives, and rows that continue drives from step to step",
+            "submissions": "writes predictions in the formats of public benchmarks",
         },
     ],
     "command line": [

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from engine.api.lineage import PredictionLineage, record_export, remove_record
-from engine.api.prediction_files import check_prediction_file, open_prediction_file
 from engine.api.predictions import EXAMPLE, Columns, Predictor
 from engine.api.results import Results, StepResults
 from engine.api.saved_evaluations import SavedEvaluations, choose_steps, log
 from engine.api.saved_program import open_program
 from engine.api.saved_run import SavedRun
+from engine.api.submission_files import check_output, open_output
 from engine.base.errors import ConfigError, DataError, did_you_mean
 from engine.checkpoint.export import export_safetensors
 from engine.checkpoint.store import StepInfo
@@ -126,6 +126,7 @@ def predict(
     overwrite: bool = False,
     figures: int = 0,
     fields: Sequence[str] = (),
+    format: str | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_message: Callable[[str], None] = log,
 ) -> dict[str, np.ndarray]:
@@ -152,6 +153,8 @@ def predict(
         figures: number of examples, the first ones, whose predictions `Task.figure` draws as PNG files into the folder
             `<out without suffix>_figures`.
         fields: entries of the examples, such as "label", that become columns, such as `batch/label`.
+        format: name of the format of a public benchmark (a module of `engine/submissions/`, such as "nuscenes") in
+            which `out` is written, instead of a table of columns.
         on_progress: called with the number of finished examples and of all examples.
         on_message: called with sentences for the user.
 
@@ -165,8 +168,8 @@ def predict(
         raise ConfigError(f"figures = {figures}: allowed is a whole number from 0.")
     if figures and path is None:
         raise ConfigError(f"figures = {figures}: they are written next to the file `out`. Set it, too.")
-    if path is not None and group.is_primary():
-        check_prediction_file(path, overwrite)
+    if group.is_primary():
+        check_output(path, overwrite, format, fields)
     saved = SavedRun(run)
     name, config = _config_for_predictions(saved, data, evaluation, overrides)
     section = config.data if name is None else config.evaluations[name].data
@@ -192,7 +195,8 @@ def predict(
             return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
         folder, drawn = path.with_name(f"{path.stem}_figures"), set[str]()
         lineage = PredictionLineage(path, saved, chosen, config, where, predictor) if group.is_primary() else None
-        with open_prediction_file(path, overwrite) if group.is_primary() else contextlib.nullcontext() as file:
+        opened = (path, overwrite, format, predictor)
+        with open_output(*opened) if group.is_primary() else contextlib.nullcontext() as file:
             for columns in batches:
                 drawn |= _draw(columns, predictor, task, figures - len(drawn), folder)
                 if file is not None and lineage is not None:

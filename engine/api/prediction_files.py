@@ -55,7 +55,7 @@ class PredictionFile(abc.ABC):
                 try:
                     self._complete()
                 except OSError as failed:
-                    raise _cannot_write(self._path, failed) from failed
+                    raise write_error(self._path, failed) from failed
 
 
 def open_prediction_file(path: Path, overwrite: bool) -> PredictionFile:
@@ -65,7 +65,7 @@ def open_prediction_file(path: Path, overwrite: bool) -> PredictionFile:
         path.parent.mkdir(parents=True, exist_ok=True)
         return _Parquet(path) if path.suffix == ".parquet" else _Npz(path)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise write_error(path, error) from error
 
 
 def check_prediction_file(path: Path, overwrite: bool) -> None:
@@ -74,10 +74,15 @@ def check_prediction_file(path: Path, overwrite: bool) -> None:
         raise ConfigError(
             f"{path}: the format {path.suffix or 'without a suffix'} is unknown. Allowed: .npz, .parquet."
         )
-    if path.is_dir() or (path.exists() and not overwrite):
-        raise ConfigError(f"{path}: exists already. Choose another name, or add --overwrite (overwrite=True).")
+    check_path(path, overwrite)
     if path.suffix == ".parquet":
         _pyarrow()
+
+
+def check_path(path: Path, overwrite: bool) -> None:
+    """Raises ConfigError for a folder, or an existing file without `overwrite`."""
+    if path.is_dir() or (path.exists() and not overwrite):
+        raise ConfigError(f"{path}: exists already. Choose another name, or add --overwrite (overwrite=True).")
 
 
 def _pyarrow() -> Any:
@@ -91,7 +96,8 @@ def _pyarrow() -> Any:
         raise ConfigError(f"parquet files need pyarrow, which is not installed: {command}, or write .npz.") from error
 
 
-def _cannot_write(path: Path, error: OSError) -> DataError:
+def write_error(path: Path, error: OSError) -> DataError:
+    """Returns what to tell the user about a file that cannot be written."""
     advice = "Free space there, or choose" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose"
     return DataError(f"{path}: cannot be written ({error.strerror or error}). {advice} another path.")
 
@@ -116,7 +122,7 @@ class _Npz(PredictionFile):
                     self._columns[name] = kind(spool, f"{self._path}: {name}")
                 self._columns[name].add(rows)
         except OSError as error:
-            raise _cannot_write(self._path, error) from error
+            raise write_error(self._path, error) from error
 
     def _complete(self) -> None:
         unfinished = self._folder / self._path.name
@@ -255,7 +261,7 @@ class _Parquet(PredictionFile):
                 self._writer = self._pa.parquet.ParquetWriter(self._file, table.schema)
             self._writer.write_table(table)
         except OSError as error:
-            raise _cannot_write(self._path, error) from error
+            raise write_error(self._path, error) from error
 
     def _complete(self) -> None:
         self._flush()

@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `convoy predict`."""
     parser.add_argument("run", help="run directory")
     parser.add_argument("--out", required=True, metavar="FILE", help="file to write: NAME.npz or NAME.parquet")
+    parser.add_argument("--format", metavar="NAME", help="write the file of a public benchmark, such as nuscenes")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
     parser.add_argument("--figures", type=int, default=0, metavar="N", help="also draw the first N, with Task.figure")
     parser.add_argument("--fields", metavar="NAMES", help="also keep entries of the examples, such as label,boxes")
@@ -49,6 +50,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
             overwrite=args.overwrite,
             figures=args.figures,
             fields=[name for name in (args.fields or "").split(",") if name],
+            format=args.format,
             on_progress=progress.update,
             on_message=common.say,
         )

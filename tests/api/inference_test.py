@@ -9,12 +9,12 @@ from safetensors.numpy import load_file
 
 import engine
 from engine.api import inference
-from engine.base.errors import ConfigError, RunError, TaskError
+from engine.base.errors import ConfigError, DataError, RunError, TaskError
 from engine.cli.main import main
 from engine.storage import mounts
 from tests import runs, zoo
 from tests.bucket_store import upload
-from tests.predicting import NAMES, SIZES, Predict, Unreadable
+from tests.predicting import FAR, NAMES, SIZES, Boxes, Predict, Samples, Unreadable
 
 TASK = "tests.predicting.Predict"
 DATA = "tests.predicting.Unreadable"
@@ -192,3 +192,24 @@ def test_run_in_a_bucket_is_used_without_a_mount(run, bucket, tmp_path, caplog, 
     assert "step        2  DAMAGED  manifest.json is not the text of a manifest" in printed.out
     assert "step        4  " in printed.out
     assert "s3://data/team/run: 1 of 2 checkpoints are damaged" in printed.err
+
+
+def test_format_of_a_benchmark_has_every_example_in_its_own_precision(run, tmp_path):
+    out = tmp_path / "deep" / "results.json"
+    settings = dict(task=Boxes(), batch_size=8, out=out, format="nuscenes", overrides=["data.on_error=skip"])
+    assert engine.predict(run, data=Samples(bad=[3]), **settings) == {}
+    results = json.loads(out.read_text())["results"]
+    assert list(results) == [f"token{index}" for index in (0, 1, 2, 4)]
+    assert [rows[0]["translation"][0] for rows in results.values()] == [FAR + 1] * 4
+    assert {"results.json", "results.json.lineage.json"} <= {path.name for path in out.parent.iterdir()}
+    with pytest.raises(ConfigError, match="exists already"):
+        engine.predict(run, data=Samples(), **settings)
+
+
+def test_format_names_missing_predictions_and_entries_and_leaves_no_file(run, tmp_path):
+    settings = dict(batch_size=8, out=tmp_path / "results.json", format="nuscenes")
+    with pytest.raises(TaskError, match=r"'nuscenes': it needs the prediction 'score'.*Found: attribute, boxes, label"):
+        engine.predict(run, data=Samples(), task=Boxes(without="score"), **settings)
+    with pytest.raises(DataError, match=r"example 0 of .*needs the entry 'sample': token of the sample.*Found: x, "):
+        engine.predict(run, data=Samples(without="sample"), task=Boxes(), **settings)
+    assert list(tmp_path.iterdir()) == []
