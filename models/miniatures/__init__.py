@@ -1,0 +1,1 @@
+"""Writes small simulated datasets in the exact layouts of public driving datasets."""
