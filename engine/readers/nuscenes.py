@@ -18,6 +18,7 @@ from engine.readers.decode_image import DecodeImage
 from engine.readers.files import FINGERPRINT_FILES, sampled_files
 from engine.readers.fingerprints import digest
 from engine.readers.lidar_files import read_points
+from engine.readers.nuscenes_labels import DetectionLabels
 from engine.readers.nuscenes_sweeps import COLUMNS, Row, Sweeps, pose_of
 from engine.readers.poses import pose_matrices
 from engine.readers.radar_files import read_radar
@@ -55,6 +56,9 @@ class NuScenes(BaseSource):
     - boxes: `box_to_ego` float32 `[boxes, 4, 4]` from the frame of the box, whose origin is its center and whose x axis
       points forward; `box_size` width, length, height, float32 `[boxes, 3]`; `box_category` int32 `[boxes]`, the number
       in `categories`; `box_points` int32 `[boxes]`, the number of lidar points; as text `box_name` and `box_instance`.
+    - with `detection`, what the detection task evaluates in addition: `box_velocity` float32 `[boxes, 3]`, metres per
+      second along the axes of the ego frame, NaN where it is unknown; `box_attribute` int32 `[boxes]`, the number in
+      `attributes`, -1 for none; `box_radar_points` int32 `[boxes]`.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class NuScenes(BaseSource):
         scenes: Sequence[str] | None = None,
         size: Sequence[int] | None = None,
         sweeps: int = 0,
+        detection: bool = False,
     ):
         """Reads the tables of a version, all of them at once; memory then keeps what the samples need.
 
@@ -76,6 +81,7 @@ class NuScenes(BaseSource):
             size: (height, width) to which images are resized; `intrinsics` are scaled with them.
             sweeps: number of lidar sweeps before each sample to add. They come at 20 Hz, and samples at 2 Hz. The first
                 samples of a scene have fewer.
+            detection: whether boxes have velocities, attributes and numbers of radar points.
 
         Raises:
             DataError: a table is missing or damaged, a sensor or scene does not exist, or a library is missing.
@@ -87,7 +93,8 @@ class NuScenes(BaseSource):
         if sweeps < 0:
             raise DataError(f"sweeps = {sweeps}: allowed are 0 and more.")
         self._count = sweeps
-        tables = {name: _table(os.path.join(self.folder, version, f"{name}.json")) for name in TABLES}
+        self._tables = (*TABLES, "attribute") if detection else TABLES
+        tables = {name: _table(os.path.join(self.folder, version, f"{name}.json")) for name in self._tables}
         try:
             self._index(tables, scenes)
         except (KeyError, TypeError, ValueError) as error:
@@ -148,6 +155,9 @@ class NuScenes(BaseSource):
         instances = by_token["instance"]
         found = [category[instances[token]["category_token"]] for token in self._box_instances]
         self._box_categories = np.array(found, np.int32)
+        self.attributes = [row["name"] for row in tables.get("attribute", ())]
+        """Names of the attributes of boxes; none without `detection`."""
+        self._box_labels = DetectionLabels(rows, tables, by_token["sample"]) if "attribute" in tables else None
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -191,6 +201,7 @@ class NuScenes(BaseSource):
 
     def _boxes(self, rows: slice, world_to_ego: np.ndarray) -> dict[str, Any]:
         categories, instances = self._box_categories[rows], self._box_instances[rows]
+        labels = {} if self._box_labels is None else self._box_labels.of(rows, world_to_ego)
         names = [self.categories[number] for number in categories]
         return {
             "box_to_ego": (world_to_ego @ pose_matrices(self._box_poses[rows])).astype(np.float32),
@@ -199,18 +210,20 @@ class NuScenes(BaseSource):
             "box_points": self._box_points[rows].copy(),
             "box_name": np.array(names, object) if names else np.empty(0, "U1"),
             "box_instance": np.array(instances, object) if instances else np.empty(0, "U1"),
+            **labels,
         }
 
     def fingerprint(self) -> str:
         """Returns the number of samples, and hashes of the tokens, the tables and sampled bytes."""
-        tables = [os.path.join(self.folder, self._version, f"{name}.json") for name in TABLES]
+        tables = [os.path.join(self.folder, self._version, f"{name}.json") for name in self._tables]
         names = self._frames[self.sensors[0]].files
         files = [os.path.join(self.folder, names[i]) for i in evenly_spaced(len(self), FINGERPRINT_FILES) if names[i]]
         existing = [path for path in files if os.path.exists(path)]
         parts = [f"{len(self)} samples of {self._version}", f"tokens {digest(self.tokens)}"]
         parts += [f"tables {digest(sampled_files(tables))}", f"files {digest(sampled_files(existing))}"]
         parts += [f"sensors {', '.join(self.sensors)}", f"size {self._size}"]
-        return SEPARATOR.join([*parts, f"{self._count} sweeps"] if self._count else parts)
+        parts += [f"{self._count} sweeps"] if self._count else []
+        return SEPARATOR.join([*parts, "detection labels"] if self._box_labels else parts)
 
 
 def _is_camera(sensor: str) -> bool:

@@ -1,0 +1,22 @@
+"""Detection of the ten classes of nuScenes in lidar sweeps: centres in pillars, or in sparse voxels.
+
+convoy train --config=configs.nuscenes_lidar --workdir=runs/nuscenes_lidar
+convoy predict runs/nuscenes_lidar --evaluation=mini_val --format=nuscenes --out=results.json
+"""
+
+from engine.config import defaults
+
+
+def get_config():
+    c = defaults()
+    c.task = dict(target="convoy_zoo.models.street.nuscenes.NuScenesDetection", width=24, capacity=8000)
+    sweeps = dict(target="convoy_zoo.models.street.nuscenes.sweeps", sweeps=2, points=32_000, objects=80)
+    c.data = dict(**sweeps, split="mini_train")
+    c.train.total = "600 steps"
+    c.train.global_batch_size = 4
+    c.optimizer.learning_rate = 2e-3
+    c.optimizer.warmup = "50 steps"
+    for split in ("mini_train", "mini_val"):
+        c.evaluations[split] = dict(data=dict(**sweeps, split=split), every="300 steps")
+    c.log.every = "25 steps"
+    return c
