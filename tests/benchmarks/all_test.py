@@ -42,7 +42,8 @@ def page(tmp_path):
 
 @pytest.fixture
 def one_device(monkeypatch):
-    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "1")
+    for name, value in {"JAX_NUM_CPU_DEVICES": "1", **runs.COMPILING}.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.mark.multiprocess
@@ -132,7 +133,8 @@ def test_benchmark_runs_in_its_tiny_form(name, one_device):
 @pytest.mark.slow
 def test_planning_runs_in_its_tiny_form():
     words = [sys.executable, "-m", "benchmarks.planning", "--tiny"]
-    done = subprocess.run(words, env=runs.environment(), capture_output=True, text=True, timeout=runs.limit(120))
+    environment = runs.environment(**runs.COMPILING)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=runs.limit(120))
     assert done.returncode == 0, done.stderr
     assert "compiled: Spearman " in done.stdout
 
