@@ -1,5 +1,6 @@
-"""Errors of forecasts with several modes: minADE, minFDE and miss rate."""
+"""Errors of forecasts with several modes: minADE, minFDE, miss rate and brier scores."""
 
+from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from engine.base.errors import TaskError
-from engine.metrics.metric import Metric
+from engine.metrics.metric import Metric, added
 from engine.metrics.resampling import Resampler, Sums
 from engine.metrics.values import real_array
 
@@ -21,6 +22,12 @@ class BestOfModes(Metric):
       Argoverse 2, arXiv:2301.00493, section 4.1).
     - min_fde: the smallest displacement at the last valid step.
     - miss_rate: the share of agents whose min_fde is above `miss`, 2 m in both benchmarks' simplest form.
+    - brier_min_ade, brier_min_fde, with probabilities: the errors plus `(1 - p)**2`, where p is the probability of the
+      mode with the smallest error at the last step, the first of several.
+
+    With `best="endpoint"`, these are the metrics of the single-agent challenge of Argoverse 2, as the package av2
+    computes them: `python -m benchmarks.references --only=forecast_metrics` compares the two. Errors are float32: modes
+    whose errors differ by less than its rounding have the same error here.
     """
 
     higher_is_better = False
@@ -29,6 +36,8 @@ class BestOfModes(Metric):
     fde: jax.Array
     missed: jax.Array
     agents: jax.Array
+    brier: jax.Array = added()
+    scored: bool = False
 
     @classmethod
     def of(
@@ -39,6 +48,7 @@ class BestOfModes(Metric):
         *,
         miss: float = 2.0,
         best: str = "each",
+        probabilities: ArrayLike | None = None,
     ) -> Self:
         """Returns the errors of each example.
 
@@ -50,6 +60,8 @@ class BestOfModes(Metric):
                 dimension. An agent without a valid step is left out.
             miss: distance above which a forecast is missed.
             best: "each" takes the smallest of each error; "endpoint" the mode with the best endpoint.
+            probabilities: of the modes, `[batch, modes]` or `[batch, agents, modes]`, 0 to 1, used as they are; None
+                for no brier scores.
 
         Raises:
             TaskError: the shapes do not fit together, or `best` is unknown.
@@ -64,6 +76,13 @@ class BestOfModes(Metric):
             )
         if best not in ("each", "endpoint"):
             raise TaskError(f"BestOfModes.of: best = {best!r} is unknown. Allowed: each, endpoint.")
+        scored = probabilities is not None
+        probabilities = real_array(1 if probabilities is None else probabilities, "BestOfModes.of needs probabilities")
+        if scored and probabilities.shape != predicted.shape[:-2]:
+            raise TaskError(
+                f"BestOfModes.of: probabilities has shape {list(probabilities.shape)}. Allowed is that of the modes, "
+                f"{list(predicted.shape[:-2])}."
+            )
         valid = real_array(1 if where is None else where, "BestOfModes.of needs a mask") > 0
         if valid.ndim < future.ndim - 1:
             valid = valid.reshape(valid.shape + (1,) * (future.ndim - 1 - valid.ndim))
@@ -73,19 +92,24 @@ class BestOfModes(Metric):
         ades = distance.sum(-1) / jnp.maximum(steps, 1)  # [..., modes]
         last = jnp.max(jnp.where(valid, jnp.arange(valid.shape[-1]), 0), axis=-1, keepdims=True)  # [..., 1, 1]
         fdes = jnp.take_along_axis(distance, last, axis=-1)[..., 0]  # [..., modes]
+        first = fdes.argmin(-1)[..., None]  # the first of several with equal errors, as in av2
         fde = fdes.min(-1)
-        ade = ades.min(-1)
-        if best == "endpoint":
-            ade = jnp.take_along_axis(ades, fdes.argmin(-1)[..., None], axis=-1)[..., 0]
+        ade = ades.min(-1) if best == "each" else jnp.take_along_axis(ades, first, axis=-1)[..., 0]
+        chosen = jnp.take_along_axis(jnp.broadcast_to(probabilities, fdes.shape), first, axis=-1)[..., 0]
         there, missed = steps[..., 0] > 0, ~(fde <= miss)  # NaN is a miss
-        sums = [jnp.where(there, x, 0).reshape(len(there), -1).sum(1) for x in (ade, fde, missed, there)]
-        return cls(*sums)
+        values = (ade, fde, missed, there, (1 - chosen) ** 2)
+        sums = [jnp.where(there, x, 0).reshape(len(there), -1).sum(1) for x in values]
+        return cls(*sums, scored=scored)
 
     def compute(self) -> dict[str, Any]:
-        """Returns min_ade, min_fde and miss_rate."""
-        sums = {"min_ade": self.ade, "min_fde": self.fde, "miss_rate": self.missed}
-        return {name: np.divide(total, self.agents) for name, total in sums.items()}
+        """Returns min_ade, min_fde and miss_rate, and with probabilities brier_min_ade and brier_min_fde."""
+        return self._means(vars(self))
 
     def resampler(self) -> Resampler:
-        names = {"min_ade": "ade", "min_fde": "fde", "miss_rate": "missed"}
-        return Sums(vars(self), lambda sums: {name: sums[x] / sums["agents"] for name, x in names.items()})
+        return Sums({name: x for name, x in vars(self).items() if name != "scored"}, self._means)
+
+    def _means(self, sums: Mapping[str, Any]) -> dict[str, Any]:
+        found = {"min_ade": sums["ade"], "min_fde": sums["fde"], "miss_rate": sums["missed"]}
+        if self.scored:
+            found |= {f"brier_{name}": found[name] + sums["brier"] for name in ("min_ade", "min_fde")}
+        return {name: np.divide(total, sums["agents"]) for name, total in found.items()}

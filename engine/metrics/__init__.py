@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from engine.driving.detection import AveragePrecision
     from engine.driving.detection_score import DetectionScore
     from engine.driving.forecasting import BestOfModes
+    from engine.driving.waymo_motion import WaymoMotion
     from engine.metrics.classification import ConfusionMatrix, PrecisionRecall, Roc
     from engine.metrics.distribution import Histogram, Quantiles
     from engine.metrics.language import BitsPerByte, Perplexity
@@ -39,6 +40,7 @@ __all__ = [
     "RootMeanSquare",
     "Sum",
     "Table",
+    "WaymoMotion",
     "collected",
 ]
 
@@ -48,6 +50,7 @@ _MODULES = {
     "engine.driving.detection_score": ("DetectionScore",),
     "engine.metrics.distribution": ("Histogram", "Quantiles"),
     "engine.driving.forecasting": ("BestOfModes",),
+    "engine.driving.waymo_motion": ("WaymoMotion",),
     "engine.metrics.language": ("BitsPerByte", "Perplexity"),
     "engine.metrics.mean": ("Mean", "Ratio", "RootMeanSquare", "Sum"),
     "engine.metrics.metric": ("Metric", "collected"),

@@ -1,15 +1,22 @@
-"""minADE, minFDE and miss rate equal a loop over agents and modes."""
+"""minADE, minFDE, miss rate and brier scores equal av2, and a loop over agents and modes."""
+
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.references import forecast_metrics as av2
+from benchmarks.references.exchange import largest_difference
 from engine.base.errors import TaskError
 from engine.metrics import BestOfModes
 from tests.merging import results
 from tests.properties import examples
 
+# Written by: python -m benchmarks.references --only=forecast_metrics --golden=tests/driving/golden/references
+GOLDEN = Path(__file__).parent / "golden" / "references" / "forecast_metrics.json"
 BATCH, AGENTS, MODES, STEPS = 4, 3, 2, 5
 
 
@@ -59,3 +66,31 @@ def test_wrong_shapes_and_settings_are_errors():
         BestOfModes.of(np.zeros((2, 3, 4, 2)), np.zeros((2, 4, 3)))
     with pytest.raises(TaskError, match=r"best = 'all' is unknown"):
         BestOfModes.of(np.zeros((2, 3, 4, 2)), np.zeros((2, 4, 2)), best="all")
+    with pytest.raises(TaskError, match=r"probabilities has shape \[2, 4\]. Allowed is that of the modes, \[2, 3\]"):
+        BestOfModes.of(np.zeros((2, 3, 4, 2)), np.zeros((2, 4, 2)), probabilities=np.zeros((2, 4)))
+
+
+def test_numbers_equal_av2():
+    golden = json.loads(GOLDEN.read_text())
+    assert len(golden["sets"]) == 12
+    for one, result in zip(golden["sets"], golden["results"], strict=True):
+        for name, pairs in av2.compared(one, result).items():
+            assert largest_difference(pairs) <= av2.TOLERANCE, name
+
+
+def test_of_equal_errors_the_first_mode_has_the_brier_score():
+    predicted, probabilities = np.zeros((1, 3, 2, 2)), np.array([[0.5, 1.0, 0.0]])
+    predicted[:, 0, 1], predicted[:, 1, 1], predicted[:, 2, 1] = [3, 4], [-5, 0], [0, 9]
+    found = results(BestOfModes.of(predicted, np.zeros((1, 2, 2)), probabilities=probabilities))
+    assert found["m/brier_min_fde"] == 5.25 and found["m/brier_min_ade"] == 2.75
+    assert "m/brier_min_fde" not in results(BestOfModes.of(predicted, np.zeros((1, 2, 2))))
+
+
+def test_resamples_have_brier_scores():
+    rng = np.random.default_rng(0)
+    predicted, probabilities = rng.normal(size=(4, 3, 2, 2)), rng.dirichlet(np.ones(3), 4)
+    metric = BestOfModes.of(predicted, np.zeros((4, 2, 2)), probabilities=probabilities)
+    counts = np.array([[1, 1, 1, 1], [0, 3, 0, 1]])
+    numbers = metric.resampler().numbers(counts)
+    each = np.array([one["brier_min_fde"] for one in metric.compute_each("brier_min_fde")])
+    np.testing.assert_allclose(numbers["brier_min_fde"], counts @ each / 4, rtol=1e-6)
