@@ -12,7 +12,7 @@ TABLE = {
     "data 8": "mlp views masks",
     "fsdp 8": "mlp",
     "data 8, ZeRO-1": "fashion mlp cnn moe gan",
-    "fsdp 2 x tensor 4": "digits fashion joint mlp cnn decoder vit forecast lidar traffic tokens scenes",
+    "fsdp 2 x tensor 4": "digits fashion joint mlp cnn decoder vit forecast lidar traffic tokens scenes motion",
     "data 2 x context 4, ring": f"moe decoder bfloat16 {WHOLE}",
     "data 2 x context 4, all-to-all": "scenes vit",
     "pipeline 2 x data 2 x tensor 2": f"dropless {WHOLE}",

@@ -31,7 +31,8 @@ from engine.base.errors import ShardingError
 from engine.parallel.mesh import replicated
 from tests import zoo
 from tests.models import mesh_table
-from tests.models.mesh_subjects import HALF, MESHES, SUBJECTS, SWITCHES, TOLERANCE
+from tests.models.dataset_subjects import SUBJECTS
+from tests.models.mesh_subjects import HALF, MESHES, SWITCHES, TOLERANCE
 
 SEEDS = (1, 101, 201)  # of the batches
 SHAKE = 3e-6  # relative change of each parameter; rounding is 1e-7
