@@ -11,7 +11,7 @@ packages; later runs use the environments in FOLDER again. No accelerator is nee
 Exit code: 0 if all agree, 1 if a difference is larger than allowed or a comparison fails, 2 for a wrong argument.
 
 The tests compare the engine with golden numbers, without the outside programs. --golden writes these, such as those of
-average_precision and detection_score into tests/driving/golden/references.
+average_precision, detection_score and kitti_precision into tests/driving/golden/references.
 
 To add a comparison, write locks/<noun>.in and compile it (see locks/README.md), write outside/<noun>.py, a program that
 imports nothing of the engine, reads inputs from the folder that it is given and writes results there, and <noun>.py

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from engine.driving.detection import AveragePrecision
     from engine.driving.detection_score import DetectionScore
     from engine.driving.forecasting import BestOfModes
+    from engine.driving.kitti_precision import KittiAveragePrecision
     from engine.driving.waymo_motion import WaymoMotion
     from engine.metrics.classification import ConfusionMatrix, PrecisionRecall, Roc
     from engine.metrics.distribution import Histogram, Quantiles
@@ -30,6 +31,7 @@ __all__ = [
     "DetectionScore",
     "Histogram",
     "Image",
+    "KittiAveragePrecision",
     "Mean",
     "Metric",
     "Perplexity",
@@ -51,6 +53,7 @@ _MODULES = {
     "engine.metrics.distribution": ("Histogram", "Quantiles"),
     "engine.driving.forecasting": ("BestOfModes",),
     "engine.driving.waymo_motion": ("WaymoMotion",),
+    "engine.driving.kitti_precision": ("KittiAveragePrecision",),
     "engine.metrics.language": ("BitsPerByte", "Perplexity"),
     "engine.metrics.mean": ("Mean", "Ratio", "RootMeanSquare", "Sum"),
     "engine.metrics.metric": ("Metric", "collected"),
