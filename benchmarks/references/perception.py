@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from benchmarks.references.environment import Environment
 from benchmarks.references.file_exchange import compare_files, exchanged
@@ -36,6 +37,14 @@ def _strided(index: Any, features: Any, kernel: Any, stride: int, padding: int) 
     return grid.dense()
 
 
+def _module(queries: Any, references: Any, level0: Any, level1: Any, **layers: Any) -> Any:
+    module = perception.DeformableAttention(queries.shape[-1], heads=2, levels=2, points=3, rngs=nnx.Rngs(0))
+    for name, x in layers.items():
+        layer, _, part = name.partition("_")
+        getattr(getattr(module, layer), part).set_value(x)
+    return module(queries, references, [level0, level1])
+
+
 COMPARISONS: dict[str, Callable[..., Any]] = {
     **{
         f"grid_sample {mode} {padding} {corners}": functools.partial(
@@ -55,6 +64,7 @@ COMPARISONS: dict[str, Callable[..., Any]] = {
     "deformable": lambda level0, level1, points, weights: perception.deformable_attention(
         [level0, level1], points, weights
     ),
+    "module of deformable attention": _module,
     "chamfer": perception.chamfer_distance,
     "submanifold": lambda index, features, kernel: perception.submanifold_conv(_grid(index, features), kernel).dense(),
     "strided 3/2": lambda **inputs: _strided(**inputs, stride=2, padding=1),

@@ -24,7 +24,8 @@ def grid_sample(
 ) -> jax.Array:
     """Returns the values `[batch, ..., width]` of a map at the points of a grid, in the dtype of `x`.
 
-    Weights are float32. A coordinate that is not finite gives NaN with mode "bilinear".
+    Weights are float32. With mode "bilinear", a point with a coordinate that is not finite is NaN; with padding
+    "border", an infinite one is at the border instead. With mode "nearest", where there is no NaN, such a point is 0.
 
     Args:
         x: map `[batch, rows, columns, width]`.

@@ -94,7 +94,11 @@ def strided_conv(
         stride: step between sites of the result, at least 1.
         padding: zeros on each side of the input.
         capacity: number of sites of the result.
+
+    Raises:
+        TaskError: a stride below 1.
     """
+    _check_stride("strided_conv", stride)
     sizes = kernel.shape[:3]
     z, y, x = ((old + 2 * padding - size) // stride + 1 for old, size in zip(grid.shape, sizes, strict=True))
     shape = (z, y, x)
@@ -125,7 +129,11 @@ def inverse_conv(grid: SparseGrid, kernel: jax.Array, like: SparseGrid, *, strid
         like: grid that has the sites of the result; its features are not read.
         stride: step of a site of `grid` in cells of `like`.
         padding: as in `strided_conv`.
+
+    Raises:
+        TaskError: a stride below 1.
     """
+    _check_stride("inverse_conv", stride)
     at = _coordinates(like.index, like.shape)
 
     def sources(offset: jax.Array) -> jax.Array:
@@ -134,6 +142,11 @@ def inverse_conv(grid: SparseGrid, kernel: jax.Array, like: SparseGrid, *, strid
         return _index([x // stride for x in moved], grid.shape, like.valid & whole)
 
     return SparseGrid(like.index, _convolved(grid, kernel, sources), like.shape)
+
+
+def _check_stride(name: str, stride: int) -> None:
+    if stride < 1:
+        raise TaskError(f"{name}: stride = {stride}. Allowed are whole numbers from 1.")
 
 
 def _coordinates(index: jax.Array, shape: tuple[int, ...]) -> list[jax.Array]:

@@ -47,7 +47,8 @@ def nms(
         boxes: `[batch, boxes, 4]` as in `box_iou`, or `[batch, boxes, 5]` as in `rotated_iou`.
         scores: `[batch, boxes]`. A box whose score is NaN is left out.
         count: number of results.
-        threshold: largest intersection over union of two kept boxes, in 0 to 1.
+        threshold: largest intersection over union of two kept boxes, in 0 to 1. At 1 all boxes are kept, also equal
+            ones; at 0 all boxes that overlap one with a higher score are left out.
         labels: whole numbers `[batch, boxes]`: boxes of different labels do not suppress each other.
         valid: bool `[batch, boxes]`: False for boxes that are left out, such as those with a low score.
 
@@ -106,6 +107,8 @@ def soft_nms(
         least: boxes whose lowered score is not above it are left out.
     """
     iou, labels, valid = _overlap(boxes), _labels(scores, labels), _valid(scores, valid)
+    if not scores.shape[1]:
+        return _nothing(scores, count)
 
     def one(boxes: jax.Array, scores: jax.Array, labels: jax.Array, valid: jax.Array) -> tuple[jax.Array, ...]:
         def take(rest: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, ...]]:
@@ -135,6 +138,9 @@ def _greedy(
     labels: jax.Array | None,
     valid: jax.Array | None,
 ) -> Kept:
+    if not scores.shape[1]:
+        return _nothing(scores, count)
+
     def one(boxes: jax.Array, scores: jax.Array, labels: jax.Array, valid: jax.Array) -> tuple[jax.Array, ...]:
         order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True).astype(jnp.int32)
         boxes, labels, valid = boxes[order], labels[order], valid[order]
@@ -149,6 +155,12 @@ def _greedy(
     found = indices >= 0
     indices = jnp.maximum(indices, 0)
     return Kept(indices, jnp.where(found, jnp.take_along_axis(scores, indices, 1), 0), found, lost)
+
+
+def _nothing(scores: jax.Array, count: int) -> Kept:
+    """Returns the result of no boxes."""
+    none = jnp.zeros((len(scores), count), jnp.int32)
+    return Kept(none, none.astype(scores.dtype), none > 0, none.sum(1, dtype=jnp.int32))
 
 
 def _settled(covered: jax.Array) -> jax.Array:

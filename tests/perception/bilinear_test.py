@@ -31,6 +31,15 @@ def test_value_that_is_not_finite_outside_of_the_four_pixels_is_not_read():
     np.testing.assert_array_equal(found[0, :, 0], [0, jnp.nan])
 
 
+def test_points_that_are_not_finite():
+    grid = jnp.array([[[jnp.nan, 0], [jnp.inf, 0], [-jnp.inf, 0]]])
+    for padding, infinite in (("zeros", [jnp.nan] * 2), ("border", [7, 4]), ("reflection", [jnp.nan] * 2)):
+        found = grid_sample(X, grid, padding=padding)
+        np.testing.assert_array_equal(found[0, :, 0], [jnp.nan, *infinite])
+        nearest = grid_sample(X, grid, padding=padding, mode="nearest")
+        np.testing.assert_array_equal(nearest[0, :, 0], jnp.nan_to_num(found[0, :, 0]))
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from engine import perception
@@ -13,6 +14,7 @@ from engine.parallel.layout import Layout, active
 from engine.parallel.mesh import make_mesh
 
 BATCH, POINTS, CELLS = 4, 24, 16
+ENCODER = perception.PolylineEncoder(2, 4, layers=1, rngs=nnx.Rngs(0))
 
 
 def inputs():
@@ -41,8 +43,22 @@ def scatters(x):
 
 def samples(x):
     at = jnp.zeros((BATCH, POINTS, 1), jnp.int32).at[:, ::2].set(3)
-    return perception.grid_sample(x["map"], x["places"]), perception.lift_splat(
-        x["places"], x["scores"][..., None], at, 4
+    levels = [x["map"][..., :2].reshape(BATCH, 4, 4, 2, 1)]
+    read = x["points"].reshape(BATCH, 4, 2, 1, 3, 2) / 4
+    return (
+        perception.grid_sample(x["map"], x["places"]),
+        perception.lift_splat(x["places"], x["scores"][..., None], at, 4),
+        perception.deformable_attention(levels, read, read[..., 0]),
+    )
+
+
+def sets(x):
+    """Polylines, two sets of points, and boxes that lower each other's scores."""
+    lines = x["points"].reshape(BATCH, 4, 6, 2)
+    return (
+        ENCODER(lines, lines[..., 0] > 0.5),
+        perception.chamfer_distance(x["points"], x["places"]),
+        perception.soft_nms(x["boxes"], x["scores"], 3),
     )
 
 
@@ -75,7 +91,7 @@ def on(mesh, function):
     return jax.device_get(program(x)), found
 
 
-@pytest.mark.parametrize("function", [scatters, samples, boxes])
+@pytest.mark.parametrize("function", [scatters, samples, sets, boxes])
 def test_split_batch_gives_equal_results_and_sends_nothing(function):
     mesh = make_mesh(MeshSpec(data=2, fsdp=2), jax.devices()[:4])
     wanted, _ = on(None, function)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from engine.base.errors import TaskError
-from engine.perception import SparseGrid, strided_conv, submanifold_conv
+from engine.perception import SparseGrid, inverse_conv, strided_conv, submanifold_conv
 from tests.perception.goldens import differing
 
 SHAPE, CELLS, CAPACITY = (3, 4, 5), 60, 12
@@ -46,3 +46,6 @@ def test_sizes_that_do_not_fit_are_an_error():
         submanifold_conv(GRID, jnp.zeros((3, 2, 3, 3, 2)))
     with pytest.raises(TaskError, match="SparseGrid: a grid of 2000 x 2000 x 2000 cells"):
         SparseGrid(GRID.index, GRID.features, (2000, 2000, 2000))
+    for conv, more in ((strided_conv, {"capacity": 4}), (inverse_conv, {"like": GRID})):
+        with pytest.raises(TaskError, match=r"_conv: stride = 0\. Allowed are whole numbers from 1\."):
+            conv(GRID, jnp.zeros((3, 3, 3, 3, 2)), stride=0, padding=1, **more)

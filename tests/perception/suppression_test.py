@@ -126,6 +126,19 @@ def test_soft_nms_of_scores_in_half_precision_has_their_dtype():
     assert found.scores.dtype == jnp.bfloat16 and found.valid.all()
 
 
+def test_without_boxes_nothing_is_kept():
+    boxes, scores = jnp.zeros((2, 0, 4)), jnp.zeros((2, 0))
+    for found in (nms(boxes, scores, 3, threshold=0.5), soft_nms(boxes, scores, 3)):
+        assert not found.valid.any() and found.indices.shape == found.scores.shape == (2, 3)
+        assert found.overflow.tolist() == [0, 0]
+
+
+def test_threshold_of_1_keeps_equal_boxes():
+    boxes = jnp.repeat(jnp.asarray(TURNED[:1]), 2, axis=1)
+    found = nms(boxes, 1 - jnp.arange(2.0 * BOXES)[None] / 100, 2 * BOXES, threshold=1.0)
+    assert found.valid.all()
+
+
 def test_boxes_of_another_kind_are_an_error():
     with pytest.raises(TaskError, match=r"nms: found boxes of shape \(3, 40, 2\)"):
         nms(jnp.float32(LOW), jnp.asarray(SCORES), COUNT, threshold=0.5)

@@ -18,6 +18,7 @@ MODES, PADDINGS = ("bilinear", "nearest"), ("zeros", "border", "reflection")
 CELLS = 10  # further indices are outside of the grid
 SHAPE, STRIDED = (4, 6, 5), {"3/2": (3, 2, 1), "2/2": (2, 2, 0)}  # kernel, stride, padding
 LEVELS = ((4, 6), (2, 3))  # rows and columns
+MODULE = (2, 3)  # heads, and points of each level
 
 
 def normal(rng, *shape):
@@ -81,6 +82,20 @@ def deformable(level0, level1, points, weights):
             heads.append(total)
         rows.append(torch.cat(heads, -1))
     return torch.stack(rows)
+
+
+def module(queries, references, level0, level1, **layers):
+    """The formula with its linear layers: values, offsets in cells, weights, and the result."""
+
+    def linear(name, x):
+        return x @ layers[f"{name}_kernel"] + layers[f"{name}_bias"]
+
+    lead = (*queries.shape[:2], MODULE[0], len(LEVELS), MODULE[1])
+    values = [linear("value", level).unflatten(-1, (MODULE[0], -1)) for level in (level0, level1)]
+    weights = linear("weight", queries).unflatten(-1, (MODULE[0], -1)).softmax(-1).reshape(lead)
+    cells = torch.tensor([(columns, rows) for rows, columns in LEVELS])[:, None]
+    points = references[:, :, None, None, None] + linear("offset", queries).reshape(*lead, 2) / cells
+    return linear("out", deformable(*values, points, weights))
 
 
 def chamfer(a, b):
@@ -169,6 +184,12 @@ def items(rng):
     coarse = sites(rng, tuple((size + 1) // 2 for size in SHAPE), 9, 11)
     inputs = {"coarse": coarse, "features": normal(rng, 2, 11, 3), "kernel": normal(rng, 3, 3, 3, 3, 4), "fine": fine}
     yield "inverse", inputs, inverse
+    features, size = 4, MODULE[0] * len(LEVELS) * MODULE[1]
+    inputs = {f"level{number}": normal(rng, 2, *level, features) for number, level in enumerate(LEVELS)}
+    inputs |= {"queries": normal(rng, 2, 5, features), "references": rng.random((2, 5, 2), np.float32)}
+    for name, outputs in {"value": features, "offset": 2 * size, "weight": size, "out": features}.items():
+        inputs |= {f"{name}_kernel": normal(rng, features, outputs), f"{name}_bias": normal(rng, outputs)}
+    yield "module of deformable attention", inputs, module
 
 
 def suppressed(rng):
