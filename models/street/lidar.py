@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from engine import Loss, Padded, Task, metrics, plot
+from engine import Loss, Padded, Task, metrics, perception, plot
 
 from .parts import RectifiedNorm, wide_linear
 from .scenes import CLASSES, EXTENT, RANGES, RAYS, SIZES, StreetScenes
@@ -290,17 +290,14 @@ class LidarDetection(Task):
     def boxes_of(self, found):
         """Returns the most likely boxes of the result of the heads."""
         logits, codes_at = found
-        score = jax.nn.sigmoid(logits)
-        highest = jax.lax.reduce_window(score, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 1, 1, 1), "SAME")
-        peaks = jnp.where(score == highest, score, 0).reshape(len(score), -1)
-        score, index = jax.lax.top_k(peaks, 2 * PREDICTIONS)
-        at, label = jnp.divmod(index, len(CLASSES))
-        y, x = jnp.divmod(at, CELLS)
+        score, y, x, label = perception.heatmap_peaks(jax.nn.sigmoid(logits), 2 * PREDICTIONS)
+        score = jnp.maximum(score, 0)  # of unused places
         code = codes_at(y, x)
         boxes = decode(code, label, jnp.stack([x, y], -1))
-        score, kept = jax.lax.top_k(jnp.where(covered(boxes, label), 0, score), PREDICTIONS)
+        score = jnp.where(covered(boxes, label), 0, score)
+        kept = jnp.argsort(-score, stable=True)[:, :PREDICTIONS]  # top_k would gather the batch on a mesh
+        score, label = (jnp.take_along_axis(values, kept, 1) for values in (score, label))
         boxes, code = (jnp.take_along_axis(values, kept[..., None], 1) for values in (boxes, code))
-        label = jnp.take_along_axis(label, kept, 1)
         return {"boxes": boxes, "score": score, "label": label, "moving": (code[..., -1] > 0).astype(jnp.int32)}
 
     def figure(self, example, prediction):
