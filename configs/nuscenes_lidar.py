@@ -9,12 +9,12 @@ from engine.config import defaults
 
 def get_config():
     c = defaults()
-    c.task = dict(target="convoy_zoo.models.street.nuscenes.NuScenesDetection", width=24, capacity=8000)
+    c.task = dict(target="convoy_zoo.models.street.nuscenes.NuScenesDetection", width=16, cells=[96, 96], capacity=8000)
     sweeps = dict(target="convoy_zoo.models.street.nuscenes.sweeps", sweeps=2, points=32_000, objects=80)
     c.data = dict(**sweeps, split="mini_train")
     c.train.total = "600 steps"
     c.train.global_batch_size = 4
-    c.optimizer.learning_rate = 2e-3
+    c.optimizer.learning_rate = 4e-3
     c.optimizer.warmup = "50 steps"
     for split in ("mini_train", "mini_val"):
         c.evaluations[split] = dict(data=dict(**sweeps, split=split), every="300 steps")

@@ -4,7 +4,7 @@ python -m convoy_zoo.models.miniatures.nuscenes FOLDER
 
 Scenes have names of the splits `mini_train` and `mini_val`, so that the nuscenes-devkit evaluates them. Smaller than in
 nuScenes: a quarter of the points, images of 128x48 pixels at the samples only, two lidar sweeps between samples instead
-of nine, and a map of 200 m for each scene. There are no radars. The number of points of an annotation is that of the
+of nine, and a map of 120 m for each scene. There are no radars. The number of points of an annotation is that of the
 points within 0.1 m of its box and above the ground.
 """
 
@@ -48,7 +48,7 @@ TO_EGO = [0.0, 0.0, HEIGHT, np.sqrt(0.5), 0.0, 0.0, -np.sqrt(0.5)]  # of the lid
 START = 1_532_402_927_000_000  # microseconds
 KEPT = 4  # of so many rays, one is measured
 FARTHEST = 55.0  # metres from the vehicle of an annotated object
-MAP_M, PIXEL_M = 200.0, 0.1  # size of a map and of its pixels
+MAP_M, PIXEL_M = 120.0, 0.1  # size of a map and of its pixels
 
 
 def write(
@@ -135,10 +135,9 @@ class _Writer:
         token = _token(scene.name, "map")
         row = {"token": token, "log_tokens": [scene.log], "category": "semantic_prior"}
         self.tables["map"].append(row | {"filename": f"maps/{token}.png"})
-        size = round(MAP_M / PIXEL_M)
-        centres = (np.arange(size) + 0.5) * PIXEL_M
-        away = np.stack(np.meshgrid(centres, MAP_M - centres), -1) - scene.start[:2]
-        across = away @ np.array([-np.sin(scene.yaw), np.cos(scene.yaw)])
+        place = (np.arange(round(MAP_M / PIXEL_M)) + 0.5) * PIXEL_M  # the first row is the northernmost
+        south = np.cos(scene.yaw) * (MAP_M - place - scene.start[1])
+        across = south[:, None] - np.sin(scene.yaw) * (place - scene.start[0])  # to the left of the vehicle
         road = 255 * ((across > ROADSIDE[0]) & (across < ROADSIDE[1]))
         self._image(f"maps/{token}.png", road.astype(np.uint8))
 
