@@ -64,13 +64,15 @@ class Argoverse2Scenes:
 class WaymoScenes:
     """Source of the scenarios of Waymo's motion dataset; see `example` for the entries.
 
-    `scenario_id` is text, `track_id` int32 `[targets]`, -1 for padding, and `type` int32 `[targets]`: 1 vehicle, 2
-    pedestrian, 3 cyclist, 0 padding.
+    `scenario_id` is text, `track_id` int32 `[targets]`, -1 for padding, `type` int32 `[targets]`: 1 vehicle, 2
+    pedestrian, 3 cyclist, 0 padding, and `tracks_to_predict` int32: how many the scenario has.
 
     Args:
         split: name of the folder of the files, such as "training", "validation" or "testing".
         folder: has the splits. The default is made if it is absent: a simulated miniature.
         targets, agents, lines, history, stride, others: as in `Sizes`. The dataset has at most 8 targets.
+        account_name, method_name, model_parameters: for `convoy predict --format=waymo`: the e-mail address of an
+            account, a short name, and a number such as "2M".
 
     Raises:
         DataError: the folder or the split is absent, or a size is below 1.
@@ -86,9 +88,13 @@ class WaymoScenes:
         history: int = 11,
         stride: int = 1,
         others: int = 16,
+        account_name: str = "",
+        method_name: str = "",
+        model_parameters: str = "",
     ):
         make_if_default("waymo_motion", folder)
         self.sizes = _checked(Sizes(targets, agents, lines, history, stride, 80, others), 10)
+        self.about = dict(account_name=account_name, method_name=method_name, model_parameters=model_parameters)
         decoder = readers.WaymoScenario(points=POINTS)
         self.source = readers.TFRecord(str(Path(folder) / split / "*.tfrecord*"), decoder)
 
@@ -102,7 +108,8 @@ class WaymoScenes:
         rest = {"track_id": found["track_id"][chosen], "type": found["track_type"][chosen].astype(np.int32)}
         fill = {"track_id": -1, "type": 0}
         rest = {name: np.pad(x, (0, count - len(x)), constant_values=fill[name]) for name, x in rest.items()}
-        return {"scenario_id": found["scenario_id"], **rest, **example(scenario, self.sizes)}
+        rest["tracks_to_predict"] = np.int32(len(scenario.targets))
+        return {"scenario_id": found["scenario_id"], **self.about, **rest, **example(scenario, self.sizes)}
 
     def fingerprint(self):
         """Returns what identifies the scenarios and the sizes."""
