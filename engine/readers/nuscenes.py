@@ -19,7 +19,7 @@ from engine.readers.files import FINGERPRINT_FILES, sampled_files
 from engine.readers.fingerprints import digest
 from engine.readers.lidar_files import read_points
 from engine.readers.nuscenes_labels import DetectionLabels
-from engine.readers.nuscenes_sweeps import COLUMNS, Row, Sweeps, pose_of
+from engine.readers.nuscenes_sweeps import CACHE_BYTES, COLUMNS, Row, Sweeps, pose_of
 from engine.readers.poses import pose_matrices
 from engine.readers.radar_files import read_radar
 from engine.storage.mounts import local_path, shown
@@ -70,6 +70,8 @@ class NuScenes(BaseSource):
         size: Sequence[int] | None = None,
         sweeps: int = 0,
         detection: bool = False,
+        crop: Sequence[int] | None = None,
+        sweep_cache: int = CACHE_BYTES,
     ):
         """Reads the tables of a version, all of them at once; memory then keeps what the samples need.
 
@@ -82,6 +84,11 @@ class NuScenes(BaseSource):
             sweeps: number of lidar sweeps before each sample to add. They come at 20 Hz, and samples at 2 Hz. The first
                 samples of a scene have fewer.
             detection: whether boxes have velocities, attributes and numbers of radar points.
+            crop: (top, left, height, width) of the part of the resized images to read; `intrinsics` are moved with it.
+                Most models of cameras leave out the sky, such as size=(396, 704) and crop=(140, 0, 256, 704).
+            sweep_cache: bytes of decoded sweeps that each process keeps. It saves reads where examples that follow each
+                other share sweeps, as windows of `engine.Sequences` in order do. In nuScenes itself ten sweeps lie
+                between two samples, and shuffled samples share none: 0 then saves the memory.
 
         Raises:
             DataError: a table is missing or damaged, a sensor or scene does not exist, or a library is missing.
@@ -92,7 +99,10 @@ class NuScenes(BaseSource):
             raise DataError("sensors is empty. Name at least one, such as LIDAR_TOP.")
         if sweeps < 0:
             raise DataError(f"sweeps = {sweeps}: allowed are 0 and more.")
-        self._count = sweeps
+        if sweep_cache < 0:
+            raise DataError(f"sweep_cache = {sweep_cache}: allowed are 0 and more bytes.")
+        self._count, self._sweep_cache = sweeps, sweep_cache
+        self._crop = None if crop is None else tuple(crop)
         self._tables = (*TABLES, "attribute") if detection else TABLES
         tables = {name: _table(os.path.join(self.folder, version, f"{name}.json")) for name in self._tables}
         try:
@@ -102,7 +112,7 @@ class NuScenes(BaseSource):
                 f"{folder}: the tables of {version} do not fit each other: {type(error).__name__}: {error}. Copy them "
                 "again."
             ) from error
-        self._decode = DecodeImage(size, "stretch") if any(map(_is_camera, sensors)) else None
+        self._decode = DecodeImage(size, "stretch", crop=crop) if any(map(_is_camera, sensors)) else None
 
     def _index(self, tables: dict[str, list[Row]], scenes: Sequence[str] | None) -> None:
         by_token = {name: {row["token"]: row for row in tables[name]} for name in BY_TOKEN}
@@ -135,7 +145,7 @@ class NuScenes(BaseSource):
         lidars = [sensor for sensor in self.sensors if _is_lidar(sensor) and self._count]
         if lidars:
             by_token["sample_data"] = {row["token"]: row for row in tables["sample_data"]}
-        self._sweeps = {sensor: Sweeps(keys[sensor], by_token, self._count) for sensor in lidars}
+        self._sweeps = {sensor: Sweeps(keys[sensor], by_token, self._count, self._sweep_cache) for sensor in lidars}
         self._index_boxes(tables, by_token, numbers)
 
     def _index_boxes(
@@ -181,15 +191,19 @@ class NuScenes(BaseSource):
             example["calibration"][sensor] = {"to_ego": (world_to_ego @ own_to_world @ to_own).astype(np.float32)}
             path = os.path.join(self.folder, frames.files[index])
             if not _is_camera(sensor):
-                example[sensor] = read_points(path, COLUMNS) if _is_lidar(sensor) else read_radar(path)
                 if sensor in self._sweeps:
-                    to_world = own_to_world @ to_own
-                    example[sensor] = self._sweeps[sensor].added(example[sensor], index, self.folder, to_world)
+                    sweeps, to_world = self._sweeps[sensor], own_to_world @ to_own
+                    example[sensor] = sweeps.added(sweeps.read(path), index, self.folder, to_world)
+                else:
+                    example[sensor] = read_points(path, COLUMNS) if _is_lidar(sensor) else read_radar(path)
                 continue
             example[sensor] = self._image(path)
-            height, width = example[sensor].shape[:2] / frames.sizes[index]
-            scale = np.array([[width], [height], [1]])
-            example["calibration"][sensor]["intrinsics"] = (frames.intrinsics[index] * scale).astype(np.float32)
+            whole = example[sensor].shape[:2] if self._crop is None else self._size or frames.sizes[index]
+            height, width = np.array(whole) / frames.sizes[index]
+            intrinsics = frames.intrinsics[index] * np.array([[width], [height], [1]])
+            if self._crop is not None:
+                intrinsics[:2, 2] -= self._crop[1], self._crop[0]
+            example["calibration"][sensor]["intrinsics"] = intrinsics.astype(np.float32)
         return example
 
     def _image(self, path: str) -> np.ndarray:
@@ -222,6 +236,7 @@ class NuScenes(BaseSource):
         parts = [f"{len(self)} samples of {self._version}", f"tokens {digest(self.tokens)}"]
         parts += [f"tables {digest(sampled_files(tables))}", f"files {digest(sampled_files(existing))}"]
         parts += [f"sensors {', '.join(self.sensors)}", f"size {self._size}"]
+        parts += [f"crop {self._crop}"] if self._crop is not None else []
         parts += [f"{self._count} sweeps"] if self._count else []
         return SEPARATOR.join([*parts, "detection labels"] if self._box_labels else parts)
 

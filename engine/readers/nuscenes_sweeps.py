@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from engine.readers.decoded_cache import DecodedCache
 from engine.readers.lidar_files import read_points
 from engine.readers.poses import pose_matrices
 
 type Row = dict[str, Any]
 
 COLUMNS = 5  # x, y, z, intensity, ring
+CACHE_BYTES = 32 * 2**20  # 45 sweeps of 35,000 points
 
 
 def pose_of(row: Row) -> list[float]:
@@ -31,12 +33,19 @@ class Sweeps:
         keys: row of `sample_data` of the key frame of each sample; None for a sample without one.
         tables: rows by token of `sample_data`, `calibrated_sensor` and `ego_pose`.
         count: sweeps before a key frame; the first samples of a scene have fewer.
+        cache_bytes: bound of the decoded sweeps that each process keeps for samples that share them; 0 keeps none.
 
     Raises:
         KeyError: the tables do not fit each other.
     """
 
-    def __init__(self, keys: Sequence[Row | None], tables: Mapping[str, Mapping[str, Row]], count: int):
+    def __init__(
+        self,
+        keys: Sequence[Row | None],
+        tables: Mapping[str, Mapping[str, Row]],
+        count: int,
+        cache_bytes: int = CACHE_BYTES,
+    ):
         numbers: dict[str, int] = {}
         self._of: list[list[int]] = []  # numbers of the sweeps of each sample, the latest first
         for key in keys:
@@ -52,6 +61,8 @@ class Sweeps:
         egos = [pose_of(tables["ego_pose"][row["ego_pose_token"]]) for row in rows]
         self._to_ego, self._to_world = (np.array(poses, np.float64).reshape(-1, 7) for poses in (sensors, egos))
         self._files = [row["filename"] for row in rows]
+        self.read = DecodedCache(_read, cache_bytes)
+        """Returns the points of a file, float32 `[points, 5]`, read-only. Raises DataError for a damaged one."""
 
     def added(self, points: np.ndarray, index: int, folder: str, sensor_to_world: np.ndarray) -> np.ndarray:
         """Returns the points of a key frame and of the sweeps before it, float32 `[points, 6]`.
@@ -67,12 +78,22 @@ class Sweeps:
         Raises:
             DataError: the file of a sweep is missing or cut off.
         """
-        parts, lags, world_to_sensor = [points], [0.0], np.linalg.inv(sensor_to_world)
-        for number in self._of[index]:
-            found = read_points(os.path.join(folder, self._files[number]), COLUMNS)
+        world_to_sensor = np.linalg.inv(sensor_to_world)
+        parts = [self.read(os.path.join(folder, self._files[number])) for number in self._of[index]]
+        found = np.empty((len(points) + sum(map(len, parts)), COLUMNS + 1), np.float32)
+        found[: len(points), :COLUMNS], found[: len(points), COLUMNS] = points, 0
+        start = len(points)
+        for number, part in zip(self._of[index], parts, strict=True):
             moved = world_to_sensor @ pose_matrices(self._to_world[number]) @ pose_matrices(self._to_ego[number])
-            found[:, :3] = found[:, :3] @ moved[:3, :3].T + moved[:3, 3]
-            parts.append(found)
-            lags.append((self._key_times[index] - self._times[number]) * 1e-6)
-        lag = np.repeat(np.array(lags, np.float32), [len(part) for part in parts])
-        return np.concatenate([np.concatenate(parts), lag[:, None]], axis=1)
+            rows = found[start : start + len(part)]
+            xyz = moved[:3, :3] @ part[:, :3].T + moved[:3, 3:]
+            for axis in range(3):  # column by column takes half of the time of all at once
+                rows[:, axis] = xyz[axis]
+            rows[:, 3:COLUMNS] = part[:, 3:]
+            rows[:, COLUMNS] = (self._key_times[index] - self._times[number]) * 1e-6
+            start += len(part)
+        return found
+
+
+def _read(path: str) -> np.ndarray:
+    return np.asfortranarray(read_points(path, COLUMNS))  # column by column, as they are moved

@@ -48,6 +48,35 @@ def test_large_jpeg_is_scaled_down_and_equals_the_resized_png():
     assert np.abs(jpeg.astype(int) - png).mean() < 2
 
 
+@pytest.mark.parametrize("fit", ["crop", "stretch"])
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+@pytest.mark.parametrize("crop", [(4, 0, 16, 40), (0, 3, 20, 37), (7, 11, 5, 6)])
+def test_part_is_that_of_the_whole_resized_image(fit, form, crop):
+    data = encoded(picture(100, 150), form)
+    top, left, height, width = crop
+    whole = DecodeImage((20, 40), fit)(data).astype(int)
+    found = DecodeImage((20, 40), fit, crop=crop)(data)
+    assert found.shape == (height, width, 3)
+    assert np.abs(found - whole[top : top + height, left : left + width]).max() <= 1  # rounded to 1/255
+
+
+def test_part_of_an_image_of_its_own_size_is_cut_exactly():
+    pixels = picture(40, 60)
+    data = encoded(pixels, "PNG")
+    for size in (None, (40, 60)):
+        found = DecodeImage(size, crop=(10, 20, 30, 40))(data)
+        assert found.tolist() == pixels[10:, 20:].tolist()
+    with pytest.raises(DataError, match="no part of an image of 40 x 60 pixels"):
+        DecodeImage(crop=(11, 20, 30, 40))(data)
+
+
+def test_crop_is_shown_and_wrong_ones_are_refused():
+    assert repr(DecodeImage((4, 6), crop=[1, 2, 3, 4])).endswith("gray=False, crop=(1, 2, 3, 4))")
+    for crop in ((0, 0, 5, 6), (-1, 0, 2, 2), (0, 0, 0, 2), (0, 0, 2)):
+        with pytest.raises(DataError, match=r"allowed is \(top, left, height, width\) of a part inside of size"):
+            DecodeImage((4, 6), crop=crop)
+
+
 def test_gray_palette_alpha_and_cmyk_images_become_rgb_or_gray():
     pixels = picture(8, 8)
     image = Image.fromarray(pixels)

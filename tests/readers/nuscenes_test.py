@@ -81,6 +81,18 @@ def test_resized_image_scales_the_intrinsics(whole):
     assert found["calibration"]["CAM_FRONT"]["intrinsics"].tolist() == [[25, 0, 16], [0, 15, 6], [0, 0, 1]]
 
 
+def test_part_of_an_image_moves_the_intrinsics(whole):
+    found = NuScenes(whole, "v1.0-mini", ("CAM_FRONT",), size=(12, 32), crop=(4, 3, 8, 20))
+    assert found[0]["CAM_FRONT"].shape == (8, 20, 3)
+    assert found[0]["calibration"]["CAM_FRONT"]["intrinsics"].tolist() == [[25, 0, 13], [0, 15, 2], [0, 0, 1]]
+    assert "crop (4, 3, 8, 20)" in found.fingerprint()
+
+
+def test_a_negative_bound_of_the_cache_is_refused(whole):
+    with pytest.raises(DataError, match="sweep_cache = -1: allowed are 0 and more bytes"):
+        NuScenes(whole, "v1.0-mini", sweep_cache=-1)
+
+
 def test_scenes_are_chosen_in_their_order(whole):
     source = NuScenes(whole, "v1.0-mini", scenes=["scene-0001", "scene-0000"])
     assert source.tokens == ["sample10", "sample11", "sample00", "sample01", "sample02"]
