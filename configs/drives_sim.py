@@ -1,6 +1,11 @@
 """Detection in drives of simulated lidar sweeps, with a memory from sweep to sweep.
 
-The scenes are simulated.
+tools/bazel run //configs:drives_sim        mean average precision 0.173 (0.161 to 0.184) of three seeds on 20 held-out
+                                            drives, nuScenes detection score 0.215
+python -m benchmarks.driving_data --only=memory
+                                            the same without memory: 0.171 and 0.227, no difference beyond the seeds
+
+The scenes are simulated. One epoch is too short for a memory to help: both models find cars only.
 """
 
 from engine.config import defaults

@@ -1,6 +1,11 @@
 """Vehicles and lane lines in the bird's-eye view, from two datasets that each have the labels of one of them.
 
-The scenes are simulated.
+tools/bazel run //configs:half_labelled     intersection over union of vehicles 0.113 (0.110 to 0.116) of three seeds on
+                                            200 held-out scenes, of lane lines 0.029 (0.001 to 0.080)
+python -m benchmarks.driving_data --only=joint
+                                            each dataset alone: 0.125 and 0.113 in as many steps
+
+The scenes are simulated. The runs are short: the lane lines have hardly begun to be learnt.
 """
 
 from engine.config import defaults
