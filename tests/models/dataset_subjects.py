@@ -8,6 +8,7 @@ import numpy as np
 from convoy_zoo.models.traffic.motion import MotionForecast
 from convoy_zoo.models.traffic.motion_examples import AGENT_FEATURES, LINE_FEATURES
 from tests.models import mesh_subjects
+from tests.models.lidar_subjects import LIDAR
 from tests.models.mesh_subjects import Subject, only
 
 STEPS = 20  # of the future
@@ -33,6 +34,7 @@ def motion(rows: int, seed: int) -> dict[str, Any]:
 
 SUBJECTS = {
     **mesh_subjects.SUBJECTS,
+    **LIDAR,
     "motion": Subject(
         lambda: MotionForecast(steps=STEPS, modes=2, width=16, heads=4, latents=3, encoder=0, decoder=1),
         functools.partial(motion, 8),

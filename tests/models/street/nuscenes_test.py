@@ -42,7 +42,7 @@ def test_level_frame_is_upright_and_keeps_places_and_velocities_of_the_world(fol
 
 
 def test_wrong_split_and_folder_are_one_sentence(folder):
-    with pytest.raises(DataError, match="split = 'test': unknown. Allowed: train, val, mini_train, mini_val, all"):
+    with pytest.raises(DataError, match=r"split = 'test': unknown. Allowed: train, val, mini_train, mini_val, all"):
         nuscenes.sweeps(folder, "test")
     with pytest.raises(DataError, match=r"absent/v1.0-mini/.*json: no table of nuScenes"):
         nuscenes.sweeps("absent", "mini_val")
