@@ -19,4 +19,5 @@ def get_config():
     for split in ("mini_train", "mini_val"):
         c.evaluations[split] = dict(data=dict(**sweeps, split=split), every="300 steps")
     c.log.every = "25 steps"
+    c.tiny = {"task.width": 4, "task.cells": [16, 16], "task.predictions": 10, "train.global_batch_size": 2}
     return c
