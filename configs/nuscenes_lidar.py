@@ -1,7 +1,7 @@
 """Detection of the ten classes of nuScenes in lidar sweeps: centres in pillars, or in sparse voxels.
 
 convoy train --config=configs.nuscenes_lidar --workdir=runs/nuscenes_lidar
-convoy predict runs/nuscenes_lidar --evaluation=mini_val --format=nuscenes --out=results.json
+convoy predict runs/nuscenes_lidar --evaluation=val --format=nuscenes --out=results.json
 """
 
 from engine.config import defaults
@@ -16,8 +16,8 @@ def get_config():
     c.train.global_batch_size = 4
     c.optimizer.learning_rate = 4e-3
     c.optimizer.warmup = "50 steps"
-    for split in ("mini_train", "mini_val"):
-        c.evaluations[split] = dict(data=dict(**sweeps, split=split), every="300 steps")
+    for split in ("train", "val"):
+        c.evaluations[split] = dict(data=dict(**sweeps, split=f"mini_{split}"), every="300 steps")
     c.log.every = "25 steps"
     c.tiny = {"task.width": 4, "task.cells": [16, 16], "task.predictions": 10, "train.global_batch_size": 2}
     return c
