@@ -1,7 +1,7 @@
 """Lift-splat: features of pixels at each depth, summed in the cells of a grid (Philion and Fidler 2020).
 
-The paper is arXiv:2008.05711. The cloud of features at all depths is never in memory: one depth after the other is
-added to the grid.
+The paper is arXiv:2008.05711. The cloud of features at all depths is never in memory. XLA computes it within the
+scatter on a GPU; elsewhere, one depth after the other is added to the grid.
 """
 
 import jax
@@ -38,7 +38,11 @@ def lift_splat(features: jax.Array, depth: jax.Array, index: jax.Array, cells: i
     wide, weights = features.astype(jnp.float32), depth.astype(jnp.float32)
     index = jnp.where(index < 0, cells, index)
 
-    def one(features: jax.Array, weights: jax.Array, index: jax.Array) -> jax.Array:
+    def whole(features: jax.Array, weights: jax.Array, index: jax.Array) -> jax.Array:
+        cloud = (features[:, None] * weights[..., None]).reshape(-1, features.shape[-1])
+        return jnp.zeros((cells, features.shape[-1]), jnp.float32).at[index.reshape(-1)].add(cloud, mode="drop")
+
+    def by_depth(features: jax.Array, weights: jax.Array, index: jax.Array) -> jax.Array:
         def add(grid: jax.Array, at: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
             weight, cell = at
             return grid.at[cell].add(features * weight[:, None], mode="drop"), None
@@ -46,4 +50,4 @@ def lift_splat(features: jax.Array, depth: jax.Array, index: jax.Array, cells: i
         grid = jnp.zeros((cells, features.shape[-1]), jnp.float32)
         return jax.lax.scan(add, grid, (weights.T, index.T))[0]
 
-    return jax.vmap(one)(wide, weights, index)
+    return jax.lax.platform_dependent(wide, weights, index, cuda=jax.vmap(whole), default=jax.vmap(by_depth))
