@@ -142,7 +142,7 @@ class _Writer:
         self._image(f"maps/{token}.png", road.astype(np.uint8))
 
     def _add_calibration(self, scene: "_Scene") -> None:
-        mounts = {LIDAR: (TO_EGO[:3], TO_EGO[3:], [])}
+        mounts: dict[str, tuple[Any, Any, list[Any]]] = {LIDAR: (TO_EGO[:3], TO_EGO[3:], [])}
         for name, pose, matrix in zip(CAMERAS, scene.rig.poses, scene.rig.intrinsics, strict=True):
             mounts[_channel(name)] = pose[:3, 3], _quaternion(pose[:3, :3]), matrix.tolist()
         for channel, (place, turn, matrix) in mounts.items():

@@ -6,6 +6,7 @@ velocities from above are those of the world, in which the nuscenes-devkit compa
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -39,7 +40,9 @@ CATEGORIES = {
     "movable_object.barrier": "barrier",
 }
 """Category of an annotation -> class of the detection task. Other categories have none."""
-FARTHEST = dict.fromkeys(CLASSES[:5], 50.0) | dict.fromkeys(CLASSES[5:8], 40.0) | dict.fromkeys(CLASSES[8:], 30.0)
+FARTHEST: dict[str, float] = (
+    dict.fromkeys(CLASSES[:5], 50.0) | dict.fromkeys(CLASSES[5:8], 40.0) | dict.fromkeys(CLASSES[8:], 30.0)
+)
 WITHOUT = {"traffic_cone": ("orientation", "velocity", "attribute"), "barrier": ("velocity", "attribute")}
 ATTRIBUTES = ("pedestrian.moving", "pedestrian.sitting_lying_down", "pedestrian.standing", "cycle.with_rider")
 ATTRIBUTES += ("cycle.without_rider", "vehicle.moving", "vehicle.parked", "vehicle.stopped")
@@ -63,9 +66,9 @@ DEFAULT = "data/miniatures/nuscenes"
 class NuScenesDetection(CenterDetection):
     """Finds the ten classes of nuScenes, with the attributes that CenterPoint guesses from the speed."""
 
-    groups: tuple[tuple[str, ...], ...] = GROUPS
-    classes: tuple[str, ...] = CLASSES
-    apart: tuple[float, ...] = (2.0, 3.0, 4.0, 4.0, 3.0, 0.35, 0.8, 0.8, 0.35, 1.0)
+    groups: Sequence[Sequence[str]] = GROUPS
+    classes: Sequence[str] = CLASSES
+    apart: Sequence[float] = (2.0, 3.0, 4.0, 4.0, 3.0, 0.35, 0.8, 0.8, 0.35, 1.0)
 
     def predict(self, model, batch):
         """Returns the boxes of CenterDetection, and `attribute`, an index into ATTRIBUTES or -1."""

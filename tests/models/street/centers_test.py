@@ -1,5 +1,7 @@
 """The detector finds what it was trained on, by pillars and by voxels, and counts the points that it leaves out."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,8 +10,15 @@ from flax import nnx
 
 from convoy_zoo.models.street.centers import CenterDetection, Space, decode, encode
 
-SPACE = dict(lower=(-8.0, -8.0, -1.0), upper=(8.0, 8.0, 3.0), cells=(8, 8))
-TASK = dict(**SPACE, groups=(("van",), ("person", "cone")), classes=("cone", "van", "person"), inputs=4, width=8)
+TASK: dict[str, Any] = {
+    "lower": (-8.0, -8.0, -1.0),
+    "upper": (8.0, 8.0, 3.0),
+    "cells": (8, 8),
+    "groups": (("van",), ("person", "cone")),
+    "classes": ("cone", "van", "person"),
+    "inputs": 4,
+    "width": 8,
+}
 
 
 def sweeps(rows: int = 4, seed: int = 0):
@@ -42,7 +51,8 @@ def test_trained_detector_finds_its_objects():
         model = nnx.merge(graph, params, rest, copy=True)
         found = task.loss(model, batch, jax.random.key(0))
         value = sum(term.total.sum() / term.weight.sum() for term in found.terms.values())
-        return value, (nnx.state(model, nnx.Not(nnx.Param)), found.terms["heat"].metrics["points_lost"].total)
+        lost: Any = found.terms["heat"].metrics["points_lost"]
+        return value, (nnx.state(model, nnx.Not(nnx.Param)), lost.total)
 
     @jax.jit
     def train(params, rest):
