@@ -1,7 +1,12 @@
 """Detection of the ten classes of nuScenes in lidar sweeps: centres in pillars, or in sparse voxels.
 
 convoy train --config=configs.nuscenes_lidar --workdir=runs/nuscenes_lidar
+    mean average precision 0.956 and nuScenes detection score 0.818 on the 40 training samples of the miniature, equal
+    to those of the nuscenes-devkit; on its 20 other samples 0.063 and 0.183; about 7 minutes of CPU time
 convoy predict runs/nuscenes_lidar --evaluation=val --format=nuscenes --out=results.json
+
+The miniature is simulated, and written to data/miniatures/nuscenes on the first start. `--config.task.voxels=16` takes
+sparse voxels. docs/public-datasets.md says how to train on the real data.
 """
 
 from engine.config import defaults
