@@ -7,7 +7,7 @@ import numpy as np
 
 from convoy_zoo.models.street.centers import CenterDetection
 from convoy_zoo.models.street.nuscenes import NuScenesDetection
-from tests.models.mesh_subjects import SWITCHES, Subject, only
+from tests.models.mesh_subjects import Subject, only
 
 SPACE: dict[str, Any] = {"lower": (-4.0, -4.0, -2.0), "upper": (4.0, 4.0, 2.0), "cells": (8, 8), "width": 8}
 
@@ -32,15 +32,13 @@ LIDAR = {
         functools.partial(clouds, 8),
         rows=8,
         without=only("data 8"),
-        tolerance=SWITCHES,
         learning_rate=1e-3,
     ),
     "nuscenes-lidar": Subject(
-        lambda: NuScenesDetection(voxels=4, capacity=40, **SPACE),
+        lambda: NuScenesDetection(capacity=40, **SPACE),
         functools.partial(clouds, 8),
         rows=8,
         without=only("data 8"),
-        tolerance=SWITCHES,
         learning_rate=1e-3,
     ),
 }
