@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from convoy_zoo.models.street.centers import CenterDetection
-from convoy_zoo.models.street.nuscenes import NuScenesDetection
+from convoy_zoo.models.street.nuscenes import CLASSES, NuScenesDetection
 from tests.models.mesh_subjects import Subject, only
 
 SPACE: dict[str, Any] = {"lower": (-4.0, -4.0, -2.0), "upper": (4.0, 4.0, 2.0), "cells": (8, 8), "width": 8}
@@ -35,7 +35,7 @@ LIDAR = {
         learning_rate=1e-3,
     ),
     "nuscenes-lidar": Subject(
-        lambda: NuScenesDetection(capacity=40, **SPACE),
+        lambda: NuScenesDetection(groups=(CLASSES,), capacity=40, **SPACE),
         functools.partial(clouds, 8),
         rows=8,
         without=only("data 8"),
