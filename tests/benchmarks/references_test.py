@@ -47,7 +47,7 @@ def test_no_cases_and_no_rows_are_no_agreement(compare, tmp_path):
 
 def test_unknown_comparisons_and_numbers_are_refused(capsys):
     assert references.main(["--only=average_precision,speed"]) == 2
-    assert "--only: speed is unknown. Comparisons: argoverse2_map, average_precision, " in capsys.readouterr().err
+    assert "--only: speed is unknown. Comparisons: argoverse2_map, argoverse2_motion, " in capsys.readouterr().err
     with pytest.raises(SystemExit) as error:
         references.main(["--cases=0"])
     assert error.value.code == 2
