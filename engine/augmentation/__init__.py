@@ -9,6 +9,7 @@ from engine.augmentation.photometric import Photometric
 from engine.augmentation.reader_scenes import (
     argoverse2_motion_scene,
     argoverse2_sensor_scene,
+    kitti_scene,
     nuscenes_scene,
     waymo_scene,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "Translate",
     "argoverse2_motion_scene",
     "argoverse2_sensor_scene",
+    "kitti_scene",
     "nuscenes_scene",
     "waymo_scene",
 ]

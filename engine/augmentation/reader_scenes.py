@@ -1,7 +1,4 @@
-"""Descriptions of the examples that readers of driving datasets yield, for `engine.augmented`.
-
-`KittiObject` has none: its boxes are in the frame of a camera.
-"""
+"""Descriptions of the examples that readers of driving datasets yield, for `engine.augmented`."""
 
 from collections.abc import Sequence
 
@@ -38,6 +35,16 @@ def argoverse2_sensor_scene(boxes: bool = True) -> Scene:
     """Returns the description of the examples of `engine.readers.Argoverse2Sensor`, with or without boxes."""
     described = Boxes(pose="box_to_ego", size="box_size", others=(*BOX_ENTRIES, "box_track"))
     return Scene(points="lidar", boxes=described if boxes else (), world=("ego_to_city",), times=("time_s",))
+
+
+def kitti_scene() -> Scene:
+    """Returns the description of the examples of `engine.readers.KittiObject` with boxes in the frame of the lidar.
+
+    That is KittiObject(folder, parts=("lidar", "boxes"), box_frame="lidar"). The calibration and images of other parts
+    would not follow the points.
+    """
+    others = ("box_type", "box_name", "truncated", "occluded")
+    return Scene(points="lidar", boxes=Boxes(pose="box_to_lidar", size="box_size", others=others))
 
 
 def argoverse2_motion_scene(parts: Sequence[str] = ("tracks", "map")) -> Scene:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -36,6 +36,10 @@ class KittiObject(BaseSource):
       `[boxes, 4]` in pixels; `box_size` height, width, length and `box_bottom`, the center of its bottom, `[boxes, 3]`
       in metres in the frame of the camera; `box_yaw`, the angle about its y axis, which points down, `box_alpha`,
       `truncated` float32 and `occluded` int32 `[boxes]`.
+
+    With `box_frame="lidar"`, boxes are in the frame of the lidar instead, without the DontCare regions, which have no
+    place: `box_type`, `box_name`, `truncated`, `occluded`; `box_to_lidar` float32 `[boxes, 4, 4]` from the frame of the
+    box, whose origin is its center and whose x axis points forward; and `box_size` length, width, height, `[boxes, 3]`.
     """
 
     def __init__(
@@ -45,6 +49,7 @@ class KittiObject(BaseSource):
         parts: Sequence[str] = ("lidar", "image", "calib", "boxes"),
         frames: Sequence[str] | None = None,
         size: Sequence[int] | None = None,
+        box_frame: Literal["camera", "lidar"] = "camera",
     ):
         """Lists the frames of a folder.
 
@@ -55,6 +60,7 @@ class KittiObject(BaseSource):
             frames: names of the frames, such as "000017". Default: all.
             size: (height, width) to which images are resized; `P2` and `box_2d` are scaled with them. KITTI's images
                 differ in size by some pixels, so that batches need one.
+            box_frame: the frame of the boxes. "lidar" reads the calibration, too.
 
         Raises:
             DataError: an argument is invalid, the folder has no frames, a part has no folder, or a library is missing.
@@ -63,6 +69,9 @@ class KittiObject(BaseSource):
         if unknown or not parts:
             near = did_you_mean(unknown[0], FOLDERS) if unknown else ""
             raise DataError(f"parts = {tuple(parts)}: allowed are {', '.join(FOLDERS)}.{near}")
+        if box_frame not in ("camera", "lidar"):
+            raise DataError(f"box_frame = {box_frame!r}: allowed are 'camera' and 'lidar'.")
+        self._in_lidar = box_frame == "lidar"
         self.folder = os.path.join(local_path(os.path.expanduser(folder)), split)
         self._parts, self._size = tuple(parts), None if size is None else tuple(size)
         self._decode = DecodeImage(size, "stretch") if "image" in parts else None
@@ -91,7 +100,8 @@ class KittiObject(BaseSource):
         if "calib" in self._parts:
             example["calib"] = _read_calib(self._path("calib", index))
         if "boxes" in self._parts:
-            example |= _read_boxes(self._path("boxes", index))
+            boxes = _read_boxes(self._path("boxes", index))
+            example |= _in_lidar(boxes, _read_calib(self._path("calib", index))) if self._in_lidar else boxes
         if self._decode is not None:
             self._add_image(example, self._decode, self._path("image", index))
         return example
@@ -118,7 +128,8 @@ class KittiObject(BaseSource):
         chosen = [self._path(self._parts[0], i) for i in evenly_spaced(len(self), FINGERPRINT_FILES)]
         existing = [path for path in chosen if os.path.exists(path)]
         parts = [f"{len(self)} frames", f"names {digest(self.frames)}", f"samples {digest(sampled_files(existing))}"]
-        return SEPARATOR.join([*parts, f"parts {', '.join(self._parts)}", f"size {self._size}"])
+        parts += [f"parts {', '.join(self._parts)}", f"size {self._size}"]
+        return SEPARATOR.join([*parts, "boxes of the lidar"] if self._in_lidar else parts)
 
 
 def _lines(path: str) -> list[str]:
@@ -163,3 +174,18 @@ def _read_boxes(path: str) -> dict[str, np.ndarray]:
         "box_bottom": table[:, 10:13].copy(),
         "box_yaw": table[:, 13].copy(),
     }
+
+
+def _in_lidar(boxes: dict[str, np.ndarray], calib: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns the boxes in the frame of the lidar, see KittiObject."""
+    kept = boxes["box_type"] >= 0
+    found = {name: boxes[name][kept] for name in ("box_type", "box_name", "truncated", "occluded")}
+    size, yaw = boxes["box_size"][kept], boxes["box_yaw"][kept].astype(np.float64)
+    to_camera, pose = np.eye(4), np.tile(np.eye(4), (len(size), 1, 1))
+    to_camera[:3] = calib["R0_rect"].astype(np.float64) @ calib["Tr_velo_to_cam"]
+    pose[:, :3, 3] = boxes["box_bottom"][kept]
+    pose[:, 1, 3] -= size[:, 0] / 2  # y points down
+    ahead, left = (np.stack([x, 0 * yaw, z], 1) for x, z in ((np.cos(yaw), -np.sin(yaw)), (np.sin(yaw), np.cos(yaw))))
+    pose[:, :3, 0], pose[:, :3, 1], pose[:, :3, 2] = ahead, left, (0, -1, 0)
+    found["box_to_lidar"] = (np.linalg.inv(to_camera) @ pose).astype(np.float32)
+    return found | {"box_size": size[:, [2, 1, 0]]}

@@ -11,12 +11,13 @@ from engine.augmentation import (
     Scale,
     argoverse2_motion_scene,
     argoverse2_sensor_scene,
+    kitti_scene,
     nuscenes_scene,
     waymo_scene,
 )
 from engine.augmentation.motion import Motion, move
 from engine.plot import project
-from engine.readers import Argoverse2Motion, Argoverse2Sensor, NuScenes, TFRecord, WaymoScenario
+from engine.readers import Argoverse2Motion, Argoverse2Sensor, KittiObject, NuScenes, TFRecord, WaymoScenario
 from tests.augmentation.scenes import assert_close, assert_same, flat
 from tests.readers import driving_files
 
@@ -31,18 +32,25 @@ def nuscenes(tmp_path_factory):
     return NuScenes(str(folder), "v1.0-mini", sensors=SENSORS, sweeps=1)
 
 
-def sources(nuscenes):
+@pytest.fixture(scope="module")
+def kitti(tmp_path_factory):
+    folder = driving_files.write_kitti(tmp_path_factory.mktemp("kitti") / "data", rigid=True)
+    return KittiObject(str(folder), parts=("lidar", "boxes"), box_frame="lidar")
+
+
+def sources(nuscenes, kitti):
     scenarios = TFRecord(str(FIXTURES / "scenarios.tfrecord"), WaymoScenario())
     return [
         (nuscenes, nuscenes_scene(SENSORS, sweeps=1)),
+        (kitti, kitti_scene()),
         (Argoverse2Sensor(str(FIXTURES / "argoverse2_layout" / "sensor")), argoverse2_sensor_scene()),
         (Argoverse2Motion(str(FIXTURES / "argoverse2_layout" / "motion")), argoverse2_motion_scene()),
         (scenarios, waymo_scene()),
     ]
 
 
-def test_examples_of_the_readers_fit_and_return(nuscenes):
-    for source, scene in sources(nuscenes):
+def test_examples_of_the_readers_fit_and_return(nuscenes, kitti):
+    for source, scene in sources(nuscenes, kitti):
         found = engine.augmented(source, STEPS, scene)
         example = source[0]
         assert flat(found.transform(example, np.random.default_rng(0))).keys() == flat(example).keys()

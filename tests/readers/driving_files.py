@@ -137,8 +137,11 @@ def radar_file(count: int, invalid: int = 1) -> bytes:
     return head.encode() + table.tobytes() + b"\n"
 
 
-def write_kitti(folder: Path, frames: int = 4) -> Path:
-    """Writes frames of KITTI's object detection; the second one has another size, and the third has no boxes."""
+def write_kitti(folder: Path, frames: int = 4, rigid: bool = False) -> Path:
+    """Writes frames of KITTI's object detection; the second one has another size, and the third has no boxes.
+
+    With `rigid`, the calibration is that of a camera 0.5 m ahead of the lidar; otherwise matrices of whole numbers.
+    """
     rng = np.random.default_rng(0)
     for part in ("velodyne", "image_2", "calib", "label_2"):
         (folder / "training" / part).mkdir(parents=True)
@@ -149,6 +152,8 @@ def write_kitti(folder: Path, frames: int = 4) -> Path:
         Image.fromarray(np.full(size, number, np.uint8)).save(path / "image_2" / f"{name}.png")
         rows = {f"P{i}": 12 for i in range(4)} | {"R0_rect": 9, "Tr_velo_to_cam": 12, "Tr_imu_to_velo": 12}
         lines = [f"{key}: {' '.join(f'{i + number:e}' for i in range(count))}" for key, count in rows.items()]
+        if rigid:
+            lines[4:6] = ["R0_rect: 1 0 0 0 1 0 0 0 1", "Tr_velo_to_cam: 0 -1 0 0 0 0 -1 0 1 0 0 -0.5"]
         (path / "calib" / f"{name}.txt").write_text("\n".join(lines) + "\n\n")
         labels = [
             "Car 0.25 1 -1.57 10.00 20.00 60.50 30.00 1.5 1.6 3.9 2.0 1.7 20.0 -1.6",

@@ -46,6 +46,25 @@ def test_resized_image_scales_what_is_given_in_pixels(folder):
     assert found["calib"]["P3"][0].tolist() == [0, 1, 2, 3]
 
 
+def test_boxes_of_the_lidar_have_poses_and_no_regions(tmp_path):
+    folder = write_kitti(tmp_path / "kitti", rigid=True)
+    source = KittiObject(str(folder), parts=("lidar", "boxes"), box_frame="lidar")
+    found = source[0]
+    names = {"box_type", "box_name", "truncated", "occluded", "box_to_lidar", "box_size"}
+    assert found.keys() == names | {"frame", "lidar"}
+    assert found["box_name"].tolist() == ["Car", "Cyclist"]
+    assert found["box_size"][0] == pytest.approx([3.9, 1.6, 1.5])
+    pose = found["box_to_lidar"][0]
+    assert pose[:3, 3] == pytest.approx([20.5, -2, -1.7 + 0.75])
+    assert pose[:3, 0] == pytest.approx([np.cos(1.6 - np.pi / 2), np.sin(1.6 - np.pi / 2), 0], abs=1e-6)
+    assert pose[:3, 2] == pytest.approx([0, 0, 1])
+    assert np.linalg.det(found["box_to_lidar"]) == pytest.approx(1)
+    assert source[2]["box_to_lidar"].shape == (0, 4, 4)
+    assert source.fingerprint() != KittiObject(str(folder), parts=("lidar", "boxes")).fingerprint()
+    with pytest.raises(DataError, match="box_frame = 'velodyne': allowed are 'camera' and 'lidar'"):
+        KittiObject(str(folder), box_frame="velodyne")  # pyright: ignore[reportArgumentType]
+
+
 def test_parts_and_frames_are_chosen(folder):
     source = KittiObject(str(folder), parts=["lidar"], frames=["000003", "000001"])
     assert sorted(source[0]) == ["frame", "lidar"]
