@@ -27,7 +27,7 @@ FEWEST_POINTS = 5  # of an object with a label
 COLORS = {"Car": "silver", "Van": "gray", "Truck": "navy", "Pedestrian": "maroon", "Cyclist": "olive"}
 
 
-def write(folder: str | Path, frames: int = 48, held_out: int = 16, testing: int = 4, seed: int = 0) -> None:
+def write(folder: str | Path, frames: int = 128, held_out: int = 32, testing: int = 4, seed: int = 0) -> None:
     """Writes a miniature. The same arguments give the same bytes.
 
     Args:
