@@ -1,11 +1,14 @@
 """Frames of KITTI as batches: boxes in the frame of the lidar, all labels for the metric, and splits."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from convoy_zoo.models.miniatures import kitti as miniature
-from convoy_zoo.models.street.kitti import TYPES, frames
-from convoy_zoo.models.street.kitti_frames import camera_boxes
+from convoy_zoo.models.street.kitti import TYPES, KittiDetection, frames
+from convoy_zoo.models.street.kitti_frames import camera_boxes, clipped, image_boxes, lidar_boxes
 from engine import DataError
 from engine.metrics import KittiAveragePrecision
 from engine.readers.kitti import TYPES as NAMES
@@ -54,3 +57,19 @@ def test_frames_of_testing_have_no_labels_and_a_split_without_names_is_an_error(
     assert example["image_size"].tolist() == [375, 1242]
     with pytest.raises(DataError, match=r"ImageSets/mini.txt: absent. Write the names of the frames"):
         frames(folder, "mini")
+
+
+def test_predictions_are_boxes_of_the_camera_and_of_the_image_and_give_the_metric(folder):
+    source = frames(folder, "val", reach=16.0, points=8000, objects=16, labels=24)
+    batch = jax.tree.map(lambda x: jnp.asarray(x)[None], {k: v for k, v in source[0].items() if k != "frame"})
+    task = KittiDetection(width=4, cells=(8, 8), capacity=100, predictions=3)
+    metric = jax.jit(lambda: task.evaluate(task.build(nnx.Rngs(0)), batch)["kitti"])()
+    boxes = np.asarray(metric.predicted, np.float64)
+    assert boxes.shape == (1, 3, 7) and len(np.unique(boxes)) > 10
+    wanted = image_boxes(boxes, np.asarray(batch["projection"], np.float64), np)
+    np.testing.assert_allclose(metric.predicted_2d, clipped(wanted, np.array([[375, 1242]]), np), atol=0.5)
+    found = lidar_boxes(boxes, np.asarray(batch["to_camera"], np.float64), np)[..., :2]
+    assert (found > [-5, -45]).all() and (found < [75, 45]).all()  # the space, and some metres beside its cells
+    real = np.asarray(batch["mask"]["labels"])
+    assert np.asarray(metric.labels)[real].tolist() == np.asarray(batch["label_type"])[real].tolist()
+    assert metric.compute().keys() == {"", "2d", "bev", "3d"}
