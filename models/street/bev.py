@@ -6,6 +6,8 @@ also trained directly, as in BEVDepth (Li et al. 2022, arXiv:2206.10092), which 
 """
 
 import dataclasses
+import itertools
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -26,17 +28,22 @@ DEPTHS = np.geomspace(2.5, 45, 40).astype(np.float32)  # metres ahead of a camer
 
 
 class Backbone(nnx.Module):
-    """Convolutions over images, and over the direction of each pixel: features of patches of 8x4 pixels."""
+    """Convolutions over images, and over the direction of each pixel: features of patches of 8x4 pixels.
 
-    def __init__(self, width: int, rngs: nnx.Rngs):
-        sizes = ((5, width // 4, (2, 2)), (width // 4, width // 2, (2, 2)), (width // 2, width, (2, 1)))
-        self.down = nnx.List([Convolution(a, b, stride, rngs) for a, b, stride in sizes])
+    The size of a patch is the product of the `strides`.
+    """
+
+    def __init__(self, width: int, rngs: nnx.Rngs, strides: Sequence[tuple[int, int]] = ((2, 2), (2, 2), (2, 1))):
+        sizes = (5, width // 4, width // 2, width)
+        pairs = zip(itertools.pairwise(sizes), strides, strict=True)
+        self.down = nnx.List([Convolution(a, b, stride, rngs) for (a, b), stride in pairs])
         self.blocks = nnx.List([Convolution(width, width, 1, rngs) for _ in range(3)])
 
     def __call__(self, images, intrinsics):
-        """Returns `[batch, cameras, ROWS / 8, COLUMNS / 4, width]` for images `[batch, cameras, ROWS, COLUMNS, 3]`."""
-        directions = jnp.broadcast_to(_directions(intrinsics, (1, 1)), (*images.shape[:-1], 2))
-        x = jnp.concatenate([images.astype(directions.dtype) / 127.5 - 1, directions], -1)
+        """Returns `[batch, cameras, rows / 8, columns / 4, width]` for images `[batch, cameras, rows, columns, 3]`."""
+        seen = directions(intrinsics, (1, 1), images.shape[2:4])
+        seen = jnp.broadcast_to(seen, (*images.shape[:-1], 2))
+        x = jnp.concatenate([images.astype(seen.dtype) / 127.5 - 1, seen], -1)
         x = x.reshape(-1, *x.shape[2:]).astype(self.down[0].conv.kernel.dtype)
         for layer in self.down:
             x = layer(x)
@@ -45,17 +52,21 @@ class Backbone(nnx.Module):
         return x.reshape(*images.shape[:2], *x.shape[1:])
 
 
-def _directions(intrinsics, patch):
+def middles(patch, size=(ROWS, COLUMNS)):
+    """Returns column and row of the middle of each patch of an image of `size`, `[rows, columns, 2]`."""
+    v, u = (jnp.arange(size // step) * step + (step - 1) / 2 for size, step in zip(size, patch, strict=True))
+    return jnp.stack(jnp.meshgrid(u, v), -1)
+
+
+def directions(intrinsics, patch, size=(ROWS, COLUMNS)):
     """Returns x and y of the ray through the middle of each patch, 1 m ahead: `[batch, cameras, rows, columns, 2]`."""
-    v, u = (jnp.arange(size // step) * step + (step - 1) / 2 for size, step in zip((ROWS, COLUMNS), patch, strict=True))
     focal, middle = intrinsics[..., (0, 1), (0, 1)], intrinsics[..., :2, 2]
-    pixels = jnp.stack(jnp.meshgrid(u, v), -1)
-    return (pixels - middle[..., None, None, :]) / focal[..., None, None, :]
+    return (middles(patch, size) - middle[..., None, None, :]) / focal[..., None, None, :]
 
 
 def cloud(intrinsics, poses):
     """Returns the points of all patches at all depths in the frame of the vehicle, `[batch, points, 3]`."""
-    rays = _directions(intrinsics, PATCH)
+    rays = directions(intrinsics, PATCH)
     rays = jnp.concatenate([rays, jnp.ones_like(rays[..., :1])], -1)
     rays = jnp.einsum("bcij,bchwj->bchwi", poses[..., :3, :3], rays)
     points = poses[:, :, None, None, None, :3, 3] + rays[..., None, :] * DEPTHS[:, None]
@@ -81,9 +92,9 @@ def _nearest(depth):
     return jnp.abs(jnp.log(depth)[..., None] - jnp.log(DEPTHS)).argmin(-1)
 
 
-def ground(intrinsics, poses):
+def ground(intrinsics, poses, patch=PATCH, size=(ROWS, COLUMNS)):
     """Returns the depth at which each patch would see level ground, one-hot `[..., depths]`; zeros above it."""
-    rays = _directions(intrinsics, PATCH)
+    rays = directions(intrinsics, patch, size)
     rise = jnp.einsum("bcj,bchwj->bchw", poses[..., 2, :2], rays) + poses[..., 2, 2, None, None]
     depth = poses[..., 2, 3, None, None] / jnp.maximum(-rise, 1e-2)
     return jnp.where(rise[..., None] < -1e-2, jax.nn.one_hot(_nearest(depth), len(DEPTHS)), 0)

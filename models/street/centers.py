@@ -177,9 +177,9 @@ class CenterPoint(nnx.Module):
         self.neck = Convolution(width, 2 * width, 1, rngs)
         self.heads = CenterHeads(2 * width, groups, rngs)
 
-    def __call__(self, points, mask):
+    def __call__(self, *inputs):
         """Returns the features of cells `[batch, rows, columns, 2 width]`, and what the encoder leaves out."""
-        x, lost = self.encoder(points, mask)  # pyright: ignore[reportCallIssue], both encoders are functions
+        x, lost = self.encoder(*inputs)  # pyright: ignore[reportCallIssue], both encoders are functions
         total = 0.0
         for number, (level, across) in enumerate(zip(self.levels, self.across, strict=True)):
             for layer in level:
@@ -266,7 +266,10 @@ class CenterDetection(Task):
         return CenterPoint(encoder, self.width, groups, rngs)
 
     def loss(self, model, batch, rng):
-        x, lost = model(batch["points"], batch["mask"]["points"])
+        return self.loss_of_cells(model.heads, *model(batch["points"], batch["mask"]["points"]), batch)
+
+    def loss_of_cells(self, heads, x, lost, batch):
+        """Returns the loss of the features of cells, and of what the encoder leaves out."""
         boxes, labels, space = batch["boxes"], batch["label"], self.space
         cell = jnp.floor(space.place(boxes[..., :2]))
         present = batch["mask"]["objects"] & ((cell >= 0) & (cell < np.array(space.cells))).all(-1)
@@ -274,10 +277,10 @@ class CenterDetection(Task):
         radius = perception.gaussian_radius(boxes[..., 3:5] / np.array(space.size(space.cells)), 0.1, self.least)
         shape, names = (space.cells[1], space.cells[0]), self.names
         target = perception.heatmap_targets(cell, radius, labels, present, shape=shape, classes=len(names))
-        heat = perception.focal_loss(model.heads.heatmaps(x), target).sum((1, 2, 3))
+        heat = perception.focal_loss(heads.heatmaps(x), target).sum((1, 2, 3))
         count = jnp.maximum(present.sum(-1), 1).astype(heat.dtype)
         wanted = encode(boxes, cell, space)
-        found = model.heads.codes(x, cell[..., 1], cell[..., 0], labels)
+        found = heads.codes(x, cell[..., 1], cell[..., 0], labels)
         error = jnp.abs(found - jnp.where(jnp.isnan(wanted), found, wanted))
         weights = np.array([1] * 8 + [self.velocity_weight] * 2, np.float32)
         return Loss.sum(
@@ -287,9 +290,12 @@ class CenterDetection(Task):
 
     def predict(self, model, batch):
         """Returns `boxes` `[batch, predictions, 9]`, `score`, `label`, and `valid`: False for no box, of score 0."""
-        x, _ = model(batch["points"], batch["mask"]["points"])
-        peaks = perception.heatmap_peaks(jax.nn.sigmoid(model.heads.heatmaps(x)), 4 * self.predictions)
-        codes = model.heads.codes(x, peaks.rows, peaks.columns, peaks.labels)
+        return self.boxes_of(model.heads, model(batch["points"], batch["mask"]["points"])[0])
+
+    def boxes_of(self, heads, x):
+        """Returns the boxes of the features of cells."""
+        peaks = perception.heatmap_peaks(jax.nn.sigmoid(heads.heatmaps(x)), 4 * self.predictions)
+        codes = heads.codes(x, peaks.rows, peaks.columns, peaks.labels)
         boxes = decode(codes, jnp.stack([peaks.columns, peaks.rows], -1), self.space)
         shared = dict(labels=peaks.labels, valid=peaks.scores > 0)
         if self.suppression == "circle":

@@ -70,17 +70,20 @@ class NuScenesDetection(CenterDetection):
     classes: Sequence[str] = CLASSES
     apart: Sequence[float] = (2.0, 3.0, 4.0, 4.0, 3.0, 0.35, 0.8, 0.8, 0.35, 1.0)
 
-    def predict(self, model, batch):
+    def boxes_of(self, heads, x):
         """Returns the boxes of CenterDetection, and `attribute`, an index into ATTRIBUTES or -1."""
-        found = super().predict(model, batch)
+        found = super().boxes_of(heads, x)
         speed = jnp.linalg.norm(found["boxes"][..., 7:9], axis=-1)
         attribute = jnp.where(speed > SLOWEST, jnp.asarray(_FAST)[found["label"]], jnp.asarray(_SLOW)[found["label"]])
         return {**found, "attribute": attribute}
 
     def evaluate(self, model, batch):
         """Returns the detection score. It does not know racks of bicycles, near which the devkit removes boxes."""
-        found = self.predict(model, batch)
-        score = metrics.DetectionScore.of(
+        return {"nds": self.score_of(self.predict(model, batch), batch)}
+
+    def score_of(self, found, batch):
+        """Returns the detection score of predictions."""
+        return metrics.DetectionScore.of(
             found["boxes"],
             found["score"],
             found["label"],
@@ -94,7 +97,6 @@ class NuScenesDetection(CenterDetection):
             without=WITHOUT,
             half_turn=("barrier",),
         )
-        return {"nds": score}
 
 
 class Samples:
@@ -129,12 +131,15 @@ class Samples:
         level[:3, 3] = pose[:3, 3]
         turn = level[:3, :3].T @ pose[:3, :3]  # from the ego frame to the level frame
         return {
-            "points": self._points(example, turn),
+            **self.inputs(example, turn),
             **self._boxes(example, turn),
             "sample": example["sample"],
             "ego_to_world": level,
-            "modality": "lidar",
         }
+
+    def inputs(self, example, turn):
+        """Returns the points, and the modality; `turn` is the rotation from the ego frame to the level frame."""
+        return {"points": self._points(example, turn), "modality": "lidar"}
 
     def _points(self, example, turn):
         points, to_ego = example["LIDAR_TOP"], example["calibration"]["LIDAR_TOP"]["to_ego"].astype(np.float64)
@@ -180,13 +185,13 @@ def sweeps(
         objects: most boxes of a sample, more than 200 in nuScenes.
     """
     make_if_default("nuscenes", folder)
-    scenes = None if split == "all" else _scenes(Path(folder) / version, split)
+    scenes = None if split == "all" else scenes_of(Path(folder) / version, split)
     source = Samples(NuScenes(folder, version, ("LIDAR_TOP",), scenes, sweeps=sweeps, detection=True), reach)
     fields = {"points": ["points"], "objects": ["boxes", "label", "attribute"]}
     return Padded(source, {"points": points, "objects": objects}, fields)
 
 
-def _scenes(folder: Path, split: str) -> list[str] | None:
+def scenes_of(folder: Path, split: str) -> list[str] | None:
     """Returns the names of the scenes of a split, in the order of the table."""
     if split not in SPLITS:
         raise DataError(f"split = {split!r}: unknown. Allowed: {', '.join(SPLITS)}, all.")

@@ -5,11 +5,13 @@ from typing import Any
 
 import numpy as np
 
+from convoy_zoo.models.street.nuscenes_cameras import NuScenesCameras
 from convoy_zoo.models.traffic.motion import MotionForecast
 from convoy_zoo.models.traffic.motion_examples import AGENT_FEATURES, LINE_FEATURES
 from tests.models import mesh_subjects
 from tests.models.lidar_subjects import LIDAR
 from tests.models.mesh_subjects import Subject, only
+from tests.models.mesh_subjects import SWITCHES, Subject, only
 
 STEPS = 20  # of the future
 
@@ -32,6 +34,30 @@ def motion(rows: int, seed: int) -> dict[str, Any]:
     }
 
 
+def camera_drives(rows: int, seed: int, times: int = 2) -> dict[str, Any]:
+    """Windows of two cameras that look ahead and back from 1.5 m above the ground, and three boxes in each frame."""
+    rng = np.random.default_rng(seed)
+    frames = (rows, times)
+    poses = np.zeros((*frames, 2, 4, 4), np.float32)
+    poses[..., :3, :3] = [[[0, 0, 1], [-1, 0, 0], [0, -1, 0]], [[0, 0, -1], [1, 0, 0], [0, -1, 0]]]
+    poses[..., 2, 3], poses[..., 3, 3] = 1.5, 1
+    boxes = rng.uniform(-3.5, 3.5, (*frames, 3, 9)).astype(np.float32)
+    boxes[..., 3:6] = rng.uniform(0.5, 2, boxes[..., 3:6].shape)
+    return {
+        "images": rng.integers(0, 256, (*frames, 2, 16, 32, 3), np.uint8),
+        "intrinsics": np.broadcast_to(
+            np.array([[16, 0, 15.5], [0, 16, 5.5], [0, 0, 1]], np.float32), (*frames, 2, 3, 3)
+        ),
+        "poses": poses,
+        "pose": rng.uniform(-1, 1, (*frames, 3)).astype(np.float32),
+        "boxes": boxes,
+        "label": rng.integers(0, 10, (*frames, 3), np.int32),
+        "attribute": np.zeros((*frames, 3), np.int32),
+        "mask": {"objects": np.arange(3) < rng.integers(1, 4, (*frames, 1))},
+        "sequence": {"starts": rng.random(rows) < 0.5, "valid": np.arange(times) < rng.integers(1, 3, (rows, 1))},
+    }
+
+
 SUBJECTS = {
     **mesh_subjects.SUBJECTS,
     **LIDAR,
@@ -40,6 +66,16 @@ SUBJECTS = {
         functools.partial(motion, 8),
         rows=8,
         without=only("fsdp 2 x tensor 4"),
+        learning_rate=1e-3,
+    ),
+    "nuscenes-cameras": Subject(
+        lambda: NuScenesCameras(
+            width=8, memory=4, rows=8, lower=(-4.0, -4.0, -3.0), upper=(4.0, 4.0, 5.0), cells=(8, 8)
+        ),
+        functools.partial(camera_drives, 8),
+        rows=8,
+        without=only("data 8"),
+        tolerance=SWITCHES,
         learning_rate=1e-3,
     ),
 }
