@@ -10,7 +10,6 @@ from convoy_zoo.models.traffic.motion import MotionForecast
 from convoy_zoo.models.traffic.motion_examples import AGENT_FEATURES, LINE_FEATURES
 from tests.models import mesh_subjects
 from tests.models.lidar_subjects import LIDAR
-from tests.models.mesh_subjects import Subject, only
 from tests.models.mesh_subjects import SWITCHES, Subject, only
 
 STEPS = 20  # of the future
