@@ -8,7 +8,7 @@ from engine.base.errors import DataError, TaskError
 from engine.readers.poses import pose_matrices
 from engine.submissions.nuscenes import ATTRIBUTES, CLASSES, SENSORS, Format
 
-POSES = [[600.0, 1600.0, 0.5, 1, 0, 0, 0], [-3, 4, 5, 0, 0.6, -0.8, 0], [1, 2, 3, 0.1, -0.2, 0.3, -0.9]]
+POSES = [[600.1, 1600.1, 0.5, 1, 0, 0, 0], [-3, 4, 5, 0, 0.6, -0.8, 0], [1, 2, 3, 0.1, -0.2, 0.3, -0.9]]
 
 
 def example(sample="one", pose=POSES[0], modality="lidar"):
