@@ -39,7 +39,7 @@ def test_boxes_move_to_the_world(pose):
     for number, (row, box) in enumerate(zip(rows, predicted["boxes"].astype(float), strict=True)):
         wanted = to_world @ pose_matrices([*box[:3], np.cos(box[6] / 2), 0, 0, np.sin(box[6] / 2)])
         found = pose_matrices([*row["translation"], *row["rotation"]])
-        np.testing.assert_allclose(found, wanted, atol=1e-12)
+        np.testing.assert_allclose(found, wanted, rtol=1e-14, atol=1e-12)
         assert row["size"] == box[[4, 3, 5]].tolist()
         np.testing.assert_allclose(row["velocity"], (to_world[:3, :3] @ [*box[7:], 0])[:2], atol=1e-12)
         assert (row["sample_token"], row["detection_name"]) == ("one", CLASSES[number])
