@@ -218,7 +218,7 @@ def _mean_precision(confidences: np.ndarray, right: np.ndarray, buckets: np.ndar
         chosen = buckets == bucket
         kept = known[chosen]
         if kept.any():
-            found.append(_precision(confidences[chosen][kept], right[chosen][kept], kept.any(-1).sum()))
+            found.append(_precision(confidences[chosen][kept], right[chosen][kept], int(kept.any(-1).sum())))
     return mean_of_known(np.array(found))
 
 

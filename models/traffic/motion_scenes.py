@@ -108,7 +108,7 @@ class WaymoScenes:
         rest = {"track_id": found["track_id"][chosen], "type": found["track_type"][chosen].astype(np.int32)}
         fill = {"track_id": -1, "type": 0}
         rest = {name: np.pad(x, (0, count - len(x)), constant_values=fill[name]) for name, x in rest.items()}
-        rest["tracks_to_predict"] = np.int32(len(scenario.targets))
+        rest["tracks_to_predict"] = np.array(len(scenario.targets), np.int32)
         return {"scenario_id": found["scenario_id"], **self.about, **rest, **example(scenario, self.sizes)}
 
     def fingerprint(self):

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -93,19 +94,16 @@ def test_kinds_of_motion():
             states = np.zeros((4, 7), np.float32)
             states[0, 4:] = angle, speed * c, speed * s
             states[2] = c * x - s * y + states[0, 0], s * x + c * y, 0, 0, angle + heading, 0, 0
-            valid = np.array([True, False, True, False])
+            valid = jnp.array([True, False, True, False])
             wanted = BUCKETS.index(name.replace("right_u_turn", "right_turn"))
-            assert int(motion_bucket(states, valid)) == wanted, (name, angle)
-            assert int(motion_bucket(states, valid & [True, True, False, True])) == -1
-            assert int(motion_bucket(states, valid & [False, True, True, True])) == -1
+            assert int(motion_bucket(jnp.asarray(states), valid)) == wanted, (name, angle)
+            assert int(motion_bucket(jnp.asarray(states), valid & jnp.array([True, True, False, True]))) == -1
+            assert int(motion_bucket(jnp.asarray(states), valid & jnp.array([False, True, True, True]))) == -1
 
 
 def test_without_other_boxes_there_is_no_overlap_rate():
-    metric = WaymoMotion.of(
-        *(GOLDEN[name] for name in ("predicted", "confidences")),
-        GOLDEN["states"][:, :OBJECTS],
-        GOLDEN["types"][:, :OBJECTS],
-    )
+    predicted, confidences, states, _, types = arguments()
+    metric = WaymoMotion.of(predicted, confidences, states[:, :OBJECTS], types[:, :OBJECTS])
     found = results(metric)
     assert np.isnan(found["m/overlap_rate"]) and found["m/min_ade"] > 0
 
