@@ -34,7 +34,18 @@ TARGETS: Mapping[str, tuple[str, int]] = {"v5e": ("v5e:4x4", 16), "h100": ("h100
 """Name in a row -> target, and its devices."""
 GPUS = ("h100",)
 STAND_INS = "benchmarks.aot.driving"
-COLUMNS = ("row", "launches", "by the host", "collectives", "MiB moved", "GFLOP", "padding", "MiB sent", "compile s")
+COLUMNS = (
+    "row",
+    "launches",
+    "by the host",
+    "collectives",
+    "MiB moved",
+    "GFLOP",
+    "padding",
+    "MiB sent",
+    "GiB held",
+    "compile s",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +67,8 @@ def _data(name: str) -> dict[str, Any]:
     return {"data": {"target": f"{STAND_INS}.{name}"}}
 
 
+_SWEEPS = {"task.width": 64, "task.cells": [128, 128], "task.capacity": 30_000}
+_IMAGES = {"task.width": 64, "task.cells": [128, 128], "task.strides": [[4, 4], [2, 2], [2, 2]]}
 WORKLOADS: Mapping[str, Workload] = {
     "lidar_sim": Workload("configs.lidar_sim", 4),
     "bev_sim": Workload("configs.bev_sim", 2),
@@ -65,6 +78,9 @@ WORKLOADS: Mapping[str, Workload] = {
         "configs.motion_tokens", 8, {**_data("TokenScenes"), "task.target": f"{STAND_INS}.Tokens"}
     ),
     "forecast_eth_ucy": Workload("configs.forecast_eth_ucy", 8, _data("PackedScenes")),
+    "nuscenes_lidar": Workload("configs.nuscenes_lidar", 2, {**_data("Sweeps"), **_SWEEPS}),
+    "nuscenes_voxels": Workload("configs.nuscenes_lidar", 2, {**_data("Sweeps"), **_SWEEPS, "task.voxels": 16}),
+    "nuscenes_cameras": Workload("configs.nuscenes_cameras", 2, {**_data("Images"), **_IMAGES}),
 }
 """Name -> workload. The rows of a device are those that its config trains with on one."""
 
@@ -125,6 +141,43 @@ class PackedScenes:
             "future": np.zeros((64, 12, 2), np.float32),
             "segment_ids": np.ones(64, np.int32),
             "mask": np.ones(64, bool),
+        }
+
+
+class Boxes:
+    """Labels of nuScenes, without data."""
+
+    def __len__(self) -> int:
+        return 1 << 16
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {
+            "boxes": np.ones((200, 9), np.float32),
+            "label": np.zeros(200, np.int32),
+            "attribute": np.zeros(200, np.int32),
+            "mask": {"objects": np.ones(200, bool)},
+        }
+
+
+class Sweeps(Boxes):
+    """Ten sweeps of nuScenes of the shapes of `convoy_zoo.models.street.nuscenes.sweeps`."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        labels = super().__getitem__(index)
+        mask = {**labels["mask"], "points": np.ones(200_000, bool)}
+        return {**labels, "points": np.zeros((200_000, 5), np.float32), "mask": mask}
+
+
+class Images(Boxes):
+    """Six cameras of nuScenes of the shapes of `convoy_zoo.models.street.nuscenes_cameras.samples`."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {
+            **super().__getitem__(index),
+            "images": np.zeros((6, 256, 704, 3), np.uint8),
+            "intrinsics": np.zeros((6, 3, 3), np.float32),
+            "poses": np.zeros((6, 4, 4), np.float32),
+            "pose": np.zeros(3, np.float32),
         }
 
 
@@ -219,12 +272,13 @@ def _cells(row: str, costs: StepCosts, starts: float | None, seconds: float) -> 
         f"{costs.flops / 1e9:.2f}",
         f"{costs.padding:.0%}",
         f"{costs.sent / 2**20:.2f}",
+        f"{costs.memory / 2**30:.2f}",
         f"{seconds:.0f}",
     )
 
 
 def _line(cells: Sequence[str]) -> str:
-    widths = (21, 8, 11, 11, 9, 7, 7, 8, 9)
+    widths = (21, 8, 11, 11, 9, 7, 7, 8, 8, 9)
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 

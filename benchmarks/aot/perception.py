@@ -105,7 +105,7 @@ def padding(program: HloText) -> float:
         if computation not in inner and i.opcode not in _UNSTORED:
             stored += times * shape_bytes(i.shape)
             tiles += times * tiled_bytes(i.shape)
-    return 1 - stored / tiles if tiles else 0.0
+    return max(1 - stored / tiles, 0.0) if tiles else 0.0  # some small shapes have no layout
 
 
 def tiled_bytes(shape: str) -> int:

@@ -38,6 +38,7 @@ class StepCosts:
         padded_flops: the same where each product has the sizes that the hardware computes.
         sent: bytes that go to other devices.
         collectives: operations between devices.
+        memory: bytes of memory for arguments and everything else that is temporary; not divided by the steps.
     """
 
     launches: float
@@ -46,6 +47,7 @@ class StepCosts:
     padded_flops: float
     sent: float
     collectives: float
+    memory: float
 
     @property
     def padding(self) -> float:
@@ -68,8 +70,15 @@ def step_costs(executable: jax.stages.Compiled, mesh: Mesh, steps: int = 1) -> S
         ),
         sent=sum(c.moved for c in sent),
         collectives=sum(c.count for c in sent),
+        memory=_memory(executable),
     )
-    return StepCosts(**{name: value / steps for name, value in dataclasses.asdict(found).items()})
+    each = {name: value / steps for name, value in dataclasses.asdict(found).items()}
+    return StepCosts(**{**each, "memory": found.memory})
+
+
+def _memory(executable: jax.stages.Compiled) -> float:
+    found = executable.memory_analysis()
+    return sum(getattr(found, f"{kind}_size_in_bytes", 0) for kind in ("argument", "temp"))
 
 
 def host_starts(thunks: str, steps: int = 1) -> float:

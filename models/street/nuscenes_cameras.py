@@ -205,7 +205,7 @@ class NuScenesCameras(NuScenesDetection):
         return {**self.boxes_of(model.heads, x), "masks": jax.nn.sigmoid(wide_linear(model.masks, x))}
 
     def evaluate(self, model, batch):
-        """Returns the detection score, and the intersection over union of each mask."""
+        """Returns the detection score, and the intersection over union of each mask; of windows of one frame."""
         found, frames = self.predict(model, batch), self.frames_of(batch)
         cells, masks = found["masks"] > 0.5, self.masks_of(frames)
         return {
