@@ -40,7 +40,7 @@ def cameras(seed: int = 0) -> Readers:
         from PIL import Image
 
         whole = Image.fromarray(simplejpeg.decode_jpeg(image, "RGB"))
-        return np.array(whole.resize(WHOLE[::-1], Image.Resampling.BILINEAR))
+        return np.array(whole.resize((WHOLE[1], WHOLE[0]), Image.Resampling.BILINEAR))
 
     whole, part = DecodeImage(WHOLE, "stretch"), DecodeImage(WHOLE, "stretch", crop=CROP)
     top, left, height, width = CROP
