@@ -188,7 +188,8 @@ def _convolved(grid: SparseGrid, kernel: jax.Array, sources: Callable[[jax.Array
 
 def _places(grid: SparseGrid, wanted: jax.Array) -> jax.Array:
     """Returns the places of cells in `grid.index`; different places beyond its end for cells that have no site."""
-    place = jax.vmap(jnp.searchsorted)(grid.index, wanted)
+    # Unrolled, the rounds of the search are one kernel of a GPU instead of several for each.
+    place = jax.vmap(functools.partial(jnp.searchsorted, method="scan_unrolled"))(grid.index, wanted)
     capacity = grid.index.shape[1]
     there = jax.vmap(lambda index, at: index.at[at].get(mode="fill", fill_value=-1))(grid.index, place) == wanted
     missing = capacity + jnp.arange(wanted.shape[1])
