@@ -231,24 +231,22 @@ class CameraSamples(Samples):
     - boxes, `sample`, `modality` and `ego_to_world` as in Samples.
     """
 
-    def __init__(self, source: NuScenes, top: int):
+    def __init__(self, source: NuScenes):
         super().__init__(source, np.inf)
-        self.top = top
 
     def fingerprint(self):
-        return f"{self.source.fingerprint()}, from row {self.top}"
+        return self.source.fingerprint()
 
     def inputs(self, example, turn):
         """Returns the images and their calibration."""
         calibration = [example["calibration"][name] for name in CAMERAS]
         to_level = np.eye(4)
         to_level[:3, :3] = turn
-        shift = np.array([[0, 0, 0], [0, 0, self.top], [0, 0, 0]])
         world = example["ego_to_world"]
         heading = np.arctan2(world[1, 0], world[0, 0])
         return {
-            "images": np.stack([example[name][self.top :] for name in CAMERAS]),
-            "intrinsics": np.stack([one["intrinsics"] - shift for one in calibration]).astype(np.float32),
+            "images": np.stack([example[name] for name in CAMERAS]),
+            "intrinsics": np.stack([one["intrinsics"] for one in calibration]),
             "poses": np.stack([to_level @ one["to_ego"] for one in calibration]).astype(np.float32),
             "pose": np.array([*world[:2, 3], heading], np.float32),
             "modality": "camera",
@@ -260,7 +258,7 @@ def samples(
     split: str = "mini_train",
     version: str = "v1.0-mini",
     size: Sequence[int] | None = None,
-    top: int = 0,
+    crop: Sequence[int] | None = None,
     objects: int = 80,
 ) -> Padded:
     """Returns the samples of a split with six cameras, padded.
@@ -268,11 +266,12 @@ def samples(
     Args:
         folder, split, version, objects: as in `models.street.nuscenes.sweeps`.
         size: height and width to which images are resized, such as (396, 704) for nuScenes.
-        top: rows that are cut off from the top of resized images, such as 140.
+        crop: (top, left, height, width) of the part of resized images to read, such as (140, 0, 256, 704).
     """
     make_if_default("nuscenes", folder)
-    source = NuScenes(folder, version, CAMERAS, scenes_of(Path(folder) / version, split), size=size, detection=True)
-    return Padded(CameraSamples(source, top), {"objects": objects}, {"objects": ["boxes", "label", "attribute"]})
+    scenes = scenes_of(Path(folder) / version, split)
+    source = NuScenes(folder, version, CAMERAS, scenes, size=size, detection=True, crop=crop)
+    return Padded(CameraSamples(source), {"objects": objects}, {"objects": ["boxes", "label", "attribute"]})
 
 
 def drives(length: int = 4, **arguments) -> Sequences:
