@@ -266,7 +266,8 @@ class CenterDetection(Task):
         return CenterPoint(encoder, self.width, groups, rngs)
 
     def loss(self, model, batch, rng):
-        return self.loss_of_cells(model.heads, *model(batch["points"], batch["mask"]["points"]), batch)
+        x, lost = model(batch["points"], batch["mask"]["points"])
+        return self.loss_of_cells(model.heads, x, lost, batch)
 
     def loss_of_cells(self, heads, x, lost, batch):
         """Returns the loss of the features of cells, and of what the encoder leaves out."""

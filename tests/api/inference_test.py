@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -196,7 +197,8 @@ def test_run_in_a_bucket_is_used_without_a_mount(run, bucket, tmp_path, caplog, 
 
 def test_format_of_a_benchmark_has_every_example_in_its_own_precision(run, tmp_path):
     out = tmp_path / "deep" / "results.json"
-    settings = dict(task=Boxes(), batch_size=8, out=out, format="nuscenes", overrides=["data.on_error=skip"])
+    settings: dict[str, Any] = dict(task=Boxes(), batch_size=8, out=out, format="nuscenes")
+    settings["overrides"] = ["data.on_error=skip"]
     assert engine.predict(run, data=Samples(bad=[3]), **settings) == {}
     results = json.loads(out.read_text())["results"]
     assert list(results) == [f"token{index}" for index in (0, 1, 2, 4)]
@@ -207,7 +209,7 @@ def test_format_of_a_benchmark_has_every_example_in_its_own_precision(run, tmp_p
 
 
 def test_format_names_missing_predictions_and_entries_and_leaves_no_file(run, tmp_path):
-    settings = dict(batch_size=8, out=tmp_path / "results.json", format="nuscenes")
+    settings: dict[str, Any] = dict(batch_size=8, out=tmp_path / "results.json", format="nuscenes")
     with pytest.raises(TaskError, match=r"'nuscenes': it needs the prediction 'score'.*Found: attribute, boxes, label"):
         engine.predict(run, data=Samples(), task=Boxes(without="score"), **settings)
     with pytest.raises(DataError, match=r"example 0 of .*needs the entry 'sample': token of the sample.*Found: x, "):

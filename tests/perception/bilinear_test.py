@@ -1,4 +1,5 @@
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,9 @@ def test_value_that_is_not_finite_outside_of_the_four_pixels_is_not_read():
 
 def test_points_that_are_not_finite():
     grid = jnp.array([[[jnp.nan, 0], [jnp.inf, 0], [-jnp.inf, 0]]])
-    for padding, infinite in (("zeros", [jnp.nan] * 2), ("border", [7, 4]), ("reflection", [jnp.nan] * 2)):
+    wanted: dict[Literal["zeros", "border", "reflection"], list[float]]
+    wanted = {"zeros": [jnp.nan] * 2, "border": [7, 4], "reflection": [jnp.nan] * 2}
+    for padding, infinite in wanted.items():
         found = grid_sample(X, grid, padding=padding)
         np.testing.assert_array_equal(found[0, :, 0], [jnp.nan, *infinite])
         nearest = grid_sample(X, grid, padding=padding, mode="nearest")

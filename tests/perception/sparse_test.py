@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,6 @@ def test_sizes_that_do_not_fit_are_an_error():
         submanifold_conv(GRID, jnp.zeros((3, 2, 3, 3, 2)))
     with pytest.raises(TaskError, match="SparseGrid: a grid of 2000 x 2000 x 2000 cells"):
         SparseGrid(GRID.index, GRID.features, (2000, 2000, 2000))
-    for conv, more in ((strided_conv, {"capacity": 4}), (inverse_conv, {"like": GRID})):
+    for conv in (functools.partial(strided_conv, capacity=4), functools.partial(inverse_conv, like=GRID)):
         with pytest.raises(TaskError, match=r"_conv: stride = 0\. Allowed are whole numbers from 1\."):
-            conv(GRID, jnp.zeros((3, 3, 3, 3, 2)), stride=0, padding=1, **more)
+            conv(GRID, jnp.zeros((3, 3, 3, 3, 2)), stride=0, padding=1)
