@@ -40,9 +40,7 @@ CATEGORIES = {
     "movable_object.barrier": "barrier",
 }
 """Category of an annotation -> class of the detection task. Other categories have none."""
-FARTHEST: dict[str, float] = (
-    dict.fromkeys(CLASSES[:5], 50.0) | dict.fromkeys(CLASSES[5:8], 40.0) | dict.fromkeys(CLASSES[8:], 30.0)
-)
+FARTHEST = dict[str, float](zip(CLASSES, [50] * 5 + [40] * 3 + [30] * 2, strict=True))
 WITHOUT = {"traffic_cone": ("orientation", "velocity", "attribute"), "barrier": ("velocity", "attribute")}
 ATTRIBUTES = ("pedestrian.moving", "pedestrian.sitting_lying_down", "pedestrian.standing", "cycle.with_rider")
 ATTRIBUTES += ("cycle.without_rider", "vehicle.moving", "vehicle.parked", "vehicle.stopped")
