@@ -9,7 +9,7 @@ numbers, in tests/perception/golden. Other operations are compared with SciPy or
 way in JAX with float64, on random inputs; those differences are relative to the largest value. Times are medians of a
 compiled call, of the value and, where there is one, of its gradients. Costs are of the same program, on one device with
 two examples. The number in parentheses is that of the obvious way. ">" marks a loop whose length depends on values, of
-which one round is counted. --aot needs the extra `aot`, and takes about ten minutes.
+which one round is counted. --aot needs the extra `aot`, and takes long: --only chooses operations.
 """
 
 import argparse
