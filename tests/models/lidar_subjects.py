@@ -1,12 +1,16 @@
 """Detectors of lidar sweeps of public datasets, as models of meshes_test.py."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from convoy_zoo.models.street.centers import CenterDetection
+from convoy_zoo.models.street.kitti import CLASSES as KITTI
+from convoy_zoo.models.street.kitti import KittiDetection
 from convoy_zoo.models.street.nuscenes import CLASSES, NuScenesDetection
+from engine import Task
 from tests.models.mesh_subjects import Subject, only
 
 SPACE: dict[str, Any] = {"lower": (-4.0, -4.0, -2.0), "upper": (4.0, 4.0, 2.0), "cells": (8, 8), "width": 8}
@@ -26,19 +30,18 @@ def clouds(rows: int, seed: int) -> dict[str, Any]:
     }
 
 
+TASKS: dict[str, Callable[[], Task]] = {
+    "centers": lambda: CenterDetection(groups=(("car",), ("person", "bicycle")), capacity=40, **SPACE),
+    "kitti-lidar": lambda: KittiDetection(groups=(KITTI,), inputs=5, capacity=40, **SPACE),
+    "nuscenes-lidar": lambda: NuScenesDetection(groups=(CLASSES,), capacity=40, **SPACE),
+}
 LIDAR = {
-    "centers": Subject(
-        lambda: CenterDetection(groups=(("car",), ("person", "bicycle")), capacity=40, **SPACE),
+    name: Subject(
+        task,
         functools.partial(clouds, 8),
         rows=8,
         without=only("data 8"),
         learning_rate=1e-3,
-    ),
-    "nuscenes-lidar": Subject(
-        lambda: NuScenesDetection(groups=(CLASSES,), capacity=40, **SPACE),
-        functools.partial(clouds, 8),
-        rows=8,
-        without=only("data 8"),
-        learning_rate=1e-3,
-    ),
+    )
+    for name, task in TASKS.items()
 }
