@@ -5,14 +5,17 @@ from typing import Any
 
 import numpy as np
 
+from convoy_zoo.models.street.kitti import CLASSES as KITTI
+from convoy_zoo.models.street.kitti import KittiDetection
+from convoy_zoo.models.street.nuscenes import CLASSES as NUSCENES
 from convoy_zoo.models.street.nuscenes_cameras import NuScenesCameras
 from convoy_zoo.models.traffic.motion import MotionForecast
 from convoy_zoo.models.traffic.motion_examples import AGENT_FEATURES, LINE_FEATURES
 from tests.models import mesh_subjects
-from tests.models.lidar_subjects import LIDAR
 from tests.models.mesh_subjects import SWITCHES, Subject, only
 
 STEPS = 20  # of the future
+SPACE: dict[str, Any] = {"lower": (-4.0, -4.0, -3.0), "upper": (4.0, 4.0, 5.0), "cells": (8, 8), "width": 8}
 
 
 def motion(rows: int, seed: int) -> dict[str, Any]:
@@ -30,6 +33,19 @@ def motion(rows: int, seed: int) -> dict[str, Any]:
         "velocity": rng.uniform(-5, 5, (*targets, 2)).astype(np.float32),
         "future": rng.normal(0, 1, (*targets, STEPS, 2)).cumsum(2).astype(np.float32),
         "future_valid": rng.random((*targets, STEPS)) < 0.8,
+    }
+
+
+def clouds(rows: int, seed: int) -> dict[str, Any]:
+    """Points with an age around two objects of each sweep, one of which may be padding."""
+    rng = np.random.default_rng(seed)
+    boxes = np.concatenate([rng.uniform(-3, 3, (rows, 2, 2)), rng.uniform(0.5, 1.5, (rows, 2, 7))], axis=-1)
+    points = np.repeat(boxes[..., :5], 16, axis=1) + rng.normal(0, 0.5, (rows, 32, 5))
+    return {
+        "points": points.astype(np.float32),
+        "boxes": boxes.astype(np.float32),
+        "label": rng.integers(0, 3, (rows, 2), np.int32),
+        "mask": {"points": rng.random((rows, 32)) < 0.9, "objects": rng.random((rows, 2)) < [1, 0.5]},
     }
 
 
@@ -59,7 +75,6 @@ def camera_drives(rows: int, seed: int, times: int = 2) -> dict[str, Any]:
 
 SUBJECTS = {
     **mesh_subjects.SUBJECTS,
-    **LIDAR,
     "motion": Subject(
         lambda: MotionForecast(steps=STEPS, modes=2, width=16, heads=4, latents=3, encoder=0, decoder=1),
         functools.partial(motion, 8),
@@ -67,10 +82,15 @@ SUBJECTS = {
         without=only("fsdp 2 x tensor 4"),
         learning_rate=1e-3,
     ),
+    "kitti-lidar": Subject(
+        lambda: KittiDetection(groups=(KITTI,), inputs=5, capacity=40, **SPACE),
+        functools.partial(clouds, 8),
+        rows=8,
+        without=only("data 8"),
+        learning_rate=1e-3,
+    ),
     "nuscenes-cameras": Subject(
-        lambda: NuScenesCameras(
-            width=8, memory=4, rows=8, lower=(-4.0, -4.0, -3.0), upper=(4.0, 4.0, 5.0), cells=(8, 8)
-        ),
+        lambda: NuScenesCameras(groups=(NUSCENES,), memory=4, rows=8, **SPACE),
         functools.partial(camera_drives, 8),
         rows=8,
         without=only("data 8"),
