@@ -66,8 +66,10 @@ def _growth(results: Mapping[int, Result]) -> Iterator[Row]:
             growth = exponent({n: total[position] for n, total in totals.items()})
             yield Row(f"{what}, {unit} at process 0: exponent of the growth", (growth,), at_most=LINEAR)
     for phase, what in phases.items():
-        growth = exponent({n: _per_request(result, phase) for n, result in results.items()})
-        each = ", ".join(f"{1e3 * _per_request(result, phase):.2f} ms" for result in results.values())
+        times = {n: _per_request(result, phase) for n, result in results.items()}
+        if not all(times.values()):  # shorter than a tick of the clock
+            continue
+        growth, each = exponent(times), ", ".join(f"{1e3 * time:.2f} ms" for time in times.values())
         yield Row(f"{what}, processor time of process 0 per request: exponent of the growth", (growth,), note=each)
 
 

@@ -3,13 +3,21 @@
 convoy train --config=configs.nuscenes_cameras_memory --workdir=runs/nuscenes_cameras_memory
 """
 
-from convoy_zoo.configs import nuscenes_cameras
+from engine.config import defaults
 
 
 def get_config():
-    c = nuscenes_cameras.get_config()
-    c.task.update(memory=16, rows=2)
+    c = defaults()
+    task = "convoy_zoo.models.street.nuscenes_cameras.NuScenesCameras"
+    c.task = dict(target=task, width=24, memory=16, rows=2)
+    drives = "convoy_zoo.models.street.nuscenes_cameras.drives"
+    c.data = dict(target=drives, split="mini_train", length=2)
+    c.train.total = "200 steps"
     c.train.global_batch_size = 2
-    for data, length in ((c.data, 2), (c.evaluations.train.data, 1), (c.evaluations.val.data, 1)):
-        data.update(target="convoy_zoo.models.street.nuscenes_cameras.drives", length=length)
+    c.optimizer.learning_rate = 2e-3
+    c.optimizer.warmup = "30 steps"
+    for split in ("train", "val"):
+        c.evaluations[split] = dict(data=dict(target=drives, split=f"mini_{split}", length=1), every=None)
+    c.log.every = "25 steps"
+    c.tiny = {"task.width": 8, "task.cells": [16, 16]}
     return c
