@@ -6,20 +6,23 @@ import sys
 import pytest
 
 from benchmarks import driving_data
+from convoy_zoo.configs.half_labelled import CLASSES
 from tests import runs
 
-TINY = ("data.count=2", "train.total=1 steps", "evaluations.heldout.data.count=1", "task.width=2", "task.memory=2")
+TINY = ["train.total=1 steps", "task.width=4"]
+TINY += [f"data.sources.{name}.count=2" for name in CLASSES]
+TINY += [f"evaluations.heldout_{name}.data.sources.{name}.count=2" for name in CLASSES]
 
 
 @pytest.mark.multiprocess
-def test_both_variants_of_a_workload_are_trained(tmp_path):
-    words = [sys.executable, "-m", "benchmarks.driving_data", "--only=memory", "--seeds=0", f"--workdir={tmp_path}"]
+def test_all_variants_of_a_workload_are_trained(tmp_path):
+    words = [sys.executable, "-m", "benchmarks.driving_data", "--only=joint", "--seeds=0", f"--workdir={tmp_path}"]
     environment = runs.environment(JAX_DISABLE_MOST_OPTIMIZATIONS="1")  # most of the time is compilation
     found = subprocess.run([*words, *TINY], env=environment, capture_output=True, text=True, check=True)
-    first, *others = found.stdout.splitlines()[-5:]
-    assert first.startswith("memory: heldout/nds ") and "heldout/hidden_recall " in first
-    assert [line.split()[2] for line in others] == [*driving_data.SHOWN["memory"]]
-    assert len(list(tmp_path.glob("memory/*/seed0/metrics.jsonl"))) == 2
+    first, *others = found.stdout.splitlines()[-3:]
+    assert first.startswith("both: heldout_vehicle/iou ") and "heldout_lane/iou " in first
+    assert [line.split()[1] for line in others] == [*driving_data.SHOWN["joint"]]
+    assert len(list(tmp_path.glob("joint/*/seed0/metrics.jsonl"))) == 3
 
 
 def test_differences_are_those_of_each_seed():
