@@ -22,10 +22,11 @@ from benchmarks import report
 from benchmarks.report import Row
 from engine.readers import DecodeImage
 from engine.readers.lidar_files import read_points
-from engine.readers.nuscenes_sweeps import CACHE_BYTES, Sweeps
+from engine.readers.nuscenes_sweeps import Sweeps
 
 CAMERAS, WHOLE, CROP = 6, (396, 704), (140, 0, 256, 704)
 POINTS, SWEEPS = 34_720, 10
+CACHE_BYTES = 32 * 2**20  # 45 sweeps
 
 type Readers = Mapping[str, Callable[[], object]]
 

@@ -19,7 +19,7 @@ from engine.readers.files import FINGERPRINT_FILES, sampled_files
 from engine.readers.fingerprints import digest
 from engine.readers.lidar_files import read_points
 from engine.readers.nuscenes_labels import DetectionLabels
-from engine.readers.nuscenes_sweeps import CACHE_BYTES, COLUMNS, Row, Sweeps, pose_of
+from engine.readers.nuscenes_sweeps import COLUMNS, Row, Sweeps, pose_of
 from engine.readers.poses import pose_matrices
 from engine.readers.radar_files import read_radar
 from engine.storage.mounts import local_path, shown
@@ -71,7 +71,7 @@ class NuScenes(BaseSource):
         sweeps: int = 0,
         detection: bool = False,
         crop: Sequence[int] | None = None,
-        sweep_cache: int = CACHE_BYTES,
+        sweep_cache: int = 0,
     ):
         """Reads the tables of a version, all of them at once; memory then keeps what the samples need.
 
@@ -86,9 +86,9 @@ class NuScenes(BaseSource):
             detection: whether boxes have velocities, attributes and numbers of radar points.
             crop: (top, left, height, width) of the part of the resized images to read; `intrinsics` are moved with it.
                 Most models of cameras leave out the sky, such as size=(396, 704) and crop=(140, 0, 256, 704).
-            sweep_cache: bytes of decoded sweeps that each process keeps. It saves reads where examples that follow each
-                other share sweeps, as windows of `engine.Sequences` in order do. In nuScenes itself ten sweeps lie
-                between two samples, and shuffled samples share none: 0 then saves the memory.
+            sweep_cache: bytes of decoded sweeps that each process keeps, such as 32 MiB for 45 sweeps. It saves reads
+                where examples that follow each other share sweeps. By default none, since in nuScenes itself ten sweeps
+                lie between two samples, so that samples share none.
 
         Raises:
             DataError: a table is missing or damaged, a sensor or scene does not exist, or a library is missing.

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from engine.readers.decoded_cache import DecodedCache
+from engine.readers.blocks import BlockCache
 from engine.readers.lidar_files import read_points
 from engine.readers.poses import pose_matrices
 
 type Row = dict[str, Any]
 
 COLUMNS = 5  # x, y, z, intensity, ring
-CACHE_BYTES = 32 * 2**20  # 45 sweeps of 35,000 points
 
 
 def pose_of(row: Row) -> list[float]:
@@ -33,7 +32,7 @@ class Sweeps:
         keys: row of `sample_data` of the key frame of each sample; None for a sample without one.
         tables: rows by token of `sample_data`, `calibrated_sensor` and `ego_pose`.
         count: sweeps before a key frame; the first samples of a scene have fewer.
-        cache_bytes: bound of the decoded sweeps that each process keeps for samples that share them; 0 keeps none.
+        cache_bytes: bound of the decoded sweeps that each process keeps for samples that share them; 0 keeps the last.
 
     Raises:
         KeyError: the tables do not fit each other.
@@ -44,7 +43,7 @@ class Sweeps:
         keys: Sequence[Row | None],
         tables: Mapping[str, Mapping[str, Row]],
         count: int,
-        cache_bytes: int = CACHE_BYTES,
+        cache_bytes: int = 0,
     ):
         numbers: dict[str, int] = {}
         self._of: list[list[int]] = []  # numbers of the sweeps of each sample, the latest first
@@ -61,8 +60,11 @@ class Sweeps:
         egos = [pose_of(tables["ego_pose"][row["ego_pose_token"]]) for row in rows]
         self._to_ego, self._to_world = (np.array(poses, np.float64).reshape(-1, 7) for poses in (sensors, egos))
         self._files = [row["filename"] for row in rows]
-        self.read = DecodedCache(_read, cache_bytes)
+        self._cache = BlockCache(cache_bytes, _read)
+
+    def read(self, path: str) -> np.ndarray:
         """Returns the points of a file, float32 `[points, 5]`, read-only. Raises DataError for a damaged one."""
+        return self._cache.get(path)
 
     def added(self, points: np.ndarray, index: int, folder: str, sensor_to_world: np.ndarray) -> np.ndarray:
         """Returns the points of a key frame and of the sweeps before it, float32 `[points, 6]`.
@@ -95,5 +97,7 @@ class Sweeps:
         return found
 
 
-def _read(path: str) -> np.ndarray:
-    return np.asfortranarray(read_points(path, COLUMNS))  # column by column, as they are moved
+def _read(path: str) -> tuple[np.ndarray, int]:
+    points = np.asfortranarray(read_points(path, COLUMNS))  # column by column, as they are moved
+    points.flags.writeable = False  # samples share it
+    return points, points.nbytes

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from engine.readers.nuscenes_sweeps import Sweeps
 from engine.readers.poses import pose_matrices
@@ -47,4 +48,7 @@ def test_a_cache_of_any_size_and_any_order_give_the_same_points(tmp_path):
         cached = Sweeps(rows, tables, 3, cache_bytes)
         for index in (*order, *order):
             np.testing.assert_array_equal(added(cached, index), wanted[index])
-        assert cached.read.bytes <= cache_bytes
+        path = str(tmp_path / "5.bin")
+        assert cached.read(path) is cached.read(path)
+        with pytest.raises(ValueError, match="read-only"):
+            cached.read(path)[0] = 0
