@@ -26,7 +26,7 @@ class Case:
         run: the operation.
         obvious: the obvious way in JAX; None if it is the operation itself.
         inputs: random key -> the inputs of both.
-        size: the inputs of an example, in words.
+        size: the sizes of the inputs of an example, as text.
         golden: start of the names of its golden items; "" has none.
         differentiable: number of the first inputs of which gradients are computed.
         shared: places of inputs without a batch, such as kernels, whose gradient is summed over devices.

@@ -6,6 +6,7 @@ These functions read a run directory and need no training data. They do not take
 import contextlib
 import dataclasses
 import functools
+import importlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,12 +15,12 @@ from typing import Any
 import numpy as np
 
 from engine.api.lineage import PredictionLineage, record_export, remove_record
+from engine.api.prediction_files import PredictionFile, check_prediction_file, open_prediction_file
 from engine.api.predictions import EXAMPLE, Columns, Predictor
 from engine.api.results import Results, StepResults
 from engine.api.saved_evaluations import SavedEvaluations, choose_steps, log
 from engine.api.saved_program import open_program
 from engine.api.saved_run import SavedRun
-from engine.api.submission_files import check_output, open_output
 from engine.base.errors import ConfigError, DataError, did_you_mean
 from engine.checkpoint.export import export_safetensors
 from engine.checkpoint.store import StepInfo
@@ -37,6 +38,8 @@ from engine.storage.mounts import local_path
 from engine.training.figures import check_figure, draw_example
 from engine.training.task import Task, for_sources
 
+SUBMISSIONS = "engine.submissions.files"
+"""The extension that writes the formats of benchmarks, which is imported only for them."""
 FIGURE = re.compile(r"example-\d+\.png")  # name of a figure of `predict`
 
 
@@ -169,7 +172,7 @@ def predict(
     if figures and path is None:
         raise ConfigError(f"figures = {figures}: they are written next to the file `out`. Set it, too.")
     if group.is_primary():
-        check_output(path, overwrite, format, fields)
+        _check_output(path, overwrite, format, fields)
     saved = SavedRun(run)
     name, config = _config_for_predictions(saved, data, evaluation, overrides)
     section = config.data if name is None else config.evaluations[name].data
@@ -196,7 +199,7 @@ def predict(
         folder, drawn = path.with_name(f"{path.stem}_figures"), set[str]()
         lineage = PredictionLineage(path, saved, chosen, config, where, predictor) if group.is_primary() else None
         opened = (path, overwrite, format, predictor)
-        with open_output(*opened) if group.is_primary() else contextlib.nullcontext() as file:
+        with _open_output(*opened) if group.is_primary() else contextlib.nullcontext() as file:
             for columns in batches:
                 drawn |= _draw(columns, predictor, task, figures - len(drawn), folder)
                 if file is not None and lineage is not None:
@@ -211,6 +214,21 @@ def predict(
             if drawn:
                 on_message(f"figures: {folder}")
     return {}
+
+
+def _check_output(path: Path | None, overwrite: bool, format: str | None, fields: Sequence[str]) -> None:
+    """Raises ConfigError if predictions cannot be written to a file: to a table, or in the format of a benchmark."""
+    if format is not None:
+        importlib.import_module(SUBMISSIONS).check_submission_file(path, overwrite, format, fields)
+    elif path is not None:
+        check_prediction_file(path, overwrite)
+
+
+def _open_output(path: Path, overwrite: bool, format: str | None, predictor: Predictor) -> PredictionFile:
+    """Returns the file to write after `_check_output`."""
+    if format is None:
+        return open_prediction_file(path, overwrite)
+    return importlib.import_module(SUBMISSIONS).SubmissionFile(path, format, predictor)
 
 
 def _draw(columns: Columns, predictor: Predictor, task: Task, count: int, folder: Path) -> set[str]:

@@ -97,7 +97,7 @@ def _pyarrow() -> Any:
 
 
 def write_error(path: Path, error: OSError) -> DataError:
-    """Returns what to tell the user about a file that cannot be written."""
+    """Returns the error of a file that cannot be written."""
     advice = "Free space there, or choose" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Choose"
     return DataError(f"{path}: cannot be written ({error.strerror or error}). {advice} another path.")
 

@@ -129,7 +129,7 @@ class DecodeImage:
             scale = min(own_height / height, own_width / width)
             x, y = (own_width - scale * width) / 2, (own_height - scale * height) / 2
             box = (x, y, x + scale * width, y + scale * height)
-        if self.crop is not None:  # filters also read pixels beside the box, as if the whole image were resized
+        if self.crop is not None:  # the filters also read the pixels around this box
             x, y, across, down = box[0], box[1], (box[2] - box[0]) / width, (box[3] - box[1]) / height
             top, left, height, width = self.crop
             box = (x + left * across, y + top * down, x + (left + width) * across, y + (top + height) * down)

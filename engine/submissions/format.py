@@ -1,6 +1,6 @@
 """What a format of a public benchmark defines: the predictions and entries of examples that it needs, and its file.
 
-`engine/api/submission_files.py` finds a format by its name, checks the names of predictions, and reads the examples.
+`files.py` finds a format by its name, checks the names of predictions, and reads the examples.
 """
 
 import abc

@@ -50,7 +50,7 @@ def test_nobody_enters_on_red(scenes):
             for step in np.flatnonzero((ahead[1:] > 0) & (ahead[:-1] <= 0)):
                 crossed += 1
                 seen = scene.lights[lane.arm, max(step - REACTION, 0) : step + 1]
-                assert (seen != STOP).any()  # who cannot stop any more goes on, as at yellow
+                assert (seen != STOP).any()  # a vehicle that is too near to stop drives on
     assert crossed > 5
 
 

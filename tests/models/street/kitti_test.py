@@ -69,7 +69,7 @@ def test_predictions_are_boxes_of_the_camera_and_of_the_image_and_give_the_metri
     wanted = image_boxes(boxes, np.asarray(batch["projection"], np.float64), np)
     np.testing.assert_allclose(metric.predicted_2d, clipped(wanted, np.array([[375, 1242]]), np), atol=0.5)
     found = lidar_boxes(boxes, np.asarray(batch["to_camera"], np.float64), np)[..., :2]
-    assert (found > [-5, -45]).all() and (found < [75, 45]).all()  # the space, and some metres beside its cells
+    assert (found > [-5, -45]).all() and (found < [75, 45]).all()  # the space, with a margin of some metres
     real = np.asarray(batch["mask"]["labels"])
     assert np.asarray(metric.labels)[real].tolist() == np.asarray(batch["label_type"])[real].tolist()
     assert metric.compute().keys() == {"", "2d", "bev", "3d"}

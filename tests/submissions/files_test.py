@@ -1,4 +1,4 @@
-"""Wrong formats and files of `predict(format=...)`; inference_test.py has what it writes."""
+"""Wrong formats and files of `predict(format=...)`; tests/api/inference_test.py has what it writes."""
 
 import pytest
 

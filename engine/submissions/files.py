@@ -1,4 +1,4 @@
-"""Writes predictions in the format of a public benchmark (`engine/submissions/`), which is found by its name.
+"""Writes predictions in the format of a public benchmark, which is found by its name.
 
 The entries that identify an example, such as poses in float64, do not pass through the devices: the primary reads each
 example once more on the host.
@@ -11,13 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from engine.api.prediction_files import (
-    PredictionFile,
-    check_path,
-    check_prediction_file,
-    open_prediction_file,
-    write_error,
-)
+from engine.api.prediction_files import PredictionFile, check_path, write_error
 from engine.api.predictions import EXAMPLE, Columns, Predictor
 from engine.base.errors import ConfigError, ConvoyError, DataError, TaskError, did_you_mean
 from engine.base.files import temporary_path
@@ -25,25 +19,26 @@ from engine.base.user_errors import describe
 from engine.data.source import source_name
 
 PACKAGE = "engine.submissions"
-"""An extension package: a module for each format, which has a class `Format`."""
-NO_FORMATS = ("format",)  # other modules there
+"""A module for each format, which has a class `Format`."""
+NO_FORMATS = ("files", "format")  # other modules there
+
+
+def format_names() -> list[str]:
+    """Returns the names of all formats, sorted."""
+    package = importlib.import_module(PACKAGE)
+    return sorted(found.name for found in pkgutil.iter_modules(package.__path__) if found.name not in NO_FORMATS)
 
 
 def find_format(name: str) -> Any:
     """Returns the class of a format, a `SubmissionFormat`. Raises ConfigError for an unknown name."""
-    package = importlib.import_module(PACKAGE)
-    known = sorted(found.name for found in pkgutil.iter_modules(package.__path__) if found.name not in NO_FORMATS)
+    known = format_names()
     if name not in known:
         raise ConfigError(f"format = {name!r}: unknown. Formats: {', '.join(known)}.{did_you_mean(name, known)}")
     return importlib.import_module(f"{PACKAGE}.{name}").Format
 
 
-def check_output(path: Path | None, overwrite: bool, name: str | None, fields: Sequence[str]) -> None:
-    """Raises ConfigError if predictions cannot be written to a file: to a table, or in the format `name`."""
-    if name is None:
-        if path is not None:
-            check_prediction_file(path, overwrite)
-        return
+def check_submission_file(path: Path | None, overwrite: bool, name: str, fields: Sequence[str]) -> None:
+    """Raises ConfigError if predictions cannot be written to a file in the format `name`."""
     kind = find_format(name)
     if path is None:
         raise ConfigError(f"format = {name!r}: a format is written to a file. Set out=NAME{kind.suffix}.")
@@ -54,16 +49,11 @@ def check_output(path: Path | None, overwrite: bool, name: str | None, fields: S
     check_path(path, overwrite)
 
 
-def open_output(path: Path, overwrite: bool, name: str | None, predictor: Predictor) -> PredictionFile:
-    """Returns the file to write after `check_output`, as `open_prediction_file`."""
-    return open_prediction_file(path, overwrite) if name is None else SubmissionFile(path, name, predictor)
-
-
 class SubmissionFile(PredictionFile):
     """A file in the format of a benchmark; see PredictionFile.
 
     Args:
-        path: the file, after `check_output`.
+        path: the file, after `check_submission_file`.
         name: name of the format.
         predictor: the predictions.
 
