@@ -30,22 +30,26 @@ def export_safetensors(state: Mapping[str, PyTree], path: str | os.PathLike[str]
     Raises:
         CheckpointError: the file cannot be written.
     """
-    from safetensors.numpy import save_file
-
     arrays = {**state["params"], **(state["ema"] if use_ema and "ema" in state else {}), **state["carried"]}
     whole = {name: _whole(array) for name, array in sorted(arrays.items())}
     if group.is_primary():
-        path = Path(path)
-        folder = temporary_path(path)  # safetensors makes a temporary file too, whose name is random
-        try:
-            folder.mkdir()
-            save_file(whole, folder / "weights")
-            os.replace(folder / "weights", path)
-        except Exception as error:  # safetensors raises its own error class for disk errors
-            raise CheckpointError(f"{path}: the weights cannot be exported ({error}). Choose another path.") from error
-        finally:
-            remove(folder)
+        write_safetensors(whole, Path(path))
     return list(whole)
+
+
+def write_safetensors(arrays: Mapping[str, np.ndarray], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """Writes arrays of this host to a file, which is replaced atomically. Raises CheckpointError for disk errors."""
+    from safetensors.numpy import save_file
+
+    folder = temporary_path(path)  # safetensors makes a temporary file too, whose name is random
+    try:
+        folder.mkdir()
+        save_file(dict(arrays), folder / "weights", None if metadata is None else dict(metadata))
+        os.replace(folder / "weights", path)
+    except Exception as error:  # safetensors raises its own error class for disk errors
+        raise CheckpointError(f"{path}: the weights cannot be exported ({error}). Choose another path.") from error
+    finally:
+        remove(folder)
 
 
 def _whole(array: "jax.Array") -> np.ndarray:

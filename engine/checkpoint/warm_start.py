@@ -7,11 +7,12 @@ A *key* is the section and the path of an array in a state: "params/encoder/0/ke
 
 import contextlib
 import dataclasses
+import importlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.base.errors import CheckpointError
 from engine.base.types import PyTree
@@ -40,9 +41,19 @@ from engine.storage.mounts import shown
 
 if TYPE_CHECKING:
     import jax
+    from flax import nnx
 
+FOREIGN = "hf:"
+"""Begins a checkpoint that another program wrote."""
+HUB = "engine.hub.warm_start"
+"""Module of an extension package that reads such checkpoints."""
 SECTIONS = ("params", "carried")  # sections of a stored state that a warm start reads; "carried" is the model state
 AVERAGED = "ema"
+STORED_AS = "stored_as"
+"""Metadata of a parameter that is stored in another form than it is read, such as in fewer bits: an object with
+`spec(stored)`, how it is read, and `encode(array)`, end of a path -> array, for the path of the parameter."""
+OPTIONAL = "optional"
+"""Metadata of a parameter that keeps its initial value where a checkpoint lacks it: `nnx.Param(x, optional=True)`."""
 
 
 @dataclass(frozen=True)
@@ -60,13 +71,17 @@ def is_set(init: Init) -> bool:
     return bool(init.checkpoint or init.sources)
 
 
-def read_weights(init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapping[str, int]) -> RestoredWeights:
+def read_weights(
+    init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapping[str, int], module: "nnx.Module | None" = None
+) -> RestoredWeights:
     """Returns the weights of the checkpoints of `init` for the arrays of this model. Every process calls it.
 
     Args:
         init: the section of the config.
         abstract_state: the state of this run as jax.ShapeDtypeStruct with shardings.
         stacked: as for `CheckpointStore.restore`.
+        module: the model of this run with shapes in place of arrays, for weights of other programs and for parameters
+            that a checkpoint may lack.
 
     Raises:
         CheckpointError: a checkpoint does not exist, is damaged or cannot be read, or an array here has no match
@@ -74,24 +89,49 @@ def read_weights(init: Init, abstract_state: Mapping[str, PyTree], stacked: Mapp
         ConfigError: no path here begins with a prefix of `paths`, or two sources give one array.
     """
     here = [f"{section}/{path}" for section in SECTIONS for path in abstract_state[section]]
-    owners = paths_of_init.owners(init, here)
+    owners, optional = paths_of_init.owners(init, here), _optional(module)
+    forms, stored_state = _metadata(module, STORED_AS), abstract_state
+    read_as = {p: forms[p].spec(x) if p in forms else x for p, x in abstract_state["params"].items()}
+    abstract_state = {**abstract_state, "params": read_as}
     params, model_state, messages, inputs = {}, {}, [], []
     for name, source in (("", init), *init.sources.items()):
         keys = {key for key in here if owners.get(key) == name}
         if source.checkpoint and (keys or not name):
+            foreign = source.checkpoint.startswith(FOREIGN)
+            keys = keys - optional if foreign else keys
             part = {s: {p: x for p, x in abstract_state[s].items() if f"{s}/{p}" in keys} for s in SECTIONS}
-            found = _read_source(source, f"init.sources.{name}" if name else "init", part, stacked)
+            where = f"init.sources.{name}" if name else "init"
+            if foreign:
+                found = importlib.import_module(HUB).read_source(source, where, part, module)
+            else:
+                found = _read_source(source, where, part, stacked, optional)
             params |= found.params
             model_state |= found.model_state
             messages.append(found.message)
             inputs += found.inputs
     if not init.checkpoint:
-        messages.append(f"random: {_listed([key for key in here if key not in owners])}")
+        messages.append(f"random: {listed([key for key in here if key not in owners])}")
+    for path in forms.keys() & params.keys():
+        params |= _encoded(path, forms[path], params[path], stored_state["params"])
     return RestoredWeights(params, model_state, "; ".join(messages), inputs)
 
 
+def _encoded(path: str, form: Any, array: "jax.Array", abstract: Mapping[str, PyTree]) -> dict[str, "jax.Array"]:
+    """Returns the arrays in which a parameter is stored, by their paths, on the devices of `abstract`."""
+    import jax
+
+    shapes = jax.eval_shape(form.encode, array)
+    shardings = {end: abstract[path + end].sharding for end in shapes}
+    found = jax.jit(form.encode, out_shardings=shardings)(array)
+    return {path + end: x for end, x in found.items()}
+
+
 def _read_source(
-    source: InitSource, where: str, abstract_state: Mapping[str, PyTree], stacked: Mapping[str, int]
+    source: InitSource,
+    where: str,
+    abstract_state: Mapping[str, PyTree],
+    stacked: Mapping[str, int],
+    optional: Set[str],
 ) -> RestoredWeights:
     """Returns the weights of one checkpoint for the arrays of `abstract_state`; `where` is the path of its section."""
     directory, step = group.run_on_primary(
@@ -102,19 +142,25 @@ def _read_source(
         with reraise(lambda text: _unreadable(path, where, text)):
             stack.enter_context(read_lock(path))
         verify(path)
-        found = _read_matching(path, source, where, abstract_state, stacked)
+        found = _read_matching(path, source, where, abstract_state, stacked, optional)
         run = directory.removesuffix("/checkpoints")  # `directory` may be an address
         one = Input(kind=CHECKPOINT, role=where, path=run, step=step, id=manifest_hash(path))
         return dataclasses.replace(found, inputs=(one,))
 
 
 def _read_matching(
-    path: Path, source: InitSource, where: str, abstract_state: Mapping[str, PyTree], stacked: Mapping[str, int]
+    path: Path,
+    source: InitSource,
+    where: str,
+    abstract_state: Mapping[str, PyTree],
+    stacked: Mapping[str, int],
+    optional: Set[str],
 ) -> RestoredWeights:
     with reraise(lambda text: _unreadable(path, where, text)):
         stored = leaves_of(arrays.describe(path / STATE))
     check_averages(stored, path)
     keys = match([f"{s}/{p}" for s in SECTIONS for p in abstract_state[s]], stored, source.paths)
+    keys = {key: to for key, to in keys.items() if to in stored or key not in optional}
     wanted = {s: {p: x for p, x in abstract_state[s].items() if f"{s}/{p}" in keys} for s in SECTIONS}
     from_there = _stored_leaves(keys, stored, leaves_of(wanted))
     folds = other_folds(from_there, leaves_of(wanted), stacked)
@@ -123,7 +169,7 @@ def _read_matching(
             f"{where}.checkpoint: {path} does not fit this model:\n  "
             + "\n  ".join(lines[:SHOWN] + ([f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []))
             + f"\n{len(lines)} of {len(keys)} arrays here. Only there: "
-            + _listed([f"{key} {stored[key]}" for key in _unused(keys, stored)])
+            + listed([f"{key} {stored[key]}" for key in _unused(keys, stored)])
             + f".\nMap them with {where}.paths, prefix here -> prefix there, or None for random initialization: "
             f"--config.{where}.paths.head=None"
         )
@@ -131,6 +177,21 @@ def _read_matching(
         read = _read(path / STATE, with_stored_folds(wanted, from_there, folds), keys)
     read = with_wanted_folds(read, wanted, folds)
     return RestoredWeights(read["params"], read["carried"], _sentence(path, keys, stored, abstract_state))
+
+
+def _optional(module: "nnx.Module | None") -> set[str]:
+    """Returns the keys of the parameters that a checkpoint may lack."""
+    return {f"params/{path}" for path in _metadata(module, OPTIONAL)}
+
+
+def _metadata(module: "nnx.Module | None", name: str) -> dict[str, Any]:
+    """Returns path -> metadata of this name, of the parameters that have it."""
+    if module is None:
+        return {}
+    from flax import nnx
+
+    found = nnx.to_flat_state(nnx.state(module, nnx.Param))
+    return {"/".join(map(str, path)): value for path, x in found if (value := x.get_metadata().get(name))}
 
 
 def find_step(checkpoint: str, where: str = "init.checkpoint") -> tuple[str, int]:
@@ -237,7 +298,8 @@ def _unused(keys: Mapping[str, str], stored: Mapping[str, Leaf]) -> list[str]:
     return sorted(k for k in stored if k.startswith(("params/", "carried/")) and k.partition("/")[2] not in taken)
 
 
-def _listed(names: list[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Returns the first names, and the number of the others."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{', '.join(names[:SHOWN])}{more}" if names else "none"
 
@@ -249,5 +311,5 @@ def _sentence(
     averaged = any(key.startswith(f"{AVERAGED}/") for key in keys.values())
     return (
         f"initialized {len(keys)} arrays from {path}{', from its EMA where available' if averaged else ''}; "
-        f"random: {_listed(random)}; unused: {_listed(_unused(keys, stored))}"
+        f"random: {listed(random)}; unused: {listed(_unused(keys, stored))}"
     )

@@ -28,6 +28,8 @@ EXAMPLES = """
   convoy compile --config=configs.digits                              compile the programs before a run starts
   convoy checkpoints runs/digits                                      list steps, sizes and results
   convoy checkpoints verify runs/digits                               compare every file with its hash
+  convoy export runs/digits --out=digits.safetensors                  write its weights
+  convoy import weights.safetensors --config=configs.digits           match weights of another program
   convoy runs --sort=-heldout/accuracy                                list the runs in runs/, the best first
   convoy runs lineage runs/digits                                     print where it came from and went to
   convoy runs push runs/digits --to=csv                               send it to a tracker such as mlflow

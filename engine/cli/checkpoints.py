@@ -1,20 +1,18 @@
-"""`convoy checkpoints`: lists, verifies or exports the checkpoints of a run."""
+"""`convoy checkpoints`: lists or verifies the checkpoints of a run."""
 
 import argparse
 import datetime
 import math
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.base.errors import ConfigError
-from engine.cli import common
+from engine.base.deprecation import warn_deprecated
+from engine.cli import common, export
 from engine.cluster.exit_status import ExitStatus
 
 if TYPE_CHECKING:
     from engine.checkpoint.store import StepInfo
-
-CARD_FLAGS = ("intended_use", "limits", "group", "no_card")
-PATIENCE_S = 3.0  # intervals that take longer show their progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,32 +21,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "action", nargs="?", choices=["verify"], metavar="verify", help="read every file and compare it with its hash"
     )
     parser.add_argument("run", help="run directory")
-    parser.add_argument(
-        "--export",
-        metavar="FILE",
-        help="write the weights as safetensors, the averaged weights if there are any; and FILE.MODEL_CARD.md",
-    )
-    parser.add_argument("--step", help="for --export: a step, latest or best")
-    card = parser.add_argument_group("model card of --export")
-    card.add_argument("--intended-use", metavar="FILE", help="text of the team: for what the model may be used")
-    card.add_argument("--limits", metavar="FILE", help="text of the team: what is known to be wrong with it")
-    card.add_argument(
-        "--group", metavar="TAG", help="intervals over groups of examples with the same value of this tag"
-    )
-    card.add_argument("--no-card", action="store_true", help="write no model card")
+    parser.add_argument("--export", metavar="FILE", help="deprecated: convoy export RUN --out=FILE")
+    export.add_flags(parser)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """Runs `convoy checkpoints`."""
     common.refuse_overrides(overrides, "checkpoints")
-    if flags := [flag for flag in CARD_FLAGS if getattr(args, flag)]:
-        names = ", ".join(f"--{flag.replace('_', '-')}" for flag in flags)
-        if not args.export or (args.no_card and len(flags) > 1):
-            raise ConfigError(f"{names}: concern the model card of an export. Add --export=FILE, without --no-card.")
+    export.check_flags(args, is_export=bool(args.export))
     if args.action == "verify":
         _verify(args.run)
     elif args.export:
-        _export(args)
+        warn_deprecated("convoy checkpoints --export", f"convoy export {args.run} --out={args.export}", removed="0.4.0")
+        export.write(args, Path(args.export))
     else:
         _list(args.run)
     return ExitStatus.DONE
@@ -61,37 +46,6 @@ def _verify(run: str) -> None:
     directory = RunDirectory(run)
     directory.read_config_text()  # raises RunError if this is not a run
     verify_all(directory.checkpoints, print, lambda text: print(text, file=sys.stderr, flush=True))
-
-
-def _export(args: argparse.Namespace) -> None:
-    from pathlib import Path
-
-    from engine.api.inference import export
-    from engine.observe.progress import CountProgress
-
-    common.warn_of_missing_end(args.run)
-    if args.no_card:
-        names = export(args.run, args.export, step=args.step)
-        print(f"wrote {len(names)} arrays to {args.export}")
-        return
-    from engine.api.saved_run import SavedRun
-    from engine.checkpoint.bucket_copy import readable
-    from engine.lineage import card, card_results
-
-    file = Path(args.export)
-    card.check_replaceable(file)
-    team = card.TeamText(
-        card.read_team_text(args.intended_use, "--intended-use"), card.read_team_text(args.limits, "--limits")
-    )
-    step = args.step
-    if args.group:
-        step = SavedRun(args.run).choose(step)
-        card_results.check_group(readable(args.run), step, args.group)
-    names = export(args.run, file, step=step)
-    print(f"wrote {len(names)} arrays to {args.export}")
-    with CountProgress("resampling", "parts", delay_s=PATIENCE_S) as progress:
-        path = card.write_card(file, team, args.group or "", readable(args.run), progress.update)
-    print(f"model card: {path}")
 
 
 def _list(run: str) -> None:

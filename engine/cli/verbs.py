@@ -51,7 +51,9 @@ _VERBS = (
     Verb("explain", "print the mesh, the memory of a device by part, and the collectives"),
     Verb("plan", "choose mesh, remat, microbatches and memory settings for hardware that may be absent"),
     Verb("compile", "compile the programs of a run (first state, step, evaluations) before it starts"),
-    Verb("checkpoints", "list, verify or export the checkpoints of a run"),
+    Verb("checkpoints", "list or verify the checkpoints of a run"),
+    Verb("export", "write the weights of a run as safetensors, for this or another program"),
+    Verb("import", "match weights of another program with a model, check and convert them"),
     Verb(
         "runs",
         "list the runs below a folder, with the settings in which they differ",

@@ -1,4 +1,4 @@
-"""`convoy checkpoints` lists, verifies and exports; tests of damaged checkpoints are in tests/api."""
+"""`convoy checkpoints` lists and verifies; tests of damaged checkpoints are in tests/api."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from engine.cli.arguments import parse
 from engine.cli.main import main
 
 
-def test_checkpoints_are_listed_verified_and_exported(digits, tmp_path, capsys):
+def test_checkpoints_are_listed_and_verified(digits, tmp_path, capsys):
     path, _ = digits
     assert main(["checkpoints", str(path)]) == 0
     listed = capsys.readouterr().out.splitlines()
@@ -17,33 +17,10 @@ def test_checkpoints_are_listed_verified_and_exported(digits, tmp_path, capsys):
     assert main(["checkpoints", "verify", str(path)]) == 0
     assert [line.split()[2] for line in capsys.readouterr().out.splitlines()] == ["good"] * 2
     assert main(["checkpoints", "verify", str(tmp_path)]) == 1
-    out = tmp_path / "weights.safetensors"
-    assert main(["checkpoints", str(path), f"--export={out}", "--step=2"]) == 0
-    assert capsys.readouterr().out.endswith(f" arrays to {out}\nmodel card: {out}.MODEL_CARD.md\n")
-    assert out.stat().st_size > 4 * 26_122
-
-
-def test_model_card_has_the_texts_of_the_team_and_may_be_left_out(digits, tmp_path, capsys):
-    path, out, use = digits[0], tmp_path / "w.safetensors", tmp_path / "use.md"
-    use.write_text("Digits on envelopes.\n")
-    card = tmp_path / "w.safetensors.MODEL_CARD.md"
-    words = ["checkpoints", str(path), f"--export={out}"]
-    assert main([*words, "--no-card"]) == 0 and not card.exists()
-    assert main([*words, f"--intended-use={use}"]) == 0
-    first = card.read_text()
-    assert "\nDigits on envelopes.\n" in first and "| heldout/accuracy |" not in first and "| accuracy |" in first
-    assert main([*words, f"--intended-use={use}"]) == 0 and card.read_text() == first
-    card.write_text("our own")
-    out.unlink()
-    assert main(words) == 1 and "was changed by hand" in capsys.readouterr().err
-    card.unlink()
-    assert main([*words, "--group=scene"]) == 1
-    expected = "--group=scene: no stored evaluation of step 3 has such a tag. Tags: none."
-    assert expected in capsys.readouterr().err
-    assert not out.exists()  # nothing is exported without its card
-    assert main([*words, "--no-card", "--limits=x"]) == 1
+    with pytest.warns(FutureWarning, match=r"Use convoy export .* --out="):
+        assert main(["checkpoints", str(path), f"--export={tmp_path / 'w.safetensors'}", "--no-card"]) == 0
     assert main(["checkpoints", str(path), "--no-card"]) == 1
-    assert capsys.readouterr().err.count("concern the model card of an export") == 2
+    assert "concern the model card of an export" in capsys.readouterr().err
 
 
 def test_checkpoints_accepts_verify_before_the_run():

@@ -7,8 +7,12 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from flax import nnx
 
+from convoy_zoo.models.digits import Classifier
+from engine import hub
 from engine.cli.arguments import make_parser
 from engine.cli.common import Parser
 from engine.cli.main import main
@@ -46,6 +50,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("help")
     for name in ("a.toml", "b.toml"):
         (found / name).write_text(GATE)
+    model, images = Classifier(128, nnx.Rngs(0)), np.zeros((2, 8, 8), np.float32)
+    hub.save(model, found / "weights.safetensors")
+    np.savez(found / "pair.npz", image=images, output=model(images))
     return found
 
 
