@@ -2,6 +2,8 @@
 
 tools/bazel run //configs:camera_sim     160 s on one busy core; right in 93 % of the patches of 50 held-out scenes
                                          (seed 0; three seeds are not measured yet)
+tools/bazel run //configs:camera_sim -- --config.task.backbone=resnet18 --config.init.checkpoint=hf:FILE \
+    --config.init.paths="{'backbone/net': '', 'backbone': None, 'head': None}"     with an imported backbone
 
 The scenes are simulated.
 """

@@ -5,6 +5,7 @@ augmentations to the examples of a source. The arrays are numpy arrays; importin
 """
 
 from engine.augmentation.crop import Crop
+from engine.augmentation.mix_images import MixImages
 from engine.augmentation.photometric import Photometric
 from engine.augmentation.reader_scenes import (
     argoverse2_motion_scene,
@@ -27,6 +28,7 @@ __all__ = [
     "Crop",
     "Flip",
     "Lines",
+    "MixImages",
     "Photometric",
     "Points",
     "Rotate",

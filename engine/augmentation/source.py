@@ -14,11 +14,20 @@ from engine.augmentation.padding import padding_source, restore_padding, without
 from engine.augmentation.scene import Scene
 from engine.augmentation.step import Augmentation, replace, step_generators
 from engine.base.errors import ConvoyError, DataError
+from engine.base.types import PyTree
 from engine.data.adapt import Readable, as_source, counted
 from engine.data.context import Context, call, names_total_steps
 from engine.data.examples import Example
 from engine.data.sampling.sampler import Sampler, make_sampler
-from engine.data.source import SEPARATOR, BaseSource, first_example, inner_sources, limited, source_name
+from engine.data.source import (
+    SEPARATOR,
+    BaseSource,
+    example_spec,
+    first_example,
+    inner_sources,
+    limited,
+    source_name,
+)
 
 OWN = {
     *("new_arrays", "source_name", "source", "documents", "sources", "paths", "folder", "file_states", "known_names"),
@@ -71,6 +80,8 @@ class Augmented(BaseSource):
         self.tag_names = self.source.tag_names
         if self.source.has_transform and names_total_steps(self.source.transform):
             self.transform = self._transform_by_total
+        if any(type(step).completed is not Augmentation.completed for step in self.steps):
+            self.shape_specs, self.has_take = self._shape_specs, False  # those of the source lack the new entries
         if self.source.has_sampler:
             self.sampler, self.batch_sampler = self._sampler, self._sampler
 
@@ -85,7 +96,12 @@ class Augmented(BaseSource):
         return len(self.source)
 
     def __getitem__(self, index: int) -> Example:
-        return self.source[index]
+        return functools.reduce(lambda example, step: step.completed(example), self.steps, self.source[index])
+
+    def _shape_specs(self) -> list[PyTree]:
+        """Returns the specs of the source, with the entries that the augmentations add."""
+        own = example_spec(self)
+        return [{**own, **spec} for spec in self.source.shape_specs()]
 
     @functools.cached_property
     def measured(self) -> bool:

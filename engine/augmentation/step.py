@@ -62,6 +62,10 @@ class Augmentation:
         """
         raise NotImplementedError(f"{type(self).__qualname__} defines no apply.")
 
+    def completed(self, example: Example) -> Example:
+        """Returns an example that is not augmented with the entries that `apply` adds, as evaluations read it."""
+        return example
+
     @property
     def key(self) -> str:
         """Its name, or that of its class, of which the draws depend."""
