@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from engine.layers.loss import cross_entropy
     from engine.layers.norm import RMSNorm
     from engine.layers.rematerialization import checkpoint, remat
-    from engine.layers.rotary import rotary_angles, rotate
+    from engine.layers.rotary import RotaryScaling, rotary_angles, rotate
     from engine.layers.stack import Stack
     from engine.parallel.layout import constrain
 
@@ -29,6 +29,7 @@ __all__ = [
     "Embed",
     "Experts",
     "RMSNorm",
+    "RotaryScaling",
     "Stack",
     "attention",
     "checkpoint",
@@ -52,7 +53,7 @@ _MODULES = {
     "engine.layers.loss": ("cross_entropy",),
     "engine.layers.norm": ("RMSNorm",),
     "engine.layers.rematerialization": ("checkpoint", "remat"),
-    "engine.layers.rotary": ("rotary_angles", "rotate"),
+    "engine.layers.rotary": ("RotaryScaling", "rotary_angles", "rotate"),
     "engine.layers.stack": ("Stack",),
     "engine.parallel.layout": ("constrain",),
 }

@@ -57,7 +57,8 @@ def project(x: jax.Array, *dense: Dense) -> Iterator[jax.Array]:
     decoder of 1.16 billion parameters would send 18.8 instead of 12.8 GiB.
     """
     here = layout.current()
-    if here.platform != "tpu" or here.quantizes or here.size("tensor") > 1:
+    changed = any(type(layer).__call__ is not Dense.__call__ for layer in dense)  # such as a layer with an adapter
+    if changed or here.platform != "tpu" or here.quantizes or here.size("tensor") > 1:
         yield from (layer(x) for layer in dense)
         return
     kernels = [layer.kernel.get_value() for layer in dense]

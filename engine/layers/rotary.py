@@ -4,6 +4,8 @@ In a packed row the positions of each document count from 0. TPUs exchange the h
 a slice of half a head fills a part of a TPU's lanes, and XLA joins two of them in several passes over memory.
 """
 
+import dataclasses
+import math
 from collections.abc import Mapping
 
 import jax
@@ -35,10 +37,51 @@ attention kernel, and the gradient, for 2 rows of 2,048 positions.
 """
 
 
-def rotary_angles(positions: jax.Array, head_dim: int, base: float = 10_000.0) -> Angles:
+@dataclasses.dataclass(frozen=True)
+class RotaryScaling:
+    """Slower rotations for rows that are longer than those of the first training, as in Llama 3.1; names as there.
+
+    Pairs that turn at most `low_freq_factor` times in a row of the first training turn `factor` times slower. Those
+    that turn at least `high_freq_factor` times turn as before. The frequencies between them are interpolated.
+
+    Args:
+        factor: by which slow rotations are divided.
+        low_freq_factor: turns.
+        high_freq_factor: turns.
+        original_max_position_embeddings: positions of a row of the first training.
+
+    Raises:
+        TaskError: the numbers of turns are not in this order, or a number is not positive.
+    """
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+    def __post_init__(self) -> None:
+        if not (self.factor > 0 and 0 < self.low_freq_factor < self.high_freq_factor):
+            raise TaskError(f"{self}: allowed are a factor above 0, and 0 < low_freq_factor < high_freq_factor.")
+
+    def scaled(self, frequencies: jax.Array) -> jax.Array:
+        """Returns other angles per position, for `frequencies` of that shape."""
+        turns = self.original_max_position_embeddings * frequencies / (2 * math.pi)
+        kept = jnp.clip((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1)
+        return frequencies * (kept + (1 - kept) / self.factor)
+
+
+def rotary_angles(
+    positions: jax.Array, head_dim: int, base: float = 10_000.0, scaling: RotaryScaling | None = None
+) -> Angles:
     """Returns cosines and sines `[batch, time, head_dim / 2]`, float32, for positions `[batch, time]`.
 
     Call it once per step and pass the result to every layer.
+
+    Args:
+        positions: of the tokens, from 0 in each document.
+        head_dim: features of a head.
+        base: pair i of n turns by `base ** (-i / n)` for each position.
+        scaling: of these angles for long rows.
 
     Raises:
         TaskError: `head_dim` is odd.
@@ -48,6 +91,7 @@ def rotary_angles(positions: jax.Array, head_dim: int, base: float = 10_000.0) -
             f"rotary_angles: head_dim = {head_dim} is odd. Use an even size: its halves are rotated in pairs."
         )
     frequencies = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    frequencies = frequencies if scaling is None else scaling.scaled(frequencies)
     angles = positions[..., None].astype(jnp.float32) * frequencies
     # Without the barrier XLA computes the angles again at each use: for each head of each layer, forward and backward.
     return barriers.compute_once((jnp.cos(angles), jnp.sin(angles)))

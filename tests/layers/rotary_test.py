@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from engine.base.errors import TaskError
-from engine.layers import rotary_angles, rotate
+from engine.layers import RotaryScaling, rotary_angles, rotate
 from engine.parallel.layout import Layout, active
 from tests.layers.blocks import LikeTpu
 
@@ -37,6 +37,23 @@ def test_dtype_is_kept_and_odd_head_size_raises_task_error():
     assert rotate(Q.astype(jnp.bfloat16), rotary_angles(jnp.arange(6)[None], 8)).dtype == jnp.bfloat16
     with pytest.raises(TaskError, match="head_dim = 7 is odd"):
         rotary_angles(jnp.arange(6)[None], 7)
+
+
+def test_scaling_divides_slow_rotations_and_keeps_fast_ones():
+    """Of a row of 64 positions; the factors are those of Llama 3.1 for its number of turns."""
+    scaling = RotaryScaling(4.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position_embeddings=64)
+    frequencies = jnp.array([8, 4, 2.5, 1, 0.5]) * 2 * jnp.pi / 64
+    found = scaling.scaled(frequencies)
+    np.testing.assert_allclose(found, frequencies * jnp.array([1, 1, 0.625, 0.25, 0.25]), rtol=1e-6)
+    cos, sin = rotary_angles(jnp.ones((1, 1)), 8, 100.0, scaling)
+    frequencies = 100.0 ** -jnp.arange(0, 1, 0.25)
+    np.testing.assert_allclose(jnp.arctan2(sin, cos)[0, 0], scaling.scaled(frequencies), rtol=1e-5)
+
+
+@pytest.mark.parametrize("numbers", [{"factor": 0.0}, {"low_freq_factor": 4.0}, {"low_freq_factor": 0.0}])
+def test_scaling_with_other_numbers_raises_task_error(numbers):
+    with pytest.raises(TaskError, match="allowed are a factor above 0, and 0 < low_freq_factor < high_freq_factor"):
+        RotaryScaling(**numbers)
 
 
 def test_angles_are_computed_once_for_all_layers():

@@ -127,6 +127,13 @@ def test_heads_that_do_not_divide_the_width_are_refused():
         LanguageModel(**{**SIZES, "heads": 5})
 
 
+def test_scaling_that_is_not_built_is_refused():
+    with pytest.raises(
+        TaskError, match=r"task.rope_scaling: found {'factor': 8}. Allowed: None, or a dictionary with "
+    ):
+        LanguageModel(**{**SIZES, "rope_scaling": {"factor": 8}})
+
+
 @pytest.mark.slow
 def test_router_losses_are_added_to_the_loss():
     task, batch = TASKS["experts"], row(*DOCUMENTS)
