@@ -119,6 +119,16 @@ class Preemption:
             self._timer.cancel()
 
     @property
+    def answered(self) -> bool:
+        """Whether `requested` has returned True."""
+        return self._answered
+
+    @property
+    def received(self) -> bool:
+        """Whether this process has received a signal."""
+        return bool(self._received)
+
+    @property
     def interrupted(self) -> bool:
         """Whether this process received SIGINT; once `requested` is True, whether any process did."""
         return self._agreement.reason == "interrupted" or signal.SIGINT in self._received

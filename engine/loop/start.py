@@ -1,17 +1,21 @@
 """The start of an attempt: restores or initializes the state, and compiles the steps."""
 
 import contextlib
+import dataclasses
+import functools
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engine.base.types import PyTree
 from engine.checkpoint.store import CheckpointStore
 from engine.cluster import group
 from engine.compile.program import Program
 from engine.compile.shapes import CompiledSteps
 from engine.config.schema import Init
+from engine.loop.events.save import Rebuild
 from engine.loop.phases import COMPILING, RESTORING, Phases
 from engine.observe.recorder import Sums
 from engine.run.directory import RunDirectory
@@ -61,14 +65,33 @@ def restore(store: CheckpointStore, program: Program, init: Init, phase: Phases,
     with phase(RESTORING):
         abstract = program.abstract_state
         partial = () if abstract.is_schedule_free else None  # a checkpoint also holds averages, which are computed
-        found = store.restore_latest(abstract.to_tree(), program.spec.model.stacked, say, partial)
+        wanted = functools.partial(_stored_state, program)
+        found = store.restore_latest(wanted, program.spec.model.stacked, say, partial)
     if found is None:
         with phase(COMPILING):
             state, inputs = _initial_state(program, init, say)
             return Start(state, 0, {}, inputs)
     tree, step = found
-    say(f"resuming from step {step}")
-    return Start(TrainState.from_tree(tree), step, store.position(step))
+    state, interval = TrainState.from_tree(tree), program.spec.interval
+    if interval is not None and interval.first == step > 0:
+        from engine.training.unfreezing import begin
+
+        with phase(COMPILING):
+            make = program.compile_optimizer_state()
+            state = begin(state, make({path: state.params[path] for path in program.spec.model.averaged})[0])
+    else:
+        say(f"resuming from step {step}")
+    return Start(state, step, store.position(step))
+
+
+def _stored_state(program: Program, step: int) -> PyTree:
+    """Returns the abstract state that a checkpoint of the run has. Raises Rebuild for one of an earlier interval."""
+    state, interval = program.abstract_state, program.spec.interval
+    if interval is None or interval.first == 0 or step > interval.first:
+        return state.to_tree()
+    if step < interval.first:
+        raise Rebuild(f"step {step}: other groups of parameters are frozen than from step {interval.first} on")
+    return dataclasses.replace(state, opt_state=interval.earlier).to_tree()
 
 
 def record_inputs(start: Start, directory: RunDirectory) -> None:
@@ -88,7 +111,8 @@ def _initial_state(
         return program.init(), ()
     from engine.checkpoint import warm_start  # few runs need it
 
-    weights = warm_start.read_weights(init, program.abstract_state.to_tree(), program.spec.model.stacked)
+    model = program.spec.model
+    weights = warm_start.read_weights(init, program.abstract_state.to_tree(), model.stacked, model.without_values())
     say(weights.message)
     return program.init(weights.params, weights.model_state), weights.inputs
 
@@ -101,13 +125,13 @@ def say_notes(program: Program, say: Callable[[str], None]) -> None:
     if note := rounding_note(spec.task, program.abstract_batch.examples, spec.compute_dtype, spec.layout.precision):
         say(note)
     if note := frozen_note(spec.model):
-        say(note)
+        say(f"until step {spec.until} {note}" if spec.until < math.inf else note)
     for text in spec.optimizer.messages:
         say(text)
 
 
 def frozen_note(model: Model) -> str:
-    """Returns a sentence that names the parts of a model that `optimizer.trainable` freezes; "" if it freezes none."""
+    """Returns a sentence that names the frozen parts of a model; "" if none is."""
     trained = set(model.trained)
     sizes = {path: math.prod(x.shape) for path, x in model.params.items()}
     parts: dict[str, int] = {}
@@ -121,7 +145,7 @@ def frozen_note(model: Model) -> str:
     total, frozen = sum(sizes.values()), sum(parts.values())
     listed = [f"{part} ({count:,})" for part, count in sorted(parts.items(), key=lambda item: (-item[1], item[0]))]
     names = ", ".join(listed[:FROZEN]) + (f" and {len(listed) - FROZEN} more" if len(listed) > FROZEN else "")
-    return f"optimizer.trainable trains {total - frozen:,} of {total:,} parameters; frozen: {names}"
+    return f"the run trains {total - frozen:,} of {total:,} parameters; frozen: {names}"
 
 
 def compile_steps(program: Program, k: int, say: Callable[[str], None]) -> dict[int, CompiledSteps]:

@@ -16,13 +16,14 @@ from jax.sharding import Mesh
 
 from engine.base.duration import RunSize
 from engine.checkpoint.checkpointer import build_checkpointer
+from engine.checkpoint.store import CheckpointStore
 from engine.cluster import group, peer_failure
 from engine.compile.build import build_program, check_unrolled, open_compiler
 from engine.compile.memory_check import check_memory, training_batches
 from engine.compile.shapes import CompiledSteps
 from engine.config.schedules import followers
-from engine.config.schema import Config, user_targets
-from engine.config.target import INSTANCE
+from engine.config.schema import Config
+from engine.config.target import INSTANCE, user_targets
 from engine.config.text import field_texts, to_text
 from engine.data.feed import Batching
 from engine.data.source import Source, example_spec
@@ -94,7 +95,9 @@ class Trainer:
         source = indexed(source, "source")
         evaluated = {name: indexed(each, f"evaluation_sources[{name!r}]") for name, each in evaluation_sources.items()}
         text = to_text(config)
-        self.program, self.total_steps = build_program(task, mesh, source, config, matrices)
+        newest = group.run_on_primary(CheckpointStore(directory.checkpoints).latest, "the newest checkpoint")
+        self._first_step, self._resumed = newest or 0, newest is not None
+        self.program, self.total_steps = build_program(task, mesh, source, config, matrices, self._first_step)
         self.program.compiler = open_compiler(config.cache.programs, text, self.say)
         check_metric_names(self.program, config.evaluations, hooks)
         self._size = size = RunSize(config.train.global_batch_size, len(source), self.total_steps)
@@ -127,8 +130,6 @@ class Trainer:
         self._row: dict[str, float] = {}  # training metrics of the latest logging interval
         self._results: dict[str, float] = {}  # latest results of evaluations and hooks; `Results` updates them
         self._stop_reason = ""  # why the run ends or has ended before its last step
-        newest = group.run_on_primary(self.checkpoints.store.latest, "the newest checkpoint")
-        self._first_step, self._resumed = newest or 0, newest is not None
         self._started = time.monotonic()
 
     @property
@@ -152,6 +153,7 @@ class Trainer:
         Raises:
             Preempted, Interrupted: the run was asked to stop. The text says whether the state is saved.
             Diverged: the divergence policy ended the run.
+            Rebuild: groups are frozen until this step, so the trainer has to be built again.
             ReplicaError: replicas of the state differ.
             ConvoyError: storage or data failed.
         """
@@ -206,13 +208,13 @@ class Trainer:
 
     def _train_steps(self, state: TrainState, dispatcher: Dispatcher, schedule: EventSchedule) -> Iterator[Boundary]:
         """Yields a boundary whenever an event is due, and dispatches the steps in between without waiting for them."""
-        first, ended = dispatcher.step, False
+        first, ended, until = dispatcher.step, False, self.program.spec.until
         last = self.total_steps if dispatcher.programs else first  # a finished run has no programs
         while True:
             step = dispatcher.step
             self._poll()
             self._preemption.has_steps_to_save = step > first
-            stopping = self._preemption.requested()
+            stopping = self._preemption.requested() or step == until
             if stopping or self._divergence.pending:
                 schedule.bring_forward(step, DivergenceCheck, Save)
             is_last = ended or step == last
@@ -227,7 +229,7 @@ class Trainer:
                 dispatcher.recorder.call(functools.partial(self.say, f"step {step}: the run ends: {boundary.stop}"))
                 schedule.end_at(step)
                 continue
-            state = dispatcher.run(state, *schedule.advance(step, last))
+            state = dispatcher.run(state, *schedule.advance(step, min(last, until)))
 
     def _restore(self) -> Start:
         start = restore(self.checkpoints.store, self.program, self.config.init, self._phase, self.say)
@@ -324,9 +326,8 @@ class Trainer:
         checkpoints, preemption, measurements = self.checkpoints, self._preemption, self._measurements
         selecting = [] if measurements is None else measurements.selecting
         report = self.say if self.config.log.verbose else logger.info  # the log has each save
-        save = Save(
-            checkpoints, self.directory, self._divergence, recorder, preemption, selecting, self.total_steps, report
-        )
+        rest = self.total_steps, report, self.program.spec.until
+        save = Save(checkpoints, self.directory, self._divergence, recorder, preemption, selecting, *rest)
         divergence = DivergenceCheck(
             self._divergence, save, recorder, self.program, checkpoints, self._phase, self.inputs.read_again
         )

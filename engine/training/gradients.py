@@ -230,7 +230,7 @@ def called_with(
     params = gather(spec, _cast(spec, {**trained, **shared.frozen}))
     params = with_whole_kernels(spec.model, params)
     module = spec.model.module(params, model_state, jax.random.fold_in(shared.key, shared.rows + index))
-    module.train()
+    spec.model.train(module)
     return module, cast(batch.examples, spec.compute_dtype, spec.task.full_precision)
 
 

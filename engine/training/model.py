@@ -8,7 +8,7 @@ CPU cores).
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,8 @@ from engine.training.task import Task
 
 MODEL_STATE = (nnx.BatchStat,)
 RNG_STATE = (nnx.RngState,)
+TRAINED = "trained"
+"""Metadata of a parameter: False freezes it, unless `optimizer.trainable` is set."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +40,12 @@ class Model:
     rng_state: AbstractArrays
     names: Mapping[str, tuple[str | None, ...]]  # path -> logical axes of the variables that name them
     trained: tuple[str, ...]  # paths that the optimizer updates
+    averaged: tuple[str, ...]  # paths that it updates in some steps of the run: those with averages
     state_kinds: tuple[type[nnx.Variable], ...]  # variable types in `model_state`
     own_state: frozenset[str]  # paths in `model_state` of other types than nnx.BatchStat
     shared_dropout: tuple[str, ...]  # paths of nnx.Dropout modules, which draw one mask for a whole batch
     convolutions: frozenset[str]  # paths of the kernels of nnx.Conv and nnx.ConvTranspose without logical axes
+    frozen_norms: tuple[str, ...]  # paths of modules that use stored batch statistics in training, too
 
     @property
     def stacked(self) -> dict[str, int]:
@@ -70,6 +74,18 @@ class Model:
             is_key = jnp.issubdtype(spec.dtype, jax.dtypes.prng_key)
             values[path] = jax.random.fold_in(key, i) if is_key else jnp.zeros(spec.shape, spec.dtype)
         return nnx.merge(self.graph, nnx.from_flat_state([(self.keys[path], values[path]) for path in self.keys]))
+
+    def train(self, module: nnx.Module) -> None:
+        """Sets a module to training mode, in which `frozen_norms` neither compute nor change batch statistics."""
+        module.train()
+        for path, part in nnx.iter_modules(module) if self.frozen_norms else ():
+            if "/".join(map(str, path)) in self.frozen_norms:
+                part.set_attributes(use_running_average=True)
+
+    def without_values(self) -> nnx.Module:
+        """Returns the NNX module with shapes in place of arrays."""
+        shapes = {**self.params, **self.model_state, **self.rng_state}
+        return nnx.merge(self.graph, nnx.from_flat_state([(key, shapes[path]) for path, key in self.keys.items()]))
 
     def state_of(self, module: nnx.Module) -> Arrays:
         """Returns the model state and the random state of a module."""
@@ -125,7 +141,8 @@ def describe(task: Task, trainable: str = "") -> Model:
 
     Args:
         task: the Task.
-        trainable: regular expression searched in each path; an empty one trains every parameter.
+        trainable: regular expression searched in each path; an empty one trains every parameter but those that the
+            model marks: `nnx.Param(value, trained=False)`.
 
     Raises:
         TaskError: `build` does not return an nnx.Module, or the model has a variable of an unknown kind or a trained
@@ -136,7 +153,7 @@ def describe(task: Task, trainable: str = "") -> Model:
     state_kinds = MODEL_STATE + tuple(task.model_state)
     classes: dict[str, AbstractArrays] = {"params": {}, "model_state": {}, "rng_state": {}}
     graph, state = nnx.split(abstract)
-    keys, names, own_state = {}, {}, set()
+    keys, names, own_state, frozen = {}, {}, set(), set()
     for key, variable in nnx.to_flat_state(state):
         path = "/".join(map(str, key))
         classes[_class_of(path, variable, state_kinds)][path] = jax.ShapeDtypeStruct(variable.shape, variable.dtype)
@@ -144,6 +161,8 @@ def describe(task: Task, trainable: str = "") -> Model:
         if path in classes["model_state"] and not isinstance(variable, MODEL_STATE):
             own_state.add(path)
         metadata = variable.get_metadata()
+        if not metadata.get(TRAINED, True):
+            frozen.add(path)
         axes = metadata.get("logical_axes", metadata.get("out_sharding"))
         if axes is not None:
             names[path] = tuple(axes)
@@ -157,16 +176,19 @@ def describe(task: Task, trainable: str = "") -> Model:
         for path, module in nnx.iter_modules(abstract)
         if isinstance(module, (nnx.Conv, nnx.ConvTranspose))
     )
+    trained = _trained(classes["params"], trainable, frozen)
     return Model(
         graph,
         keys,
         **classes,
         names=names,
-        trained=_trained(classes["params"], trainable),
+        trained=trained,
+        averaged=trained,
         state_kinds=state_kinds,
         own_state=frozenset(own_state),
         shared_dropout=dropouts,
         convolutions=frozenset(path for path in kernels if path in classes["params"] and path not in names),
+        frozen_norms=(),
     )
 
 
@@ -181,9 +203,9 @@ def _abstract_module(task: Task) -> nnx.Module:
     return abstract
 
 
-def _trained(params: AbstractArrays, trainable: str) -> tuple[str, ...]:
-    """Returns the paths that `optimizer.trainable` matches."""
-    trained = tuple(path for path in params if re.search(trainable, path))
+def _trained(params: AbstractArrays, trainable: str, frozen: Collection[str]) -> tuple[str, ...]:
+    """Returns the paths that `optimizer.trainable` matches; if it is empty, those that the model does not freeze."""
+    trained = tuple(path for path in params if (re.search(trainable, path) if trainable else path not in frozen))
     if not trained:
         raise ConfigError(f"optimizer.trainable = {trainable!r} matches no parameter. Parameters: {', '.join(params)}.")
     whole = [path for path in trained if not jnp.issubdtype(params[path].dtype, jnp.inexact)]

@@ -50,7 +50,7 @@ def _choose(spec: StepSpec, batch: Batch) -> MuonChoice:
 
     def loss(params: Arrays, model_state: Arrays, key: jax.Array, batch: Batch) -> PyTree:
         module = spec.model.module(cast(params, spec.compute_dtype), model_state, key)
-        module.train()
+        spec.model.train(module)
         keys = jax.random.split(key, rows)
         examples = cast(batch.examples, spec.compute_dtype, task.full_precision)
         with author_errors_reported(task, "loss", examples):

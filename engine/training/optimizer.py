@@ -7,7 +7,7 @@ optax.GradientTransformation`. Gradients are clipped first; then each group has 
 import dataclasses
 import functools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -23,7 +23,7 @@ from engine.config.schema import Optimizer
 from engine.config.target import build, parameters_of, resolve
 from engine.metrics.values import describe_value
 from engine.parallel.rules import STACKED
-from engine.training.schedules import Count, Number, Schedule, build_schedule, constant, message
+from engine.training.schedules import Count, Number, Schedule, build_schedule, constant, frozen_steps, message
 
 if TYPE_CHECKING:
     from engine.training.muon import MuonChoice
@@ -62,6 +62,10 @@ class RunOptimizer:
     """Which parameters Muon orthogonalises; None without Muon."""
     details: tuple[str, ...] = ()
     """Lines about each parameter, for `explain`."""
+    frozen: frozenset[str] = frozenset()
+    """Labels of the groups that are frozen until a later step (`unfreezing.py`)."""
+    partitioned: bool = False
+    """Whether the state has a part for each label."""
 
     @functools.cached_property
     def tx(self) -> Transformation:
@@ -88,10 +92,13 @@ class RunOptimizer:
             opt_state: state of `tx`.
             step: used where the state has no such count, as for the optimizer of an author.
         """
-        several = len(set(self.labels.values())) > 1
-        rates = {}
+        several = self.partitioned
+        rates: dict[str, Number] = {}
         for key, schedule in self.schedules.items():
             part, label = opt_state, key.removesuffix(ADAM)
+            if label in self.frozen:
+                rates[_rate_name(key)] = 0.0
+                continue
             if several:
                 [partition, *_] = _find(opt_state, optax.transforms.PartitionState)
                 part = partition.inner_states.get(label, ())
@@ -124,6 +131,7 @@ def build_optimizer(
     params: Mapping[str, Leaf],
     names: Names | None = None,
     choice: "MuonChoice | None" = None,
+    frozen: Collection[str] = (),
 ) -> RunOptimizer:
     """Returns the optimizer of the trained parameters.
 
@@ -133,47 +141,83 @@ def build_optimizer(
         params: path -> array or shape of each trained parameter.
         names: path -> logical axes; the dimensions of a stack of layers do not count in deciding what is a matrix.
         choice: which parameters Muon orthogonalises; None: the choice of earlier versions, by names.
+        frozen: groups whose parameters are frozen until a later step; they have rates, and no state.
 
     Raises:
         ConfigError: a group matches no parameter, or a target does not take a setting.
     """
-    labels = group_labels(config, params)
+    all_labels = group_labels(config, params)
+    labels = {path: label for path, label in all_labels.items() if label not in frozen}
     schedules, messages, details = {REST: build_schedule(config, size)}, [], []
     of_adam: dict[str, Schedule] = {}
     if uses_muon(config):
         from engine.training import muon
 
         choice = choice or muon.earlier_choice(params, names or {})
-        of_adam, messages, details = _describe_muon(config, choice, labels, params, size)
+        of_adam, messages, details = _describe_muon(config, choice, all_labels, params, size)
     else:
         choice = None
-    for label in sorted({*labels.values(), REST}):
+    for label in sorted({*all_labels.values(), REST}):
         section, where = _section(config, label)
-        found = build_schedule(section, size, where)
-        if text := message(section, found, size, where):
+        found = build_schedule(section, of_group := _size_of(config, label, size), where)
+        if text := message(section, found, of_group, where):
             messages.append(text)
         if label:
             schedules[label] = found.scaled(config.groups[label].learning_rate_scale)
     schedules |= of_adam
+    scales, tables = _layer_scales(config, all_labels, params, names or {})
+    details += tables
+    # In the same form before and after a group is unfrozen.
+    is_partitioned = len(set(labels.values())) > 1 or any(group.frozen_until for group in config.groups.values())
 
     def make(schedules: Mapping[str, Schedule]) -> Transformation:
         parts = {}
         for label in sorted(set(labels.values())):
             parts[label] = _group(config, label, schedules, names or {}, choice)
-        tx = next(iter(parts.values())) if len(parts) == 1 else optax.partition(parts, labels)
+        tx = optax.partition(parts, labels) if is_partitioned else next(iter(parts.values()))
         limits = _clip_limits(config, labels)
-        return optax.with_extra_args_support(optax.chain(_clip(limits), tx) if limits else tx)
+        before, after = ([_clip(limits)] if limits else []), ([_scale(scales)] if scales else [])
+        return optax.with_extra_args_support(optax.chain(*before, tx, *after) if before or after else tx)
 
     periods = {label: config.groups[label].every for label in schedules if label and not label.endswith(ADAM)}
-    optimizer = RunOptimizer(schedules, labels, make, tuple(messages), periods, choice, tuple(details))
-    optimizer.tx  # noqa: B018 (raises the errors of the targets)
-    jax.eval_shape(lambda numbers: (optimizer.with_numbers(numbers).tx, numbers)[1], optimizer.numbers)  # likewise
+    optimizer = RunOptimizer(
+        schedules, labels, make, tuple(messages), periods, choice, tuple(details), frozenset(frozen), is_partitioned
+    )
+    _check_targets(optimizer, {path: params[path] for path in labels}, is_scaled=bool(scales))
     return optimizer
+
+
+def _check_targets(optimizer: RunOptimizer, trained: Mapping[str, Leaf], is_scaled: bool) -> None:
+    """Traces the optimizer, which raises the errors of its targets."""
+    state = jax.eval_shape(optimizer.tx.init, dict(trained))
+    if is_scaled and _find(state, optax.contrib.ScheduleFreeState):
+        problem = "is set, but a schedule-free optimizer averages the weights by one learning rate"
+        raise FieldError(f"{WHERE}.layer_decay", problem, "Use another optimizer, or groups with learning_rate_scale.")
+    jax.eval_shape(lambda numbers: (optimizer.with_numbers(numbers).tx, numbers)[1], optimizer.numbers)
 
 
 def _section(config: Optimizer, label: str) -> tuple[Optimizer, str]:
     """Returns the settings of a group, or of no group, and their path in the config."""
     return (config.of_group(label), f"{WHERE}.groups.{label}") if label else (config, WHERE)
+
+
+def _layer_scales(
+    config: Optimizer, labels: Mapping[str, str], params: Mapping[str, Leaf], names: Names
+) -> tuple[Mapping[str, np.ndarray], list[str]]:
+    """Returns path -> factor on the learning rate, by depth, and tables; both are empty without `layer_decay`."""
+    decays = {path: _section(config, label)[0].layer_decay for path, label in labels.items()}
+    if all(decay is None for decay in decays.values()):
+        return {}, []
+    from engine.training.layer_decay import layer_scales
+
+    scales, table = layer_scales(decays, params, names)
+    return scales, [table]
+
+
+def _size_of(config: Optimizer, label: str, size: RunSize) -> RunSize:
+    """Returns the sizes of the run for the schedule of a group, which begins at the step at which it is unfrozen."""
+    frozen = frozen_steps(config, label, size) if label else 0
+    return dataclasses.replace(size, total_steps=max(size.total_steps - frozen, 1)) if frozen else size
 
 
 def _describe_muon(
@@ -196,7 +240,8 @@ def _describe_muon(
                 "started this run. In a new run it does."
             )
             continue
-        schedule = build_schedule(dataclasses.replace(section, learning_rate=peak), size, where)
+        of_group = _size_of(config, label, size)
+        schedule = build_schedule(dataclasses.replace(section, learning_rate=peak), of_group, where)
         schedules[label + ADAM] = schedule.scaled(config.groups[label].learning_rate_scale if label else 1.0)
     return schedules, messages, details
 
@@ -238,6 +283,15 @@ def _clip(limits: Sequence[tuple[float, frozenset[str]]]) -> Transformation:
             scale = jnp.where(norm < most, 1.0, most / norm)
             updates |= {path: g * scale.astype(g.dtype) for path, g in part.items()}
         return updates, state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+
+
+def _scale(scales: Mapping[str, np.ndarray]) -> Transformation:
+    """Returns a transformation that multiplies updates by their scales (`layer_decay.py`)."""
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **known: jax.Array) -> tuple[PyTree, PyTree]:
+        return {path: g * scales[path].astype(g.dtype) for path, g in updates.items()}, state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 

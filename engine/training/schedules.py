@@ -87,6 +87,12 @@ def _warmed_up(peak: float, steps: int, after: Schedule) -> Schedule:
     return Schedule((peak, *after.numbers), formula)
 
 
+def frozen_steps(config: Optimizer, group: str, size: RunSize) -> int:
+    """Returns the step from which on a group is trained, at which its schedule begins."""
+    until = config.groups[group].frozen_until
+    return 0 if until is None else until.steps(size.batch_size, size.dataset_size)
+
+
 def constant(rate: float) -> Schedule:
     """Returns a learning rate that never changes."""
     return Schedule((rate,), _constant)

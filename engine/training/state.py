@@ -115,7 +115,7 @@ def _state_with(
         model_state=model_state,
         opt_state=tx.init(trained),
         loss_window=jnp.full(LOSS_WINDOW, jnp.nan, jnp.float32),
-        ema=jax.tree.map(jnp.copy, trained) if ema else None,
+        ema={path: jnp.copy(params[path]) for path in model.averaged} if ema else None,
     )
 
 
@@ -197,7 +197,7 @@ def abstract_state(
         jax.tree.map(lambda _: whole, shapes),
         params=of_params,
         opt_state=opt_state,
-        ema={path: of_params[path] for path in model.trained} if ema else None,
+        ema={path: of_params[path] for path in model.averaged} if ema else None,
     )
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, shardings)
 

@@ -4,8 +4,9 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,9 @@ from engine.training.objective import Objective
 from engine.training.optimizer import RunOptimizer
 from engine.training.state import Shardings
 from engine.training.task import Task
+
+if TYPE_CHECKING:
+    from engine.training.unfreezing import Interval
 
 ENGINE_METRICS = ("grad_norm", "learning_rate", "skipped")
 BAD_EXAMPLES = "bad_examples"  # additional metric with data.on_error=skip
@@ -61,13 +65,25 @@ class StepSpec:
     reads: list[str] = dataclasses.field(default_factory=list)  # see `WatchedContext`; filled while tracing
     compiler_options: Mapping[str, bool | int | float | str] = dataclasses.field(default_factory=dict)  # options of XLA
     row_state: tuple[str, ...] = ()  # paths of the model state that the loss carries for each row of a batch
+    changed_state: frozenset[str] = frozenset()  # paths of the model state that the loss changes
     data_warnings: tuple[str, ...] = ()  # about data that does not fit such state
+    interval: "Interval | None" = None  # of steps in which the same groups are frozen; None: none ever is
     branch: bool = False  # the guard branches instead of selecting each value: faster on CPU without convolutions
 
     @property
     def tx(self) -> optax.GradientTransformationExtraArgs:
         """The transformation of the trained parameters."""
         return self.optimizer.tx
+
+    @property
+    def until(self) -> float:
+        """The step at which a frozen group begins to be trained, so that the run needs other programs."""
+        return math.inf if self.interval is None else self.interval.until
+
+    @property
+    def suffix(self) -> str:
+        """End of the names of the programs that begin at another step than the first."""
+        return "" if self.interval is None or self.interval.first == 0 else f" from step {self.interval.first}"
 
     @property
     def splits_params(self) -> bool:

@@ -39,7 +39,9 @@ class _Operations:
     def model(self, params: Arrays, model_state: Arrays, key: jax.Array) -> nnx.Module:
         spec = self.spec
         values = cast(params, spec.compute_dtype)
-        return spec.model.module(with_whole_kernels(spec.model, values), model_state, key)
+        module = spec.model.module(with_whole_kernels(spec.model, values), model_state, key)
+        spec.model.train(module)
+        return module
 
     def optimize(self, params: Arrays, opt_state: PyTree, grads: Arrays) -> tuple[Arrays, PyTree, jax.Array]:
         grads = constrain(self.spec, grads)
@@ -156,13 +158,14 @@ def finish(
         params, model_state = _after_step(spec, params, model_state, context)
     ema: PyTree = state.ema
     if spec.ema_decay is not None:
-        ema = optax.incremental_update({path: params[path] for path in spec.model.trained}, ema, 1 - spec.ema_decay)
+        new, old = ({path: values[path] for path in spec.model.trained} for values in (params, ema))
+        ema = ema | optax.incremental_update(new, old, 1 - spec.ema_decay)
     return dataclasses.replace(state, params=params, model_state=model_state, opt_state=opt_state, ema=ema)
 
 
 def _after_step(spec: StepSpec, params: Arrays, model_state: Arrays, context: Context) -> tuple[Arrays, Arrays]:
     module = spec.model.module(params, model_state, key_of(context.rng, MODEL))
-    module.train()
+    spec.model.train(module)
     spec.task.after_step(module, context)
     return spec.model.variables_of(module, params, model_state)
 
@@ -177,7 +180,7 @@ def changed_by_after_step(spec: StepSpec, state: TrainState, key: jax.Array) -> 
         return []
     module = spec.model.module(state.params, state.model_state, key)
     before = spec.model.params_of(module)
-    module.train()
+    spec.model.train(module)
     spec.task.after_step(module, spec.context(state.step, key_of(key, AFTER_STEP)))
     spec.model.variables_of(module, state.params, state.model_state)
     return changed_frozen(spec, before, spec.model.params_of(module))

@@ -20,7 +20,7 @@ class StepOperations(Protocol):
     """What a step does for an `UpdateState`. An implementation is hashable, since it is not data of the pytree."""
 
     def model(self, params: Arrays, model_state: Arrays, key: jax.Array) -> nnx.Module:
-        """Returns the model with these values, in the precision of the run."""
+        """Returns the model with these values, in training mode and in the precision of the run."""
         ...
 
     def optimize(self, params: Arrays, opt_state: PyTree, grads: Arrays) -> tuple[Arrays, PyTree, jax.Array]:
@@ -61,9 +61,7 @@ class UpdateState:
             params: path -> trained parameter, to differentiate with respect to it; None for `self.params`.
         """
         values = {**(self.params if params is None else params), **self.frozen}
-        module = self.static.model(values, self.model_state, self.key)
-        module.train()
-        return module
+        return self.static.model(values, self.model_state, self.key)
 
     def apply_gradients(self, grads: Arrays) -> "UpdateState":
         """Returns the state after an update of the optimizer, with its clipping, schedule and groups.

@@ -14,6 +14,7 @@ import pytest
 
 from engine.loop.preemption import Interrupted, Preempted, Preemption, start_ended_by_sigterm
 from engine.loop.timeouts import SAME_SIGNAL_S
+from tests import runs
 
 LOOP = """
     import os, signal, sys, time
@@ -37,13 +38,12 @@ RUN = """
 """
 
 
-def start(program: str, *arguments: str) -> subprocess.Popen:
+def start(program: str, *arguments: str) -> runs.Started:
     command = [sys.executable, "-c", textwrap.dedent(LOOP) + textwrap.dedent(program), *arguments]
-    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return runs.begin(command, None, runs.environment(), apart=True)
 
 
-def wait_for(process: subprocess.Popen, line: str) -> None:
+def wait_for(process: runs.Started, line: str) -> None:
     assert process.stdout is not None
     for found in process.stdout:
         if found.strip() == line:
@@ -51,10 +51,10 @@ def wait_for(process: subprocess.Popen, line: str) -> None:
     pytest.fail(f"no line {line!r}: {process.communicate()[1]}")
 
 
-def end(process: subprocess.Popen) -> tuple[int, str, str]:
+def end(process: runs.Started) -> tuple[int, str, str]:
     output, errors = process.communicate(timeout=180)
     own = [line for line in output.splitlines(keepends=True) if not line.startswith("[Gloo]")]
-    return process.returncode, "".join(own), errors
+    return process.wait(), "".join(own), errors
 
 
 @pytest.fixture(autouse=True)
@@ -309,7 +309,7 @@ def test_signal_outside_a_wait_does_not_interrupt():
             time.sleep(0.01)
 
 
-def pair(program: str) -> list[subprocess.Popen]:
+def pair(program: str) -> list[runs.Started]:
     """Starts two processes of one job."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

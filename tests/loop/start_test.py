@@ -76,9 +76,7 @@ def test_start_from_step_0_with_random_weights_has_no_parents(tmp_path, position
 
 def test_frozen_parts_are_named():
     model = describe(zoo.Classify("mlp", width=8), "^head|hidden/1/bias")
-    assert frozen_note(model) == (
-        "optimizer.trainable trains 44 of 244 parameters; frozen: hidden/0 (136), hidden/1/kernel (64)"
-    )
+    assert frozen_note(model) == ("the run trains 44 of 244 parameters; frozen: hidden/0 (136), hidden/1/kernel (64)")
     assert frozen_note(describe(zoo.Classify("mlp", width=8))) == ""
 
 

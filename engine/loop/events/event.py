@@ -23,7 +23,7 @@ class Boundary:
     last: bool
     """Whether `step` is the last step of the run."""
     stopping: bool
-    """Whether the run was asked to stop: it saves and ends at this boundary."""
+    """Whether the run saves and ends here: it was asked to stop, or its trainer is built again (`StepSpec.until`)."""
     interrupted: bool = False
     """Set by an event that aborted because the run was asked to stop; the boundary is repeated with `stopping`."""
     stop: str = ""
@@ -84,7 +84,7 @@ class EventSchedule:
         """Makes the events due at a step that run at the end of a run, and no others."""
         self._next = {event: step if event.runs_at_end else math.inf for event in self._next}
 
-    def advance(self, step: int, total_steps: int) -> tuple[float, float]:
+    def advance(self, step: int, total_steps: float) -> tuple[float, float]:
         """Returns the next step > `step` with an event, and the next that ends a dispatch; at most `total_steps`."""
         self._next = {event: event.next_step(step) for event in self._next}
         ends = [at for event, at in self._next.items() if event.ends_dispatch]

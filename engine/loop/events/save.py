@@ -18,11 +18,20 @@ from engine.observe.recorder import Recorder
 from engine.run.directory import RunDirectory
 
 
+class Rebuild(Exception):
+    """Raised to make the caller build the trainer again, for a checkpoint from which on other groups are frozen."""
+
+    def __init__(self, text: str, preemption: Preemption | None = None):
+        super().__init__(f"{text}. engine.train does so; in own code, build the Trainer again and call its run")
+        self.preemption = preemption
+        """It may have received a signal that the run has not answered."""
+
+
 @dataclass(eq=False)
 class Save:
     """Saves by policy, and always at the last step, on a request to stop, and with an evaluation that selects the best.
 
-    When the run was asked to stop, it raises Interrupted or Preempted after the save.
+    When the run was asked to stop, it raises Interrupted or Preempted after the save; at the step `until`, Rebuild.
     """
 
     checkpoints: Checkpointer
@@ -34,6 +43,8 @@ class Save:
     """Periods of the evaluations that select the best checkpoint."""
     total_steps: int
     say: Callable[[str], None]
+    until: float = math.inf
+    """Step from which on a frozen group is trained: the run saves, and its trainer is built again."""
     phase = SAVING
     runs_at_end = True
 
@@ -62,6 +73,11 @@ class Save:
                 self.say(f"saving checkpoint of step {boundary.step}")
                 self.directory.stopwatch.flush()
                 self.recorder.saved()
+        if boundary.stopping and boundary.step == self.until and not self.preemption.answered:
+            self.checkpoints.finish()
+            raise Rebuild(
+                f"step {boundary.step}: a frozen group of parameters is trained from here on", self.preemption
+            )
         if boundary.stopping:
             raise self._stopped(boundary.step)
 
