@@ -2,7 +2,7 @@
 
 convoy train --config=configs/argoverse2_motion.py          a simulated miniature of 200 scenarios, written first
 
-2 min 20 s of CPU time; on 40 other scenarios, brier-minFDE 3.7 m and minFDE 3.1 m of the best of 6 futures of the focal
+2 min of CPU time; on 40 other scenarios, brier-minFDE 3.8 m and minFDE 3.3 m of the best of 6 futures of the focal
 track, where constant velocity has 9.9 m. docs/public-datasets.md says how to train on the real dataset.
 """
 

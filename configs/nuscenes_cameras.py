@@ -1,10 +1,13 @@
-"""Detection of the ten classes of nuScenes, and masks of vehicles from above, in six cameras: lift and splat.
+"""Detection of the ten classes of nuScenes, and masks of vehicles and pedestrians from above, in six cameras.
 
 convoy train --config=configs.nuscenes_cameras --workdir=runs/nuscenes_cameras
+    intersection over union of vehicles 0.52 and of pedestrians 0.16, mean average precision 0.22 and nuScenes detection
+    score 0.33 on the 40 training samples of the miniature; about two minutes of CPU time
 convoy predict runs/nuscenes_cameras --evaluation=val --format=nuscenes --out=results.json
 
-The data are a simulated miniature of six scenes, which is made if it is absent: docs/public-datasets.md. After 200
-steps, the intersection over union of vehicles is 0.47 on the 40 samples of training, and the detection score 0.37.
+The miniature is simulated, and written to data/miniatures/nuscenes on the first start: docs/public-datasets.md. Images
+are lifted and splatted; with `--config.task.view=deformable`, cells read them by deformable attention: 0.49, 0.01, 0.15
+and 0.26 after as many steps, and four minutes of CPU time.
 """
 
 from engine.config import defaults

@@ -2,7 +2,7 @@
 
 convoy train --config=configs/waymo_motion.py          a simulated miniature of 200 scenarios, written first
 
-2 min 20 s of CPU time; on 40 other scenarios, mAP 0.49, minADE 1.15 m and miss rate 0.32.
+2 min of CPU time; on 40 other scenarios, mAP 0.49, minADE 1.15 m and miss rate 0.32.
 docs/public-datasets.md says how to train on the real dataset.
 """
 

@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
+from benchmarks.aot.modelled_time import ModelledTime, modelled_time
 from benchmarks.aot.programs import Compiled
 from benchmarks.aot.small import StepCosts, host_starts, step_costs
-from convoy_zoo.models.traffic.motion_tokens import NextToken
-from convoy_zoo.models.traffic.token_model import TokenModel
 from engine.api.prepared import program
+from engine.config import hardware
 from engine.config.override import assign
 from engine.parallel.memory import device_bytes
 from engine.parallel.targets import devices
@@ -33,7 +32,7 @@ from engine.parallel.targets import devices
 TARGETS: Mapping[str, tuple[str, int]] = {"v5e": ("v5e:4x4", 16), "h100": ("h100:1x8", 8)}
 """Name in a row -> target, and its devices."""
 GPUS = ("h100",)
-STAND_INS = "benchmarks.aot.driving"
+STAND_INS = "benchmarks.aot.stand_ins"
 COLUMNS = (
     "row",
     "launches",
@@ -44,6 +43,8 @@ COLUMNS = (
     "padding",
     "MiB sent",
     "GiB held",
+    "ms",
+    "outside",
     "compile s",
 )
 
@@ -63,12 +64,28 @@ class Workload:
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def _data(name: str) -> dict[str, Any]:
-    return {"data": {"target": f"{STAND_INS}.{name}"}}
+def _data(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"data": {"target": f"{STAND_INS}.{name}", **arguments}}
 
 
-_SWEEPS = {"task.width": 64, "task.cells": [128, 128], "task.capacity": 30_000}
-_IMAGES = {"task.width": 64, "task.cells": [128, 128], "task.strides": [[4, 4], [2, 2], [2, 2]]}
+_SWEEPS = {**_data("Sweeps"), "task.width": 64, "task.cells": [256, 256], "task.capacity": 60_000}
+_FRAMES = {
+    "task.lower": [0.0, -40.0, -3.0],
+    "task.upper": [70.4, 40.0, 1.0],
+    "task.cells": [176, 200],
+    "task.width": 64,
+    "task.capacity": 16_000,
+}
+_IMAGES = {
+    "task.width": 128,
+    "task.cells": [128, 128],
+    "task.lower": [-51.2, -51.2, -3.0],
+    "task.upper": [51.2, 51.2, 5.0],
+    "task.strides": [[4, 4], [2, 2], [2, 2]],
+}
+_MOTION = {"task.width": 128, "task.encoder": 4, "task.decoder": 4}
+_ARGOVERSE = _data("Motion", targets=4, agents=48, lines=256, history=10, future=60)
+_WAYMO = _data("Motion", targets=8, agents=64, lines=256, history=11, future=80)
 WORKLOADS: Mapping[str, Workload] = {
     "lidar_sim": Workload("configs.lidar_sim", 4),
     "bev_sim": Workload("configs.bev_sim", 2),
@@ -78,114 +95,15 @@ WORKLOADS: Mapping[str, Workload] = {
         "configs.motion_tokens", 8, {**_data("TokenScenes"), "task.target": f"{STAND_INS}.Tokens"}
     ),
     "forecast_eth_ucy": Workload("configs.forecast_eth_ucy", 8, _data("PackedScenes")),
-    "nuscenes_lidar": Workload("configs.nuscenes_lidar", 2, {**_data("Sweeps"), **_SWEEPS}),
-    "nuscenes_voxels": Workload("configs.nuscenes_lidar", 2, {**_data("Sweeps"), **_SWEEPS, "task.voxels": 16}),
+    "nuscenes_lidar": Workload("configs.nuscenes_lidar", 2, _SWEEPS),
+    "nuscenes_voxels": Workload("configs.nuscenes_lidar", 2, {**_SWEEPS, "task.voxels": 16}),
     "nuscenes_cameras": Workload("configs.nuscenes_cameras", 2, {**_data("Images"), **_IMAGES}),
+    "nuscenes_cameras_memory": Workload("configs.nuscenes_cameras_memory", 2, {**_data("drives", length=2), **_IMAGES}),
+    "argoverse2_motion": Workload("configs.argoverse2_motion", 4, {**_ARGOVERSE, **_MOTION}),
+    "waymo_motion": Workload("configs.waymo_motion", 4, {**_WAYMO, **_MOTION}),
+    "kitti_lidar": Workload("configs.kitti_lidar", 2, {**_data("Frames"), **_FRAMES}),
 }
 """Name -> workload. The rows of a device are those that its config trains with on one."""
-
-
-class Agents:
-    """Agents to predict, of the shapes of `convoy_zoo.models.traffic.targets.Targets`."""
-
-    def __len__(self) -> int:
-        return 1 << 16
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        features = {"agents": (20, 37), "pieces": (56, 16), "signals": (8, 19)}
-        return {
-            **{name: np.zeros(shape, np.float32) for name, shape in features.items()},
-            "mask": {name: np.ones(count, bool) for name, (count, _) in features.items()},
-            "lanes": np.zeros((56, 5, 2), np.float32),
-            "speed": np.float32(1),
-            "future": np.ones((12, 2), np.float32),
-            "type": np.int32(0),
-            "group": np.int32(0),
-            "near": np.int32(0),
-        }
-
-
-class TokenScenes:
-    """Scenes of the shapes of `convoy_zoo.models.traffic.token_scenes.TokenScenes`."""
-
-    def __len__(self) -> int:
-        return 1 << 16
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        agents, pieces, steps = 32, 256, 17
-        return {
-            "pose": np.zeros((agents, steps, 3), np.float32),
-            "valid": np.ones((agents, steps), bool),
-            "size": np.ones((agents, 2), np.float32),
-            "type": np.zeros(agents, np.int32),
-            "points": np.zeros((pieces, 5, 2), np.float32),
-            "width": np.ones(pieces, np.float32),
-            "limit": np.ones(pieces, np.float32),
-            "kind": np.zeros(pieces, np.int32),
-            "road": np.ones(pieces, bool),
-            "mask": np.ones(pieces, bool),
-            "light": np.zeros((pieces, steps), np.int32),
-            "reach": np.float32(50),
-        }
-
-
-class PackedScenes:
-    """Rows of the shapes of `convoy_zoo.models.pedestrians.eth_ucy.Rows`."""
-
-    def __len__(self) -> int:
-        return 1 << 16
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {
-            "history": np.zeros((64, 8, 2), np.float32),
-            "future": np.zeros((64, 12, 2), np.float32),
-            "segment_ids": np.ones(64, np.int32),
-            "mask": np.ones(64, bool),
-        }
-
-
-class Boxes:
-    """Labels of nuScenes, without data."""
-
-    def __len__(self) -> int:
-        return 1 << 16
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {
-            "boxes": np.ones((200, 9), np.float32),
-            "label": np.zeros(200, np.int32),
-            "attribute": np.zeros(200, np.int32),
-            "mask": {"objects": np.ones(200, bool)},
-        }
-
-
-class Sweeps(Boxes):
-    """Ten sweeps of nuScenes of the shapes of `convoy_zoo.models.street.nuscenes.sweeps`."""
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        labels = super().__getitem__(index)
-        mask = {**labels["mask"], "points": np.ones(200_000, bool)}
-        return {**labels, "points": np.zeros((200_000, 5), np.float32), "mask": mask}
-
-
-class Images(Boxes):
-    """Six cameras of nuScenes of the shapes of `convoy_zoo.models.street.nuscenes_cameras.samples`."""
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {
-            **super().__getitem__(index),
-            "images": np.zeros((6, 256, 704, 3), np.uint8),
-            "intrinsics": np.zeros((6, 3, 3), np.float32),
-            "poses": np.zeros((6, 4, 4), np.float32),
-            "pose": np.zeros(3, np.float32),
-        }
-
-
-class Tokens(NextToken):
-    """The simulation of traffic with tokens that need no scenes."""
-
-    def build(self, rngs):
-        return TokenModel(self, np.zeros((self.tokens, 3), np.float32), rngs)
 
 
 def compile_workload(name: str, target: str, steps: int = 1, dump: Path | None = None) -> Compiled:
@@ -208,6 +126,8 @@ def compile_workload(name: str, target: str, steps: int = 1, dump: Path | None =
     c.cache.compiled = False
     for path, value in workload.settings.items():
         assign(c, path, value)
+    if "rows" in c.task:
+        c.task.rows = c.train.global_batch_size
     built, _ = program(c, devices(text))
     traced = built.trace(steps)
     leaves = jax.tree.leaves((built.abstract_state, built.abstract_batch))
@@ -229,27 +149,49 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n".join(names))
         return 0
     print(_line(COLUMNS), flush=True)
-    failed, results = False, {}
+    failed = False
     for row in names:
         target, _, name = row.partition("-")
-        start = time.process_time()
         try:
-            compiled, starts = _compiled(name, target, args.steps)
+            measured = _measured(name, target, args.steps, args.hlo)
         except Exception as error:
             failed = True
             print(f"{row}: {type(error).__name__}: {error}", file=sys.stderr)
             continue
-        seconds = time.process_time() - start
-        if args.hlo:
-            args.hlo.mkdir(parents=True, exist_ok=True)
-            (args.hlo / f"{row}.txt").write_text(str(compiled.executable.as_text()))
-        costs = step_costs(compiled.executable, compiled.mesh, args.steps)
-        more = {"host_starts": starts, "parameters": compiled.parameters, "compile_s": round(seconds, 1)}
-        results[row] = {**dataclasses.asdict(costs), **more}
-        print(_line(_cells(row, costs, starts, seconds)), flush=True)
+        print(_line(_cells(row, measured)), flush=True)
         if args.json:
-            args.json.write_text(json.dumps(results, indent=1))
+            known = json.loads(args.json.read_text()) if args.json.exists() else {}
+            args.json.write_text(json.dumps({**known, row: dataclasses.asdict(measured)}, indent=1))
     return int(failed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """What is known of a compiled workload: costs and time of a step, and the CPU seconds of its compilation.
+
+    `host_starts` is how often the host starts something in a step; None for TPUs.
+    """
+
+    costs: StepCosts
+    time: ModelledTime
+    host_starts: float | None
+    parameters: int
+    compile_s: float
+
+
+def _measured(name: str, target: str, steps: int, hlo: Path | None) -> Measured:
+    """Compiles a workload, writes its HLO to the folder `hlo` unless that is None, and returns what is known of it."""
+    start = time.process_time()
+    compiled, starts = _compiled(name, target, steps)
+    seconds = time.process_time() - start
+    text = str(compiled.executable.as_text())
+    if hlo:
+        hlo.mkdir(parents=True, exist_ok=True)
+        (hlo / f"{target}-{name}.txt").write_text(text)
+    costs, device = step_costs(compiled.executable, compiled.mesh, steps), hardware.find(compiled.kind)
+    assert device is not None
+    modelled = modelled_time(text, compiled.mesh, device, steps)
+    return Measured(costs, modelled, starts, compiled.parameters, seconds)
 
 
 def _compiled(name: str, target: str, steps: int) -> tuple[Compiled, float | None]:
@@ -262,7 +204,8 @@ def _compiled(name: str, target: str, steps: int) -> tuple[Compiled, float | Non
         return compiled, host_starts(thunks.read_text(), steps)
 
 
-def _cells(row: str, costs: StepCosts, starts: float | None, seconds: float) -> tuple[str, ...]:
+def _cells(row: str, measured: Measured) -> tuple[str, ...]:
+    costs, starts = measured.costs, measured.host_starts
     return (
         row,
         f"{costs.launches:.0f}",
@@ -273,12 +216,14 @@ def _cells(row: str, costs: StepCosts, starts: float | None, seconds: float) -> 
         f"{costs.padding:.0%}",
         f"{costs.sent / 2**20:.2f}",
         f"{costs.memory / 2**30:.2f}",
-        f"{seconds:.0f}",
+        f"{1e3 * measured.time.total:.2f}",
+        f"{measured.time.outside:.0%}",
+        f"{measured.compile_s:.0f}",
     )
 
 
 def _line(cells: Sequence[str]) -> str:
-    widths = (21, 8, 11, 11, 9, 7, 7, 8, 8, 9)
+    widths = (29, 8, 11, 11, 9, 8, 7, 8, 8, 7, 7, 9)
     return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
 
 
@@ -291,7 +236,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rows", metavar="NAMES", help="the rows to compile, separated by commas (default: all)")
     parser.add_argument("--steps", type=int, default=1, metavar="K", help="steps of a dispatch (default: 1)")
     parser.add_argument("--list", action="store_true", help="list the rows and exit")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all costs")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="add all costs to a file")
     parser.add_argument("--hlo", type=Path, metavar="FOLDER", help="write the HLO of each program")
     return parser.parse_args(argv)
 

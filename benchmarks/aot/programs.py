@@ -59,6 +59,11 @@ class Compiled:
     parameters: int
     remat: str = "full"  # `train.remat`, or what auto has chosen
 
+    @property
+    def kind(self) -> str:
+        """Kind of the devices, as the hardware table names it."""
+        return self.mesh.devices.flat[0].device_kind
+
 
 class Tokens:
     """Packed rows of one document each, whose tokens are all 0."""

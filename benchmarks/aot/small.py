@@ -110,6 +110,20 @@ def products(program: HloText) -> Iterator[tuple[int, tuple[int, int, int, int]]
                 yield times, found
 
 
+def product_flops(program: HloText, computation: str, i: Instruction) -> int:
+    """Returns the FLOPs of products and convolutions in one execution of an instruction, those that it calls included.
+
+    Args:
+        program: the program.
+        computation: name of the computation of the instruction.
+        i: the instruction.
+    """
+    sizes = _sizes(i, {x.name: x.shape for x in program.computations[computation]})
+    called = (name for name in i.callees() if name in program.computations)
+    inner = (product_flops(program, name, x) for name in called for x in program.computations[name])
+    return (2 * math.prod(sizes) if sizes else 0) + sum(inner)
+
+
 def _sizes(i: Instruction, shapes: Mapping[str, str]) -> tuple[int, int, int, int] | None:
     """Returns the sizes of a product; None for another instruction. A convolution is a product for each offset."""
     if i.opcode == "dot":

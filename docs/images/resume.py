@@ -46,7 +46,7 @@ def film(folder: Path, options: list[str]) -> str:
     record(whole, folder, COLUMNS)
     shown.wait(PAUSE_S / 2)
     for name in ("killed", "whole"):
-        export = ["convoy", "checkpoints", f"runs/{name}", f"--export={name}.safetensors"]
+        export = ["convoy", "export", f"runs/{name}", f"--out={name}.safetensors"]
         record(export, folder, COLUMNS)
         shown.line(_prompt([*export, "&> log.txt"]))
         shown.wait(PAUSE_S / 4)

@@ -1,8 +1,8 @@
 """Draws the pictures of driving workloads from trained runs: python docs/images/scenes.py [NAME ...]
 
-The runs are those that docs/driving-workloads.md trains, below runs/ of the current folder; a picture whose run is
-missing is left out with a sentence. The file matplotlibrc next to this one makes the backgrounds transparent and the
-texts grey, so that the pictures fit a light and a dark page.
+The runs are those that docs/driving-workloads.md and docs/public-datasets.md train, below runs/ of the current folder;
+a picture whose run is missing is left out with a sentence. The file matplotlibrc next to this one makes the backgrounds
+transparent and the texts grey, so that the pictures fit a light and a dark page.
 """
 
 import argparse
@@ -25,8 +25,10 @@ class Picture:
     evaluation: str
     examples: tuple[int, ...] = (0,)
     width: int = 1400  # pixels at most
+    page: str = "docs/driving-workloads.md"  # trains the run
 
 
+PUBLIC = "docs/public-datasets.md"
 PICTURES = {
     "forecast": Picture("runs/eth_ucy/zara2-k20-seed0", "test", (7,), 1000),
     "traffic": Picture("runs/forecast_sim", "test", (20, 3, 16), 2000),
@@ -34,6 +36,9 @@ PICTURES = {
     "lidar": Picture("runs/lidar_sim", "heldout", (0,), 1000),
     "bev_sim": Picture("runs/bev_sim", "heldout"),
     "fusion_sim": Picture("runs/fusion_sim", "heldout"),
+    "argoverse2_motion": Picture("runs/argoverse2_motion", "val", (4, 2, 6), 1400, PUBLIC),
+    "waymo_motion": Picture("runs/waymo_motion", "validation", (2, 7, 1), 1400, PUBLIC),
+    "kitti_lidar": Picture("runs/kitti_lidar", "train", (4, 6, 7), 1400, PUBLIC),
 }
 
 
@@ -72,7 +77,7 @@ def main() -> None:
     for name in args.names or PICTURES:
         picture = PICTURES[name]
         if not Path(picture.run).is_dir():
-            print(f"{name}: left out, since there is no {picture.run}; docs/driving-workloads.md trains it.")
+            print(f"{name}: left out, since there is no {picture.run}; {picture.page} trains it.")
             continue
         with tempfile.TemporaryDirectory(prefix="convoy-scenes-") as folder:
             compose(figures(picture, Path(folder)), picture.width, args.output / f"{name}.png")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from engine.perception.polylines import PolylineEncoder
     from engine.perception.rectangles import box_iou, box_iou_3d, rotated_intersection, rotated_iou
     from engine.perception.scatter import scatter_max, scatter_mean, scatter_sum
-    from engine.perception.sparse import SparseGrid, inverse_conv, strided_conv, submanifold_conv
+    from engine.perception.sparse import SparseGrid, inverse_conv, neighbours, strided_conv, submanifold_conv
     from engine.perception.suppression import Kept, circle_nms, nms, soft_nms
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "inverse_conv",
     "lift_splat",
     "match",
+    "neighbours",
     "nms",
     "occupied_cells",
     "rotated_intersection",
@@ -71,7 +72,7 @@ _MODULES = {
     "engine.perception.polylines": ("PolylineEncoder",),
     "engine.perception.rectangles": ("box_iou", "box_iou_3d", "rotated_intersection", "rotated_iou"),
     "engine.perception.scatter": ("scatter_max", "scatter_mean", "scatter_sum"),
-    "engine.perception.sparse": ("SparseGrid", "inverse_conv", "strided_conv", "submanifold_conv"),
+    "engine.perception.sparse": ("SparseGrid", "inverse_conv", "neighbours", "strided_conv", "submanifold_conv"),
     "engine.perception.suppression": ("Kept", "circle_nms", "nms", "soft_nms"),
 }
 

@@ -4,6 +4,7 @@ They are the first steps of PointPillars (Lang et al. 2019, arXiv:1812.05784) an
 arXiv:1711.06396). A capacity bounds the memory, and what it leaves out is counted.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -99,7 +100,7 @@ def occupied_cells(index: jax.Array, cells: int, capacity: int) -> Occupied:
 def _occupied(index: jax.Array, cells: int, capacity: int) -> tuple[jax.Array, jax.Array, jax.Array]:
     index = jnp.where((index >= 0) & (index < cells), index, cells).astype(jnp.int32)
     found, count = unique(index, cells, capacity)
-    slots = jnp.searchsorted(found, index).astype(jnp.int32)
+    slots = search(found, index).astype(jnp.int32)
     has = found.at[slots].get(mode="fill", fill_value=cells) == index
     return found, jnp.where(has & (index < cells), slots, capacity), jnp.maximum(count - capacity, 0)
 
@@ -111,6 +112,13 @@ def unique(index: jax.Array, cells: int, capacity: int) -> tuple[jax.Array, jax.
     rank = jnp.where(starts, jnp.cumsum(starts) - 1, capacity)
     found = jnp.full(capacity, cells, jnp.int32).at[rank].set(ordered, mode="drop")
     return found, starts.sum(dtype=jnp.int32)
+
+
+def search(ordered: jax.Array, wanted: jax.Array) -> jax.Array:
+    """Returns the place of the first of the sorted numbers `[capacity]` that is not below each wanted one `[...]`."""
+    # Unrolled, the rounds are one kernel of a GPU instead of several for each; a CPU compiles them for seconds.
+    by_loop, unrolled = (functools.partial(jnp.searchsorted, method=method) for method in ("scan", "scan_unrolled"))
+    return jax.lax.platform_dependent(ordered, wanted, cpu=by_loop, default=unrolled)
 
 
 def first_points(index: jax.Array, cells: int, count: int) -> FirstPoints:

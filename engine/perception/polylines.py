@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from engine.layers import Dense, RMSNorm
+from engine.layers import Dense, RMSNorm, quantization
+from engine.layers.dense import product
 
 
 class PolylineEncoder(nnx.Module):
@@ -20,8 +21,11 @@ class PolylineEncoder(nnx.Module):
     """
 
     def __init__(self, features: int, width: int, *, layers: int = 3, rngs: nnx.Rngs):
-        sizes = [features, *[width] * (layers - 1)]
-        self.layers = nnx.List([Dense(size, width // 2, axes=("embed", None), bias=True, rngs=rngs) for size in sizes])
+        # A mesh never splits the features of a point: their number may be odd.
+        sizes = [(features, None), *[(width, "embed")] * (layers - 1)]
+        self.layers = nnx.List(
+            [Dense(size, width // 2, axes=(axis, None), bias=True, rngs=rngs) for size, axis in sizes]
+        )
         self.norms = nnx.List([RMSNorm(width // 2) for _ in sizes])
 
     def __call__(self, points: jax.Array, valid: jax.Array) -> jax.Array:
@@ -32,9 +36,23 @@ class PolylineEncoder(nnx.Module):
             valid: bool `[..., points]`: False for padding, which never changes the result.
         """
         x = jnp.where(valid[..., None], points, 0)  # a NaN in padding would reach the gradient of the kernel
-        for layer, norm in zip(self.layers, self.norms, strict=True):
-            x = nnx.relu(norm(layer(x)))
+        for number, (layer, norm) in enumerate(zip(self.layers, self.norms, strict=True)):
+            y = _joined(layer, x) if number else layer(x)
             # Values are 0 or more, so that 0 in padding changes no maximum.
-            x = jnp.where(valid[..., None], x, 0)
-            x = jnp.concatenate([x, jnp.broadcast_to(x.max(-2, keepdims=True), x.shape)], -1)
-        return jnp.where(valid[..., None], x, 0).max(-2)
+            x = jnp.where(valid[..., None], nnx.relu(norm(y)), 0)
+        most = x.max(-2)
+        return jnp.concatenate([most, most], -1)  # the maximum of each value, and that of the maxima
+
+
+def _joined(layer: Dense, x: jax.Array) -> jax.Array:
+    """Returns `layer` of each point `[..., points, width]` joined with the maximum over the points.
+
+    The maximum is multiplied once for each polyline, and no array has both.
+    """
+
+    def matmul(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        of_point, of_polyline = jnp.split(kernel, 2)
+        return quantization.matmul(x, of_point) + quantization.matmul(x.max(-2, keepdims=True), of_polyline)
+
+    assert layer.bias is not None
+    return product(matmul, x, layer.kernel.get_value(), layer.axes) + layer.bias.get_value()

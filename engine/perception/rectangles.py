@@ -32,6 +32,10 @@ def box_iou(a: jax.Array, b: jax.Array) -> jax.Array:
 def rotated_intersection(a: jax.Array, b: jax.Array) -> jax.Array:
     """Returns the area that two rotated rectangles have in common, `[...]` in square metres.
 
+    The gradient depends on where sides cross. In float32, that place is uncertain for nearly parallel sides: the error
+    of the gradient of `rotated_iou` is at most about 3e-7 / sin(angle between sides) for rectangles of 0.3 to 4 m
+    within 2 m of the origin, and grows with the distance from the origin. It is far less for exactly parallel sides.
+
     Args:
         a: rectangles `[..., 5]`: x and y of the centre, length along the heading, width in metres, heading in radians.
         b: rectangles, whose leading dimensions broadcast with those of `a`.

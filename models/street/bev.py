@@ -7,7 +7,8 @@ also trained directly, as in BEVDepth (Li et al. 2022, arXiv:2206.10092), which 
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -246,10 +247,10 @@ def overlay(example, masks, corners=None):
 
 
 class ViewModel(nnx.Module):
-    """The backbone and a linear classifier of patches."""
+    """A backbone and a linear classifier of patches."""
 
-    def __init__(self, width: int, rngs: nnx.Rngs):
-        self.backbone = Backbone(width, rngs)
+    def __init__(self, width: int, backbone: nnx.Module, rngs: nnx.Rngs):
+        self.backbone = backbone
         self.head = nnx.Linear(width, len(KINDS), rngs=rngs)
 
     def __call__(self, batch):
@@ -259,13 +260,19 @@ class ViewModel(nnx.Module):
 
 @dataclasses.dataclass
 class Views(Task):
-    """Says what each patch of an image shows, image by image; trains the backbone of Bev."""
+    """Says what each patch of an image shows, image by image; trains the backbone of Bev, or another one."""
 
     width: int = 64
+    backbone: str | None = None  # a name of convoy_zoo.models.backbones.catalog; None: that of Bev
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the named backbone
     full_precision = ("intrinsics",)
 
     def build(self, rngs):
-        return ViewModel(self.width, rngs)
+        if self.backbone is None:
+            return ViewModel(self.width, Backbone(self.width, rngs), rngs)
+        from .imported import ImportedBackbone
+
+        return ViewModel(self.width, ImportedBackbone(self.width, self.backbone, self.settings, rngs), rngs)
 
     def loss(self, model, batch, rng):
         logits = model(batch)

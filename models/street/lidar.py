@@ -14,7 +14,7 @@ from flax import nnx
 
 from engine import Loss, Padded, Task, metrics, perception, plot
 
-from .parts import RectifiedNorm, wide_linear
+from .parts import RectifiedNorm, as_matrix, wide_linear
 from .scenes import CLASSES, EXTENT, RANGES, RAYS, SIZES, StreetScenes
 
 CELLS, STRIDE = 128, 2  # cells of the grid along each side; of each level of convolutions
@@ -131,7 +131,8 @@ class Convolution(nnx.Module):
     """A 3x3 convolution, normalised over the batch and rectified."""
 
     def __init__(self, inputs: int, outputs: int, stride: int | tuple[int, int], rngs: nnx.Rngs):
-        self.conv = nnx.Conv(inputs, outputs, (3, 3), strides=stride, use_bias=False, rngs=rngs)
+        init = as_matrix(nnx.initializers.lecun_normal())
+        self.conv = nnx.Conv(inputs, outputs, (3, 3), strides=stride, use_bias=False, kernel_init=init, rngs=rngs)
         self.norm = RectifiedNorm(outputs, momentum=0.95, rngs=rngs)
 
     def __call__(self, x):
@@ -187,11 +188,11 @@ class CenterModel(nnx.Module):
         return jnp.take_along_axis(parts, part[..., None, None], axis=2)[:, :, 0]
 
 
-def split(x):
-    """Returns the STRIDE**2 parts of the features `[batch, rows, columns, width]` of cells as cells of a finer grid."""
+def split(x, stride=STRIDE):
+    """Returns the stride**2 parts of the features `[batch, rows, columns, width]` of cells as cells of a finer grid."""
     batch, rows, columns = x.shape[:3]
-    x = x.reshape(batch, rows, columns, STRIDE, STRIDE, -1).swapaxes(2, 3)
-    return x.reshape(batch, STRIDE * rows, STRIDE * columns, -1)
+    x = x.reshape(batch, rows, columns, stride, stride, -1).swapaxes(2, 3)
+    return x.reshape(batch, stride * rows, stride * columns, -1)
 
 
 def join(x):

@@ -1,8 +1,8 @@
-"""Masks from above and boxes of the ten classes of nuScenes from six cameras: lift, splat, and centres.
+"""Masks from above and boxes of the ten classes of nuScenes from six cameras.
 
-Patches of images are lifted to the depths that they may have, and summed in the cells of a grid (Philion and Fidler
-2020, arXiv:2008.05711). Boxes are those of `models/street/centers.py`. With a memory, each cell keeps what was seen
-before, moved with the vehicle, as in BEVFormer (Li et al. 2022, arXiv:2203.17270) and `models/street/memory.py`.
+`models/street/camera_encoders.py` has the ways from cameras to a grid. Boxes are those of `models/street/centers.py`.
+With a memory, each cell keeps what was seen before, moved with the vehicle, as in BEVFormer (Li et al. 2022,
+arXiv:2203.17270) and `models/street/memory.py`.
 """
 
 import dataclasses
@@ -15,13 +15,13 @@ import numpy as np
 import optax
 from flax import nnx
 
-from engine import Loss, Padded, Sequences, metrics, perception, plot, reset_at_starts
+from engine import Loss, Padded, Sequences, TaskError, metrics, perception, plot, reset_at_starts
 from engine.readers import NuScenes
 
 from ..miniatures.folder import make_if_default
-from .bev import DEPTHS, Backbone, ground, middles
+from .camera_encoders import LiftSplatEncoder, QueryEncoder
 from .centers import CenterPoint, Space
-from .lidar import Convolution
+from .lidar import split
 from .memory import Memory, State, joined
 from .nuscenes import CLASSES, DEFAULT, NuScenesDetection, Samples, scenes_of
 from .parts import wide_linear
@@ -29,43 +29,7 @@ from .parts import wide_linear
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_LEFT", "CAM_FRONT_RIGHT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
 MASKS = {"vehicle": (*CLASSES[:5], "motorcycle", "bicycle"), "pedestrian": ("pedestrian",)}
 """Mask -> classes whose boxes are in it."""
-
-
-class CameraEncoder(nnx.Module):
-    """Lifts the patches of images to points, and sums them in the cells of a grid.
-
-    Args:
-        width: features of a patch and of a cell.
-        space: the grid.
-        strides: of the three levels of the backbone; the size of a patch is their product.
-        rngs: random keys.
-    """
-
-    def __init__(self, width: int, space: Space, strides: Sequence[tuple[int, int]], rngs: nnx.Rngs):
-        self.space, self.patch = space, tuple(int(n) for n in np.prod(strides, axis=0))
-        self.backbone = Backbone(width, rngs, strides)
-        self.lift = nnx.Linear(width + len(DEPTHS), len(DEPTHS) + width, rngs=rngs)
-        self.after = Convolution(width, width, 1, rngs)
-
-    def __call__(self, images, intrinsics, poses):
-        """Returns `[batch, rows, columns, width]` of the grid, and that it leaves out nothing, `[batch]`.
-
-        Args:
-            images: uint8 `[batch, cameras, rows, columns, 3]`.
-            intrinsics: `[batch, cameras, 3, 3]`.
-            poses: camera to level frame, `[batch, cameras, 4, 4]`.
-        """
-        size, space = images.shape[2:4], self.space
-        x = self.backbone(images, intrinsics)
-        x = jnp.concatenate([x, ground(intrinsics, poses, self.patch, size).astype(x.dtype)], -1)
-        x = wide_linear(self.lift, x).reshape(len(x), -1, self.lift.out_features)  # [batch, pixels, ...]
-        depth = jax.nn.softmax(x[..., : len(DEPTHS)])
-        points = perception.frustum_points(intrinsics, poses, middles(self.patch, size), jnp.asarray(DEPTHS))
-        shape = (*space.cells, 1)
-        index = perception.cell_indices(points, space.lower, space.size(shape), shape).reshape(depth.shape)
-        grid = perception.lift_splat(x[..., len(DEPTHS) :], depth, index, space.cells[0] * space.cells[1])
-        grid = grid.reshape(len(x), space.cells[1], space.cells[0], -1).astype(self.lift.kernel.dtype)
-        return self.after(grid), jnp.zeros(len(x), jnp.int32)
+WEIGHTS = np.array([4.0, 0.5], np.float32)  # of the losses of masks
 
 
 def moved(state, before, now, space: Space):
@@ -90,6 +54,17 @@ def _turned(x, y, angle):
     return cos * x - sin * y, sin * x + cos * y
 
 
+def mask_losses(logits, masks):
+    """Returns the focal loss of masks `[batch, rows, columns, masks]`, float32 `[batch]`.
+
+    It is divided by the number of cells in each mask, as in RetinaNet (Lin et al. 2017, arXiv:1708.02002). In a mean
+    over all cells, pedestrians would not count: they are in 4 of 10,000 cells of the miniature. Cells in a mask weigh
+    three times as much as others.
+    """
+    losses = optax.sigmoid_focal_loss(logits, masks.astype(logits.dtype), alpha=0.75)
+    return (jnp.asarray(WEIGHTS) * losses.sum((1, 2)) / jnp.maximum(masks.sum((1, 2)), 1)).sum(-1)
+
+
 class CameraModel(nnx.Module):
     """The encoder, convolutions and heads of centres, a head of masks, and with `memory` numbers a memory before them.
 
@@ -97,19 +72,26 @@ class CameraModel(nnx.Module):
         center: encoder, convolutions and heads.
         space: the grid of cells.
         width: features of a cell.
+        finer: cells of the masks along each side of a cell.
         memory: numbers that are kept for each cell; 0 for none.
         rows: rows of the batch, whose memory is kept.
         rngs: random keys.
     """
 
-    def __init__(self, center: CenterPoint, space: Space, width: int, memory: int, rows: int, rngs: nnx.Rngs):
-        self.center, self.heads = center, center.heads
-        self.masks = nnx.Linear(width, len(MASKS), bias_init=nnx.initializers.constant(-2.0), rngs=rngs)
+    def __init__(
+        self, center: CenterPoint, space: Space, width: int, finer: int, memory: int, rows: int, rngs: nnx.Rngs
+    ):
+        self.center, self.heads, self.finer = center, center.heads, finer
+        self.masks = nnx.Linear(width, finer**2 * len(MASKS), bias_init=nnx.initializers.constant(-4.0), rngs=rngs)
         self.space = space
         self.memory = Memory(width, memory, rngs) if memory else None
         if memory:
             self.state = State(jnp.zeros((rows, self.space.cells[1], self.space.cells[0], memory)))
             self.pose = State(jnp.zeros((rows, 3)))
+
+    def mask_logits(self, x):
+        """Returns logits of the masks of features of cells, float32 `[batch, finer * rows, finer * columns, masks]`."""
+        return split(wide_linear(self.masks, x), self.finer)
 
     def __call__(self, batch):
         """Returns the features of cells of all frames, `[batch * time, ...]`, and what is left out."""
@@ -139,6 +121,10 @@ class NuScenesCameras(NuScenesDetection):
 
     Attributes:
         strides: of the three levels of the backbone.
+        view: "lift_splat": patches of images are lifted to points, which are summed in cells; "deformable": cells read
+            the images by deformable attention. `views_lost` counts pairs of a cell and a camera beyond two for a cell.
+        heads, layers: heads of the attention, which divide `width`, and its layers.
+        finer: cells of the masks along each side of a cell of the heatmap.
         memory: numbers that are kept for each cell from frame to frame; 0 for single frames.
         rows: train.global_batch_size, if there is a memory.
     """
@@ -147,6 +133,10 @@ class NuScenesCameras(NuScenesDetection):
     upper: Sequence[float] = (38.4, 38.4, 5.0)
     cells: Sequence[int] = (64, 64)
     strides: Sequence[Sequence[int]] = ((2, 2), (2, 2), (2, 1))
+    view: str = "lift_splat"
+    heads: int = 4
+    layers: int = 1
+    finer: int = 2
     memory: int = 0
     rows: int = 2
     full_precision = ("intrinsics", "poses", "boxes", "pose")
@@ -154,9 +144,15 @@ class NuScenesCameras(NuScenesDetection):
 
     def build(self, rngs):  # pyright: ignore[reportIncompatibleMethodOverride], a model of other inputs
         strides = [(rows, columns) for rows, columns in self.strides]
+        if self.view == "lift_splat":
+            encoder = LiftSplatEncoder(self.width, self.space, strides, rngs)
+        elif self.view == "deformable":
+            encoder = QueryEncoder(self.width, self.space, strides, self.heads, self.layers, rngs)
+        else:
+            raise TaskError(f"task.view = {self.view!r}: unknown. Allowed: lift_splat, deformable.")
         groups = [[self.names.index(name) for name in group] for group in self.groups]
-        center = CenterPoint(CameraEncoder(self.width, self.space, strides, rngs), self.width, groups, rngs)
-        return CameraModel(center, self.space, 2 * self.width, self.memory, self.rows, rngs)
+        center = CenterPoint(encoder, self.width, groups, rngs)
+        return CameraModel(center, self.space, 2 * self.width, self.finer, self.memory, self.rows, rngs)
 
     def frames_of(self, batch):
         """Returns the labels of the frames of windows as a batch of frames; a batch of frames is returned as it is.
@@ -170,24 +166,32 @@ class NuScenesCameras(NuScenesDetection):
         return {**frames, "mask": {"objects": present}}
 
     def masks_of(self, batch):
-        """Returns which cells are in a box of each mask, bool `[batch, rows, columns, masks]`."""
-        columns, rows = jnp.meshgrid(*(jnp.arange(count) for count in self.cells))
-        middle = self.space.middle(jnp.stack([columns, rows], -1))
+        """Returns which cells touch a box of each mask, bool `[batch, finer * rows, finer * columns, masks]`.
+
+        The sides of a cell lie along the box, as if the cell were turned. The code of Lift, Splat, Shoot fills cells
+        at the border of a box too (`get_binimg`). Cells whose middle is in a box would often miss a pedestrian.
+        """
+        space = dataclasses.replace(self.space, cells=tuple(self.finer * count for count in self.space.cells))
+        columns, rows = jnp.meshgrid(*(jnp.arange(count) for count in space.cells))
+        middle, half = space.middle(jnp.stack([columns, rows], -1)), sum(space.size(space.cells)) / 4
         x, y = middle[..., 0], middle[..., 1]
-        box = jnp.where(batch["mask"]["objects"][..., None], batch["boxes"], 0)[..., None, None, :]
+        box = batch["boxes"][..., None, None, :]
         along, across = _turned(x - box[..., 0], y - box[..., 1], -box[..., 6])
-        inside = (jnp.abs(along) < box[..., 3] / 2) & (jnp.abs(across) < box[..., 4] / 2)
+        inside = (jnp.abs(along) < box[..., 3] / 2 + half) & (jnp.abs(across) < box[..., 4] / 2 + half)
         chosen = jnp.array([[name in own for own in MASKS.values()] for name in self.names])[batch["label"]]
+        chosen = chosen & batch["mask"]["objects"][..., None]
         return (inside[..., None] & chosen[:, :, None, None]).any(1)
 
     def loss(self, model, batch, rng):
         (x, lost), frames = model(batch), self.frames_of(batch)
         terms = dict(self.loss_of_cells(model.heads, x, lost, frames).terms)
-        terms["heat"] = dataclasses.replace(terms["heat"], metrics={})  # cameras have no capacity
+        rows = len(batch["sequence"]["starts"] if self.memory else x)
+        lost = lost.reshape(rows, -1).sum(1)
+        left_out = {} if self.view == "lift_splat" else {"views_lost": metrics.Sum.of(lost)}
+        terms["heat"] = dataclasses.replace(terms["heat"], metrics=left_out)
         masks = self.masks_of(frames)
-        losses = optax.sigmoid_binary_cross_entropy(wide_linear(model.masks, x), masks) * (1 + 4 * masks)
         valid = jnp.ones(len(x)) if not self.memory else joined(batch["sequence"]["valid"])
-        terms["masks"] = 10 * Loss.of(losses.mean((1, 2, 3)), valid)
+        terms["masks"] = Loss.of(mask_losses(model.mask_logits(x), masks), valid)
         return Loss.sum(**{name: self._by_row(term, batch) for name, term in terms.items()})
 
     def _by_row(self, term: Loss, batch) -> Loss:
@@ -202,7 +206,7 @@ class NuScenesCameras(NuScenesDetection):
     def predict(self, model, batch):
         """Returns the boxes of NuScenesDetection, and the probability of each mask in each cell, `masks`."""
         x, _ = model(batch)
-        return {**self.boxes_of(model.heads, x), "masks": jax.nn.sigmoid(wide_linear(model.masks, x))}
+        return {**self.boxes_of(model.heads, x), "masks": jax.nn.sigmoid(model.mask_logits(x))}
 
     def evaluate(self, model, batch):
         """Returns the detection score, and the intersection over union of each mask; of windows of one frame."""

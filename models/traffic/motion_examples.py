@@ -13,8 +13,7 @@ KINDS = ("vehicle", "pedestrian", "cyclist", "motorcyclist", "bus", "other")
 LINES = ("lane", "line", "edge", "crossing", "other")
 """Kinds of polylines, of both datasets."""
 LIGHTS = ("none", "stop", "caution", "go")
-AGENT_FEATURES, LINE_FEATURES = 24, 16
-"""Features of a point: 17 and 14, and zeros up to a multiple of 8, so that `fsdp` can split the weights."""
+AGENT_FEATURES, LINE_FEATURES = 17, 14  # of a point
 POINTS = 20  # points of a polyline
 SCALE = 20.0  # metres: positions are divided by it
 FAST = 10.0  # metres per second: speeds are divided by it
@@ -157,13 +156,13 @@ def _around(scenario: Scenario, sizes: Sizes, target: int) -> dict[str, np.ndarr
 
 def _agents(scenario: Scenario, seen, position: np.ndarray, velocity: np.ndarray, turn: float) -> np.ndarray:
     """Returns the features of agents, `[agents, history, AGENT_FEATURES]`."""
-    shape, heading = position.shape[:2], scenario.heading[seen] - turn
-    time = np.broadcast_to((seen[1] - scenario.current) / 10, shape)
-    motion = [position / SCALE, np.stack([np.cos(heading), np.sin(heading)], -1), velocity / FAST]
-    first = np.broadcast_to(np.arange(shape[0])[:, None] == 0, shape)
-    kind = np.broadcast_to(np.eye(len(KINDS))[scenario.kind[seen[0][:, 0]]][:, None], (*shape, len(KINDS)))
-    rest = [time[..., None], np.ones((*shape, 1)), kind, scenario.size[seen] / 5, first[..., None]]
-    return _padded(np.concatenate([*motion, *rest], -1) * scenario.valid[seen][..., None], AGENT_FEATURES)
+    heading, kind = scenario.heading[seen] - turn, scenario.kind[seen[0][:, 0]]
+    found = np.zeros((*heading.shape, AGENT_FEATURES))
+    found[..., 0:2], found[..., 2], found[..., 3] = position / SCALE, np.cos(heading), np.sin(heading)
+    found[..., 4:6], found[..., 6], found[..., 7] = velocity / FAST, (seen[1] - scenario.current) / 10, 1
+    found[np.arange(len(kind)), :, 8 + kind] = 1
+    found[..., 14:16], found[0, :, 16] = scenario.size[seen] / 5, 1
+    return np.where(scenario.valid[seen][..., None], found, 0)
 
 
 def _lines(scenario: Scenario, sizes: Sizes, here, ahead: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -171,23 +170,14 @@ def _lines(scenario: Scenario, sizes: Sizes, here, ahead: np.ndarray) -> tuple[n
     points, valid = here(scenario.lines), scenario.line_valid
     far = np.hypot(*np.moveaxis(points - ahead, -1, 0))
     order = np.argsort(np.where(valid, far, np.inf).min(-1), kind="stable")[: sizes.lines]
-    points, valid = points[order], valid[order]
-    following = np.pad(valid[:, 1:], ((0, 0), (0, 1)))[..., None]
-    steps = np.where(following, np.pad(np.diff(points, axis=1), ((0, 0), (0, 1), (0, 0))), 0)
-    of_line = np.concatenate(
-        [
-            np.eye(len(LINES))[scenario.line_kind[order]],
-            np.eye(len(LIGHTS))[scenario.line_light[order]],
-            scenario.line_rest[order, None],
-        ],
-        -1,
-    )
-    of_line = np.broadcast_to(of_line[:, None], (*valid.shape, of_line.shape[-1]))
-    return _padded(np.concatenate([points / SCALE, steps, of_line], -1) * valid[..., None], LINE_FEATURES), valid
-
-
-def _padded(features: np.ndarray, count: int) -> np.ndarray:
-    return np.pad(features, [(0, 0)] * (features.ndim - 1) + [(0, count - features.shape[-1])])
+    points, valid, rows = points[order], valid[order], np.arange(len(order))
+    found = np.zeros((*valid.shape, LINE_FEATURES))
+    found[..., 0:2] = points / SCALE
+    found[:, :-1, 2:4] = np.where(valid[:, 1:, None], np.diff(points, axis=1), 0)
+    found[rows, :, 4 + scenario.line_kind[order]] = 1
+    found[rows, :, 9 + scenario.line_light[order]] = 1
+    found[..., 13] = scenario.line_rest[order, None]
+    return np.where(valid[..., None], found, 0), valid
 
 
 def _truth(scenario: Scenario, sizes: Sizes, chosen: np.ndarray, origin: np.ndarray) -> dict[str, np.ndarray]:

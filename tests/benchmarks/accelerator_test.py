@@ -92,13 +92,8 @@ def test_larger_decoders_have_the_tiny_size_of_the_smallest():
 @pytest.mark.multiprocess
 def test_tiny_run_measures_every_row(tmp_path):
     file, names = tmp_path / "tiny.json", [name for name in ROWS if name not in SAME_TINY]
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.accelerator", "--tiny", f"--json={file}", f"--rows={','.join(names)}"],
-        capture_output=True,
-        text=True,
-        env=runs.environment(JAX_NUM_CPU_DEVICES="2"),
-        timeout=900,
-    )
+    words = [sys.executable, "-m", "benchmarks.accelerator", "--tiny", f"--json={file}", f"--rows={','.join(names)}"]
+    done = runs.run(words, env=runs.environment(JAX_NUM_CPU_DEVICES="2", **runs.COMPILING), timeout=900)
     rows = read(file)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(rows) == names

@@ -1,5 +1,7 @@
 """Costs of a step of a small model, read from HLO and from what XLA executes, and the rows of the benchmark."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,11 @@ import pytest
 from jax.sharding import Mesh
 
 from benchmarks.aot import driving, small
+from benchmarks.aot.modelled_time import modelled_time
 from engine.compile.hlo_text import HloText
+from engine.config import hardware
+from engine.config.schema import Target
+from engine.config.target import build
 
 THUNKS = """001: kCopy         [source       | next=004 (3)] kCopy
 002: kWhile        [prev=003 (1) | sink        ]
@@ -68,3 +74,37 @@ def test_rows_are_listed_and_unknown_rows_are_refused(capsys):
     assert capsys.readouterr().out.split() == [f"{t}-{name}" for t in driving.TARGETS for name in driving.WORKLOADS]
     assert driving.main(["--rows=h100-lidar"]) == 2
     assert "h100-lidar is unknown" in capsys.readouterr().err
+
+
+TIMED = """HloModule test
+
+%fused (p: f32[1000,1000]) -> f32[1000,1000] {
+  %p = f32[1000,1000]{1,0} parameter(0)
+  ROOT %inner = f32[1000,1000]{1,0} dot(%p, %p), lhs_contracting_dims={1}
+}
+
+ENTRY %main (a: f32[1000,1000]) -> f32[1000,1000] {
+  %a = f32[1000,1000]{1,0} parameter(0)
+  %d = f32[1000,1000]{1,0} fusion(%a), kind=kOutput, calls=%fused, backend_config={"estimated_cycles":"3000"}
+  ROOT %t = f32[1000,1000]{1,0} tanh(%d), backend_config={"estimated_cycles":"6000"}
+}
+"""
+
+
+def test_time_is_divided_between_products_and_other_instructions():
+    mesh = Mesh(np.array(jax.devices()[:1]), ("data",))
+    v5e, h100 = (hardware.DEVICES[kind] for kind in ("TPU v5 lite", "NVIDIA H100 80GB HBM3"))
+    h100 = dataclasses.replace(h100, bf16=1e12, hbm_bandwidth=1e9)
+    time = modelled_time(TIMED, mesh, v5e, steps=2)
+    assert (time.products, time.others, time.waiting) == (1e-6, 2e-6, 0) and time.outside == pytest.approx(2 / 3)
+    time = modelled_time(TIMED, mesh, h100)
+    assert (time.products, time.others) == (pytest.approx(8e-3), pytest.approx(8e-3))  # both are bound by memory
+    fast = dataclasses.replace(h100, hbm_bandwidth=1e15)
+    assert modelled_time(TIMED, mesh, fast).products == pytest.approx(2e-3)
+
+
+def test_data_of_the_workloads_need_no_files():
+    for name, workload in driving.WORKLOADS.items():
+        if arguments := dict(workload.settings.get("data", {})):
+            source = build(Target(target=arguments.pop("target"), arguments=arguments), name)
+            assert len(source) > 1000 and jax.tree.leaves(source[0])

@@ -1,6 +1,5 @@
 """The benchmark of several datasets and of memory: a tiny run, and the table of its results."""
 
-import subprocess
 import sys
 
 import pytest
@@ -18,7 +17,8 @@ TINY += [f"evaluations.heldout_{name}.data.sources.{name}.count=2" for name in C
 def test_all_variants_of_a_workload_are_trained(tmp_path):
     words = [sys.executable, "-m", "benchmarks.driving_data", "--only=joint", "--seeds=0", f"--workdir={tmp_path}"]
     environment = runs.environment(JAX_DISABLE_MOST_OPTIMIZATIONS="1")  # most of the time is compilation
-    found = subprocess.run([*words, *TINY], env=environment, capture_output=True, text=True, check=True)
+    found = runs.run([*words, *TINY], env=environment)
+    assert found.returncode == 0, found.stderr
     first, *others = found.stdout.splitlines()[-3:]
     assert first.startswith("both: heldout_vehicle/iou ") and "heldout_lane/iou " in first
     assert [line.split()[1] for line in others] == [*driving_data.SHOWN["joint"]]

@@ -47,11 +47,21 @@ def test_no_cases_and_no_rows_are_no_agreement(compare, tmp_path):
 
 def test_unknown_comparisons_and_numbers_are_refused(capsys):
     assert references.main(["--only=average_precision,speed"]) == 2
-    assert "--only: speed is unknown. Comparisons: argoverse2_map, argoverse2_motion, " in capsys.readouterr().err
+    assert "--only: speed is unknown. Comparisons: adapters, argoverse2_map, " in capsys.readouterr().err
     with pytest.raises(SystemExit) as error:
         references.main(["--cases=0"])
     assert error.value.code == 2
     assert "'0' is not a positive integer" in capsys.readouterr().err
+
+
+def test_items_are_those_of_one_comparison(capsys):
+    for arguments, message in [
+        (["--items=resnet18"], "belongs to one comparison. Give it with --only."),
+        (["--only=backbones", "--items=resnet18,resnet52"], "resnet52 is unknown. Items of backbones: tiny-resnet-d, "),
+        (["--only=average_precision", "--items=AP"], "AP is unknown. Items of average_precision: none."),
+    ]:
+        assert references.main(arguments) == 2
+        assert f"--items: {message}" in capsys.readouterr().err
 
 
 def test_each_comparison_has_a_complete_lock_file_an_outside_program_and_a_module(capsys):
@@ -79,6 +89,20 @@ def test_an_outside_program_that_fails_is_a_sentence_and_fails_the_command(tmp_p
 def test_environments_differ_by_lock_file(tmp_path):
     names = {Environment(noun, tmp_path).path.name for noun in NOUNS}
     assert len(names) == len(NOUNS)
+
+
+def test_an_environment_has_the_python_that_its_lock_file_names(tmp_path, monkeypatch):
+    assert Environment("waymo_motion", tmp_path).path.name.startswith("waymo_motion-3.10-")
+    for noun, line in {"own": "numpy", "other": "# python 3.1"}.items():
+        (tmp_path / f"{noun}.in").write_text(f"{line}\n# python 3.2\n")
+        (tmp_path / f"{noun}.txt").touch()
+    own, other = (Environment(noun, tmp_path, locks=tmp_path) for noun in ("own", "other"))
+    assert own.version == f"{sys.version_info[0]}.{sys.version_info[1]}"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        RunError, match=r"other needs Python 3\.1, and PATH has neither it nor uv\. Install one of them"
+    ):
+        other.create()
 
 
 def test_nan_equals_only_nan():

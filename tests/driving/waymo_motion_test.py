@@ -1,59 +1,35 @@
 """Waymo's motion metrics equal the evaluation of Waymo's package, and definitions written as loops."""
 
 from pathlib import Path
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from benchmarks.references import waymo_motion as reference
 from engine.base.errors import TaskError
 from engine.driving.waymo_motion import BUCKETS, HORIZONS, TYPES, motion_bucket
 from engine.metrics import WaymoMotion
 from tests.merging import results
 
-# Written by: python tests/driving/golden/make_waymo_motion.py
-GOLDEN = np.load(Path(__file__).parent / "golden" / "waymo_motion.npz")
-NAMES = {"mean_average_precision": "mean_ap"}
-OBJECTS = 3
-
-
-@jax.jit
-def measured(predicted, confidences, states, valid, types) -> Any:
-    """The metric of the first objects of scenes in which all agents are boxes."""
-    boxes, known = states[:, :, 5::5, :5], valid[:, :, 5::5] & valid[:, :, :1]
-    own = np.broadcast_to(np.arange(OBJECTS), types[:, :OBJECTS].shape)
-    return WaymoMotion.of(
-        predicted,
-        confidences,
-        states[:, :OBJECTS],
-        types[:, :OBJECTS],
-        where=valid[:, :OBJECTS],
-        others=(boxes, known, own),
-    )
+# Written by: python -m benchmarks.references --only=waymo_motion --golden=tests/driving/golden/references
+GOLDEN = np.load(Path(__file__).parent / "golden" / "references" / "waymo_motion.npz")
+OBJECTS = reference.OBJECTS
 
 
 def arguments(**changes) -> list[np.ndarray]:
-    names = ("predicted", "confidences", "states", "valid", "types")
-    return [changes.get(name, GOLDEN[name]) for name in names]
+    return [changes.get(name, GOLDEN[name]) for name in reference.CASE]
 
 
 @pytest.fixture(scope="module")
 def found() -> dict[str, float]:
-    return results(measured(*arguments()), 3)
+    return results(reference.measured(*arguments()), 3)
 
 
 def test_numbers_equal_the_evaluation_of_waymo(found):
-    wanted = {
-        f"m/{kind}/{horizon}/{NAMES.get(number, number)}": row[column]
-        for (kind, horizon), row in zip(
-            ((kind, horizon) for kind in TYPES for horizon in HORIZONS), GOLDEN["results"], strict=True
-        )
-        for column, number in enumerate(GOLDEN["names"].tolist())
-    }
+    wanted = {f"m/{name}": value for name, value in reference.outside_results(GOLDEN["results"]).items()}
     assert len(wanted) == 45 and min(wanted.values()) >= 0 and len({*wanted.values()}) > 30
-    assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=2e-6)
+    assert {name: found[name] for name in wanted} == pytest.approx(wanted, abs=reference.TOLERANCE)
 
 
 def test_results_without_a_type_or_a_horizon_are_means(found):
@@ -71,11 +47,11 @@ def test_padding_and_other_types_are_left_out(found):
     types = GOLDEN["types"].copy()
     none, row = types.copy(), GOLDEN["types"][:, :OBJECTS] == 3
     none[:, :OBJECTS][row] = 0
-    part = results(measured(*arguments(types=none)))
+    part = results(reference.measured(*arguments(types=none)))
     assert np.isnan(part["m/cyclist/8s/min_ade"]) and part["m/vehicle/8s/min_ade"] == found["m/vehicle/8s/min_ade"]
     noise = GOLDEN["predicted"].copy()
     noise[row] = 1e3
-    assert results(measured(*arguments(predicted=noise, types=none))) == pytest.approx(part, nan_ok=True)
+    assert results(reference.measured(*arguments(predicted=noise, types=none))) == pytest.approx(part, nan_ok=True)
 
 
 def test_kinds_of_motion():

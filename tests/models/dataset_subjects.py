@@ -5,6 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from convoy_zoo.models.backbones.classifier import Classifier
+from convoy_zoo.models.decoder import LanguageModel
 from convoy_zoo.models.street.kitti import CLASSES as KITTI
 from convoy_zoo.models.street.kitti import KittiDetection
 from convoy_zoo.models.street.nuscenes import CLASSES as NUSCENES
@@ -12,7 +14,7 @@ from convoy_zoo.models.street.nuscenes_cameras import NuScenesCameras
 from convoy_zoo.models.traffic.motion import MotionForecast
 from convoy_zoo.models.traffic.motion_examples import AGENT_FEATURES, LINE_FEATURES
 from tests.models import mesh_subjects
-from tests.models.mesh_subjects import SWITCHES, Subject, only
+from tests.models.mesh_subjects import SWITCHES, VOCABULARY, Subject, only, packed
 
 STEPS = 20  # of the future
 SPACE: dict[str, Any] = {"lower": (-4.0, -4.0, -3.0), "upper": (4.0, 4.0, 5.0), "cells": (8, 8), "width": 8}
@@ -75,6 +77,29 @@ def camera_drives(rows: int, seed: int, times: int = 2) -> dict[str, Any]:
 
 SUBJECTS = {
     **mesh_subjects.SUBJECTS,
+    "resnet": Subject(
+        lambda: Classifier("resnet18", settings={"depth": (1,), "width": 4, "stem": 4, "bottleneck": True}),
+        functools.partial(mesh_subjects.images, 16, True),
+        without=only("data 3 x fsdp 2, 6 devices"),
+        tolerance=1e-4,  # rounding changes the sign of a rectified value
+    ),
+    "imported-vit": Subject(
+        lambda: Classifier(
+            "vit_small_patch14_reg4_dinov2",
+            settings={
+                "width": 32,
+                "heads": 4,
+                "depth": 2,
+                "patch": 4,
+                "size": (16, 16),
+                "layer_scale": 0.5,
+                "drop_path": 0.5,
+            },
+        ),
+        functools.partial(mesh_subjects.images, 16, True),
+        without=only("fsdp 2 x tensor 4"),
+        tolerance=1e-3,  # the gradient of the bias of keys is 0 but for rounding
+    ),
     "motion": Subject(
         lambda: MotionForecast(steps=STEPS, modes=2, width=16, heads=4, latents=3, encoder=0, decoder=1),
         functools.partial(motion, 8),
@@ -96,5 +121,13 @@ SUBJECTS = {
         without=only("data 8"),
         tolerance=SWITCHES,
         learning_rate=1e-3,
+    ),
+    # The form of Qwen 3: normalised queries and keys, and heads that are wider than the model.
+    "qwen": Subject(
+        lambda: LanguageModel(
+            VOCABULARY, 16, 32, depth=2, heads=4, kv_heads=4, head_dim=8, qk_norm=True, rope_theta=1e6, tied=True
+        ),
+        packed,
+        without=only("fsdp 2 x tensor 4"),
     ),
 }

@@ -12,7 +12,7 @@ TABLE = {
     "data 8": "mlp views masks kitti-lidar nuscenes-cameras",
     "fsdp 8": "mlp",
     "data 8, ZeRO-1": "fashion mlp cnn moe gan",
-    "fsdp 2 x tensor 4": "digits fashion joint mlp cnn decoder vit forecast lidar traffic tokens scenes motion",
+    "fsdp 2 x tensor 4": f"{WHOLE} decoder vit traffic tokens scenes motion imported-vit qwen",
     "data 2 x context 4, ring": f"moe decoder bfloat16 {WHOLE}",
     "data 2 x context 4, all-to-all": "scenes vit",
     "pipeline 2 x data 2 x tensor 2": f"dropless {WHOLE}",
@@ -20,15 +20,15 @@ TABLE = {
     "expert 4 x data 2": f"moe decoder vit {WHOLE}",
     "expert 2 x fsdp 2 x tensor 2": "moe dropless",
     "DCN data 2 x fsdp 4": "fashion mlp cnn vit mean-teacher fusion drives",
-    "data 3 x fsdp 2, 6 devices": "digits joint mlp cnn moe forecast cameras detection actor-critic memory",
+    "data 3 x fsdp 2, 6 devices": "digits joint mlp cnn moe forecast cameras detection actor-critic memory resnet",
 }
 ROWS = [(subject, mesh) for mesh, subjects in TABLE.items() for subject in subjects.split()]
 
 # What a model has in common with others.
 TRAITS = {
-    "dropout": "mlp cnn moe decoder vit",
-    "convolution": "fashion cnn lidar cameras detection fusion views drives masks kitti-lidar nuscenes-cameras",
-    "batch statistics": "cnn",
+    "dropout": "mlp cnn moe decoder vit imported-vit",
+    "convolution": "fashion cnn lidar cameras detection fusion views drives masks kitti-lidar nuscenes-cameras resnet",
+    "batch statistics": "cnn resnet",
     "packed rows": "moe dropless decoder forecast scenes",
     "experts": "moe dropless",
 }

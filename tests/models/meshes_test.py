@@ -1,9 +1,9 @@
 """Every model on every mesh computes what one device computes, and has the same model FLOPs.
 
 Each row of the table compares a model on a mesh of fake CPU devices, in float32, with the same steps on one device:
-three losses, the gradient of every parameter, and the parameters after three steps of SGD with momentum, with dropout
-in the models that have it. A mesh axis that a model cannot split is refused, which is a row too. Every Task of
-`models/` is in a row. pairs_test.py has other optimizers and settings.
+three losses, the gradient of every parameter, and the parameters and the model state after three steps of SGD with
+momentum, with dropout in the models that have it. A mesh axis that a model cannot split is refused, which is a row too.
+Every Task of `models/` is in a row. pairs_test.py has other optimizers and settings.
 
 The error of an array is |a - b| over max(|a|, 1e-3 x the norm of all arrays x sqrt(its share of all elements)): some
 true gradients are zero (the key bias of attention), which have no relative error. All rows have the same tolerance, but
@@ -44,12 +44,13 @@ table: list[str] = []
 
 @dataclasses.dataclass
 class Steps:
-    """Three steps: their losses, the gradient of the first, the parameters after the last, and the FLOPs of a step."""
+    """Three steps: their losses, the gradient of the first, the variables after the last, and the FLOPs of a step."""
 
     flops: float
     losses: np.ndarray
     gradient: dict[str, np.ndarray]
     params: dict[str, np.ndarray]
+    model_state: dict[str, np.ndarray]
 
 
 def train(subject: str, mesh: str | None, shake: float = 0.0) -> Steps:
@@ -79,7 +80,7 @@ def train(subject: str, mesh: str | None, shake: float = 0.0) -> Steps:
             for path, x in jax.tree.leaves_with_path(state.opt_state):
                 names = [key.key for key in path if isinstance(key, jax.tree_util.DictKey)]
                 gradient |= {name: jax.device_get(x) for name in names if name in state.params}
-    return Steps(program.flops_per_step, np.array(losses), gradient, jax.device_get(state.params))
+    return Steps(program.flops_per_step, np.array(losses), gradient, *jax.device_get((state.params, state.model_state)))
 
 
 def first_state(program: Any, subject: str) -> Any:
@@ -161,6 +162,8 @@ def test_mesh_matches_one_device(subject, mesh):
         f"gradient of {path}": gradient,
         "parameters": error(wanted.params, found.params)[0],
     }
+    if wanted.model_state:  # batch statistics are those of the whole global batch
+        errors["model state"] = error(wanted.model_state, found.model_state)[0]
     table.append(f"{subject:12} {mesh:32} {max(errors.values()):.1e}")
     assert max(errors.values()) <= SUBJECTS[subject].tolerance, errors
 

@@ -2,12 +2,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from engine.perception import frustum_points, lift_splat
+from engine.perception import frustum_points, lift_splat, lifting
 from tests.perception.goldens import differing
 
 
 def test_sums_and_gradients_equal_pytorch():
     assert differing("lift_splat", 2) == []
+
+
+def test_the_sums_of_gpus_and_of_other_platforms_are_equal():
+    rng = np.random.default_rng(0)
+    features, weights = rng.normal(size=(2, 6, 5)).astype(np.float32), rng.random((2, 6, 4), np.float32)
+    index = rng.integers(0, 8, (2, 6, 4), np.int32)  # cell 7 does not exist
+    out = rng.normal(size=(2, 7, 5)).astype(np.float32)
+
+    @jax.jit
+    def both(features, weights):
+        ways = (lifting.sum_at_once, lifting.sum_by_depth)
+        results = [jax.vjp(lambda x, w, way=way: way(x, w, index, 7), features, weights) for way in ways]
+        return [(value, *pull(out)) for value, pull in results]
+
+    for ours, theirs in zip(*both(features, weights), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=2e-6)
 
 
 def test_points_project_back_to_their_pixels_and_depths():

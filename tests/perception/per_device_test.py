@@ -98,3 +98,21 @@ def test_split_batch_gives_equal_results_and_sends_nothing(function):
     found, sent = on(mesh, function)
     assert sent == []
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6), found, wanted)
+
+
+def test_gradient_of_a_sparse_kernel_is_exchanged_once():
+    rng, mesh = np.random.default_rng(0), make_mesh(MeshSpec(data=2, fsdp=2), jax.devices()[:4])
+    x, kernel = inputs()["places"][:, :8], rng.normal(size=(1, 3, 3, 2, 1)).astype(np.float32)
+    index = np.sort([rng.choice(CELLS, 8, replace=False) for _ in range(BATCH)], axis=1).astype(np.int32)
+
+    def loss(kernel, x, index):
+        grid = perception.SparseGrid(index, x, (1, 4, 4))
+        grid, _ = perception.strided_conv(grid, kernel, stride=2, padding=1, capacity=8)
+        return (grid.features**2).sum()
+
+    split, whole = (NamedSharding(mesh, PartitionSpec(axes)) for axes in (("data", "fsdp"), None))
+    program = jax.jit(jax.grad(loss), in_shardings=(whole, split, split), out_shardings=whole)
+    program = program.lower(kernel, x, index).compile()
+    sent = collectives(program.as_text() or "", mesh)
+    assert [(found.kind, found.count, found.bytes) for found in sent] == [("all-reduce", 1, kernel.nbytes)]
+    np.testing.assert_allclose(program(kernel, x, index), jax.grad(loss)(kernel, x, index), rtol=1e-5)

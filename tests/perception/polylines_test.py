@@ -2,7 +2,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import PartitionSpec as P
 
+from engine.config.schema import MeshSpec
+from engine.parallel.mesh import make_mesh
+from engine.parallel.rules import RULES, partition_spec
 from engine.perception import PolylineEncoder
 
 WIDTH = 8
@@ -37,3 +41,10 @@ def test_padding_and_the_order_of_points_change_neither_results_nor_gradients():
     other, moved = run(ENCODER, padded[:, :, ::-1], VALID[:, :, ::-1])
     np.testing.assert_allclose(value, other, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), gradient, moved)
+
+
+def test_points_with_an_odd_number_of_features_are_encoded_on_a_mesh():
+    mesh = make_mesh(MeshSpec(data=1, fsdp=4, tensor=2))
+    layers = PolylineEncoder(3, WIDTH, rngs=nnx.Rngs(1)).layers
+    specs = [partition_spec("kernel", layer.kernel.shape, layer.axes, RULES, mesh) for layer in layers]
+    assert specs == [P(None, None), P("fsdp", None), P("fsdp", None)]

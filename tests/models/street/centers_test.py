@@ -1,4 +1,4 @@
-"""The detector finds what it was trained on, by pillars and by voxels, and counts the points that it leaves out."""
+"""The detector finds what it was trained on, and counts the voxels that it leaves out."""
 
 from typing import Any
 
@@ -41,8 +41,8 @@ def test_code_of_a_box_is_inverted():
     np.testing.assert_allclose(decode(encode(boxes, cell, space), cell, space), boxes, atol=1e-5)
 
 
-def test_trained_detector_finds_its_objects():
-    task, batch = CenterDetection(**TASK, predictions=4, capacity=60), sweeps()
+def test_detector_that_is_trained_on_voxels_finds_its_objects():
+    task, batch = CenterDetection(**TASK, predictions=4, capacity=120, voxels=4), sweeps()
     model = task.build(nnx.Rngs(0))
     optimizer = optax.adam(1e-2)
     graph, params, rest = nnx.split(model, nnx.Param, ...)

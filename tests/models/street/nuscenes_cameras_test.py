@@ -1,5 +1,7 @@
 """Cameras of nuScenes: the level frame, masks, and a memory that moves with the vehicle."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from convoy_zoo.models.miniatures import nuscenes as miniature
 from convoy_zoo.models.street.bev import Backbone
 from convoy_zoo.models.street.centers import Space
 from convoy_zoo.models.street.nuscenes_cameras import CAMERAS, CameraSamples, NuScenesCameras, drives, moved, samples
+from engine import TaskError
 from engine.readers import NuScenes
 from tests.models.dataset_subjects import camera_drives
 
@@ -61,14 +64,27 @@ def test_state_moves_by_whole_cells_and_turns():
     np.testing.assert_allclose(found[1], jnp.swapaxes(state[1], 0, 1)[::-1], atol=1e-4)
 
 
-def test_masks_are_the_cells_whose_middle_is_in_a_box():
-    task = NuScenesCameras(lower=(-4.0, -4.0, -3.0), upper=(4.0, 4.0, 5.0), cells=(8, 8))
+def test_masks_are_the_cells_that_touch_a_box():
+    task = NuScenesCameras(lower=(-4.0, -4.0, -3.0), upper=(4.0, 4.0, 5.0), cells=(4, 4), finer=2)
     boxes = np.zeros((1, 4, 9), np.float32)
-    boxes[0, :, 3:7] = [2, 1, 1, np.pi / 2]  # along y
-    boxes[0, :, :2] = [[1.5, -1.5], [-2.5, 2.5], [0.5, 3.5], [3.0, 3.0]]
+    boxes[0, :, 3:7] = [1.8, 0.8, 1, np.pi / 2]  # along y
+    boxes[0, 1, 3:5] = 0.6  # a pedestrian between the middles of four cells of 1 m
+    boxes[0, :, :2] = [[1.5, -1.5], [-2.0, 2.0], [0.5, 3.5], [3.0, 3.0]]
     batch = {"boxes": boxes, "label": np.array([[0, 5, 8, 0]]), "mask": {"objects": np.array([[1, 1, 1, 0]], bool)}}
     found = np.argwhere(np.asarray(task.masks_of(batch))[0])  # row along y, column along x, mask
-    assert found.tolist() == [[2, 5, 0], [6, 1, 1]]
+    assert found.tolist() == [[1, 5, 0], [2, 5, 0], [3, 5, 0], [5, 1, 1], [5, 2, 1], [6, 1, 1], [6, 2, 1]]
+
+
+def test_unknown_view_is_an_error():
+    with pytest.raises(TaskError, match=r"task.view = 'perspective': unknown. Allowed: lift_splat, deformable."):
+        NuScenesCameras(view="perspective").build(nnx.Rngs(0))
+
+
+def test_views_that_are_left_out_are_counted_for_each_row():
+    settings: dict[str, Any] = dict(view="deformable", heads=2, layers=1, width=8, cells=(8, 8))
+    task = NuScenesCameras(memory=4, rows=2, **settings)
+    loss = jax.eval_shape(lambda batch: task.loss(task.build(nnx.Rngs(0)), batch, None), camera_drives(2, 0))
+    assert loss.terms["heat"].metrics["views_lost"].total.shape == loss.terms["masks"].total.shape == (2,)
 
 
 def test_windows_one_after_the_other_equal_a_longer_window():
@@ -82,6 +98,7 @@ def test_windows_one_after_the_other_equal_a_longer_window():
     model.eval()
     batch = camera_drives(2, 0, times=4)
     batch["sequence"] = {"starts": np.array([True, True]), "valid": np.ones((2, 4), bool)}
+    assert jax.eval_shape(model.mask_logits, jnp.zeros((2, 8, 8, 16))).shape == (2, 16, 16, 2)
     run = nnx.jit(lambda model, batch: model(batch)[0])
     whole = run(model, batch).reshape(2, 4, 8, 8, -1)
     for part, starts in ((slice(0, 2), True), (slice(2, 4), False)):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from convoy_zoo.models.street.parts import RectifiedNorm, wide_linear
+from convoy_zoo.models.street.parts import RectifiedNorm, as_matrix, wide_linear
 
 X = np.random.default_rng(0).normal(1, 2, (3, 4, 5, 6)).astype(np.float32)
 WEIGHT = np.random.default_rng(1).normal(size=X.shape).astype(np.float32)
@@ -56,3 +56,8 @@ def test_a_wide_linear_layer_has_a_float32_result_of_products_in_half_precision(
     text = jax.jit(jax.grad(lambda p, x: (result(p, x) ** 2).sum(), argnums=(0, 1))).lower(half, x).as_text()
     products = [line for line in text.splitlines() if "dot_general" in line]
     assert len(products) == 3 and not any("xf32>," in line for line in products)
+
+
+def test_kernel_that_is_made_as_a_matrix_has_the_same_values():
+    init, key, shape = nnx.initializers.lecun_normal(), jax.random.key(0), (3, 3, 2, 4)
+    np.testing.assert_array_equal(as_matrix(init)(key, shape), init(key, shape))
