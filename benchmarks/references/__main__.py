@@ -2,6 +2,7 @@
 
 python -m benchmarks.references --environments=FOLDER
 python -m benchmarks.references --environments=FOLDER --only=average_precision --cases=100
+python -m benchmarks.references --environments=FOLDER --only=backbones --items=tiny-vit,resnet18
 
 Each comparison is a noun: `benchmarks/references/<noun>.py` draws inputs and compares, and the outside program runs in
 an environment of its own, installed from `locks/<noun>.txt` with hashes. A row of the output has the item, the number
@@ -43,6 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [noun for noun in nouns if noun not in NOUNS]:
         print(f"--only: {', '.join(unknown)} is unknown. Comparisons: {', '.join(NOUNS)}.", file=sys.stderr)
         return 2
+    if problem := _unknown_items(args.items, nouns):
+        print(f"--items: {problem}", file=sys.stderr)
+        return 2
     if args.list:
         print("\n".join(nouns))
         return 0
@@ -52,6 +56,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _compare_all(nouns, Path(folder), args)
 
 
+def _unknown_items(items: Sequence[str], nouns: Sequence[str]) -> str | None:
+    """Returns what is wrong with the items, if something is."""
+    if not items:
+        return None
+    if len(nouns) != 1:
+        return "belongs to one comparison. Give it with --only."
+    known = list(getattr(importlib.import_module(f"benchmarks.references.{nouns[0]}"), "MODELS", ()))
+    if unknown := [item for item in items if item not in known]:
+        return f"{', '.join(unknown)} is unknown. Items of {nouns[0]}: {', '.join(known) or 'none'}."
+    return None
+
+
 def _compare_all(nouns: Sequence[str], folder: Path, args: argparse.Namespace) -> int:
     failed, rows = False, []
     print(_line(COLUMNS), flush=True)
@@ -59,7 +75,7 @@ def _compare_all(nouns: Sequence[str], folder: Path, args: argparse.Namespace) -
         start, before = time.perf_counter(), len(rows)
         try:
             comparison = importlib.import_module(f"benchmarks.references.{noun}")
-            for row in comparison.compare(Environment(noun, folder, args.golden), args.cases):
+            for row in comparison.compare(Environment(noun, folder, args.golden, items=args.items), args.cases):
                 failed |= not row.agrees
                 rows.append({"noun": noun, **asdict(row)})
                 print(_line(_cells(noun, row)), flush=True)
@@ -90,6 +106,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--only", metavar="NOUNS", help=f"comparisons, separated by commas, of: {', '.join(NOUNS)}")
+    parser.add_argument(
+        "--items", type=lambda text: tuple(text.split(",")), default=(), metavar="NAMES", help="models of a comparison"
+    )
     parser.add_argument("--list", action="store_true", help="list the comparisons and exit")
     parser.add_argument(
         "--cases", type=_positive, default=CASES, metavar="N", help="random inputs per item (%(default)s)"

@@ -1,12 +1,14 @@
 """Environments for outside programs: one for each lock file, never the one of the engine.
 
 Both sides meet in a folder: the comparison writes inputs there, the program `outside/<noun>.py` reads them and writes
-its results. The outside programs may need other versions of numpy than the engine.
+its results. The outside programs may need other versions of numpy than the engine, and another Python: the first line
+of locks/<noun>.in is then such as `# python 3.10`.
 """
 
 import dataclasses
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,8 @@ LOCKS, OUTSIDE = HERE / "locks", HERE / "outside"
 NOUNS = tuple(sorted(path.stem for path in LOCKS.glob("*.txt")))
 """Names of the comparisons. Each has locks/<noun>.txt, outside/<noun>.py, and a module <noun>.py."""
 
+RUNNING = ".".join(map(str, sys.version_info[:2]))
+"""The version of Python that runs."""
 _COMPLETE = "complete"  # file in an environment whose packages are all installed
 
 
@@ -31,19 +35,27 @@ class Environment:
         folder: where environments are kept; a later run with the same lock file uses them again.
         golden: folder for golden numbers of the tests; None writes none.
         locks: folder of the lock files.
+        items: names of `MODELS` of the comparison, to which it is limited; empty: all.
     """
 
     noun: str
     folder: Path
     golden: Path | None = None
     locks: Path = LOCKS
+    items: tuple[str, ...] = ()
 
     @property
     def path(self) -> Path:
         """The folder of this environment; its name has a hash of the lock file."""
         lock = (self.locks / f"{self.noun}.txt").read_bytes()
-        version = ".".join(map(str, sys.version_info[:2]))
-        return self.folder.resolve() / f"{self.noun}-{version}-{hashlib.sha256(lock).hexdigest()[:12]}"
+        return self.folder.resolve() / f"{self.noun}-{self.version}-{hashlib.sha256(lock).hexdigest()[:12]}"
+
+    @property
+    def version(self) -> str:
+        """The version of Python of this environment: that of its lock file, or else the one that runs."""
+        first = (self.locks / f"{self.noun}.in").read_text(encoding="utf-8").partition("\n")[0]
+        stated = re.fullmatch(r"# python (\d+\.\d+)", first)
+        return stated[1] if stated else RUNNING
 
     @property
     def python(self) -> Path:
@@ -51,19 +63,29 @@ class Environment:
         return self.path / "bin" / "python"
 
     def create(self) -> None:
-        """Creates the environment unless a complete one is there. Raises RunError if the installation fails."""
+        """Creates the environment unless a complete one is there.
+
+        Raises:
+            RunError: the installation fails, or there is no Python of its version.
+        """
         if (self.path / _COMPLETE).exists():
             return
         shutil.rmtree(self.path, ignore_errors=True)
         self.folder.mkdir(parents=True, exist_ok=True)
         # The lock files are complete lists: nothing else is installed, and each file has a hash.
         lock = ["--no-deps", "--require-hashes", "-r", str(self.locks / f"{self.noun}.txt")]
-        if uv := shutil.which("uv"):
-            self._run([uv, "venv", "--quiet", "--python", sys.executable, str(self.path)])
+        own = self.version == RUNNING
+        if uv := shutil.which("uv"):  # finds or downloads a Python of another version
+            version = sys.executable if own else self.version
+            self._run([uv, "venv", "--quiet", "--python", version, str(self.path)])
             self._run([uv, "pip", "install", "--quiet", "--python", str(self.python), *lock])
-        else:
-            self._run([sys.executable, "-m", "venv", str(self.path)])
+        elif python := sys.executable if own else shutil.which(f"python{self.version}"):
+            self._run([python, "-m", "venv", str(self.path)])
             self._run([str(self.python), "-m", "pip", "install", "--quiet", *lock])
+        else:
+            raise RunError(
+                f"{self.noun} needs Python {self.version}, and PATH has neither it nor uv. Install one of them."
+            )
         (self.path / _COMPLETE).touch()
 
     def run(self, folder: Path) -> None:

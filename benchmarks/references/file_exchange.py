@@ -22,20 +22,34 @@ type Compared = Callable[[Path], Iterator[Row]]
 
 
 def compare_files(
-    environment: Environment, inputs: Mapping[str, Any], compared: Compared, golden_sets: int = GOLDEN_SETS
+    environment: Environment,
+    inputs: Mapping[str, Any],
+    compared: Compared,
+    golden_sets: int = GOLDEN_SETS,
+    answer: Callable[[Path], None] | None = None,
 ) -> Iterator[Row]:
     """Yields the rows of inputs with the entry "sets", after the outside program has run on them.
 
-    With `environment.golden`, it also runs on the first sets, in the folder `<golden>/<noun>`.
+    With `environment.golden`, it also runs on the first sets, in the folder `<golden>/<noun>`. With `answer`, which
+    writes more files into the folder, it runs once more. With `environment.items`, names of sets, the golden files of
+    other sets stay as they are.
     """
+    golden, items = inputs["sets"][:golden_sets], environment.items or inputs["sets"]
     with tempfile.TemporaryDirectory(prefix="convoy-references-") as name:
-        _run(environment, Path(name), inputs)
+        _run(environment, Path(name), {**inputs, "sets": [one for one in inputs["sets"] if one in items]}, answer)
         yield from compared(Path(name))
-    if environment.golden is not None:
+        if environment.golden is None:
+            return
         folder = environment.golden / environment.noun
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        _run(environment, folder, {**inputs, "sets": inputs["sets"][:golden_sets]})
+        if not environment.items:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            _run(environment, folder, {**inputs, "sets": golden}, answer)
+            return
+        for item in (one for one in golden if one in items):
+            shutil.rmtree(folder / item, ignore_errors=True)
+            shutil.copytree(Path(name) / item, folder / item)
+        _write_inputs(folder, {**inputs, "sets": golden})
 
 
 def exchanged(folder: Path) -> tuple[list[Any], Any]:
@@ -71,7 +85,16 @@ def tree_difference(found: Any, wanted: Any) -> float:
     return 0.0 if type(found) is type(wanted) and found == wanted else float("inf")
 
 
-def _run(environment: Environment, folder: Path, inputs: Mapping[str, Any]) -> None:
+def _run(
+    environment: Environment, folder: Path, inputs: Mapping[str, Any], answer: Callable[[Path], None] | None
+) -> None:
+    _write_inputs(folder, inputs)
+    environment.run(folder)
+    if answer is not None:
+        answer(folder)
+        environment.run(folder)
+
+
+def _write_inputs(folder: Path, inputs: Mapping[str, Any]) -> None:
     text = json.dumps(inputs, separators=(",", ":"))
     (folder / "inputs.json").write_text(text + "\n", encoding="utf-8")
-    environment.run(folder)

@@ -1,0 +1,129 @@
+"""Adapters of `engine.adapters` with the files of PEFT: outputs, gradients, and the files written again."""
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import load_file
+
+from benchmarks.references.environment import Environment
+from benchmarks.references.file_exchange import compare_files, exchanged
+from benchmarks.references.rows import Row
+from engine import Task, hub, layers
+from engine.adapters import adapted, load_peft, save_peft
+
+TOLERANCE = 1e-5
+"""Relative to the largest number of an array; files have equal bits, and magnitudes of DoRA are equal within 1e-6."""
+ITEMS: dict[str, dict[str, Any]] = {"dora": {"dora": True}, "lora": {}, "rslora": {"rslora": True}}
+"""Item -> settings of the adapter."""
+GOLDEN = 1
+"""The first items, whose files are the golden numbers of the tests."""
+
+
+class Block(nnx.Module):
+    """Two dense layers."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.query = layers.Dense(4, 6, axes=("embed", "mlp"), bias=True, rngs=rngs)
+        self.out = nnx.Linear(6, 4, rngs=rngs)
+
+    def __call__(self, x, rng):
+        return x + self.out(jnp.tanh(self.query(x)))
+
+
+class Net(nnx.Module):
+    """The model of outside/adapters.py."""
+
+    pretrained: ClassVar = hub.Names({r"stack/layers/(\w+)": r"layers.{layer}.\1"})
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.conv = nnx.Conv(2, 4, (3, 3), rngs=rngs)
+        self.stack = layers.Stack(Block, 2, rngs=rngs)
+        self.head = nnx.Linear(4, 3, rngs=rngs)
+
+    def __call__(self, images):
+        x = self.conv(images)
+        return self.head(self.stack(x.reshape(len(x), -1, 4)).mean(1))
+
+
+@dataclasses.dataclass
+class Nets(Task):
+    """Builds the model."""
+
+    def build(self, rngs):
+        return Net(rngs)
+
+
+def compare(environment: Environment, cases: int) -> Iterator[Row]:
+    """Yields the rows of each item; there is one random set of weights for each, whatever the number of cases."""
+    yield from compare_files(environment, {"sets": list(ITEMS)}, compared, GOLDEN)
+
+
+def compared(folder: Path, only: str = "") -> Iterator[Row]:
+    """Yields rows for the items of a folder in which the outside program has run.
+
+    Args:
+        folder: the folder.
+        only: an item; by default all.
+    """
+    items, _ = exchanged(folder)
+    for item in [only] if only else items:
+        with np.load(folder / item / "arrays.npz") as stored:
+            arrays = dict(stored)
+        model = read(folder / item, item)
+        (_, outputs), gradients = _differentiated(*nnx.split(model), arrays["images"], arrays["weights"])
+        yield Row(f"{item}, outputs", outputs.size, _relative(outputs, arrays["outputs"]), TOLERANCE)
+        found, wanted = _there(model, gradients), load_file(folder / item / "gradients.safetensors")
+        largest = max(_relative(found[name], x) for name, x in wanted.items())
+        yield Row(f"{item}, gradients", len(found), largest, TOLERANCE)
+        found, wanted = _there(model), load_file(folder / item / "adapter_model.safetensors")
+        largest = max(_relative(found[name], x) for name, x in wanted.items()) if found.keys() == wanted.keys() else 1
+        yield Row(f"{item}, the file written again", len(found), largest, 1e-6 if item == "dora" else 0)
+
+
+def read(folder: Path, item: str) -> Any:
+    """Returns the model with the weights and the adapter of a folder."""
+    model = adapted(Nets(), match="kernel", rank=2, alpha=3, **ITEMS[item]).build(nnx.Rngs(0))
+    hub.load(model, folder / "model.safetensors", {r"^.*_lora_\w+$": None})
+    load_peft(model, folder)
+    return model
+
+
+def _differentiated(graph: Any, state: Any, images: Any, weights: Any) -> Any:
+    def total(state: Any) -> Any:
+        outputs = nnx.merge(graph, state)(images)
+        return (outputs * weights).sum(), outputs
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True))(state)
+
+
+def _there(model: nnx.Module, values: Any = None) -> Mapping[str, np.ndarray]:
+    """Returns the arrays of the file for the adapter of a model, or for other values of it, such as gradients."""
+    with tempfile.TemporaryDirectory() as name:
+        if values is None:
+            save_peft(model, name)
+            return load_file(Path(name) / "adapter_model.safetensors")
+    zero = _there(_with(model, jax.tree.map(jnp.zeros_like, values)))  # magnitudes are norms plus values
+    found = _there(_with(model, values))
+    return {name: x - zero[name] for name, x in found.items()}
+
+
+def _with(model: nnx.Module, values: Any) -> nnx.Module:
+    """Returns a copy of a model with other values of its adapter."""
+    found = nnx.clone(model)
+    own = nnx.filter_state(values, lambda path, x: "_lora_" in str(path[-1]))
+    nnx.update(found, own)
+    return found
+
+
+def _relative(found: Any, wanted: Any) -> float:
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    if found.shape != wanted.shape:
+        return float("inf")
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
