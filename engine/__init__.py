@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine import augmentation, layers, metrics, perception, plot, readers
+    from engine import adapters, augmentation, hub, layers, metrics, perception, plot, readers
     from engine.api.explain import explain
     from engine.api.follow import follow
     from engine.api.inference import checkpoints, evaluate, evaluate_steps, export, predict
@@ -72,6 +72,7 @@ __all__ = [
     "UncertaintyWeights",
     "Weighted",
     "WeightedByRun",
+    "adapters",
     "augmentation",
     "augmented",
     "check_dataset",
@@ -82,6 +83,7 @@ __all__ = [
     "export",
     "follow",
     "goodput",
+    "hub",
     "layers",
     "load",
     "local_path",
@@ -98,7 +100,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "engine": ("augmentation", "layers", "metrics", "perception", "plot", "readers"),
+    "engine": ("adapters", "augmentation", "hub", "layers", "metrics", "perception", "plot", "readers"),
     "engine.augmentation.source": ("augmented",),
     "engine.base.errors": ("ConvoyError", "DataError", "TaskError"),
     "engine.data.ragged.balanced": ("Balanced",),

@@ -71,9 +71,13 @@ GROUPS = {
         },
         {
             "augmentation": "random augmentations of driving scenes, keyed by the position of the example",
+            "hub": "weights of other programs: safetensors files, tables of names",
             "report": "reports of runs and of comparisons as HTML, one file each that needs no network",
             "sequences": "windows of the frames of drives, and rows that continue drives from step to step",
             "submissions": "writes predictions in the formats of public benchmarks",
+        },
+        {
+            "adapters": "adapters of frozen kernels, chosen in the config: LoRA, DoRA, QLoRA; the files of PEFT",
         },
     ],
     "command line": [

@@ -1,6 +1,7 @@
 """Compiles the programs of a run before the run starts, as a function. `compile/program_store.py` loads them."""
 
 import dataclasses
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import jax
 
-from engine.api.prepared import AnyConfig, prepare, resolve_config, run_of, set_up
+from engine.api.prepared import AnyConfig, Prepared, prepare, resolve_config, run_of, set_up
 from engine.base.errors import ConfigError
 from engine.base.formatting import size_text
 from engine.base.types import Device
@@ -77,7 +78,7 @@ def precompile(
         _make_folder(folder)
     prepared = prepare(config, devices=devices, directory=directory).with_sizes(say)
     config = prepared.config
-    program, _ = prepared.build_program()
+    program, _ = prepared.build_program(step=0)
     check_unrolled(program, config.train)
     program.compiler = ProgramCompiler(say)
     if folder is not None:
@@ -86,7 +87,7 @@ def precompile(
         config.evaluations, prepared.evaluation_sources, program.evaluation, config.train.global_batch_size
     )
     steps, warm_start = sorted({1, config.train.steps_per_dispatch}), is_set(config.init)
-    for name, compile_ in _programs(program, evaluations, steps, warm_start):
+    for name, compile_ in [*_programs(program, evaluations, steps, warm_start), *_later(prepared, program, steps)]:
         say(f"compiling: {name}")
         begin = time.monotonic()
         compiled = compile_()
@@ -128,6 +129,18 @@ def precompile_for(
         yield "The programs are in the compilation cache; a start on this kind of machine loads them."
     else:
         yield f"The programs are in {out}. Start the job with --config.cache.programs={out}."
+
+
+def _later(
+    prepared: Prepared, program: Program, steps: Sequence[int]
+) -> Iterator[tuple[str, Callable[[], list[jax.stages.Compiled]]]]:
+    """Yields the programs of the steps at which groups are unfrozen, as `_programs` does."""
+    while program.spec.until < math.inf:
+        compiler = program.compiler
+        program, _ = prepared.build_program(step=int(program.spec.until))
+        program.compiler = compiler
+        for name, compile_ in [*_programs(program, (), steps, warm_start=True)][1:]:
+            yield name + program.spec.suffix, compile_
 
 
 def _programs(

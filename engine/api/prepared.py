@@ -102,10 +102,13 @@ class Prepared:
         config = dataclasses.replace(self.config, train=train)
         return dataclasses.replace(self, config=config, source=for_run(self.source, train))
 
-    def build_program(self, train: Train | None = None) -> tuple[Program, int]:
-        """Returns the program and the total number of steps; `train` replaces that section of the config."""
+    def build_program(self, train: Train | None = None, step: int | None = None) -> tuple[Program, int]:
+        """Returns the program and the total number of steps; `train` replaces that section of the config.
+
+        `step` is that of `compile.build.build_program`.
+        """
         config = self.config if train is None else dataclasses.replace(self.config, train=train)
-        return build_program(self.task, self.mesh, self.source, config, self.matrices)
+        return build_program(self.task, self.mesh, self.source, config, self.matrices, step)
 
 
 def prepare(

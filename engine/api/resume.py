@@ -16,8 +16,8 @@ from engine.checkpoint.store import CheckpointStore
 from engine.cluster import group
 from engine.cluster.consistency_check import check_consistency
 from engine.config.schedules import followers
-from engine.config.schema import Config, Train, user_targets
-from engine.config.target import INSTANCE
+from engine.config.schema import Config, Train
+from engine.config.target import INSTANCE, user_targets
 from engine.config.text import from_text
 from engine.data import dataset_summary
 from engine.data.sampling.share_schedule import follows_run

@@ -30,16 +30,17 @@ from engine.base.files import temporary_folder
 from engine.cluster import group, peer_failure
 from engine.cluster.consistency_check import check_consistency, software
 from engine.compile.out_of_memory import out_of_memory_reported
-from engine.config.schema import Config, user_targets
-from engine.config.target import target_names
+from engine.config.schema import Config
+from engine.config.target import target_names, user_targets
 from engine.config.text import field_texts, to_text
 from engine.data import dataset_summary
 from engine.data.adapt import Readable, descriptions
 from engine.data.context import names_total_steps
 from engine.data.source import source_name
+from engine.loop.events.save import Rebuild
 from engine.loop.hooks import Hook, hook_sections
 from engine.loop.phases import COMPILING
-from engine.loop.preemption import start_ended_by_sigterm
+from engine.loop.preemption import Interrupted, Preempted, start_ended_by_sigterm
 from engine.loop.trainer import Trainer
 from engine.observe.reporter import Reporter
 from engine.observe.summary import Summary
@@ -159,10 +160,30 @@ def _train(
                     prepared.check_rows()
                     prepared = prepared.with_sizes(directory.messages.append, stored_sizes)
                 trainer = _build_trainer(prepared, directory, changed, accepted, reporter)
-            reporter.start(trainer.total_steps, trainer.step, trainer.summary)
-            trainer.run()
+            while (change := _run(trainer, reporter)) is not None:
+                del trainer  # two states may not fit in memory
+                with start_ended_by_sigterm():
+                    _check_not_stopped(change, directory)
+                    trainer = _build_trainer(prepared, directory, changed, accepted, reporter)
             group.run_on_primary(directory.check_complete, "the files of the run")
         return reporter.summary
+
+
+def _run(trainer: Trainer, reporter: Reporter) -> Rebuild | None:
+    """Runs to the last step; returns the reason if the trainer has to be built again to continue."""
+    reporter.start(trainer.total_steps, trainer.step, trainer.summary)
+    try:
+        trainer.run()
+    except Rebuild as change:
+        return change.with_traceback(None)  # its frames reference the old state
+    return None
+
+
+def _check_not_stopped(change: Rebuild, directory: RunDirectory) -> None:
+    """Raises Preempted or Interrupted if a signal came while a trainer saved to be built again."""
+    if change.preemption is not None and change.preemption.received:
+        kind = Interrupted if change.preemption.interrupted else Preempted
+        raise kind(f"asked to stop; the state is saved in {directory}.")
 
 
 def _reported(config: Config, directory: RunDirectory) -> AbstractContextManager[object]:
@@ -264,7 +285,8 @@ def _fast_dev_run(
 
     summary = _train(config, objects, workdir, fresh=True, accepted=Accepted(), began=began, trial=_Trial(kept))
     run = SavedRun(summary.directory.path)
-    program, _ = prepare(run.config, objects, directory=run.directory).with_sizes().build_program()
+    found = prepare(run.config, objects, directory=run.directory).with_sizes()
+    program, _ = found.build_program(step=max(summary.step - 1, 0))  # its last step decides what the state has
     restored = run.restore(summary.step, program)
     if int(restored.step) != summary.step:
         raise CheckpointError(f"{run.directory}: the checkpoint of step {summary.step} holds step {restored.step}.")

@@ -32,7 +32,6 @@ from engine.run.lease import ALWAYS_GRANTED, Lease
 from engine.storage import background
 
 if TYPE_CHECKING:
-    import jax
     import numpy as np
 
     from engine.parallel.digest import Digests
@@ -191,15 +190,12 @@ class Saver:
         save = self._latest = AsyncSave(step, self._count, f"{self._topic}/{self._count}", folder, size)
         hangs = self._writer_hangs()  # a hanging writer holds a copy of the state, and a second may not fit
         copied, state = (True, None) if hangs else arrays.copied_on_cpu(state)
-        digests = None if hangs else self._digests_of(state)
-        # Of a copy, the writer thread computes the digests later, so that they do not delay the next step.
-        rows = None if copied or digests is None else digests.rows(state)
+        part = None if hangs else _Part(state, self._digests_of(state))
         watch = self._watch_deadline if group.is_primary() else self._follow_verdict
         RunThread(watch, f"watch-save-{step}", (save,)).start()
-        if digests is None:
+        if part is None:
             return self._refuse(save, "the storage has still not answered the previous save")
         texts = {POSITION: json.dumps(dict(position)), CONFIG: json.dumps({"lines": config_text.split("\n")})}
-        part = _Part(state, rows, digests)
         if group.is_primary():
             write = functools.partial(self._write_and_commit, save, part, texts)
         else:
@@ -360,10 +356,14 @@ class Saver:
 
 
 class _Part:
-    """The part of a state that one process writes, and its digests. Only the writer thread uses it."""
+    """The part of a state that one process writes, and its digests. Only the writer thread uses it.
 
-    def __init__(self, state: PyTree, rows: "jax.Array | None", digests: "Digests"):
-        self._state, self._rows, self._digests = state, rows, digests
+    It is made in the thread of the steps, which starts the programs of the digests: where two threads start programs of
+    several CPU devices, XLA (of JAX 0.11) hangs.
+    """
+
+    def __init__(self, state: PyTree, digests: "Digests"):
+        self._state, self._digests, self._rows = state, digests, digests.rows(state)
         self.texts = digests.texts
 
     def write(self, save: AsyncSave) -> None:
@@ -373,14 +373,11 @@ class _Part:
             for folder in (save.folder.parent, save.folder):
                 folder.mkdir(exist_ok=True)
             arrays.write(save.folder / STATE, state, save.copied.set)
-            if self._rows is None:
-                self._rows = self._digests.rows(state)
         finally:
             save.copied.set()
 
     def digests(self) -> "np.ndarray":
         """Returns this process's part of the digests, uint32 `[arrays, 2]`; may wait for the device."""
-        assert self._rows is not None
         return self._digests.partial_sum(self._rows)
 
 

@@ -161,18 +161,17 @@ class CheckpointStore:
 
     def restore_latest(
         self,
-        abstract_state: PyTree,
+        abstract_state: PyTree | Callable[[int], PyTree],
         stacked: Mapping[str, int] | None = None,
         say: Callable[[str], None] = lambda text: None,
         partial: "Partial" = None,
     ) -> tuple[PyTree, int] | None:
         """Returns the state and the step of the newest undamaged checkpoint, or None if the run has no checkpoints.
 
-        Renames each damaged step that is newer (`integrity.set_aside`). Every process must call this method; all
-        processes restore the same step.
+        Renames each newer, damaged step (`integrity.set_aside`). Every process calls it, and restores the same step.
 
         Args:
-            abstract_state, stacked, partial: as for `restore`.
+            abstract_state, stacked, partial: as for `restore`; or a function that returns the state of a step.
             say: called with a warning for each damaged step.
 
         Raises:
@@ -181,8 +180,9 @@ class CheckpointStore:
         """
         lease = self.writable("set a damaged step aside")
         for step in group.run_on_primary(self.candidates, "the list of checkpoints"):
+            wanted = abstract_state(step) if callable(abstract_state) else abstract_state
             try:
-                return self.restore(step, abstract_state, stacked, partial), step
+                return self.restore(step, wanted, stacked, partial), step
             except DamagedCheckpoint as damaged:
                 path, problems = self.directory / str(step), damaged.problems
                 name = group.run_on_primary(lambda: set_aside(path, problems, lease), "the damaged checkpoint")  # noqa: B023

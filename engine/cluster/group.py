@@ -234,14 +234,14 @@ def barrier(topic: str, timeout_s: float) -> list[int]:
     return decide(None, lambda values, absent: absent[:LISTED], topic, timeout_s)
 
 
-def meet(topic: str) -> None:
+def meet(topic: str, timeout_s: float = timeouts.AGREE_S) -> None:
     """Waits until every process has called it. Called before a program with collectives runs first.
 
     Raises:
-        LostPeer: a process has not called it within `timeouts.AGREE_S` seconds.
+        LostPeer: a process has not called it within `timeout_s` seconds.
     """
-    if count() > 1 and (absent := barrier(topic, timeouts.AGREE_S)):
-        raise LostPeer(_late_text(absent, topic, timeouts.AGREE_S))
+    if count() > 1 and (absent := barrier(topic, timeout_s)):
+        raise LostPeer(_late_text(absent, topic, timeout_s))
 
 
 def forget(topic: str) -> None:

@@ -215,7 +215,7 @@ def _shared() -> mmap.mmap:
 
 
 def _write(path: Path, text: str) -> None:
-    temporary = path.with_name(f"{path.name}.{threading.get_ident()}.tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
     temporary.write_bytes(os.fsencode(text))  # a path may not be UTF-8
     temporary.replace(path)
 

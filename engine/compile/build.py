@@ -26,7 +26,8 @@ from engine.metrics.values import describe_value
 from engine.parallel.layout import active, make_layout
 from engine.parallel.mesh import check_batch
 from engine.storage.mounts import local_text
-from engine.training.model import describe
+from engine.training.arrays import AbstractArrays
+from engine.training.model import Model, describe
 from engine.training.optimizer import build_optimizer, uses_muon
 from engine.training.step_spec import StepSpec
 from engine.training.task import Task, check_examples, check_methods
@@ -71,7 +72,7 @@ def build_evaluation_program(
 
 
 def build_program(
-    task: Task, mesh: Mesh, source: BaseSource, config: Config, matrices: str | None = None
+    task: Task, mesh: Mesh, source: BaseSource, config: Config, matrices: str | None = None, step: int | None = None
 ) -> tuple[Program, int]:
     """Returns the program of a config and its total number of steps. Allocates no array.
 
@@ -84,6 +85,7 @@ def build_program(
         config: the config.
         matrices: which parameters Muon orthogonalises, as a resumed run has stored it; "" for a run of an earlier
             version, which stored nothing; None for a new run.
+        step: the next step, which decides which groups are frozen (`frozen_until`); None: those of the last step.
 
     Raises:
         ConvoyError: the Task, the data, the mesh, the hardware and the settings do not fit together.
@@ -100,13 +102,12 @@ def build_program(
     options = compiler_options(evaluation.layout.platform, config.compiler.options)
     if config.compiler.options:
         check_options(mesh, options)
-    model = evaluation.model
-    trained = {path: model.params[path] for path in model.trained}
+    model = _with_frozen_norms(evaluation.model, config.optimizer.frozen_statistics)
     run_size = RunSize(train.global_batch_size, size, total)
     spec = StepSpec(
         task=task,
         model=model,
-        optimizer=build_optimizer(config.optimizer, run_size, trained, model.names),
+        optimizer=build_optimizer(config.optimizer, run_size, _trained(model), model.names),
         layout=evaluation.layout,
         accumulate=train.accumulate,
         approximate_accumulation=train.approximate_accumulation,
@@ -119,8 +120,8 @@ def build_program(
         steps_per_epoch=size / train.global_batch_size,
         compiler_options=options,
     )
-    if matrices != "" and uses_muon(config.optimizer):
-        spec = _with_matrices(spec, config.optimizer, run_size, example, matrices)
+    spec = _with_matrices(spec, config.optimizer, run_size, example, matrices)
+    spec = _in_interval(spec, config.optimizer, run_size, step, train.seed)
     shapes = source.shape_specs()
     check_consecutive(source, len(shapes), train.steps_per_dispatch)
     program = Program(spec, example, batch_size=train.global_batch_size, seed=train.seed, shapes=shapes)
@@ -132,22 +133,52 @@ def build_program(
     return program, total
 
 
+def _with_frozen_norms(model: Model, expression: str) -> Model:
+    """Returns the model with the modules whose batch statistics match `optimizer.frozen_statistics`."""
+    if not expression:
+        return model
+    from engine.training.batch_statistics import frozen_norms
+
+    return dataclasses.replace(model, frozen_norms=frozen_norms(model, expression))
+
+
 def _with_matrices(
     spec: StepSpec, optimizer: Optimizer, size: RunSize, example: PyTree, matrices: str | None
 ) -> StepSpec:
     """Returns the parts of a step with the optimizer for the choice of Muon's matrices, which is stored or made."""
+    if matrices == "" or not uses_muon(optimizer):
+        return spec
     from engine.training.muon import MuonChoice
     from engine.training.muon_choice import choose
 
     batch = abstract_batch(example, size.batch_size, spec.batch_sharding)
     choice = choose(spec, batch) if matrices is None else MuonChoice.from_text(matrices)
-    trained = {path: spec.model.params[path] for path in spec.model.trained}
-    return dataclasses.replace(spec, optimizer=build_optimizer(optimizer, size, trained, spec.model.names, choice))
+    found = build_optimizer(optimizer, size, _trained(spec.model), spec.model.names, choice)
+    return dataclasses.replace(spec, optimizer=found)
+
+
+def _trained(model: Model) -> AbstractArrays:
+    """Returns path -> shape of each trained parameter."""
+    return {path: model.params[path] for path in model.trained}
+
+
+def _in_interval(spec: StepSpec, optimizer: Optimizer, size: RunSize, step: int | None, seed: int) -> StepSpec:
+    """Returns the parts of a step without the groups that are frozen until a later step."""
+    if all(group.frozen_until is None for group in optimizer.groups.values()):
+        return spec
+    from engine.training.unfreezing import in_interval
+
+    return in_interval(spec, optimizer, size, step, seed)
 
 
 def _with_data_warnings(spec: StepSpec, data: Data, source: BaseSource, rows: int) -> StepSpec:
     """Returns the parts of a step with the warnings about data that does not fit the state of the rows."""
-    return dataclasses.replace(spec, data_warnings=_row_state_warnings(spec, data, source, rows))
+    found = _row_state_warnings(spec, data, source, rows)
+    if spec.changed_state and len(spec.model.trained) < len(spec.model.params):
+        from engine.training.batch_statistics import moving_warnings
+
+        found += moving_warnings(spec)
+    return dataclasses.replace(spec, data_warnings=found)
 
 
 def _row_state_warnings(spec: StepSpec, data: Data, source: BaseSource, rows: int) -> tuple[str, ...]:

@@ -72,7 +72,7 @@ class EvaluationProgram:
         shardings = param_shardings(model, self.mesh, self.layout.rules)
         params: PyTree = {path: _abstract(x, shardings[path]) for path, x in model.params.items()}
         model_state: PyTree = {path: _abstract(x, whole) for path, x in model.model_state.items()}
-        return Weights(params, model_state, {path: params[path] for path in model.trained} if averaged else None)
+        return Weights(params, model_state, {path: params[path] for path in model.averaged} if averaged else None)
 
     def first_state(self, paths: Collection[str]) -> Arrays:
         """Returns the values that a new model has for this model state, on every device.

@@ -38,6 +38,8 @@ class Executed:
     times: int
     flops: int
     bytes: int
+    computation: str  # name of the computation of the instruction
+    instruction: Instruction
 
 
 def executed(program: HloText) -> Iterator[Executed]:
@@ -50,7 +52,7 @@ def executed(program: HloText) -> Iterator[Executed]:
         shapes = {i.name: i.shape for i in instructions}
         for i in instructions:
             if i.opcode not in _FREE and not i.opcode.endswith(("-done", "-update")):
-                yield Executed(times, _flops(program, i, shapes), _bytes(program, i, shapes))
+                yield Executed(times, _flops(program, i, shapes), _bytes(program, i, shapes), name, i)
 
 
 def _inner(program: HloText) -> set[str]:

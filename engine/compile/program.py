@@ -108,7 +108,7 @@ class Program:
 
         def loss(params: Arrays, model_state: Arrays, examples: PyTree, key: jax.Array) -> dict[str, Metric]:
             module = spec.model.module(params, model_state, key)
-            module.train()
+            spec.model.train(module)
             keys = jax.random.split(key, rows := len(jax.tree.leaves(examples)[0]))
             before = spec.model.state_of(module)
             with author_errors_reported(spec.task, "loss", examples):
@@ -138,23 +138,22 @@ class Program:
             check_dropout(spec.model, spec.accumulate)
             check_changed(spec.model, changed, spec.accumulate)
         objective, means = objectives[0], trace.out_info
-        check_groups(objective, spec.groups.values(), f"{type(spec.task).__name__}.loss")
+        check_groups(objective, (*spec.groups.values(), *spec.optimizer.frozen), f"{type(spec.task).__name__}.loss")
         self._loss_by_row = all(by_row(cast(Mean, means[name])) for names in objective.terms.values() for name in names)
         # One number for a batch need not be a sum over its rows. JAX 0.12 does not lower callbacks in a `jax.shard_map`
         # that leaves mesh axes to XLA.
         on_each_device = (encodes or self._loss_by_row) and not has_callback(trace.jaxpr.jaxpr)
         row_state = tuple(path for path in spec.model.state_of_rows(self.batch_size) if path in changed)
         self.spec = dataclasses.replace(spec, loss_on_each_device=on_each_device, row_state=row_state)
+        self.spec = dataclasses.replace(self.spec, changed_state=frozenset(changed))
         return self._complete_spec(trace, objective)
 
     def _trace_update(self) -> tuple[str, ...]:
         """Traces and checks the Task's own update, likewise."""
         check_own_update(self.spec)
         self._loss_by_row = True
-        self.spec = dataclasses.replace(
-            self.spec, grad_shardings=self._grad_shardings(), opt_shardings=self._offload_shardings()
-        )
-
+        grads, moments = self._grad_shardings(), self._offload_shardings()
+        self.spec = dataclasses.replace(self.spec, grad_shardings=grads, opt_shardings=moments)
         changed: list[str] = []
 
         def update(state: TrainState, batch: Batch, key: jax.Array) -> dict[str, Metric]:
@@ -305,22 +304,23 @@ class Program:
         if not params and not model_state:
             return state
         params = {**state.params, **(params or {})}
-        opt_state, ema = self.compile_optimizer_state()({path: params[path] for path in self.spec.model.trained})
+        opt_state, ema = self.compile_optimizer_state()({path: params[path] for path in self.spec.model.averaged})
         model_state = {**state.model_state, **(model_state or {})}
         return dataclasses.replace(state, params=params, model_state=model_state, opt_state=opt_state, ema=ema)
 
     def compile_optimizer_state(self) -> jax.stages.Compiled:
-        """Returns the compiled program that makes, of trained parameters, the optimizer state and their average."""
+        """Returns the compiled program that makes, of `Model.averaged`, the optimizer state and their average."""
         spec = self.spec
 
-        def make(trained: Arrays) -> tuple[PyTree, Arrays | None]:
-            return spec.tx.init(trained), None if spec.ema_decay is None else jax.tree.map(jnp.copy, trained)
+        def make(params: Arrays) -> tuple[PyTree, Arrays | None]:
+            trained = {path: params[path] for path in spec.model.trained}
+            return spec.tx.init(trained), None if spec.ema_decay is None else jax.tree.map(jnp.copy, params)
 
         parts = (self.abstract_state.opt_state, self.abstract_state.ema)
         shardings = jax.tree.map(lambda x: x.sharding, parts)
-        trained = {path: self.abstract_state.params[path] for path in spec.model.trained}
+        params = {path: self.abstract_state.params[path] for path in spec.model.averaged}
         jitted = jax.jit(with_layout(self.spec.layout, make), out_shardings=shardings)
-        return self._compile("optimizer state of init.checkpoint", lambda: jitted.lower(trained))
+        return self._compile("optimizer state of init.checkpoint", lambda: jitted.lower(params))
 
     def compile_first_state(self) -> jax.stages.Compiled:
         """Returns the compiled program that makes the initial state with random weights."""
@@ -394,6 +394,6 @@ class Program:
         self, name: str, lower: Callable[[], jax.stages.Lowered], options: Mapping[str, Value] | None = None
     ) -> jax.stages.Compiled:
         start = time.monotonic()
-        compiled = self.compiler.compile(name, lower(), self.mesh, options)
+        compiled = self.compiler.compile(name + self.spec.suffix, lower(), self.mesh, options)
         self.compile_s += time.monotonic() - start
         return compiled

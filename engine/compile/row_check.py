@@ -204,7 +204,7 @@ class RowCheck:
         """Calls the method; to be traced."""
         program = self.program
         module = program.model.module(with_whole_kernels(program.model, params), model_state, jax.random.key(0))
-        module.train() if self.training else module.eval()
+        program.model.train(module) if self.training else module.eval()
         context = Context(jnp.int32(0), jnp.float32(0), program.total_steps, keys, mask)
         return self.method(module, examples, context)
 

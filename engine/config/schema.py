@@ -95,6 +95,8 @@ class Group(Target):
     )
     every: int = setting(1, "Update the group in each n-th step only.", at_least(1))
     weight_decay: float | None = setting(None, "Weight decay of the group; None: that of the optimizer.", at_least(0))
+    layer_decay: float | None = setting(None, "None: optimizer.layer_decay.", above(0, 1))
+    frozen_until: Duration | None = setting(None, "Train the group only from here on; None: from step 0.", BY_DATA)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +118,10 @@ class Optimizer(Target):
         one_of("matrices", "all", "none"),
     )
     trainable: str = setting("", "Regular expression of the parameters to train; empty: all.", regular_expression())
+    frozen_statistics: str = setting(
+        "", "Regular expression of batch statistics that do not move.", regular_expression()
+    )
+    layer_decay: float | None = setting(None, "Factor on the learning rate of a layer, per layer above.", above(0, 1))
     groups: Mapping[str, Group] = table("Name -> parameter group.")
 
     def of_group(self, name: str) -> "Optimizer":
@@ -131,6 +137,7 @@ class Optimizer(Target):
             schedule_arguments=group.schedule_arguments if own_schedule else self.schedule_arguments,
             warmup=self.warmup if group.warmup is None else group.warmup,
             final_scale=self.final_scale if group.final_scale is None else group.final_scale,
+            layer_decay=self.layer_decay if group.layer_decay is None else group.layer_decay,
         )
 
 
@@ -254,7 +261,7 @@ class Stop:
 class InitSource:
     """Checkpoint of a part of the initial weights."""
 
-    checkpoint: str = setting("", "A run directory, or one step of it: runs/digits/checkpoints/500.")
+    checkpoint: str = setting("", "A run directory, a step of it (runs/a/checkpoints/500), hf:FOLDER or hf:OWNER/NAME.")
     paths: Mapping[str, str | None] = table(
         "Path prefix here, or regular expression that starts with ^ -> prefix or replacement there; None: random."
     )
@@ -385,14 +392,6 @@ class Config:
     cache: Cache = field(default_factory=Cache)
     compiler: Compiler = field(default_factory=Compiler)
     tiny: Arguments = table('Overrides for --fast-dev-run: {"train.global_batch_size": 8}.')
-
-
-def user_targets(config: Config) -> dict[str, Target]:
-    """Returns dotted path -> section of the Task, the data, the hooks and the trackers: what only the user knows."""
-    evaluations = {f"evaluations.{name}.data": evaluation.data for name, evaluation in config.evaluations.items()}
-    hooks = {f"hooks.{name}": hook for name, hook in config.hooks.items()}
-    trackers = {f"log.trackers.{name}": tracker for name, tracker in config.log.trackers.items()}
-    return {"task": config.task, "data": config.data, **evaluations, **hooks, **trackers}
 
 
 def field_names(section: type) -> list[str]:

@@ -18,7 +18,7 @@ from engine.base.errors import ConfigError, FieldError, did_you_mean, near_names
 from engine.base.user_errors import add_target_package
 from engine.config import zoo
 from engine.config.old_names import current
-from engine.config.schema import Config, Evaluation, Target, field_names, user_targets
+from engine.config.schema import Config, Evaluation, Target, field_names
 
 INSTANCE = "engine.config.instances.Instance"
 """Target of the sections of objects that `engine.train` received."""
@@ -209,6 +209,14 @@ def check(target: Target, where: str, given: Collection[str] = ()) -> None:
                 f"is missing, {target.target} needs it",
                 f"Set it with --config.{where}.{name}=VALUE. It takes: {_signature_text(named, given)}.",
             )
+
+
+def user_targets(config: Config) -> dict[str, Target]:
+    """Returns dotted path -> section of the Task, the data, the hooks and the trackers: what only the user knows."""
+    evaluations = {f"evaluations.{name}.data": evaluation.data for name, evaluation in config.evaluations.items()}
+    hooks = {f"hooks.{name}": hook for name, hook in config.hooks.items()}
+    trackers = {f"log.trackers.{name}": tracker for name, tracker in config.log.trackers.items()}
+    return {"task": config.task, "data": config.data, **evaluations, **hooks, **trackers}
 
 
 def target_names(config: Config) -> list[str]:

@@ -21,8 +21,9 @@ from engine.config.fields import check_value, join, slots
 from engine.config.hardware import AXES
 from engine.config.override import locate
 from engine.config.schedules import check_schedules, sections
-from engine.config.schema import Config, Group, InitSource, Target, user_targets
+from engine.config.schema import Config, Group, InitSource, Target
 from engine.config.setting import AUTO, MAX_NUMBER, regular_expression
+from engine.config.target import user_targets
 
 
 def validate(config: ConfigDict | Mapping[str, object] | Config, origin: str = "") -> Config:

@@ -267,7 +267,8 @@ def _send_heartbeats(heartbeats: memoryview, index: int) -> None:
     """Increments the heartbeats of this process, and ends it with the main process, on every system."""
     main_process = multiprocessing.parent_process()
     assert main_process is not None
-    while main_process.is_alive():
+    heartbeats[index] += 1
+    # Not `is_alive`, which imports: while etils imports lazily in another thread, that gives modules of its own.
+    while not connection.wait([main_process.sentinel], HEARTBEAT_S):
         heartbeats[index] += 1
-        main_process.join(HEARTBEAT_S)
     os._exit(1)

@@ -97,6 +97,8 @@ class Graph:
         if recorded is not None:
             text = f"its checkpoint {one.step} is no longer there, so this may be another run"
             return Found(recorded, one.path, text, sure=False)
+        if one.step is None:
+            return Found(None, one.path, "weights of another program: their data is unknown", sure=False)
         return Found(None, one.path, "unknown: no run is found there, and none has this checkpoint", sure=False)
 
     def datasets_of(self, one: Input) -> list[Found]:

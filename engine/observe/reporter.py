@@ -64,6 +64,8 @@ class Reporter:
             summarise: returns the summary so far; may be called at any time.
         """
         self._summarise = summarise
+        if self._progress is not None:
+            self._progress.close()
         self._progress = Progress(self._mode, total_steps, first_step) if self._reports else None
         self._update_status(step=first_step, total_steps=total_steps)
         for text in self._directory.messages:

@@ -181,7 +181,7 @@ class Traces:
 def _loss(spec: StepSpec, state: TrainState, batch: Batch, key: jax.Array) -> PyTree:
     """Returns the metrics of the loss of a Task."""
     module = spec.model.module(cast(state.params, spec.compute_dtype), state.model_state, key)
-    module.train()
+    spec.model.train(module)
     keys = jax.random.split(key, len(batch.weight))
     examples = cast(batch.examples, spec.compute_dtype, spec.task.full_precision)
     return means_of(call(spec.task.loss, module, examples, keys, context=spec.context(state.step, keys, batch.weight)))

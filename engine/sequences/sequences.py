@@ -104,6 +104,7 @@ class Sequences(BaseSource):
         index = read_index(source, group, order, cache, name)
         self.windows, self.names = cut(index, how, source_name(source), name), index.names
         """The windows, as frames of `source`, and the name of each group."""
+        self._drives = len(self.windows.sizes)  # without a limit
         self._kind = f"windows of {length} frames, {how.stride} apart{', in rows that continue' * carry}"
         if transform is not None:
             self._set_transform(transform, name)
@@ -183,7 +184,10 @@ class Sequences(BaseSource):
         return f"{self.source.fingerprint()}{SEPARATOR}{self._kind}: {len(self)} from {content}"
 
     def limited(self, count: int) -> "Sequences":
-        """Returns a source of the first `count` windows, in the order of the drives."""
+        """Returns a source of the first `count` windows, in the order of the drives.
+
+        With `carry`, rows of a batch for which no drive is left are idle.
+        """
         part = copy.copy(self)
         part.windows = self.windows.limited(count)
         part._bind()  # its own methods
@@ -195,12 +199,11 @@ class Sequences(BaseSource):
 
     def _batch_sampler(self, seed: int, shuffle: bool, batch_size: int) -> RowSampler:
         """Returns the sampler of a training run with batches of so many rows."""
-        segments = len(self.windows.sizes)
-        if segments < batch_size:
+        if self._drives < batch_size:
             raise DataError(
-                f"{source_name(self)}: {batch_size} rows, but {source_name(self.source)} has {segments} drives, so "
-                f"that {batch_size - segments} rows would always be idle. Set train.global_batch_size to {segments} or "
-                "less."
+                f"{source_name(self)}: {batch_size} rows, but {source_name(self.source)} has {self._drives} drives, so "
+                f"that {batch_size - self._drives} rows would always be idle. Set train.global_batch_size to "
+                f"{self._drives} or less."
             )
         return RowSampler(self, RowPlan(self.windows.sizes, batch_size, seed, shuffle))
 
