@@ -28,7 +28,7 @@ def unbroken(tmp_path_factory):
 
 def export(run: Path) -> Path:
     """Writes the weights of the last step into the run, in this process, which has imported JAX; returns the file."""
-    assert main(["checkpoints", str(run), f"--export={run / 'last.safetensors'}", "--step=latest"]) == 0
+    assert main(["export", str(run), f"--out={run / 'last.safetensors'}", "--step=latest"]) == 0
     return run / "last.safetensors"
 
 

@@ -17,6 +17,7 @@ import pytest
 
 import engine
 import engine.config
+import engine.hub
 import engine.layers
 import engine.metrics
 import engine.perception
@@ -27,7 +28,7 @@ LEVELS = levels()
 PRIVATE_NAMES = (("engine", "__version__"), ("engine", "lazy_exports"))  # names of engine that its packages use
 LAZY = {
     "engine",
-    *(f"engine.{package}" for package in ("config", "layers", "metrics", "perception", "readers")),
+    *(f"engine.{package}" for package in ("config", "hub", "layers", "metrics", "perception", "readers")),
 }  # packages with lazy exports
 
 # Names of this repository that packages outside the engine may import. None: any name of it.
@@ -35,6 +36,7 @@ OUTSIDE = {
     "models": {
         "engine": set(engine.__all__),
         "engine.augmentation": None,
+        "engine.hub": {"", *engine.hub.__all__},
         "engine.layers": None,
         "engine.metrics": {"", *engine.metrics.__all__},
         "engine.perception": {"", *engine.perception.__all__},

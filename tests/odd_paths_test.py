@@ -47,7 +47,7 @@ def test_commands_read_the_run(run, tmp_path, capfd):
     output = capfd.readouterr()
     assert "step        2  good" in output.out and "Traceback" not in output.err
     out = tmp_path / ODD.replace("/", "")
-    done = runs.convoy("checkpoints", str(run), f"--export={out}")
+    done = runs.convoy("export", str(run), f"--out={out}")
     assert done.returncode == 0 and "\\udcff" in done.stdout, done.stderr
     assert load_file(out)
     assert {path.name for path in tmp_path.iterdir()} == {

@@ -146,9 +146,7 @@ processes.leave()
     launcher = (
         f"import sys; from engine.launch.local import launch; launch([sys.executable, '-c', {program!r}], processes=2)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", launcher], capture_output=True, text=True, env=runs.environment(), timeout=180
-    )
+    done = runs.run([sys.executable, "-c", launcher])
     assert done.stderr == ""
     (line,) = [line for line in done.stdout.splitlines() if "[Gloo]" not in line]
     assert line.startswith("[1] RunError run: process 1 does not see this folder, which process 0 has opened.")

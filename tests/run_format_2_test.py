@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def continued(tmp_path_factory):
     path = tmp_path_factory.mktemp("continued")
     shutil.copytree(FIXTURE, path / "runs")
     program = [sys.executable, "-c", CONTINUE, path / "runs", path / "found.json"]
-    done = subprocess.run(program, capture_output=True, text=True, env=runs.environment(), timeout=300)
+    done = runs.run(program)
     assert done.returncode == 0, done.stderr
     return path / "runs", json.loads((path / "found.json").read_text())
 

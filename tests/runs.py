@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,16 @@ import jax
 from engine.config import defaults, validate
 from engine.config.override import assign
 from engine.config.schema import Config
+from tests import warm
 
 COMPILING = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 """Environment of runs whose bits no test compares with those of other programs: LLVM compiles them in less time."""
+
+
+type Started = subprocess.Popen[str] | warm.Process
+MAIN = ["-m", "engine.cli.main"]
+WARM_VERBS = {"train", "evaluate", "predict", "explain", "plan", "compile", "launch", "supervise"}
+"""Verbs that import most of what the forks of `warm.py` have imported already, or start these."""
 
 
 def config(**settings: Any) -> Config:
@@ -60,19 +67,66 @@ def status(run: Path) -> dict[str, Any]:
 
 def convoy(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs the command line to its end, on one CPU device."""
-    return subprocess.run(command(*args), capture_output=True, text=True, cwd=cwd, env=environment(**env), timeout=300)
+    return run(command(*args), cwd=cwd, env=environment(**env))
 
 
-def start(*args: str, cwd: Path | None = None, **env: str) -> subprocess.Popen[str]:
+def run(
+    words: Sequence[object], cwd: Path | None = None, env: dict[str, str] | None = None, timeout: float = 300
+) -> subprocess.CompletedProcess[str]:
+    """Runs a program to its end, `[sys.executable, "-m", ...]` or `"-c"`, as a fork (`warm.py`) where it may be one."""
+    texts, env = [*map(str, words)], environment() if env is None else env
+    process = begin(texts, cwd, env, apart=True)
+    try:
+        stdout, stderr = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(texts, process.wait(), stdout, stderr)
+
+
+def start(*args: str, cwd: Path | None = None, **env: str) -> Started:
     """Starts the command line; the caller must end the process."""
-    return subprocess.Popen(
-        command(*args), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=cwd, env=environment(**env)
-    )
+    return begin(command(*args), cwd, environment(**env), apart=False)
+
+
+def begin(words: list[str], cwd: Path | None, env: dict[str, str], apart: bool) -> Started:
+    """Starts a program with pipes for its output: two for standard output and error `apart`, or one for both."""
+    if is_warm(words, env):
+        return _fork(words, cwd, env, apart)
+    errors = subprocess.PIPE if apart else subprocess.STDOUT
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=errors, text=True, cwd=cwd, env=env)
+
+
+def is_warm(words: list[str], env: dict[str, str]) -> bool:
+    """Whether a program is started as a fork: a verb that imports JAX or launches such verbs, or other code."""
+    return warm.can_fork(words, env) and (words[1:3] != MAIN or (words[3:] or [""])[0] in WARM_VERBS)
+
+
+def launches(words: list[str]) -> bool:
+    """Whether a program only starts others, which are then forks of it."""
+    if words[1:3] == MAIN:
+        return words[3] in ("launch", "supervise")
+    return "launch(" in words[2] or words[1:3] == ["-m", "benchmarks.accelerator"]
+
+
+def _fork(words: list[str], cwd: Path | None, env: dict[str, str], apart: bool) -> warm.Process:
+    """Forks a program, with pipes as `begin` says."""
+    out, out_end = os.pipe()
+    err, err_end = os.pipe() if apart else (None, out_end)
+    stdout, stderr = open(out), None if err is None else open(err)  # noqa: SIM115, closed with the process
+    folder = None if cwd is None else os.fspath(cwd)
+    try:
+        where = {"cwd": folder or os.getcwd(), "launches": launches(words)}
+        return warm.Process(words, env, (0, out_end, err_end), stdout, stderr, **where)
+    finally:
+        for descriptor in {out_end, err_end}:
+            os.close(descriptor)
 
 
 def command(*args: str) -> list[str]:
     """Returns the words that start the command line."""
-    return [sys.executable, "-m", "engine.cli.main", *args]
+    return [sys.executable, *MAIN, *args]
 
 
 def child(pid: int) -> int | None:
@@ -95,9 +149,7 @@ def lines_by_process(text: str, *arguments: object, processes: int) -> dict[str,
         "import sys; from engine.launch.local import launch; "
         f"sys.exit(launch([sys.executable, *{words!r}], processes={processes}))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", launcher], capture_output=True, text=True, env=environment(), timeout=300
-    )
+    done = run([sys.executable, "-c", launcher])
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     return {str(i): [line[4:] for line in lines if line.startswith(f"[{i}] ")] for i in range(processes)}

@@ -17,9 +17,11 @@ from engine.api.explain import explain_parts
 from engine.api.predictions import Predictor
 from engine.api.prepared import prepare
 from engine.base.errors import DataError, TaskError
+from engine.config.dev_run import tiny
 from engine.config.text import to_text
 from engine.data.adapt import descriptions
 from engine.data.batches import Batches
+from engine.data.source import limited
 from engine.loop.evaluation import Evaluator
 from engine.loop.trainer import Trainer
 from engine.metrics.example_file import read_parquet
@@ -82,6 +84,13 @@ def test_a_run_says_how_its_rows_are_used(run):
     assert descriptions({"data": source}, True, 4) == [text.format(6, "0.0%")]
     assert descriptions({"data": source}, True, 6) == [text.format(5, "20.0%")]
     assert "warning" not in run.with_name("messages").read_text()
+
+
+def test_fast_dev_run_has_batches_with_fewer_drives_than_rows():
+    small = tiny(config())
+    prepared = prepare(small, devices=jax.devices()[:1])
+    weights = Batches(limited(prepared.source, small.data.limit), small.train.global_batch_size, 0, True)[0].weight
+    assert small.data.limit == 6 and weights.tolist().count(0) == 1  # windows of 3 drives, for 4 rows
 
 
 def test_resume_in_the_middle_of_drives_is_bitwise_equal(run, tmp_path):

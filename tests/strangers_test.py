@@ -194,7 +194,7 @@ def test_reading_a_run_runs_no_code(run, name, content, tmp_path, monkeypatch):
 
 
 def test_module_of_the_config_is_imported_only_to_build_its_targets(run, tmp_path, monkeypatch):
-    """`evaluate`, `--export` and `train` build the targets of the run's config; this is what the page promises."""
+    """`evaluate`, `export` and `train` build the targets of the run's config; this is what the page promises."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / f"{IMPORTED}.py").write_text("class Task: pass\n")
     config = (run / "config.txt").read_text().replace("tests.zoo.Classify", f"{IMPORTED}.Task")

@@ -1,7 +1,6 @@
 """The program of a run on other devices than those of its training."""
 
 import json
-import subprocess
 import sys
 
 import jax
@@ -79,7 +78,7 @@ print(json.dumps([engine.evaluate(run), found["scores/logits"].tolist(), names, 
 
 def test_run_of_eight_devices_is_used_on_one(run, tmp_path):
     words = [sys.executable, "-c", USES, run.directory.path, tmp_path / "model.safetensors"]
-    done = subprocess.run(words, capture_output=True, text=True, env=runs.environment(), timeout=300)
+    done = runs.run(words)
     assert done.returncode == 0, done.stderr
     results, logits, names, kind = json.loads(done.stdout)
     assert results == pytest.approx(engine.evaluate(run.directory.path), rel=1e-5)

@@ -15,6 +15,7 @@ import pytest
 
 from engine.checkpoint import timeouts
 from engine.checkpoint.async_save import AsyncSave, SaveFailed, Saver, SaveStage
+from engine.parallel.digest import Digests
 from engine.run.lease import Lease, LeaseLost
 from engine.storage import background
 from tests import runs
@@ -66,6 +67,24 @@ def test_poll_returns_an_ended_save_once(make, tmp_path):
     ended = saver.poll()
     assert ended is not None and (ended.step, ended.failure) == (1, "")
     assert saver.in_flight is None and saver.poll() is None
+
+
+def test_digests_are_computed_by_programs_of_the_thread_that_saves(make, monkeypatch):
+    """Where two threads start programs of several CPU devices, XLA hangs, at random."""
+    threads, rows = [], Digests.rows
+
+    def recorded(self, state, gather=False):
+        if isinstance(state, dict):  # not the single array that is read back, on one device
+            threads.append(threading.current_thread())
+        return rows(self, state, gather)
+
+    monkeypatch.setattr(Digests, "rows", recorded)
+    saver = make()
+    start(saver, 1)
+    saver.wait()
+    ended = saver.poll()
+    assert ended is not None and ended.failure == ""
+    assert threads == [threading.main_thread()]
 
 
 def test_existing_step_is_replaced(make, tmp_path):

@@ -1,6 +1,5 @@
 """Processes with different configs, code or libraries raise an error with all differences."""
 
-import subprocess
 import sys
 
 import pytest
@@ -32,9 +31,7 @@ def test_every_process_raises_with_the_differing_process_and_facts():
     launcher = (
         f"import sys; from engine.launch.local import launch; launch([sys.executable, '-c', {PROGRAM!r}], processes=3)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", launcher], capture_output=True, text=True, env=runs.environment(), timeout=90
-    )
+    done = runs.run([sys.executable, "-c", launcher])
     lines = sorted(line for line in done.stdout.splitlines() if "InconsistentProcesses" in line)
     assert len(lines) == 3, done.stderr
     (text,) = {line.split(" ", 1)[1] for line in lines}

@@ -1,6 +1,5 @@
 """The process group: in a single process, and in three real processes that a launcher starts."""
 
-import subprocess
 import sys
 import textwrap
 import threading
@@ -146,9 +145,7 @@ def launch(code: str) -> list[str]:
         f"import sys; from engine.launch.local import launch; "
         f"sys.exit(launch([sys.executable, '-c', {program!r}], processes=3))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", launcher], capture_output=True, text=True, env=runs.environment(), timeout=300
-    )
+    done = runs.run([sys.executable, "-c", launcher])
     assert done.returncode == 0, done.stdout + done.stderr
     return sorted(done.stdout.splitlines())
 

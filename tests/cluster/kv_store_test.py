@@ -1,6 +1,5 @@
 """The key-value store of a single process and of three processes."""
 
-import subprocess
 import sys
 import threading
 import time
@@ -123,9 +122,7 @@ def test_three_processes_share_one_store_until_they_leave():
         f"sys.exit(launch([sys.executable, '-c', {THREE!r}], processes=3))"
     )
     begin = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", launcher], capture_output=True, text=True, env=runs.environment(), timeout=300
-    )
+    done = runs.run([sys.executable, "-c", launcher])
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - begin < runs.limit(60)
     lines = [line[4:] for line in done.stdout.splitlines()]

@@ -1,5 +1,7 @@
 """Builds programs from configs; settings that do not fit raise an error before anything is compiled."""
 
+from typing import Any
+
 import jax
 import pytest
 
@@ -118,3 +120,12 @@ def test_programs_are_loaded_only_from_a_folder_that_the_config_names(tmp_path):
     assert isinstance(open_compiler(str(tmp_path), "", print), StoredPrograms)
     with pytest.raises(ConfigError, match="absent is not a folder"):
         open_compiler(str(tmp_path / "absent"), "", print)
+
+
+def test_frozen_batch_statistics_allow_microbatches_and_moving_ones_are_reported():
+    frozen: dict[str, Any] = dict(optimizer__trainable="^head/", optimizer__frozen_statistics="^norm/")
+    program, _ = build(model="cnn", train__accumulate=2, **frozen)
+    assert program.spec.model.frozen_norms == ("norm",)
+    assert program.warnings == []
+    moving, _ = build(model="cnn", optimizer__trainable="^head/")
+    assert [text.partition(" are frozen, ")[0] for text in moving.warnings] == ["the parameters of norm"]

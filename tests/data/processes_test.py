@@ -8,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+from etils import epy
 
 from engine.base.errors import DataError
 from engine.base.user_errors import describe
@@ -45,6 +46,20 @@ def work(job, report):
     return job, os.environ["JAX_PLATFORMS"]
 
 
+class LoadedLazily:
+    """An object whose loading takes several heartbeats, while etils imports modules lazily, as orbax does."""
+
+    def __call__(self, job, report):
+        return job
+
+    def __setstate__(self, state):
+        with epy.lazy_imports():
+            time.sleep(5 * processes.HEARTBEAT_S)
+
+    def __getstate__(self):
+        return {"some": "state"}
+
+
 class NotLoadable:
     def __reduce__(self):
         return open, ("/does/not/exist",)
@@ -65,6 +80,14 @@ def test_each_process_returns_progress_and_results_in_the_order_of_its_jobs(pool
     assert [pool.receive(1) for _ in range(2)] == [Reported("half"), ("c", "cpu")]
     assert pool.wait([0, 1], 0.0) == []
     assert pool.heartbeats(0) > 0
+
+
+def test_heartbeats_continue_while_another_thread_imports_lazily():
+    pool = Processes(pickle.dumps(LoadedLazily()), 1)
+    pool.send(0, ["job"])
+    assert pool.receive(0) == "job"
+    assert pool.heartbeats(0) >= 3
+    pool.close()
 
 
 @pytest.mark.parametrize("size", [100, 1000, 10**6])

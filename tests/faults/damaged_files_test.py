@@ -24,13 +24,13 @@ import resource, signal, sys
 import safetensors.numpy
 from engine.cli.main import main
 
-def save(arrays, path, save_file=safetensors.numpy.save_file):
+def save(arrays, path, metadata=None, save_file=safetensors.numpy.save_file):
     signal.signal(signal.SIGXFSZ, signal.SIG_DFL)  # the kernel kills the process at the first byte above the limit
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-    save_file(arrays, path)
+    save_file(arrays, path, metadata)
 
 safetensors.numpy.save_file = save
-main(["checkpoints", sys.argv[1], f"--export={sys.argv[2]}"])
+main(["export", sys.argv[1], f"--out={sys.argv[2]}"])
 """
 
 
@@ -106,7 +106,7 @@ def test_next_export_removes_what_a_killed_one_has_left(run, tmp_path, add_row):
         for path in (living, elsewhere):
             path.touch()
         begin = time.monotonic()
-        assert main(["checkpoints", str(run), f"--export={out}"]) == 0
+        assert main(["export", str(run), f"--out={out}"]) == 0
         took = time.monotonic() - begin
         other.kill()
     beside = {Path(f"{out}.{name}") for name in ("MODEL_CARD.md", "lineage.json")}

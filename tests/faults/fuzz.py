@@ -103,7 +103,7 @@ VERBS: Mapping[str, Verb] = {
     "config": Verb(("config", "{run}"), 20),
     "checkpoints": Verb(("checkpoints", "{run}"), 60),
     "verify": Verb(("checkpoints", "verify", "{run}"), 20),
-    "export": Verb(("checkpoints", "{run}", "--export={out}.safetensors"), 6, _file),
+    "export": Verb(("export", "{run}", "--out={out}.safetensors"), 6, _file),
     "goodput": Verb(("goodput", "{run}"), 60),
     "plans": Verb(("plan", "--runs", "{run}"), 30),
     "evaluate": Verb(("evaluate", "{run}"), 8),
@@ -246,7 +246,7 @@ def run_verb(name: str, run: Path, out: Path) -> Outcome:
     """Runs a verb in this process."""
     verb, printed, messages = VERBS[name], io.StringIO(), io.StringIO()
     words = [word.format(run=run, out=out) for word in verb.words]
-    file = out if len(words) < 2 or not words[-1].startswith(("--out=", "--export=")) else Path(words[-1].split("=")[1])
+    file = out if len(words) < 2 or not words[-1].startswith("--out=") else Path(words[-1].split("=")[1])
     if verb.alone:
         done = runs.convoy(*words)
         code, _, _ = done.returncode, printed.write(done.stdout), messages.write(done.stderr)

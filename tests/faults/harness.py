@@ -22,7 +22,7 @@ from benchmarks.outcome import state_arrays as state_arrays
 from benchmarks.outcome import state_hashes as state_hashes
 from engine.config.text import to_text
 from engine.run.directory import RunDirectory
-from tests import runs
+from tests import runs, warm
 
 STEPS = 60
 SAVE_EVERY = 5
@@ -79,13 +79,10 @@ class Job:
         self.mark, self.processes = uuid.uuid4().hex, processes
         self.started = time.monotonic()
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in __exit__
-        self.process = subprocess.Popen(
+        self.process = _start(
             [*prefix, *runs.command(*(launch if processes > 1 else ()), *args)],
-            stdout=self._output if into is None else into,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-            env=runs.environment(**{**runs.COMPILING, "JAX_NUM_CPU_DEVICES": str(devices), MARK: self.mark, **env}),
+            runs.environment(**{**runs.COMPILING, "JAX_NUM_CPU_DEVICES": str(devices), MARK: self.mark, **env}),
+            self._output.fileno() if into is None else into,
         )
 
     def __enter__(self) -> "Job":
@@ -153,6 +150,15 @@ class Job:
         """Sends a signal to a training process; returns the monotonic time at which it was sent."""
         os.kill(self.pid_of(index), number)
         return time.monotonic()
+
+
+def _start(words: list[str], env: dict[str, str], output: int) -> subprocess.Popen[bytes] | warm.Process:
+    """Starts the command of a job in a session of its own, as a fork (`tests/warm.py`) where it may be one."""
+    with open(os.devnull) as nothing:
+        if runs.is_warm(words, env):
+            streams, launches = (nothing.fileno(), output, output), runs.launches(words)
+            return warm.Process(words, env, streams, cwd=os.getcwd(), start_new_session=True, launches=launches)
+        return subprocess.Popen(words, stdin=nothing, stdout=output, stderr=output, start_new_session=True, env=env)
 
 
 @contextlib.contextmanager

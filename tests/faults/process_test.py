@@ -5,7 +5,6 @@ import dataclasses
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -216,7 +215,7 @@ def test_without_a_launcher_a_dead_peer_ends_the_other_process(tmp_path, add_row
 
 
 @contextlib.contextmanager
-def without_launcher(*words: str) -> Iterator[list[subprocess.Popen[str]]]:
+def without_launcher(*words: str) -> Iterator[list[runs.Started]]:
     """Starts two training processes without a launcher, configured by variables; kills them at the end."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -340,7 +339,7 @@ def leave_the_loop(folder: str) -> None:
 def test_loop_that_its_caller_leaves_idle_is_no_hang(tmp_path, add_row):
     program = "import sys; from tests.faults.process_test import leave_the_loop as leave; leave(sys.argv[1])"
     words = [sys.executable, "-c", program, str(tmp_path / "run")]
-    done = subprocess.run(words, env=runs.environment(**runs.COMPILING), capture_output=True, text=True, timeout=300)
+    done = runs.run(words, env=runs.environment(**runs.COMPILING))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "step 8"
     add_row("a pause of 2.5 s at a boundary, with `resilience.hang` of 1 s", code=0)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from engine.lineage.graph import Found, Graph
 from engine.lineage.things import find_things
+from engine.run.lineage import CHECKPOINT, Input
 from tests.lineage.made import data, forget, made_file, run, weights
 
 
@@ -39,6 +40,14 @@ def test_run_whose_checkpoint_was_removed_is_only_assumed(tmp_path):
     shutil.rmtree(base)
     assert parent(tmp_path) == Found(None, str(base), parent(tmp_path).note, sure=False)
     assert parent(tmp_path).note == "unknown: no run is found there, and none has this checkpoint"
+
+
+def test_weights_of_another_program_have_unknown_data(tmp_path):
+    run(
+        tmp_path / "child",
+        [Input(kind=CHECKPOINT, role="init", path="weights/model.safetensors", id="0123456789abcdef")],
+    )
+    assert parent(tmp_path).note == "weights of another program: their data is unknown" and not parent(tmp_path).sure
 
 
 def test_run_outside_of_the_folder_is_found_at_its_path(tmp_path):

@@ -1,6 +1,5 @@
 """All processes meet before the first collective, which connects the devices of every later one."""
 
-import subprocess
 import sys
 import textwrap
 
@@ -48,9 +47,7 @@ def test_processes_meet_before_the_devices_along_all_axes_are_connected():
         from engine.launch.local import launch
         sys.exit(launch([sys.executable, "-c", {PROGRAM!r}], processes=2, devices=2))
     """)
-    done = subprocess.run(
-        [sys.executable, "-c", launcher], capture_output=True, text=True, env=runs.environment(), timeout=300
-    )
+    done = runs.run([sys.executable, "-c", launcher])
     assert done.returncode == 0, done.stderr
     lines = sorted(line for line in done.stdout.splitlines() if "[Gloo]" not in line)
     assert lines == ["[0] after: True 0", "[1] after: True 0", "[1] before: 0"]

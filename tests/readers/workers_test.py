@@ -1,7 +1,6 @@
 """Worker processes read every format as the main process does: readers are pickled, and open their files again."""
 
 import signal
-import subprocess
 import sys
 
 import pytest
@@ -21,7 +20,7 @@ def folder(tmp_path_factory):
 def test_run_on_every_reader_resumes_after_sigkill_with_other_workers(folder, tmp_path):
     """The killed process builds the indexes of the files, and worker processes read for it."""
     command = [sys.executable, "-m", "tests.readers.every_reader", folder, str(tmp_path / "run"), "1"]
-    done = subprocess.run(command, capture_output=True, text=True, env=runs.environment(), timeout=300)
+    done = runs.run(command)
     assert done.returncode == -signal.SIGKILL, done.stderr
     saved = max(map(int, runs.saved_steps(tmp_path / "run")))
     assert 0 < saved < KILLED_AFTER

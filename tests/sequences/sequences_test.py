@@ -176,6 +176,16 @@ def test_limit_takes_the_first_windows():
     assert part.fingerprint() != windows().fingerprint()
 
 
+def test_rows_for_which_a_limit_leaves_no_drive_are_idle():
+    part = windows().limited(2)
+    assert part.windows.sizes.tolist() == [2] and "50.0% of the rows are idle" in part.batch_text(2)
+    batches = Batches(part, 2, 0, True)
+    weights = np.stack([batches[n].weight for n in range(2)])
+    assert weights.sum() == 2 and (weights.max(1) == 1).all()
+    with pytest.raises(DataError, match=r"11 rows, but .*ArraySource has 10 drives"):
+        Batches(part, 11, 0, True)
+
+
 def test_fingerprint_changes_with_the_windows():
     kinds = [
         windows(),

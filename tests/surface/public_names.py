@@ -6,8 +6,10 @@ import re
 from typing import Any
 
 import engine
+import engine.adapters
 import engine.augmentation
 import engine.config
+import engine.hub
 import engine.layers
 import engine.metrics
 import engine.perception
@@ -18,8 +20,10 @@ from tests.surface.signatures import module_text
 
 MODULES = (
     engine,
+    engine.adapters,
     engine.augmentation,
     engine.config,
+    engine.hub,
     engine.layers,
     engine.metrics,
     engine.perception,

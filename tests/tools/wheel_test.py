@@ -201,7 +201,7 @@ def test_wheel_trains_resumes_evaluates_and_exports(convoy, tmp_path):
     longer = ["--config.train.total=6 steps", "--accept-schedule-change"]
     done = convoy("train", "--config=convoy_zoo.configs.digits", *SHORT[1:], *longer)
     assert done.returncode == 0, done.stderr
-    for words in (["evaluate", "runs/digits"], ["checkpoints", "runs/digits", "--export=model.safetensors"]):
+    for words in (["evaluate", "runs/digits"], ["export", "runs/digits", "--out=model.safetensors"]):
         done = convoy(*words)
         assert done.returncode == 0, done.stderr
 
