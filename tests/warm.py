@@ -47,7 +47,10 @@ JAX: dict[str, Callable[[str], Any]] = {
     "JAX_PLATFORMS": str,
 }
 """Variables that JAX has read before a fork begins, and how each is read."""
-OTHERS = {"PYTEST_CURRENT_TEST", "PYTHONPATH", "PYTHONUNBUFFERED", "TMPDIR", "XDG_CACHE_HOME"}
+OTHERS = {
+    *("PYTEST_CURRENT_TEST", "PYTHONPATH", "PYTHONUNBUFFERED", "TERM", "TMPDIR", "XDG_CACHE_HOME"),
+    "XLA_PYTHON_CLIENT_PREALLOCATE",  # read when GPUs start
+}
 """Further variables that may differ in a fork, as those of the engine and of buckets may."""
 ROOM = "WARM_ROOM"  # a variable of the server in whose place forks write their environment
 REPOSITORY = {"benchmarks", "configs", "engine", "models", "tests"}

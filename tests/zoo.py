@@ -23,6 +23,7 @@ from engine.parallel.mesh import make_mesh
 from engine.training.model import describe
 from engine.training.optimizer import build_optimizer
 from engine.training.step_spec import StepSpec
+from tests import program_cache
 
 SIZE = 16  # values of an example
 
@@ -34,6 +35,8 @@ with contextlib.suppress(ImportError):  # Bazel gives tests of lower packages no
 
     if SKIP_SAVES not in os.environ:
         timeouts.RECENT_S = 60.0  # pyright: ignore[reportAttributeAccessIssue]
+
+program_cache.install()
 
 
 class Mlp(nnx.Module):
@@ -48,6 +51,16 @@ class Mlp(nnx.Module):
         for i, layer in enumerate(self.hidden):
             x = self.dropout(nnx.relu(layer(x)), fold_in(rng, i))
         return self.head(x)
+
+
+class Linear(nnx.Module):
+    """One layer on many copies of the values: as many weights as `Mlp`, in a program that compiles sooner."""
+
+    def __init__(self, width: int, dropout: float, rngs: nnx.Rngs):
+        self.width, self.head = width, nnx.Linear(SIZE * width, 4, rngs=rngs)
+
+    def __call__(self, x, rng=None):
+        return self.head(jnp.tile(x, (1, self.width)))
 
 
 class Cnn(nnx.Module):
@@ -82,7 +95,7 @@ class Decoder(nnx.Module):
         return self.head(self.dropout(x, rng).mean(1))
 
 
-MODELS = {"mlp": Mlp, "cnn": Cnn, "decoder": Decoder}
+MODELS = {"mlp": Mlp, "linear": Linear, "cnn": Cnn, "decoder": Decoder}
 
 
 @dataclasses.dataclass

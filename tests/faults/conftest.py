@@ -38,9 +38,9 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> harness.Outcome:
 
 @pytest.fixture(scope="session")
 def two_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of an undisturbed run of two processes, whose mesh shards batches and parameters."""
+    """The directory of an undisturbed run of two processes with an evaluation; it shards batches and parameters."""
     folder = tmp_path_factory.mktemp("two")
-    harness.undisturbed(folder, processes=2, mesh__fsdp=2)
+    harness.undisturbed(folder, processes=2, mesh__fsdp=2, **harness.EVALUATED)
     return folder / "run"
 
 

@@ -159,12 +159,6 @@ def with_workers(tmp_path: Path) -> Callable[..., harness.Job]:
     return start
 
 
-@pytest.fixture(scope="module")
-def without_workers(tmp_path_factory: pytest.TempPathFactory) -> harness.Outcome:
-    """The outcome of an undisturbed run without data workers."""
-    return harness.undisturbed(tmp_path_factory.mktemp("undisturbed"), evaluations={})
-
-
 def workers(job: harness.Job) -> list[int]:
     """The pids of its data workers."""
     return [pid for pid in job.pids() if b"spawn_main" in command(pid)]
@@ -187,7 +181,7 @@ def assert_nothing_left(job: harness.Job, tmp_path: Path, seconds: float = 20.0)
 
 
 @pytest.mark.case("data workers that fail")
-def test_killed_data_worker_ends_the_run_with_42_within_20_s(with_workers, without_workers, tmp_path, add_row):
+def test_killed_data_worker_ends_the_run_with_42_within_20_s(with_workers, one, tmp_path, add_row):
     with with_workers() as job:
         job.until_step(tmp_path / "run", 12)
         pid = workers(job)[0]
@@ -203,7 +197,7 @@ def test_killed_data_worker_ends_the_run_with_42_within_20_s(with_workers, witho
     with with_workers() as job:
         assert job.end() == 0, job.output
         assert_nothing_left(job, tmp_path)
-    assert harness.outcome(tmp_path / "run") == without_workers
+    assert harness.outcome(tmp_path / "run") == one
     add_row("a data worker is killed", detected_s=detected, bitwise=True, code=42)
 
 
@@ -259,9 +253,9 @@ def test_sigterm_leaves_no_worker_and_no_shared_memory(with_workers, tmp_path, a
 
 
 @pytest.mark.case("data workers that fail")
-def test_workers_do_not_need_the_folder_of_shared_memory(with_workers, without_workers, tmp_path, add_row):
+def test_workers_do_not_need_the_folder_of_shared_memory(with_workers, one, tmp_path, add_row):
     """A container gives it 64 MB unless it is asked for more."""
     with with_workers(mount="-t tmpfs -o size=4k none") as job:
         assert job.end() == 0, job.output
-    assert harness.outcome(tmp_path / "run") == without_workers
+    assert harness.outcome(tmp_path / "run") == one
     add_row("/dev/shm has no space", bitwise=True, code=0)

@@ -26,6 +26,7 @@ from tests import runs, warm
 
 STEPS = 60
 SAVE_EVERY = 5
+EVALUATED = {"evaluations__heldout__every": "12 steps"}  # setting of a run with an evaluation
 MARK = "CONVOY_TEST_JOB"  # in the environment of every process of a job
 
 
@@ -42,12 +43,17 @@ class Pause:
 def config(folder: Path, *, pause: float = 0.0, **settings: Any) -> str:
     """Writes the config of a run, and returns the `--config` argument.
 
-    It has 60 steps, a save every 5 steps, an evaluation every 12 steps and a log of its examples. `pause`
-    adds seconds to each step; `train__seed=1` sets a field.
+    It has 60 steps, a save every 5 steps, a log of its examples, the smallest model of tests/zoo.py unless a setting is
+    of the task, and no evaluation unless a setting is of one. `pause` adds seconds to each step; `train__seed=1` sets
+    a field.
     """
     folder.mkdir(parents=True)
     hooks = {"pause": {"target": "tests.faults.harness.Pause", "every": "1 step", "seconds": pause}} if pause else {}
-    usual = {"train__total": f"{STEPS} steps", "log__examples": True, "evaluations__heldout__every": "12 steps"}
+    usual: dict[str, Any] = {"train__total": f"{STEPS} steps", "log__examples": True}
+    if not any(name.startswith("evaluations") for name in settings):
+        usual["evaluations"] = {}
+    if not any(name.startswith("task") for name in settings):
+        usual["task__model"] = "linear"
     settings = {**usual, **settings}
     settings["hooks"] = {**hooks, **settings.get("hooks", {})}
     RunDirectory(folder).write_config_text(to_text(runs.config(**settings)))
@@ -79,7 +85,7 @@ class Job:
         self.mark, self.processes = uuid.uuid4().hex, processes
         self.started = time.monotonic()
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in __exit__
-        self.process = _start(
+        self.process = start(
             [*prefix, *runs.command(*(launch if processes > 1 else ()), *args)],
             runs.environment(**{**runs.COMPILING, "JAX_NUM_CPU_DEVICES": str(devices), MARK: self.mark, **env}),
             self._output.fileno() if into is None else into,
@@ -152,8 +158,8 @@ class Job:
         return time.monotonic()
 
 
-def _start(words: list[str], env: dict[str, str], output: int) -> subprocess.Popen[bytes] | warm.Process:
-    """Starts the command of a job in a session of its own, as a fork (`tests/warm.py`) where it may be one."""
+def start(words: list[str], env: dict[str, str], output: int) -> subprocess.Popen[bytes] | warm.Process:
+    """Starts a program in a session of its own, as a fork (`tests/warm.py`) where it may be one."""
     with open(os.devnull) as nothing:
         if runs.is_warm(words, env):
             streams, launches = (nothing.fileno(), output, output), runs.launches(words)

@@ -1,7 +1,6 @@
 """Processes that cannot form a group: missing, with the same index, or without a free port."""
 
 import socket
-import subprocess
 import sys
 import time
 
@@ -24,16 +23,9 @@ def address():
 def start(address: str, count: int, *indices: int, words: tuple[str, ...]) -> list[tuple[int, str, float]]:
     """Starts training processes as a launcher does; returns exit code, output and seconds of each."""
     begin = time.monotonic()
+    who = {"CONVOY_COORDINATOR": address, "CONVOY_NUM_PROCESSES": str(count)}
     processes = [
-        subprocess.Popen(
-            words,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=runs.environment(
-                CONVOY_COORDINATOR=address, CONVOY_NUM_PROCESSES=str(count), CONVOY_PROCESS_ID=str(index)
-            ),
-        )
+        runs.begin([*words], None, runs.environment(**who, CONVOY_PROCESS_ID=str(index)), apart=False)
         for index in indices
     ]
     ends = []

@@ -1,0 +1,54 @@
+"""Keeps the compiled programs of all processes of a job but the first, for the next job of the tests.
+
+JAX's compilation cache serves process 0 only: on CPUs its key of a program differs by process, and no other process
+writes to it. So each start of a job compiled everything again in its other processes, half of the CPU time of the job.
+"""
+
+import hashlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from jax.experimental import serialize_executable
+from jax.sharding import Mesh
+
+from engine.base.files import read_checked, write_checked
+from engine.compile import cache
+from engine.compile.compiler import ProgramCompiler
+from engine.compile.key import describe_program
+from engine.compile.options import Value
+
+loaded: list[str] = []
+"""Names of the programs that this process has loaded."""
+
+
+def install() -> None:
+    """Makes a process of a job load and store its programs below JAX's cache, unless JAX's cache serves it."""
+    index, folder = os.environ.get("CONVOY_PROCESS_ID", "0"), os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    if index == "0" or not folder or os.environ.get("JAX_PLATFORMS") != "cpu":
+        return
+    compile_anew = ProgramCompiler.compile
+
+    def compile_once(
+        self: ProgramCompiler,
+        name: str,
+        lowered: jax.stages.Lowered,
+        mesh: Mesh,
+        options: Mapping[str, Value] | None = None,
+    ) -> jax.stages.Compiled:
+        facts = {**describe_program(lowered, mesh, options or {}), "process": index}
+        path = Path(folder) / "processes" / hashlib.sha256(repr(sorted(facts.items())).encode()).hexdigest()
+        if path.exists():
+            devices = list(mesh.devices.flat)
+            trees = lowered.in_tree, lowered.out_tree
+            found = serialize_executable.deserialize_and_load(read_checked(path), *trees, devices[0].client, devices)
+            loaded.append(name)
+            return found
+        with cache.disabled():  # JAX cannot serialize a program that it has loaded
+            compiled = compile_anew(self, name, lowered, mesh, options)
+        path.parent.mkdir(exist_ok=True)
+        write_checked(path, serialize_executable.serialize(compiled)[0])
+        return compiled
+
+    ProgramCompiler.compile = compile_once  # pyright: ignore[reportAttributeAccessIssue]
