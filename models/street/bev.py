@@ -258,6 +258,15 @@ class ViewModel(nnx.Module):
         return wide_linear(self.head, self.backbone(batch["images"], batch["intrinsics"]))
 
 
+def view_backbone(width: int, name: str | None, settings: Mapping[str, Any], rngs: nnx.Rngs) -> nnx.Module:
+    """Returns a new `Backbone`, or the one of a `name` of `backbones.catalog` with its `settings`."""
+    if name is None:
+        return Backbone(width, rngs)
+    from .imported import ImportedBackbone
+
+    return ImportedBackbone(width, name, settings, rngs)
+
+
 @dataclasses.dataclass
 class Views(Task):
     """Says what each patch of an image shows, image by image; trains the backbone of Bev, or another one."""
@@ -268,11 +277,7 @@ class Views(Task):
     full_precision = ("intrinsics",)
 
     def build(self, rngs):
-        if self.backbone is None:
-            return ViewModel(self.width, Backbone(self.width, rngs), rngs)
-        from .imported import ImportedBackbone
-
-        return ViewModel(self.width, ImportedBackbone(self.width, self.backbone, self.settings, rngs), rngs)
+        return ViewModel(self.width, view_backbone(self.width, self.backbone, self.settings, rngs), rngs)
 
     def loss(self, model, batch, rng):
         logits = model(batch)

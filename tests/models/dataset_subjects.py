@@ -9,6 +9,7 @@ from convoy_zoo.models.backbones.classifier import Classifier
 from convoy_zoo.models.decoder import LanguageModel
 from convoy_zoo.models.street.kitti import CLASSES as KITTI
 from convoy_zoo.models.street.kitti import KittiDetection
+from convoy_zoo.models.street.masked_views import MaskedViews
 from convoy_zoo.models.street.nuscenes import CLASSES as NUSCENES
 from convoy_zoo.models.street.nuscenes_cameras import NuScenesCameras
 from convoy_zoo.models.traffic.motion import MotionForecast
@@ -75,6 +76,12 @@ def camera_drives(rows: int, seed: int, times: int = 2) -> dict[str, Any]:
     }
 
 
+def small_views(rows: int, seed: int) -> dict[str, Any]:
+    """Noise of two cameras."""
+    found = camera_drives(rows, seed, times=1)
+    return {name: np.ascontiguousarray(found[name][:, 0]) for name in ("images", "intrinsics")}
+
+
 SUBJECTS = {
     **mesh_subjects.SUBJECTS,
     "resnet": Subject(
@@ -129,5 +136,11 @@ SUBJECTS = {
         ),
         packed,
         without=only("fsdp 2 x tensor 4"),
+    ),
+    "masked-views": Subject(
+        lambda: MaskedViews(width=8, share=0.5, block=(2, 2)),
+        functools.partial(small_views, 8),
+        rows=8,
+        without=only("data 8"),
     ),
 }

@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 WHOLE = "digits fashion joint mlp cnn forecast lidar"  # context, pipeline and expert cannot split these models
 TABLE = {
-    "data 8": "mlp views masks kitti-lidar nuscenes-cameras",
+    "data 8": "mlp views masks kitti-lidar nuscenes-cameras masked-views",
     "fsdp 8": "mlp",
     "data 8, ZeRO-1": "fashion mlp cnn moe gan",
     "fsdp 2 x tensor 4": f"{WHOLE} decoder vit traffic tokens scenes motion imported-vit qwen",
@@ -27,7 +27,8 @@ ROWS = [(subject, mesh) for mesh, subjects in TABLE.items() for subject in subje
 # What a model has in common with others.
 TRAITS = {
     "dropout": "mlp cnn moe decoder vit imported-vit",
-    "convolution": "fashion cnn lidar cameras detection fusion views drives masks kitti-lidar nuscenes-cameras resnet",
+    "convolution": "fashion cnn lidar cameras detection fusion views drives masks kitti-lidar nuscenes-cameras resnet"
+    " masked-views",
     "batch statistics": "cnn resnet",
     "packed rows": "moe dropless decoder forecast scenes",
     "experts": "moe dropless",
