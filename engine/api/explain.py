@@ -4,7 +4,9 @@ from collections.abc import Iterator
 
 from engine.api.prepared import AnyConfig, prepare, resolve_config, run_of, set_up_absent_devices
 from engine.base.errors import ConfigError
+from engine.base.formatting import size_text
 from engine.base.user_errors import describe as describe_error
+from engine.checkpoint import frozen as saved_once
 from engine.compile import step_costs as compiled_step
 from engine.compile.flops import has_unknown_length
 from engine.compile.out_of_memory import out_of_memory_reported
@@ -60,6 +62,7 @@ def explain_parts(
     yield describe(config.mesh, config.sharding, mesh, state, built.spec.model.names, total)
     if frozen := describe_frozen(state["params"], built.spec.model.trained):
         yield frozen
+        yield _saves_line(built)
     yield from built.spec.optimizer.details
     yield coverage(config.resilience.replica_check, state)
     if (every := config.resilience.gradient_check) is not None:
@@ -81,6 +84,19 @@ def explain_parts(
         row = find_hardware(mesh.devices.flat[0].device_kind)
         yield compiled_step.describe(compiled, None if row is None else row.hbm_bytes)
         yield describe_collectives(compiled.collectives, mesh.devices.flat[0].platform)
+
+
+def _saves_line(built: Program) -> str:
+    """Returns a line about the bytes of a checkpoint and of the frozen parameters, which are saved once."""
+    state, constant = built.abstract_state.to_checkpoint(), built.spec.constant
+    if not saved_once.worth_it(state, constant):
+        return f"each checkpoint: {size_text(saved_once.size_of(state))}, frozen parameters included"
+    once = saved_once.only(state, constant)
+    each = saved_once.without(state, constant)
+    return (
+        f"each checkpoint: {size_text(saved_once.size_of(each))}; frozen parameters, saved once for the run: "
+        f"{size_text(saved_once.size_of(once))}"
+    )
 
 
 def _flops_line(built: Program, at_least: bool) -> str:

@@ -7,14 +7,13 @@ fails the save, so every wait ends even if a disk never answers.
 """
 
 import contextlib
-import enum
 import functools
 import itertools
 import json
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +22,21 @@ from engine.base.formatting import size_text
 from engine.base.types import Json, PyTree
 from engine.checkpoint import arrays, timeouts
 from engine.checkpoint.arrays import error_text
+from engine.checkpoint.frozen import Frozen, folder_name, only, without
 from engine.checkpoint.integrity import HashedPart, hash_part, read_back, write_merged_manifest
-from engine.checkpoint.manifest import divide_files, files_of, sync_folder, write_durably
-from engine.checkpoint.store import CONFIG, DELETED, POSITION, SAVING, STATE
+from engine.checkpoint.manifest import (
+    CONFIG,
+    DELETED,
+    FROZEN,
+    POSITION,
+    SAVING,
+    STATE,
+    divide_files,
+    files_of,
+    sync_folder,
+    write_durably,
+)
+from engine.checkpoint.save_stages import AsyncSave, SaveFailed, SaveStage
 from engine.cluster import group
 from engine.cluster.shutdown import RunThread, failures_end_process
 from engine.run.lease import ALWAYS_GRANTED, Lease
@@ -40,74 +51,7 @@ MARKER = "commit_success.txt"  # written before hashing, when the arrays of all 
 _savers = itertools.count()  # processes create their savers in the same order, so a saver has the same number in all
 
 
-class SaveStage(enum.Enum):
-    """Progress of a save. The value completes "process 3 is ..." in the error at the deadline."""
-
-    WRITING = "writing"  # each process writes its part of the arrays
-    FINISHING = "finishing the arrays"  # work of the primary; the others wait in this stage
-    HASHING = "hashing"  # each process hashes its share of the files
-    COMMITTING = "renaming the step"  # work of the primary; the others wait in this stage
-    DURABLE = "done"
-    FAILED = "failed"
-
-
 _REPORT = {SaveStage.WRITING: 1, SaveStage.HASHING: 2}  # stage -> gather in which each process reports its end
-
-
-class SaveFailed(Exception):
-    """The save has already failed; its writer thread must stop."""
-
-
-class AsyncSave:
-    """One save in flight: `WRITING -> FINISHING -> HASHING -> COMMITTING -> DURABLE`, or `FAILED` from any of them.
-
-    The stage is changed, in each process, by:
-        writer thread: advances it after the work of each stage, and fails it on an error.
-        deadline thread (primary): fails it.
-        verdict thread (other processes): advances it from COMMITTING to DURABLE, or fails it, as the primary decides.
-    The loop only reads it and waits. If the deadline passes between the rename and DURABLE, the save counts as failed
-    although its folder exists.
-    """
-
-    def __init__(self, step: int, number: int, topic: str, folder: Path, size: int):
-        self.step, self.number, self.topic = step, number, topic  # number: counts the saves of this saver from 1
-        self.folder, self.size = folder, size  # size: bytes of the state
-        self.started = time.monotonic()
-        self.copied = threading.Event()  # set when this save no longer reads the arrays of the train state
-        self.stage, self.failure = SaveStage.WRITING, ""  # only `advance` and `fail` change them, under the lock
-        self._lock = threading.Lock()
-        self._ended = threading.Event()
-
-    def ended(self) -> bool:
-        """Whether the save is durable or has failed."""
-        return self._ended.is_set()
-
-    def wait(self, timeout_s: float) -> bool:
-        """Waits until the save has ended; returns False after `timeout_s` seconds."""
-        return self._ended.wait(timeout_s)
-
-    def advance(self, old: SaveStage, new: SaveStage) -> None:
-        """Moves from one stage to the next.
-
-        Raises:
-            SaveFailed: the save has failed.
-        """
-        with self._lock:
-            if self.stage is SaveStage.FAILED:
-                raise SaveFailed
-            assert self.stage is old, f"step {self.step} is {self.stage.value}, not {old.value}"
-            self.stage = new
-            if new is SaveStage.DURABLE:
-                self._ended.set()
-
-    def fail(self, reason: str) -> bool:
-        """Ends the save as failed, unless it has ended; returns whether this call failed it."""
-        with self._lock:
-            if self._ended.is_set():
-                return False
-            self.stage, self.failure = SaveStage.FAILED, reason
-            self._ended.set()
-            return True
 
 
 class Saver:
@@ -136,6 +80,12 @@ class Saver:
     def in_flight(self) -> int | None:
         """The step of the save in flight, as known in this process; None if there is none."""
         return None if self._latest is None or self._latest.ended() else self._latest.step
+
+    def describe(self) -> str:
+        """Returns the latest save and its verb: "step 5 is"."""
+        if self._latest is None or not self._latest.is_step:
+            return "the frozen parameters are"
+        return f"step {self._latest.step} is"
 
     @property
     def has_events(self) -> bool:
@@ -176,31 +126,68 @@ class Saver:
         """Compiles the computations of a save, so that the first save is as fast as later saves."""
         self._digests_of(state).rows(state).block_until_ready()
 
-    def save(self, step: int, state: PyTree, position: Mapping[str, Json], config_text: str) -> None:
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, PyTree],
+        position: Mapping[str, Json],
+        config_text: str,
+        frozen: Frozen | None = None,
+    ) -> None:
         """Starts to write a step; replaces a checkpoint of this step. The previous save must have ended.
 
         Returns once the state may be donated: on CPU after a copy, on an accelerator after the copy to the host.
         Returns at the deadline too: that save has failed. `poll` reports a failure.
+
+        Args:
+            step: its number.
+            state: pytree of arrays.
+            position: in the data.
+            config_text: the resolved config.
+            frozen: parameters of the state that are saved already, and that the step refers to.
         """
+        texts = {POSITION: json.dumps(dict(position)), CONFIG: json.dumps({"lines": config_text.split("\n")})}
+        if frozen is not None:
+            texts[FROZEN] = frozen.to_text()
+        self._start(str(step), step, state, self._digests_of(state), texts, frozen)
+
+    def save_frozen(self, step: int, state: Mapping[str, PyTree], paths: Sequence[str]) -> None:
+        """Starts to write parameters of a state to their own folder; likewise. `poll` returns them in `frozen`."""
+        from engine.parallel.digest import Digests  # loads JAX
+
+        part = only(state, paths)
+        self._start(folder_name(step), step, part, Digests(part), {}, Frozen(folder_name(step), "", tuple(paths)))
+
+    def _start(
+        self,
+        name: str,
+        step: int,
+        state: Mapping[str, PyTree],
+        digests: "Digests",
+        texts: Mapping[str, str],
+        frozen: Frozen | None,
+    ) -> None:
         import jax
 
         self._count, self._polled = self._count + 1, False
-        size = sum(array.nbytes for array in jax.tree.leaves(state))
-        folder = self.directory / f"{step}.{self._count}{SAVING}"
-        save = self._latest = AsyncSave(step, self._count, f"{self._topic}/{self._count}", folder, size)
+        is_step = name == str(step)
+        stored = without(state, frozen.paths) if is_step and frozen is not None else state
+        size = sum(array.nbytes for array in jax.tree.leaves(stored))
+        folder = self.directory / f"{name}.{self._count}{SAVING}"
+        save = self._latest = AsyncSave(step, self._count, f"{self._topic}/{self._count}", folder, size, name)
+        save.frozen = frozen
         hangs = self._writer_hangs()  # a hanging writer holds a copy of the state, and a second may not fit
-        copied, state = (True, None) if hangs else arrays.copied_on_cpu(state)
-        part = None if hangs else _Part(state, self._digests_of(state))
+        copied, stored = (True, None) if hangs else arrays.copied_on_cpu(stored)
+        part = None if hangs else _Part(stored, state, digests)
         watch = self._watch_deadline if group.is_primary() else self._follow_verdict
-        RunThread(watch, f"watch-save-{step}", (save,)).start()
+        RunThread(watch, f"watch-save-{name}", (save,)).start()
         if part is None:
             return self._refuse(save, "the storage has still not answered the previous save")
-        texts = {POSITION: json.dumps(dict(position)), CONFIG: json.dumps({"lines": config_text.split("\n")})}
         if group.is_primary():
             write = functools.partial(self._write_and_commit, save, part, texts)
         else:
             write = functools.partial(self._write_part, save, part)
-        self._writer = background.Background(write, f"save-{step}")
+        self._writer = background.Background(write, f"save-{name}")
         if not copied:
             save.copied.wait(self.timeout_s)
 
@@ -234,7 +221,7 @@ class Saver:
         """The writer thread of the primary."""
         try:
             self._remove_abandoned(save)
-            part.write(save)
+            part.write(save.folder, save.copied)
             self._gather(save, {})
             save.advance(SaveStage.WRITING, SaveStage.FINISHING)
             arrays.finish(save.folder / STATE)
@@ -243,7 +230,7 @@ class Saver:
             save.advance(SaveStage.FINISHING, SaveStage.HASHING)
             names = group.scatter(divide_files(files_of(save.folder), group.count()), save.topic)
             parts = self._gather(save, hash_part(save.folder, names, part.digests))
-            write_merged_manifest(save.folder, save.step, parts, part.texts)
+            save.refer_to(write_merged_manifest(save.folder, save.step, parts, part.texts))
             if not self._read_back:  # the first save of an attempt shows whether later saves can be read
                 read_back(save.folder, STATE)
                 self._read_back = True
@@ -272,7 +259,7 @@ class Saver:
 
     def _commit(self, save: AsyncSave) -> None:
         """Renames the folder to its step."""
-        target, old = self.directory / str(save.step), save.folder.with_suffix(DELETED)
+        target, old = self.directory / save.name, save.folder.with_suffix(DELETED)
         with self._lease.writing():
             save.advance(SaveStage.HASHING, SaveStage.COMMITTING)  # raises SaveFailed after a failure
             if target.exists():
@@ -316,7 +303,7 @@ class Saver:
         """The writer thread of a process that is not the primary."""
         with contextlib.suppress(SaveFailed, group.Cancelled):
             try:
-                part.write(save)
+                part.write(save.folder, save.copied)
             except Exception as error:
                 _report(save, {"error": error_text(error)})
                 return
@@ -360,21 +347,29 @@ class _Part:
 
     It is made in the thread of the steps, which starts the programs of the digests: where two threads start programs of
     several CPU devices, XLA (of JAX 0.11) hangs.
+
+    Args:
+        stored: the arrays that are written.
+        state: the arrays that have digests.
+        digests: of `state`.
     """
 
-    def __init__(self, state: PyTree, digests: "Digests"):
-        self._state, self._digests, self._rows = state, digests, digests.rows(state)
+    def __init__(self, stored: PyTree, state: PyTree, digests: "Digests"):
+        self._stored, self._digests, self._rows = stored, digests, digests.rows(state)
         self.texts = digests.texts
 
-    def write(self, save: AsyncSave) -> None:
-        """Writes the arrays and drops the reference to them, so that their memory is free afterwards."""
-        state, self._state = self._state, None
+    def write(self, folder: Path, copied: threading.Event) -> None:
+        """Writes the arrays to the folder of a save and drops the reference to them, so that their memory is free.
+
+        Sets `copied` once they may be donated or deleted.
+        """
+        stored, self._stored = self._stored, None
         try:
-            for folder in (save.folder.parent, save.folder):
-                folder.mkdir(exist_ok=True)
-            arrays.write(save.folder / STATE, state, save.copied.set)
+            for path in (folder.parent, folder):
+                path.mkdir(exist_ok=True)
+            arrays.write(folder / STATE, stored, copied.set)
         finally:
-            save.copied.set()
+            copied.set()
 
     def digests(self) -> "np.ndarray":
         """Returns this process's part of the digests, uint32 `[arrays, 2]`; may wait for the device."""

@@ -20,10 +20,10 @@ from engine.storage.mounts import address_of_copy, local_path, register_copy, sp
 from engine.storage.object_store import Bucket, is_selected
 
 READS = 16  # files that are read at the same time
-_STEP_FILES = r"manifest\.json|state/_METADATA"
+_STEP_FILES = r"manifest\.json|state/_METADATA|frozen/frozen\.json"
 _SMALL = re.compile(
     r"config\.txt|[^/]+\.json|(?:evaluations|goodput)\.jsonl"  # files of a run
-    rf"|checkpoints/[^/]+|checkpoints/\d+/(?:{_STEP_FILES})"
+    rf"|checkpoints/[^/]+|checkpoints/(?:frozen-)?\d+/(?:{_STEP_FILES})"
     rf"|{_STEP_FILES}"  # files of a step
 )
 

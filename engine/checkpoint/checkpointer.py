@@ -6,13 +6,14 @@ whole state in memory.
 """
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 
 from engine.base.duration import RunSize
 from engine.base.errors import RunError
 from engine.base.types import Json, PyTree
-from engine.checkpoint import timeouts
+from engine.checkpoint import frozen, timeouts
 from engine.checkpoint.async_save import Saver
 from engine.checkpoint.integrity import missing_files, shorten
 from engine.checkpoint.policy import Retention, SavePolicy
@@ -56,10 +57,28 @@ class Checkpointer:
         self._lease = store.writable("save")
         self._saver = Saver(store.directory, store.timeout_s, self._lease)
         self._failure: StorageError | None = None  # error of the latest save that has ended
+        self._constant: frozenset[str] = frozenset()  # parameters that are saved once
 
-    def prepare(self, state: PyTree) -> None:
-        """Compiles the computations of a save, so that the first save is as fast as later saves."""
+    def prepare(self, step: int, state: Mapping[str, PyTree], constant: Sequence[str] = ()) -> None:
+        """Compiles the computations of a save, so that the first save is as fast as later saves.
+
+        It also starts to save the parameters that no later save has to store. If that fails, steps have all parameters.
+
+        Args:
+            step: steps done.
+            state: pytree of arrays.
+            constant: paths of the parameters that no step of the run changes.
+        """
         self._saver.prepare(state)
+        if not constant or not frozen.worth_it(state, constant):
+            return
+        self._constant = frozenset(constant)
+        known = self.store.frozen
+        if known is None or self._constant != set(known.paths):
+            self._saver.free(wait=True)
+            self.poll()
+            with self._lease.writing():
+                self._saver.save_frozen(step, state, sorted(constant))
 
     def maybe_save(self, step: int, state: PyTree, position: Mapping[str, Json], force: bool = False) -> bool:
         """Starts a save if one is due or forced; returns whether it did. All processes call it at the same steps.
@@ -83,7 +102,7 @@ class Checkpointer:
         if not self._saver.free(wait=force):
             self.skipped += 1
             self._say(
-                f"warning: step {step} is not saved, since step {self._saver.in_flight} is still being written: the "
+                f"warning: step {step} is not saved, since {self._saver.describe()} still being written: the "
                 f"storage is slower than checkpoint.every. Saves skipped so far: {self.skipped}."
             )
             return False
@@ -92,7 +111,9 @@ class Checkpointer:
             return False
         with self._lease.writing():
             self.store.end_deletion(step)
-            self._saver.save(step, state, position, self._config_text)
+            known = self.store.frozen
+            fits = known is not None and self._constant.issuperset(known.paths)
+            self._saver.save(step, state, position, self._config_text, known if fits else None)
         return True
 
     def record(self, step: int, results: Mapping[str, float]) -> None:
@@ -154,7 +175,7 @@ class Checkpointer:
             return
         path = self.store.directory / str(step)
         try:
-            problems = background.bounded(lambda: missing_files(path), self.store.timeout_s)
+            problems = background.bounded(lambda: self._missing(path), self.store.timeout_s)
         except background.StorageTimeout as error:
             problems = [str(error)]
         if problems:
@@ -163,6 +184,15 @@ class Checkpointer:
                 f"{path}: the newest checkpoint was removed or changed while the run trained: {shorten(problems)}. "
                 "Start the same command again: it resumes from the newest intact checkpoint, or from the beginning."
             )
+
+    def _missing(self, path: Path) -> list[str]:
+        """Returns a sentence for each file of a step, or of its frozen parameters, that is not as it was saved."""
+        if problems := missing_files(path):
+            return problems
+        if damage := frozen.damage_of(path):
+            return damage.problems
+        found = frozen.find(path)
+        return [] if found is None else missing_files(path.parent / found.folder)
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -179,10 +209,18 @@ class Checkpointer:
         if save is not None and save.failure:
             self._lease.verify()  # a directory that was moved or removed is the better reason
             newest = self.store.newest_except(save.step)
+            if not save.is_step:
+                self._say(
+                    f"warning: {self.store.directory}: the frozen parameters could not be saved ({save.failure}). Each "
+                    "checkpoint of this attempt has them."
+                )
+                return None
             sentence = f"{self.store.directory}: step {save.step} could not be saved ({save.failure}). {newest}."
             self._failure = StorageError(sentence)
             return self._failure
-        if save is not None:
+        if save is not None and not save.is_step:
+            self.store.frozen = save.frozen
+        elif save is not None:
             self._failure = None
             self.store.saved(save.step)
             with self._lease.writing():

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from engine.base.errors import CheckpointError
 from engine.base.files import read_text
-from engine.checkpoint import timeouts
+from engine.checkpoint import frozen, timeouts
 from engine.checkpoint.arrays import read_smallest, reraise
 from engine.checkpoint.manifest import (
+    FORMAT,
+    FROZEN,
+    WITH_FROZEN,
     DamagedCheckpoint,
     FileEntry,
     Manifest,
@@ -110,8 +113,8 @@ def hash_part(folder: Path, names: Sequence[str], digests: Callable[[], "np.ndar
 
 def write_merged_manifest(
     folder: Path, step: int, parts: Mapping[int, HashedPart], texts: Callable[["np.ndarray"], dict[str, str]]
-) -> None:
-    """Writes the manifest of a step from the parts of all processes.
+) -> Manifest:
+    """Writes the manifest of a step from the parts of all processes, and returns it.
 
     Args:
         folder: folder of the step.
@@ -131,7 +134,9 @@ def write_merged_manifest(
     files = {name: FileEntry(*entry) for part in parts.values() for name, entry in part.get("files", {}).items()}
     digests = [np.frombuffer(base64.b64decode(part.get("arrays", "")), "<u4") for part in parts.values()]
     total = np.sum(digests, 0, np.uint32).reshape(-1, 2)  # modulo 2^32
-    write_manifest(folder, Manifest(step, files, texts(total)))
+    manifest = Manifest(step, files, texts(total), WITH_FROZEN if FROZEN in files else FORMAT)
+    write_manifest(folder, manifest)
+    return manifest
 
 
 def read_back(folder: Path, state: str) -> None:
@@ -294,18 +299,20 @@ def verify_all(
         DamagedCheckpoints: after all steps, if some are damaged.
         UnsupportedFormat: after all steps, if a newer version of Convoy saved some.
     """
-    folders, damaged, newer = step_folders(directory), 0, None
+    folders, damaged, newer = [*frozen.folders(directory), *step_folders(directory)], 0, None
     for path in folders:
         begin = time.monotonic()
         try:
             manifest = verify(path, on_bytes=_Progress(path.name, progress))
+            if damage := frozen.damage_of(path):
+                raise damage
             size, seconds = manifest.bytes / 2**20, time.monotonic() - begin
-            say(f"step {path.name:>8}  good     {len(manifest.files)} files, {size:.1f} MiB, {seconds:.1f} s")
+            say(f"{_label(path)}  good     {len(manifest.files)} files, {size:.1f} MiB, {seconds:.1f} s")
         except DamagedCheckpoint as error:
-            say(f"step {path.name:>8}  DAMAGED  {shorten(error.problems)}")
+            say(f"{_label(path)}  DAMAGED  {shorten(error.problems)}")
             damaged += 1
         except UnsupportedFormat as error:
-            say(f"step {path.name:>8}  newer    not verified")
+            say(f"{_label(path)}  newer    not verified")
             newer = error
     for name, why in list_set_aside(directory):
         say(f"{name:>13}  set aside by an earlier start: {why}")
@@ -316,6 +323,11 @@ def verify_all(
         )
     if newer is not None:
         raise newer
+
+
+def _label(path: Path) -> str:
+    """Returns the name of a folder in the list: a step, or one with frozen parameters."""
+    return f"step {path.name:>8}" if path.name.isdecimal() else f"{path.name:>13}"
 
 
 class _Progress:

@@ -23,7 +23,11 @@ from engine.cluster.exit_status import ExitStatus
 from engine.run.atomic import write_text
 
 MANIFEST = "manifest.json"
-FORMAT = 1  # version of the content of a step: state, position, config; manifests without a number have format 1
+STATE, POSITION, CONFIG = "state", "position/position.json", "config/config.json"
+FROZEN = "frozen/frozen.json"  # names the folder with the parameters that the run never changes (`frozen.py`)
+SAVING, DELETED = ".saving", ".deleted"  # suffixes of a directory while it is saved or deleted
+# Version of the content of a step: state, position, config. Manifests without a number have the first.
+FORMAT, WITH_FROZEN = 1, 2  # the second refers to a folder with frozen parameters
 SHOWN = 4  # problems that an error names
 _HASH, _HASH_BYTES = re.compile(rb'\{\s*"hash": "([0-9a-f]{32})"'), 64  # how a manifest begins
 _BLOCK = 4 << 20  # bytes per read, during which other threads run
@@ -81,6 +85,12 @@ class Manifest:
         """Total size of all files."""
         return sum(entry.bytes for entry in self.files.values())
 
+    @property
+    def hash(self) -> str:
+        """What `manifest_hash` returns once it is written."""
+        found = _HASH.match(self.to_text().encode())
+        return found[1].decode() if found else ""
+
     def to_text(self) -> str:
         """Returns the text of the file. It contains a hash of itself, so that a change of any bit is detected."""
         return _with_hash(
@@ -105,7 +115,7 @@ class Manifest:
             del content["hash"]
             intact = _with_hash(content) == text
             number = int(content.get("format", 1))
-            if intact and number <= FORMAT:
+            if intact and number <= WITH_FROZEN:
                 step, files, arrays = int(content["step"]), content["files"], dict(content["arrays"])
                 files = {name: FileEntry(int(entry["bytes"]), str(entry["hash"])) for name, entry in files.items()}
                 return cls(step, files, arrays, number)
@@ -114,7 +124,7 @@ class Manifest:
         if not intact:
             raise ValueError("was changed after it was written: it does not match its own hash")
         raise UnsupportedFormat(
-            f"was saved in format {number}; this version of Convoy reads up to format {FORMAT}. Use the version "
+            f"was saved in format {number}; this version of Convoy reads up to format {WITH_FROZEN}. Use the version "
             "that saved it, or a newer one."
         )
 

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from engine.base.errors import CheckpointError
 from engine.base.types import PyTree
-from engine.checkpoint import arrays, timeouts
+from engine.checkpoint import arrays, restoring, timeouts
+from engine.checkpoint.frozen import Frozen, damage_of
 from engine.checkpoint.integrity import (
     DamagedCheckpoint,
     NoUsableCheckpoint,
@@ -30,7 +31,17 @@ from engine.checkpoint.integrity import (
     step_folders,
     verify,
 )
-from engine.checkpoint.manifest import MANIFEST, delete_lock, read_lock, saved_at, size_of
+from engine.checkpoint.manifest import (
+    CONFIG,
+    DELETED,
+    MANIFEST,
+    POSITION,
+    SAVING,
+    delete_lock,
+    read_lock,
+    saved_at,
+    size_of,
+)
 from engine.checkpoint.policy import read_results
 from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus
@@ -43,8 +54,6 @@ from engine.storage.plain_path import plain_path
 if TYPE_CHECKING:
     from engine.checkpoint.tree_compat import Partial
 
-STATE, POSITION, CONFIG = "state", "position/position.json", "config/config.json"
-SAVING, DELETED = ".saving", ".deleted"  # suffixes of a directory while it is saved or deleted
 _LEFTOVERS = (f"*{DELETED}", f"*{SAVING}", "*.orbax-checkpoint-tmp")  # from a killed save or deletion
 
 
@@ -91,6 +100,8 @@ class CheckpointStore:
         self.directory, self.timeout_s = Path(directory).absolute(), timeout_s
         # Steps that this run has saved or restored: saving them again would write identical files.
         self.current: set[int] = set()
+        # The saved frozen parameters, equal to those of the state that was restored or saved last.
+        self.frozen: Frozen | None = None
         self._lease = lease
         self._listed: list[int] = []  # the latest known list of durable steps
         self._deleting: dict[Path, background.Background] = {}  # step directory -> its deletion
@@ -151,7 +162,10 @@ class CheckpointStore:
             copied = address_of_copy(path) is not None
             with contextlib.suppress(FileNotFoundError):  # the run deletes the step at this moment
                 when, (size, error) = math.nan if copied else saved_at(path), size_of(path, copied)
-                infos.append(StepInfo(int(path.name), size, when, results.get(int(path.name), {}), error))
+                error = error or (None if copied else damage_of(path))
+                infos.append(
+                    StepInfo(int(path.name), 0 if error else size, when, results.get(int(path.name), {}), error)
+                )
         return infos
 
     def _folders(self) -> list[Path]:
@@ -178,7 +192,7 @@ class CheckpointStore:
             NoUsableCheckpoint: every checkpoint is damaged.
             CheckpointError: the store is read-only, or a checkpoint cannot be read or belongs to another model.
         """
-        lease = self.writable("set a damaged step aside")
+        lease, self.frozen = self.writable("set a damaged step aside"), None
         for step in group.run_on_primary(self.candidates, "the list of checkpoints"):
             wanted = abstract_state(step) if callable(abstract_state) else abstract_state
             try:
@@ -244,39 +258,18 @@ class CheckpointStore:
         """Returns the state of a step. Verifies its files before the read, and the arrays after the read."""
         from engine.parallel.digest import Digests  # imports JAX
 
-        path = self.directory / str(step)
+        path, share_s = self.directory / str(step), timeouts.VERIFY_SHARE * self.timeout_s
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(FileNotFoundError):  # `verify` reports a missing manifest
                 stack.enter_context(read_lock(path))
-            manifest = verify(path, timeouts.VERIFY_SHARE * self.timeout_s)
-            state = self._read(step, abstract_state, stacked, partial)
+            manifest = verify(path, share_s)
+            frozen = restoring.verified_frozen(path, manifest, share_s)
+            state = restoring.read_state(
+                path, frozen, abstract_state, stacked, partial, lambda text: self._unreadable(step, text)
+            )
             compare_arrays(path, manifest, Digests(state).of(state))
+        self.frozen = frozen
         return state
-
-    def _read(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int], partial: "Partial") -> PyTree:
-        """Returns the unverified state of a step. Reshapes stacks that another fold has saved (`tree_compat.py`)."""
-        from engine.checkpoint import tree_compat
-
-        folder = self.directory / str(step) / STATE
-        with arrays.reraise(lambda text: self._unreadable(step, text)):
-            stored = tree_compat.leaves_of(arrays.describe(folder))
-        abstract_state = tree_compat.without_missing(abstract_state, stored, partial, folder.parent)
-        wanted = tree_compat.leaves_of(abstract_state)
-        if partial is not None:
-            stored = {path: leaf for path, leaf in stored.items() if path in wanted}
-        folds = tree_compat.other_folds(stored, wanted, stacked)
-        if differing := tree_compat.difference(stored | {path: wanted[path] for path in folds}, wanted):
-            raise CheckpointError(
-                f"{self.directory / str(step)} is not a checkpoint of this model:\n{differing}\n"
-                "Use the config and the code that it was saved with (its folder has the config), start over with "
-                "--fresh, or start a run in another --workdir with the weights that fit: "
-                f"--config.init.checkpoint={self.directory.parent} and init.paths."
-            )
-        with arrays.reraise(lambda text: self._unreadable(step, text)):
-            state = arrays.read(
-                folder, tree_compat.with_stored_folds(abstract_state, stored, folds), partial=partial is not None
-            )
-        return tree_compat.with_wanted_folds(state, abstract_state, folds)
 
     def position(self, step: int) -> dict:
         """Returns the position in the data that was saved with a step. Does not import JAX. Raises CheckpointError."""

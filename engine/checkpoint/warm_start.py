@@ -16,13 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from engine.base.errors import CheckpointError
 from engine.base.types import PyTree
-from engine.checkpoint import arrays, paths_of_init
+from engine.checkpoint import paths_of_init, timeouts
 from engine.checkpoint.arrays import reraise
 from engine.checkpoint.bucket_copy import readable
+from engine.checkpoint.frozen import Frozen, describe
+from engine.checkpoint.frozen import read as read_arrays
 from engine.checkpoint.integrity import verify, warn_of_incomplete
 from engine.checkpoint.manifest import MANIFEST, manifest_hash, read_lock
 from engine.checkpoint.policy import ranking, read_results
-from engine.checkpoint.store import STATE, CheckpointStore
+from engine.checkpoint.restoring import verified_frozen
+from engine.checkpoint.store import CheckpointStore
 from engine.checkpoint.tree_compat import (
     SHOWN,
     Leaf,
@@ -141,8 +144,8 @@ def _read_source(
     with contextlib.ExitStack() as stack:
         with reraise(lambda text: _unreadable(path, where, text)):
             stack.enter_context(read_lock(path))
-        verify(path)
-        found = _read_matching(path, source, where, abstract_state, stacked, optional)
+        frozen = verified_frozen(path, verify(path), timeouts.VERIFY_S)
+        found = _read_matching(path, frozen, source, where, abstract_state, stacked, optional)
         run = directory.removesuffix("/checkpoints")  # `directory` may be an address
         one = Input(kind=CHECKPOINT, role=where, path=run, step=step, id=manifest_hash(path))
         return dataclasses.replace(found, inputs=(one,))
@@ -150,6 +153,7 @@ def _read_source(
 
 def _read_matching(
     path: Path,
+    frozen: Frozen | None,
     source: InitSource,
     where: str,
     abstract_state: Mapping[str, PyTree],
@@ -157,7 +161,7 @@ def _read_matching(
     optional: Set[str],
 ) -> RestoredWeights:
     with reraise(lambda text: _unreadable(path, where, text)):
-        stored = leaves_of(arrays.describe(path / STATE))
+        stored = leaves_of(describe(path, frozen))
     check_averages(stored, path)
     keys = match([f"{s}/{p}" for s in SECTIONS for p in abstract_state[s]], stored, source.paths)
     keys = {key: to for key, to in keys.items() if to in stored or key not in optional}
@@ -174,7 +178,7 @@ def _read_matching(
             f"--config.{where}.paths.head=None"
         )
     with reraise(lambda text: _unreadable(path, where, text)):
-        read = _read(path / STATE, with_stored_folds(wanted, from_there, folds), keys)
+        read = _read(path, frozen, with_stored_folds(wanted, from_there, folds), keys)
     read = with_wanted_folds(read, wanted, folds)
     return RestoredWeights(read["params"], read["carried"], _sentence(path, keys, stored, abstract_state))
 
@@ -254,7 +258,9 @@ def _stored_leaves(keys: Mapping[str, str], stored: Mapping[str, Leaf], wanted: 
     return found
 
 
-def _read(folder: Path, wanted: Mapping[str, PyTree], keys: Mapping[str, str]) -> dict[str, PyTree]:
+def _read(
+    step: Path, frozen: Frozen | None, wanted: Mapping[str, PyTree], keys: Mapping[str, str]
+) -> dict[str, PyTree]:
     """Reads only the arrays of `wanted`, in its structure, each directly onto its devices."""
     import jax
 
@@ -263,7 +269,7 @@ def _read(folder: Path, wanted: Mapping[str, PyTree], keys: Mapping[str, str]) -
         for name, leaf in tree.items():
             there, _, path = keys[f"{section}/{name}"].partition("/")
             item.setdefault(there, {}).setdefault(path, leaf)
-    read = arrays.read(folder, item, partial=True)
+    read = read_arrays(step, frozen, item, partial=True)
 
     given: set[str] = set()
 

@@ -50,14 +50,18 @@ def _verify(run: str) -> None:
 
 def _list(run: str) -> None:
     from engine.api.saved_run import SavedRun
+    from engine.checkpoint import frozen
     from engine.checkpoint.integrity import DamagedCheckpoints
-    from engine.checkpoint.manifest import DamagedCheckpoint
+    from engine.checkpoint.manifest import DamagedCheckpoint, size_of
 
     common.warn_of_missing_end(run)
     saved = SavedRun(run)
     infos = saved.checkpoints()
     for info in infos:
         print(_line(info))
+    for folder in frozen.folders(saved.directory.checkpoints):
+        size = size_of(folder, copied=True)[0] / 2**20
+        print(f"{folder.name:>13}  {size:>9.1f} MiB  parameters that no step changes, which the steps need")
     if str(saved.code):
         print(f"code: {saved.code}")
     damaged = [info for info in infos if isinstance(info.error, DamagedCheckpoint)]

@@ -350,7 +350,7 @@ class Trainer:
             from engine.loop.events.profile import ProfileEvent
 
             profile = [ProfileEvent(dispatcher.profile)]
-        prepare = Prepare(checkpoints.prepare, self.step, self._late_starts())
+        prepare = Prepare(checkpoints.prepare, self.step, self._late_starts(), self.program.spec.constant)
         return [prepare, divergence, *checks, save, *measured, *profile]
 
     def _poll(self) -> None:

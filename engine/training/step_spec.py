@@ -76,6 +76,12 @@ class StepSpec:
         return self.optimizer.tx
 
     @property
+    def constant(self) -> tuple[str, ...]:
+        """Paths of the parameters that no step of the run changes."""
+        changed = {*self.model.averaged, *self.changed_frozen}
+        return tuple(path for path in self.model.params if path not in changed)
+
+    @property
     def until(self) -> float:
         """The step at which a frozen group begins to be trained, so that the run needs other programs."""
         return math.inf if self.interval is None else self.interval.until

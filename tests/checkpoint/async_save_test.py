@@ -4,7 +4,6 @@ A hanging disk is simulated by a named pipe in place of a file: opening it for w
 the test reads. tests/faults/storage_test.py also tests agreement among processes.
 """
 
-import itertools
 import os
 import threading
 import time
@@ -14,7 +13,7 @@ import jax.numpy as jnp
 import pytest
 
 from engine.checkpoint import timeouts
-from engine.checkpoint.async_save import AsyncSave, SaveFailed, Saver, SaveStage
+from engine.checkpoint.async_save import Saver
 from engine.parallel.digest import Digests
 from engine.run.lease import Lease, LeaseLost
 from engine.storage import background
@@ -179,33 +178,6 @@ def test_job_that_lost_its_lease_removes_no_files_of_the_new_owner(tmp_path, los
     assert (tmp_path / "1").is_dir() and not list((tmp_path / "1").iterdir())
     assert (tmp_path / "2.1.saving").is_dir()
     assert not list(tmp_path.glob("*.deleted"))
-
-
-STAGES = [SaveStage.WRITING, SaveStage.FINISHING, SaveStage.HASHING, SaveStage.COMMITTING, SaveStage.DURABLE]
-
-
-def in_stage(tmp_path, stage):
-    save = AsyncSave(1, 1, "save/test", tmp_path, 16)
-    for old, new in itertools.pairwise(STAGES[: STAGES.index(stage) + 1]):
-        save.advance(old, new)
-    return save
-
-
-@pytest.mark.parametrize("stage", STAGES[:-1])
-def test_save_can_fail_once_from_any_stage(tmp_path, stage):
-    save = in_stage(tmp_path, stage)
-    assert not save.ended() and save.fail("the disk is full")
-    assert save.ended() and save.wait(0) and save.stage is SaveStage.FAILED
-    assert not save.fail("later") and save.failure == "the disk is full"
-    with pytest.raises(SaveFailed):
-        save.advance(stage, STAGES[STAGES.index(stage) + 1])
-
-
-def test_durable_save_cannot_fail_and_stages_cannot_be_skipped(tmp_path):
-    save = in_stage(tmp_path, SaveStage.DURABLE)
-    assert save.ended() and not save.fail("late") and save.failure == ""
-    with pytest.raises(AssertionError, match="step 1 is writing, not hashing"):
-        in_stage(tmp_path, SaveStage.WRITING).advance(SaveStage.HASHING, SaveStage.COMMITTING)
 
 
 TWO = """

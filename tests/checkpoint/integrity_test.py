@@ -112,7 +112,7 @@ kv_store.delete("timed out")
 assert group.barrier("deleted", 60) == []
 check(0.5, late=me == 2)
 if me == 0:
-    write_manifest(step, dataclasses.replace(read_manifest(step), format=2))
+    write_manifest(step, dataclasses.replace(read_manifest(step), format=3))
 check()
 if me == 0:
     (step / MANIFEST).unlink()
@@ -134,7 +134,7 @@ def test_three_processes_share_the_files_and_agree(tmp_path):
     for i in "012":
         assert lines[i][-1].startswith(f"DamagedCheckpoint {tmp_path / '5'}: is damaged: manifest.json is missing")
     assert {lines[i][-2] for i in "012"} == {lines["0"][-2]}
-    assert lines["0"][-2].startswith(f"UnsupportedFormat {tmp_path / '5'}: was saved in format 2")
+    assert lines["0"][-2].startswith(f"UnsupportedFormat {tmp_path / '5'}: was saved in format 3")
 
 
 DIGESTS = np.array([[1, 2], [2**32 - 1, 4]], np.uint32)
@@ -216,8 +216,8 @@ def test_verify_all_reports_progress(store, monkeypatch):
 
 def test_verify_all_raises_for_a_newer_format_after_all_steps(store):
     path = store.directory / "2"
-    write_manifest(path, dataclasses.replace(read_manifest(path), format=2))
+    write_manifest(path, dataclasses.replace(read_manifest(path), format=3))
     lines = []
-    with pytest.raises(UnsupportedFormat, match="was saved in format 2"):
+    with pytest.raises(UnsupportedFormat, match="was saved in format 3"):
         verify_all(store.directory, lines.append)
     assert [line.split()[2] for line in lines] == ["newer", "good"]

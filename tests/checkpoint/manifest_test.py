@@ -165,11 +165,11 @@ def test_manifest_without_format_has_format_1():
 
 def test_newer_manifest_format_raises_with_next_step(step):
     assert json.loads((step / MANIFEST).read_text())["format"] == FORMAT == 1
-    write_manifest(step, dataclasses.replace(read_manifest(step), format=2))
+    write_manifest(step, dataclasses.replace(read_manifest(step), format=3))
     with pytest.raises(UnsupportedFormat) as error:
         read_manifest(step)
     assert str(error.value) == (
-        f"{step}: was saved in format 2; this version of Convoy reads up to format 1. Use the version that saved it, "
+        f"{step}: was saved in format 3; this version of Convoy reads up to format 2. Use the version that saved it, "
         "or a newer one."
     )
 

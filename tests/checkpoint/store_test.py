@@ -552,9 +552,9 @@ def test_step_of_another_model_is_not_set_aside(three):
 
 def test_step_of_a_newer_format_raises_and_is_not_set_aside(three):
     path = three.directory / "3"
-    write_manifest(path, dataclasses.replace(read_manifest(path), format=2))
+    write_manifest(path, dataclasses.replace(read_manifest(path), format=3))
     with pytest.raises(
-        UnsupportedFormat, match=rf"^{path}: was saved in format 2; this version .* up to format 1\. Use"
+        UnsupportedFormat, match=rf"^{path}: was saved in format 3; this version .* up to format 2\. Use"
     ):
         restore_latest(three)
     assert three.steps() == [1, 2, 3]

@@ -106,13 +106,15 @@ def _position_of_all(position: Mapping[str, Json]) -> Mapping[str, Json]:
 class Prepare:
     """Starts what the first step does not need, once the second step is dispatched, so that it delays neither.
 
-    It compiles the computations of a save, and starts threads that trace.
+    It compiles the computations of a save, saves the parameters that never change, and starts threads that trace.
     """
 
-    prepare: Callable[[PyTree], None]
+    prepare: Callable[[int, Mapping[str, PyTree], Sequence[str]], None]
     first_step: int
     starts: Sequence[Callable[[], None]] = ()
     """Each starts a thread."""
+    constant: Sequence[str] = ()
+    """Paths of the parameters that no step of the run changes."""
     done: bool = False
     phase = PREPARING
     ends_dispatch = False
@@ -126,4 +128,4 @@ class Prepare:
         collect_as_usual()
         for start in self.starts:
             start()
-        self.prepare(boundary.state.to_checkpoint())
+        self.prepare(boundary.step, boundary.state.to_checkpoint(), self.constant)

@@ -46,7 +46,7 @@ def test_evaluation_that_selects_the_best_makes_a_save_due():
 
 def test_what_the_first_step_does_not_need_starts_once_after_the_second():
     prepared = []
-    event = Prepare(prepared.append, first_step=5, starts=[lambda: prepared.append("thread")])
+    event = Prepare(lambda *saved: prepared.append(saved), 5, [lambda: prepared.append("thread")], ["base"])
     assert (event.next_step(4), event.next_step(7)) == (7, 8)
     event.run(at(7, state=SimpleNamespace(to_checkpoint=lambda: "state")))
-    assert prepared == ["thread", "state"] and event.next_step(7) == math.inf
+    assert prepared == ["thread", (7, "state", ["base"])] and event.next_step(7) == math.inf
