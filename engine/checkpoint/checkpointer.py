@@ -57,7 +57,6 @@ class Checkpointer:
         self._lease = store.writable("save")
         self._saver = Saver(store.directory, store.timeout_s, self._lease)
         self._failure: StorageError | None = None  # error of the latest save that has ended
-        self._constant: frozenset[str] = frozenset()  # parameters that are saved once
 
     def prepare(self, step: int, state: Mapping[str, PyTree], constant: Sequence[str] = ()) -> None:
         """Compiles the computations of a save, so that the first save is as fast as later saves.
@@ -72,9 +71,7 @@ class Checkpointer:
         self._saver.prepare(state)
         if not constant or not frozen.worth_it(state, constant):
             return
-        self._constant = frozenset(constant)
-        known = self.store.frozen
-        if known is None or self._constant != set(known.paths):
+        if self.store.frozen is None:
             self._saver.free(wait=True)
             self.poll()
             with self._lease.writing():
@@ -111,9 +108,7 @@ class Checkpointer:
             return False
         with self._lease.writing():
             self.store.end_deletion(step)
-            known = self.store.frozen
-            fits = known is not None and self._constant.issuperset(known.paths)
-            self._saver.save(step, state, position, self._config_text, known if fits else None)
+            self._saver.save(step, state, position, self._config_text, self.store.frozen)
         return True
 
     def record(self, step: int, results: Mapping[str, float]) -> None:

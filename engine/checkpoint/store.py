@@ -11,7 +11,7 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,7 +100,7 @@ class CheckpointStore:
         self.directory, self.timeout_s = Path(directory).absolute(), timeout_s
         # Steps that this run has saved or restored: saving them again would write identical files.
         self.current: set[int] = set()
-        # The saved frozen parameters, equal to those of the state that was restored or saved last.
+        # Frozen parameters on disk, which are those of the restored state, and to which a save refers.
         self.frozen: Frozen | None = None
         self._lease = lease
         self._listed: list[int] = []  # the latest known list of durable steps
@@ -270,6 +270,11 @@ class CheckpointStore:
             compare_arrays(path, manifest, Digests(state).of(state))
         self.frozen = frozen
         return state
+
+    def keep_frozen(self, constant: Collection[str]) -> None:
+        """Forgets the frozen parameters of the restored step, unless they are those that this run never changes."""
+        if self.frozen is not None and set(self.frozen.paths) != set(constant):
+            self.frozen = None
 
     def position(self, step: int) -> dict:
         """Returns the position in the data that was saved with a step. Does not import JAX. Raises CheckpointError."""

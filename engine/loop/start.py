@@ -67,6 +67,7 @@ def restore(store: CheckpointStore, program: Program, init: Init, phase: Phases,
         partial = () if abstract.is_schedule_free else None  # a checkpoint also holds averages, which are computed
         wanted = functools.partial(_stored_state, program)
         found = store.restore_latest(wanted, program.spec.model.stacked, say, partial)
+        store.keep_frozen(program.spec.constant)
     if found is None:
         with phase(COMPILING):
             state, inputs = _initial_state(program, init, say)

@@ -101,10 +101,13 @@ def test_state_is_restored_on_a_mesh(saved):
 def test_a_resumed_run_refers_to_the_same_folder(run):
     store = Saves(run)
     assert store.restore_latest(abstract(state_of(6)))[1] == 6
+    store.keep_frozen(list(BASE))
+    store.save(7, state_of(7))
     store.checkpoints.prepare(8, state_of(8), tuple(BASE))
     store.save(9, state_of(9))
     store.close()
-    assert [path.name for path in frozen.folders(run)] == ["frozen-2"] and size(run / "9") < 8000
+    assert [path.name for path in frozen.folders(run)] == ["frozen-2"]
+    assert max(size(run / "7"), size(run / "9")) < 8000
     zoo.assert_equal(CheckpointStore(run).restore(9, abstract(state_of(9))), state_of(9))
 
 
@@ -112,7 +115,8 @@ def test_other_frozen_parameters_get_another_folder(run):
     store = Saves(run)
     store.restore_latest(abstract(state_of(6)))
     fewer = ["base/codes", "base/scale"]
-    store.save(7, state_of(7))  # before the loop has said what is frozen now: all parameters
+    store.keep_frozen(fewer)
+    store.save(7, state_of(7))  # nothing is saved yet to which it could refer
     store.checkpoints.prepare(8, state_of(8), fewer)
     store.save(9, {**state_of(9), "params": {**state_of(9)["params"], "base/kernel": BASE["base/kernel"] + 1}})
     store.close()
