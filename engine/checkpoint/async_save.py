@@ -231,9 +231,9 @@ class Saver:
             names = group.scatter(divide_files(files_of(save.folder), group.count()), save.topic)
             parts = self._gather(save, hash_part(save.folder, names, part.digests))
             save.refer_to(write_merged_manifest(save.folder, save.step, parts, part.texts))
-            if not self._read_back:  # the first save of an attempt shows whether later saves can be read
+            if not (self._read_back and save.is_step):  # the first step shows whether later steps can be read
                 read_back(save.folder, STATE)
-                self._read_back = True
+                self._read_back = save.is_step
             self._commit(save)
             self._end(save, "")
         except Exception as error:

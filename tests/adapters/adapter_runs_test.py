@@ -15,7 +15,6 @@ from engine.checkpoint.warm_start import read_weights
 from engine.cli.main import main
 from engine.config.schema import Init
 from tests import runs, zoo
-from tests.checkpoint.frozen_test import size
 
 PLAIN = dict(target="tests.zoo.Classify", width=128)
 LORA = dict(target="engine.adapters.adapted", task=PLAIN, match="^hidden/.*kernel", rank=2)
@@ -48,6 +47,10 @@ def program(config):
     return prepared.prepare(config).build_program()[0]
 
 
+def size(folder):
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
 def state_of(path, program, step=6):
     return SavedRun(path).restore(step, program)
 
@@ -64,14 +67,16 @@ def stopped(whole, tmp_path):
 def test_checkpoints_hold_only_what_is_trained(whole, base, capsys):
     folders = {path.name: size(path) for path in (whole / "checkpoints").iterdir() if path.is_dir()}
     assert folders.keys() >= {"4", "6", "frozen-2"}
-    assert FROZEN < folders["frozen-2"] < FROZEN + 25_000
+    assert FROZEN < folders["frozen-2"] < 2 * FROZEN
     assert max(folders["4"], folders["6"]) < 60_000 < FROZEN < size(base / "checkpoints/2")
     assert main(["checkpoints", str(whole)]) == 0
     assert "frozen-2        0.1 MiB  parameters that no step changes" in capsys.readouterr().out
 
 
 def test_explain_says_what_a_checkpoint_holds(config):
-    assert "\neach checkpoint: 11.1 KB; frozen parameters, saved once for the run: 21.5 KB\n" in engine.explain(config)
+    assert "\neach checkpoint: 12.8 KiB; frozen parameters, saved once for the run: 75.0 KiB\n" in engine.explain(
+        config
+    )
 
 
 def test_killed_run_is_resumed_bitwise(config, whole, stopped, program):

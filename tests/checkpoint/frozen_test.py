@@ -75,7 +75,7 @@ def test_frozen_parameters_are_on_disk_once(saved, tmp_path):
     run_to(tmp_path, 3, constant=())
     whole, base = size(tmp_path / "3"), sum(x.nbytes for x in BASE.values())
     assert sorted(path.name for path in saved.iterdir()) == ["3", "6", "frozen-2"]
-    assert base < size(saved / "frozen-2") < base + 6000
+    assert base < size(saved / "frozen-2") < 2 * base
     assert size(saved / "3") < whole - base + 1000 and size(saved / "6") < 8000
     assert not (tmp_path / "3/frozen").exists()
     formats = [json.loads((path / MANIFEST).read_text())["format"] for path in (saved / "3", tmp_path / "3")]
