@@ -18,7 +18,7 @@ from engine.checkpoint.warm_start import find_step, read_weights
 from engine.cluster.exit_status import ExitStatus
 from engine.config.schema import Init
 from engine.storage.mounts import shown
-from tests import runs
+from tests import runs, zoo
 from tests.bucket_store import upload
 from tests.checkpoint.saves import Saves
 
@@ -50,6 +50,24 @@ def abstract(tree, spec=PartitionSpec(), devices=8):  # noqa: B008
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=NamedSharding(mesh, fitting))
 
     return jax.tree.map(place, tree)
+
+
+def test_frozen_parameters_are_read_from_the_bucket_too(bucket, tmp_path):
+    store = Saves(tmp_path / "run" / "checkpoints")
+    store.checkpoints.prepare(2, STATE, ["a.b/kernel"])
+    store.save(500, STATE)
+    store.close()
+    upload(bucket, tmp_path / "run", "team/run")
+    wanted = abstract(STATE, PartitionSpec("data"))
+    for address in ("s3://data/team/run", "s3://data/team/run/checkpoints/500"):
+        found = read_weights(Init(checkpoint=address), wanted, {})
+        assert jax.tree.map(np.array_equal, dict(found.params), STATE["params"]) == {"a.b/kernel": True, "b/bias": True}
+    store = CheckpointStore(readable("s3://data/team/run") / "checkpoints")
+    assert store.describe()[0].error is None
+    zoo.assert_equal(store.restore(500, wanted), STATE)
+    bucket.write("team/run/checkpoints/frozen-2/manifest.json", b"").result()
+    with pytest.raises(CheckpointError, match="frozen-2, which is missing or has no manifest"):
+        read_weights(Init(checkpoint="s3://data/team/run/checkpoints/500"), wanted, {})
 
 
 def test_state_is_restored_on_another_mesh_with_the_same_bits(run, tmp_path):
