@@ -2,12 +2,13 @@
 
 python -m benchmarks.references --environments=FOLDER
 python -m benchmarks.references --environments=FOLDER --only=average_precision --cases=100
+python -m benchmarks.references --environments=FOLDER --only=backbones,language,adapters
 python -m benchmarks.references --environments=FOLDER --only=backbones --items=tiny-vit,resnet18
 
 Each comparison is a noun: `benchmarks/references/<noun>.py` draws inputs and compares, and the outside program runs in
-an environment of its own, installed from `locks/<noun>.txt` with hashes. A row of the output has the item, the number
-of cases, the largest difference, and the difference that is allowed; 0 means equal bits. The first run downloads the
-packages; later runs use the environments in FOLDER again. No accelerator is needed.
+an environment of its own, installed from `locks/<noun>.txt` with hashes. The output names its packages first. A row has
+the item, the number of cases, the largest difference, and the difference that is allowed; 0 means equal bits. The first
+run downloads the packages; later runs use the environments in FOLDER again. No accelerator is needed.
 
 Exit code: 0 if all agree, 1 if a difference is larger than allowed or a comparison fails, 2 for a wrong argument.
 
@@ -62,7 +63,7 @@ def _unknown_items(items: Sequence[str], nouns: Sequence[str]) -> str | None:
         return None
     if len(nouns) != 1:
         return "belongs to one comparison. Give it with --only."
-    known = list(getattr(importlib.import_module(f"benchmarks.references.{nouns[0]}"), "MODELS", ()))
+    known = list(getattr(importlib.import_module(f"benchmarks.references.{nouns[0]}"), "ITEMS", ()))
     if unknown := [item for item in items if item not in known]:
         return f"{', '.join(unknown)} is unknown. Items of {nouns[0]}: {', '.join(known) or 'none'}."
     return None
@@ -73,9 +74,11 @@ def _compare_all(nouns: Sequence[str], folder: Path, args: argparse.Namespace) -
     print(_line(COLUMNS), flush=True)
     for noun in nouns:
         start, before = time.perf_counter(), len(rows)
+        environment = Environment(noun, folder, args.golden, items=args.items)
+        print(f"{noun}: with {', '.join(environment.packages)}", flush=True)
         try:
             comparison = importlib.import_module(f"benchmarks.references.{noun}")
-            for row in comparison.compare(Environment(noun, folder, args.golden, items=args.items), args.cases):
+            for row in comparison.compare(environment, args.cases):
                 failed |= not row.agrees
                 rows.append({"noun": noun, **asdict(row)})
                 print(_line(_cells(noun, row)), flush=True)
@@ -107,7 +110,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--only", metavar="NOUNS", help=f"comparisons, separated by commas, of: {', '.join(NOUNS)}")
     parser.add_argument(
-        "--items", type=lambda text: tuple(text.split(",")), default=(), metavar="NAMES", help="models of a comparison"
+        "--items", type=lambda text: tuple(text.split(",")), default=(), metavar="NAMES", help="items of a comparison"
     )
     parser.add_argument("--list", action="store_true", help="list the comparisons and exit")
     parser.add_argument(

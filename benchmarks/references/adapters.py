@@ -1,6 +1,11 @@
-"""Adapters of `engine.adapters` with the files of PEFT: outputs, gradients, and the files written again."""
+"""Adapters of `engine.adapters` with the files of PEFT: outputs, gradients, and the files written again.
+
+The item `qwen-run` trains adapters of a tiny Qwen 3 of transformers on eight devices, with kills (`adapter_run.py`),
+and PEFT and transformers compute the logits of what the run has exported.
+"""
 
 import dataclasses
+import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,16 +17,20 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file
 
+from benchmarks.references import adapter_run, killed_run
 from benchmarks.references.environment import Environment
 from benchmarks.references.file_exchange import compare_files, exchanged
 from benchmarks.references.rows import Row
-from engine import Task, hub, layers
+from engine import Task, hub, layers, load
 from engine.adapters import adapted, load_peft, save_peft
+from engine.base.errors import RunError
 
 TOLERANCE = 1e-5
 """Relative to the largest number of an array; files have equal bits, and magnitudes of DoRA are equal within 1e-6."""
-ITEMS: dict[str, dict[str, Any]] = {"dora": {"dora": True}, "lora": {}, "rslora": {"rslora": True}}
+SETTINGS: dict[str, dict[str, Any]] = {"dora": {"dora": True}, "lora": {}, "rslora": {"rslora": True}}
 """Item -> settings of the adapter."""
+RUN = "qwen-run"
+ITEMS = (*SETTINGS, RUN)
 GOLDEN = 1
 """The first items, whose files are the golden numbers of the tests."""
 
@@ -62,7 +71,7 @@ class Nets(Task):
 
 def compare(environment: Environment, cases: int) -> Iterator[Row]:
     """Yields the rows of each item; there is one random set of weights for each, whatever the number of cases."""
-    yield from compare_files(environment, {"sets": list(ITEMS)}, compared, GOLDEN)
+    yield from compare_files(environment, {"sets": list(ITEMS)}, compared, GOLDEN, train)
 
 
 def compared(folder: Path, only: str = "") -> Iterator[Row]:
@@ -74,6 +83,9 @@ def compared(folder: Path, only: str = "") -> Iterator[Row]:
     """
     items, _ = exchanged(folder)
     for item in [only] if only else items:
+        if item == RUN:
+            yield from exported(folder / item)
+            continue
         with np.load(folder / item / "arrays.npz") as stored:
             arrays = dict(stored)
         model = read(folder / item, item)
@@ -87,9 +99,53 @@ def compared(folder: Path, only: str = "") -> Iterator[Row]:
         yield Row(f"{item}, the file written again", len(found), largest, 1e-6 if item == "dora" else 0)
 
 
+def train(folder: Path) -> None:
+    """Trains the run of a folder, and writes its adapter and the merged model for the outside program."""
+    if not (own := folder / RUN).is_dir():
+        return
+    rows = killed_run.compare(
+        RUN,
+        [
+            "--config=benchmarks.references.adapter_run",
+            f"--config.task.task.size={own}",
+            f"--config.init.checkpoint=hf:{own}",
+        ],
+        own,
+        adapter_run.KILLS,
+    )
+    (own / "rows.json").write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
+    run = own / killed_run.KILLED
+    with np.load(own / "arrays.npz") as stored:
+        tokens = stored["tokens"]
+    model = load(run).model
+    save_peft(model, own / "adapter")
+    np.save(own / "logits.npy", _logits(model, tokens))
+    killed_run.convoy("export", str(run), "--format=hf", f"--out={own / 'merged'}", "--no-card")
+
+
+def exported(folder: Path) -> Iterator[Row]:
+    """Yields the rows of the run: what kills have changed, and the logits of its files in PEFT and transformers."""
+    yield from (Row(**row) for row in json.loads((folder / "rows.json").read_text()))
+    found = np.load(folder / "logits.npy")
+    with np.load(folder / "there.npz") as stored:
+        there = dict(stored)
+    if _relative(found, there["base"]) < 100 * TOLERANCE:
+        raise RunError(f"{RUN}: training has hardly changed the logits, so that they show nothing about the adapter")
+    yield Row(f"{RUN}, logits of its adapter in PEFT", found.size, _relative(found, there["adapter"]), TOLERANCE)
+    yield Row(f"{RUN}, logits of its merged export", found.size, _relative(found, there["merged"]), TOLERANCE)
+
+
+def _logits(model: Any, tokens: np.ndarray) -> np.ndarray:
+    ones = np.ones_like(tokens)
+    positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+    batch = {"tokens": tokens, "segment_ids": ones, "positions": positions, "weight": ones.astype(np.float32)}
+    x, _ = model.features(batch, None)
+    return np.asarray(x @ model.kernel)
+
+
 def read(folder: Path, item: str) -> Any:
     """Returns the model with the weights and the adapter of a folder."""
-    model = adapted(Nets(), match="kernel", rank=2, alpha=3, **ITEMS[item]).build(nnx.Rngs(0))
+    model = adapted(Nets(), match="kernel", rank=2, alpha=3, **SETTINGS[item]).build(nnx.Rngs(0))
     hub.load(model, folder / "model.safetensors", {r"^.*_lora_\w+$": None})
     load_peft(model, folder)
     return model

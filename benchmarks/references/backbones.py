@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from benchmarks.references import backbone_run, killed_run
 from benchmarks.references.environment import Environment
 from benchmarks.references.file_exchange import compare_files, exchanged
 from benchmarks.references.rows import Row
@@ -23,7 +25,8 @@ from convoy_zoo.models.backbones.regnet import RegNet
 from convoy_zoo.models.backbones.resnet import ResNet
 from convoy_zoo.models.backbones.swin import SwinTransformer
 from convoy_zoo.models.backbones.vit import Variant, VisionTransformer
-from engine import hub
+from engine import hub, load
+from engine.base.errors import RunError
 
 
 def _small_vit(rngs: nnx.Rngs, layout: Layout = "timm", **settings: Any) -> nnx.Module:
@@ -85,6 +88,8 @@ MODELS: dict[str, Callable[[nnx.Rngs], nnx.Module]] = {
     "vit_base_patch16_siglip_224": lambda rngs: VisionTransformer("vit_base_patch16_siglip_224", rngs=rngs),
 }
 """Item -> the model of this repository."""
+RUN = "camera-run"
+ITEMS = (*MODELS, RUN)
 PREPROCESSING = {
     "timm": Preprocessing((32, 32), 36),
     "torchvision": dataclasses.replace(preprocessing.TORCHVISION, size=(32, 32), resize=40),
@@ -96,7 +101,7 @@ PREPROCESSING = {
 
 def compare(environment: Environment, cases: int) -> Iterator[Row]:
     """Yields the rows of each item; there is one random set of weights for each, whatever the number of cases."""
-    yield from compare_files(environment, {"sets": list(MODELS)}, compared, TINY)
+    yield from compare_files(environment, {"sets": list(ITEMS)}, compared, TINY, train)
 
 
 def compared(folder: Path, only: str = "") -> Iterator[Row]:
@@ -110,6 +115,9 @@ def compared(folder: Path, only: str = "") -> Iterator[Row]:
     if not only:
         yield from preprocessed(folder)
     for item in [only] if only else items:
+        if item == RUN:
+            yield from exported(folder / item)
+            continue
         with np.load(folder / item / "arrays.npz") as stored:
             arrays = dict(stored)
         module = without_values(MODELS[item])
@@ -126,6 +134,44 @@ def compared(folder: Path, only: str = "") -> Iterator[Row]:
         floor = SMALLEST * max(float(jnp.abs(x).max()) for x in wanted)
         largest = max(_relative(*pair, floor) for pair in zip(found, wanted, strict=True))
         yield Row(f"{item}, gradients of weights", len(found), largest, GRADIENTS)
+
+
+def train(folder: Path) -> None:
+    """Trains the run of a folder, and writes its backbone for the outside program."""
+    if not (own := folder / RUN).is_dir():
+        return
+    arguments = ["--config=benchmarks.references.backbone_run", f"--config.init.checkpoint=hf:{own}"]
+    rows = killed_run.compare(RUN, arguments, own, backbone_run.KILLS)
+    (own / "rows.json").write_text(json.dumps([dataclasses.asdict(row) for row in rows]))
+    run = own / killed_run.KILLED
+    net: Any = load(run).model
+    net = net.backbone.net
+    net.eval()
+    with np.load(own / "arrays.npz") as stored:
+        found = nnx.jit(lambda net, images: net.features(images))(net, stored["images"])
+    np.save(own / "map.npy", np.asarray(found[32]))
+    (own / "written").mkdir()
+    killed_run.convoy(
+        "export",
+        str(run),
+        "--format=hf",
+        "--part=backbone/net",
+        f"--out={own / 'written' / 'model.safetensors'}",
+        "--no-card",
+    )
+
+
+def exported(folder: Path) -> Iterator[Row]:
+    """Yields the rows of the run: what kills have changed, and the last map of its backbone in torchvision."""
+    yield from (Row(**row) for row in json.loads((folder / "rows.json").read_text()))
+    found, there, untrained = (
+        np.load(folder / "map.npy"),
+        np.load(folder / "map_there.npy"),
+        np.load(folder / "map_untrained.npy"),
+    )
+    if _relative(found, untrained) < 100 * OUTPUTS:
+        raise RunError(f"{RUN}: training has hardly changed the backbone, so that its outputs show nothing")
+    yield Row(f"{RUN}, last map of the trained backbone", found.size, _relative(found, there), OUTPUTS)
 
 
 def preprocessed(folder: Path) -> Iterator[Row]:

@@ -35,7 +35,7 @@ class Environment:
         folder: where environments are kept; a later run with the same lock file uses them again.
         golden: folder for golden numbers of the tests; None writes none.
         locks: folder of the lock files.
-        items: names of `MODELS` of the comparison, to which it is limited; empty: all.
+        items: names of `ITEMS` of the comparison, to which it is limited; empty: all.
     """
 
     noun: str
@@ -56,6 +56,15 @@ class Environment:
         first = (self.locks / f"{self.noun}.in").read_text(encoding="utf-8").partition("\n")[0]
         stated = re.fullmatch(r"# python (\d+\.\d+)", first)
         return stated[1] if stated else RUNNING
+
+    @property
+    def packages(self) -> list[str]:
+        """The packages that the lock file is made for, with their versions, such as "torch 2.15.0"."""
+        wanted = (self.locks / f"{self.noun}.in").read_text(encoding="utf-8")
+        names = re.findall(r"^[\w.-]+", wanted, re.MULTILINE)
+        lock = (self.locks / f"{self.noun}.txt").read_text(encoding="utf-8")
+        versions = dict(re.findall(r"^([\w.-]+)(?:\[.*\])?==([^\s;]+)", lock, re.MULTILINE))
+        return [f"{name} {versions[name]}" for name in names]
 
     @property
     def python(self) -> Path:

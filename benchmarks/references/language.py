@@ -21,6 +21,7 @@ LOGITS, GRADIENTS = 1e-4, 1e-3
 TINY = 2
 """The first items, whose files are the golden numbers of the tests."""
 MODELS = ("tiny-llama", "tiny-qwen3", "Llama-3.2-1B", "Llama-3.1-8B", "Qwen3-0.6B", "Qwen3-8B")
+ITEMS = MODELS
 LENGTH = 16384
 """`max_position_embeddings` of config.json."""
 WRITTEN = "written"

@@ -4,6 +4,9 @@ Imports no engine. FOLDER/inputs.json has the names of items as "sets". For each
 FOLDER/ITEM/: `model.safetensors`, the weights; `gradients.safetensors`, the gradients of a weighted sum of the outputs
 by the same names; `arrays.npz`, the inputs, weights of the sum, outputs, and the gradient of the inputs. Gradients of
 models with rectifications are computed in float64: rounding changes the sign of a number near 0, and the gradient.
+
+The item `camera-run` is a ResNet-18 of torchvision: the program writes `model.safetensors`, `images` in `arrays.npz`,
+and its last map. If FOLDER/camera-run/written has the weights of a trained backbone, it writes their last map instead.
 """
 
 import functools
@@ -19,7 +22,7 @@ import torch
 import torchvision
 import transformers
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from timm.models import regnet, resnet
 from timm.models.convnext import ConvNeXt
 from timm.models.swin_transformer import SwinTransformer
@@ -70,6 +73,7 @@ MODELS = {
     "regnet_y_400mf": lambda: torchvision.models.regnet_y_400mf(weights=None),
 }
 """Item -> model. A new one belongs at the end: its place is the seed of its numbers."""
+RUN = "camera-run"
 
 
 def small_resnet():
@@ -191,6 +195,35 @@ def run(item, folder, seed):
     np.savez(folder / "arrays.npz", **{name: x.numpy() for name, x in arrays.items()})
 
 
+def last_map(model, images):
+    """Returns the last map of a ResNet, with the features last."""
+    head = torch.nn.Sequential(*list(model.children())[:-2])  # without the mean over the map and the classifier
+    with torch.no_grad():
+        return head.eval()(images).permute(0, 2, 3, 1).numpy()
+
+
+def write_backbone(folder):
+    """Writes a ResNet-18 with random weights, images, and its last map."""
+    torch.manual_seed(0)
+    folder.mkdir()
+    model = torchvision.models.resnet18(weights=None)
+    write(model, folder / "model.safetensors")
+    images = torch.randn(2, 3, 48, 128)
+    np.savez(folder / "arrays.npz", images=images.permute(0, 2, 3, 1).numpy())
+    np.save(folder / "map_untrained.npy", last_map(model, images))
+
+
+def run_written(folder):
+    """Writes the last map of a trained ResNet-18; its file must have all parameters but those of the classifier."""
+    model = torchvision.models.resnet18(weights=None)
+    found = model.load_state_dict(load_file(folder / "written" / "model.safetensors"), strict=False)
+    missing = [name for name in found.missing_keys if not name.endswith("num_batches_tracked")]
+    if missing != ["fc.weight", "fc.bias"] or found.unexpected_keys:
+        raise SystemExit(f"{folder.name}: torchvision finds {found}")
+    images = torch.from_numpy(np.load(folder / "arrays.npz")["images"]).permute(0, 3, 1, 2)
+    np.save(folder / "map_there.npy", last_map(model, images))
+
+
 def preprocess(path):
     """Writes a random image, and what the programs make of it for a backbone, `[32, 32, 3]`."""
     image = np.random.default_rng(0).integers(0, 256, (7, 9, 3), np.uint8)
@@ -216,7 +249,10 @@ def main(folder):
     preprocess(folder / "preprocessing.npz")
     items = json.loads((folder / "inputs.json").read_text())["sets"]
     for item in items:
-        run(item, folder / item, list(MODELS).index(item))
+        if item == RUN:
+            (run_written if (folder / item / "written").is_dir() else write_backbone)(folder / item)
+        elif not (folder / item).is_dir():
+            run(item, folder / item, list(MODELS).index(item))
     versions = {module.__name__: module.__version__ for module in (torch, torchvision, timm, transformers)}
     (folder / "results.json").write_text(json.dumps(versions) + "\n", encoding="utf-8")
 
