@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """Runs `convoy import`."""
-    from engine.hub.importing import import_weights, propose_paths
+    from engine.hub.importing import import_weights, open_weights, propose_paths
     from engine.hub.matching import part_of
     from engine.hub.path_files import read_paths
 
@@ -59,15 +59,16 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         raise ConfigError("convoy import: which model? Give either --config=CONFIG or --model=DOTTED.PATH.")
     if args.map and args.paths:
         raise ConfigError("convoy import: --map proposes what --paths reads. Give one of them.")
+    weights = open_weights(args.source)  # before the model is built, which can take long
     module, paths = _module(args, overrides)
     module = part_of(module, args.part, "--part") if args.part else module
     if args.paths or args.part:
         paths = read_paths(Path(args.paths), "--paths") if args.paths else {}
     files = {name: Path(value) if (value := getattr(args, name)) else None for name in ("check", "out")}
     if args.map:
-        lines = propose_paths(module, args.part or "", args.source, Path(args.map), **files)
+        lines = propose_paths(module, args.part or "", weights, Path(args.map), **files)
     else:
-        lines = import_weights(module, args.source, paths, **files)
+        lines = import_weights(module, weights, paths, **files)
     for line in lines:
         print(line, flush=True)
     return ExitStatus.DONE

@@ -27,9 +27,19 @@ from engine.hub.weights import Weights
 COMMAND = "convoy import"
 
 
+def open_weights(source: str) -> Weights:
+    """Returns the weights that SOURCE names: a safetensors file, a folder, or a name on Hugging Face.
+
+    Raises:
+        CheckpointError: there are none, or a file is damaged.
+    """
+    found = locate(source.removeprefix(FOREIGN), "SOURCE")
+    return Weights(found.path, "SOURCE", found.name)
+
+
 def import_weights(
     module: nnx.Module,
-    source: str,
+    weights: Weights,
     paths: Mapping[str, str | None],
     check: Path | None = None,
     out: Path | None = None,
@@ -38,7 +48,7 @@ def import_weights(
 
     Args:
         module: with initial values, which this replaces.
-        source: a safetensors file, a folder, or a name on Hugging Face.
+        weights: of another program.
         paths: as `init.paths`.
         check: an npz file for `Pair`.
         out: the safetensors file; arrays that stay random are left out.
@@ -47,8 +57,7 @@ def import_weights(
         CheckpointError: an array has no match, an output differs, or a file cannot be read or written.
     """
     pair = None if check is None else Pair(check, "--check")
-    found = locate(source.removeprefix(FOREIGN), "SOURCE")
-    read, message = read_arrays(module, Weights(found.path, "SOURCE", found.name), paths, COMMAND, "--paths")
+    read, message = read_arrays(module, weights, paths, COMMAND, "--paths")
     yield message
     if pair is not None:
         variables = {name: variable.get_value() for name, variable in variables_of(module).items()}
@@ -58,14 +67,14 @@ def import_weights(
 
 
 def propose_paths(
-    module: nnx.Module, prefix: str, source: str, file: Path, check: Path | None = None, out: Path | None = None
+    module: nnx.Module, prefix: str, weights: Weights, file: Path, check: Path | None = None, out: Path | None = None
 ) -> Iterator[str]:
     """Writes a file of `init.paths` for weights whose names no table knows; yields sentences about it.
 
     Args:
         module: with initial values.
         prefix: its path in the model; "" for the whole model.
-        source: as for `import_weights`.
+        weights: of another program.
         file: a new file.
         check: an npz file for `Pair`; its output decides between entries that fit equally well.
         out: as for `import_weights`.
@@ -74,8 +83,6 @@ def propose_paths(
         CheckpointError: the outputs differ, once the file is written; or a file cannot be read or written.
     """
     pair = None if check is None else Pair(check, "--check")
-    found = locate(source.removeprefix(FOREIGN), "SOURCE")
-    weights = Weights(found.path, "SOURCE", found.name)
     matches, difference = propose(module, weights.arrays), None
     if pair is not None:
         values = {name: variable.get_value() for name, variable in variables_of(module).items()}

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from flax import nnx
 
 from engine.base.errors import ConfigError, near_names
 from engine.checkpoint import paths_of_init
-from engine.hub.names import ATTRIBUTE, Names, Origin, Piece, parse
+from engine.hub.names import ATTRIBUTE, LAYER, Names, Origin, Piece, parse
 from engine.hub.weights import Stored, Weights
 from engine.parallel.rules import STACKED
 
@@ -166,6 +167,20 @@ def unused(arrays: Iterable[Array], weights: Weights) -> list[str]:
     used = {piece.name for array in arrays for piece in array.pieces()}
     left = (name for name in weights.arrays if name not in used and not name.endswith(COUNTERS))
     return sorted(f"{name} {weights.arrays[name]}" for name in left)
+
+
+def more_layers(arrays: Iterable[Array], stored: Mapping[str, Stored]) -> list[str]:
+    """Returns a warning for each stack of layers that has more layers there than here."""
+    found: dict[str, str] = {}
+    for array in arrays:
+        here = math.prod(array.leading)
+        for name in (piece.name for piece in array.origin.pieces if LAYER in piece.name):
+            pattern = re.compile(re.escape(name).replace(re.escape(LAYER), r"(\d+)"))
+            numbers = [int(match[1]) for match in map(pattern.fullmatch, stored) if match]
+            if (there := 1 + max(numbers, default=-1)) > here:
+                stack = name[: name.index(LAYER) + len(LAYER)]
+                found[stack] = f"warning: {stack} has {there} layers there and {here} here; the last are left out"
+    return list(found.values())
 
 
 def part_of(module: nnx.Module, path: str, where: str) -> nnx.Module:

@@ -18,7 +18,7 @@ from engine.checkpoint.tree_compat import SHOWN
 from engine.checkpoint.warm_start import FOREIGN, SECTIONS, RestoredWeights, listed
 from engine.config.schema import InitSource
 from engine.hub.download import locate, locate_everywhere
-from engine.hub.matching import Array, advice, arrays_of, difference, part_shape, unused, variables_of
+from engine.hub.matching import Array, advice, arrays_of, difference, more_layers, part_shape, unused, variables_of
 from engine.hub.weights import Weights
 from engine.run.lineage import CHECKPOINT, Input
 
@@ -113,7 +113,7 @@ def _matched(
     random = [f"{name} ({wrong[name]})" if name in wrong else name for name in specs if name not in read]
     left = unused((arrays[name] for name in read), weights)
     message = f"initialized {len(read)} arrays from {weights.name}; random: {listed(random)}; unused: {listed(left)}"
-    return read, message
+    return read, "; ".join([message, *more_layers((arrays[name] for name in read), weights.arrays)])
 
 
 def _read(weights: Weights, array: Array, spec: jax.ShapeDtypeStruct) -> jax.Array:

@@ -6,14 +6,14 @@ from flax import nnx
 
 from engine import hub
 from engine.base.errors import CheckpointError
-from engine.hub.importing import import_weights
+from engine.hub.importing import import_weights, open_weights
 from tests.hub.subjects import Model, Net, expected, made, numbers, same, there, values, write
 
 
 def test_written_weights_have_the_names_of_the_model(tmp_path):
     """Layers of a stack stay together, and no table applies to the file again; a part is mapped as before."""
     source, out = write(tmp_path, there()), tmp_path / "own.safetensors"
-    *_, last = import_weights(made(Net), str(source), {}, out=out)
+    *_, last = import_weights(made(Net), open_weights(str(source)), {}, out=out)
     assert last == f"wrote 8 arrays to {out}: init.checkpoint='hf:{out}'"
     net, model = made(Net), made(Model)
     assert hub.load(net, out) == f"initialized 8 arrays from {out}; random: none; unused: none"
@@ -40,7 +40,7 @@ def test_outputs_are_compared_and_a_wrong_mapping_is_caught(tmp_path):
     arrays = {"a": numbers(3, 3), "b": numbers(9, 1).reshape(3, 3)}
     module, x = nnx.Linear(3, 3, use_bias=False, rngs=nnx.Rngs(0)), numbers(2, 3)
     np.savez(tmp_path / "pair.npz", inputs=x, output=x @ arrays["a"].T)
-    source, check = str(write(tmp_path, arrays)), tmp_path / "pair.npz"
+    source, check = open_weights(str(write(tmp_path, arrays))), tmp_path / "pair.npz"
     *_, last = import_weights(module, source, {"^kernel$": "a"}, check=check)
     assert last.startswith("--check: the outputs agree; largest difference ")
     for wrong in ("b", "a: ab->ab"):

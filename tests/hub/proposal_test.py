@@ -13,7 +13,7 @@ from convoy_zoo.models.backbones.resnet import ResNet
 from convoy_zoo.models.backbones.vit import VARIANTS, VisionTransformer
 from engine import hub
 from engine.base.errors import CheckpointError
-from engine.hub.importing import import_weights, propose_paths
+from engine.hub.importing import import_weights, open_weights, propose_paths
 from engine.hub.path_files import read_paths
 from engine.hub.proposal import propose
 from engine.hub.weights import Weights
@@ -79,7 +79,7 @@ def test_other_names_are_found_and_outputs_decide_the_rest(models, tmp_path, nam
     source, file = renamed(module, tmp_path, words, by_word), tmp_path / "names_there.py"
     np.savez(tmp_path / "pair.npz", images=images, output=output)
     target = empty(module)
-    summary, checked = propose_paths(target, "", source, file, check=tmp_path / "pair.npz")
+    summary, checked = propose_paths(target, "", open_weights(source), file, check=tmp_path / "pair.npz")
     count = len(values(module)) + len(nnx.to_flat_state(nnx.state(module, nnx.BatchStat)))
     assert summary.startswith(
         f"matched {count} of {count} arrays with {source}; wrote {file}\nrandom: none; unused: none"
@@ -123,12 +123,12 @@ def squares(tmp_path):
 
 def test_squares_are_ambiguous_and_decided_by_outputs(squares):
     source, folder = squares
-    (summary,) = propose_paths(Two(), "net", source, folder / "p.py")
+    (summary,) = propose_paths(Two(), "net", open_weights(source), folder / "p.py")
     assert "ambiguous: first/kernel: a: ab->ab, or a, b: ab->ab, b" in summary
     assert "AMBIGUOUS" in (folder / "p.py").read_text()
     assert list(read_paths(folder / "p.py", "x").values()) == ["a: ab->ab", "b: ab->ab", "c: ab->ab"]
     _, checked, wrote = propose_paths(
-        Two(), "", source, folder / "q.py", check=folder / "pair.npz", out=folder / "out.safetensors"
+        Two(), "", open_weights(source), folder / "q.py", check=folder / "pair.npz", out=folder / "out.safetensors"
     )
     assert checked.startswith("--check: the outputs agree") and wrote.startswith("wrote 3 arrays")
     paths = {"^first/kernel$": "b: ab->ab", "^second/kernel$": "a: ab->ab", "^last/kernel$": "c: ab->ab"}
@@ -139,10 +139,10 @@ def test_wrong_mapping_is_caught(squares):
     source, folder = squares
     wrong = {"^first/kernel$": "b: ab->ab", "^second/kernel$": "a", "^last/kernel$": "c: ab->ab"}
     with pytest.raises(CheckpointError, match=r"--check: the outputs differ by"):
-        list(import_weights(Two(), source, wrong, check=folder / "pair.npz"))
+        list(import_weights(Two(), open_weights(source), wrong, check=folder / "pair.npz"))
     x = np.load(folder / "pair.npz")["x"]
     np.savez(folder / "other.npz", x=x, output=numbers(5, 2))  # no mapping gives this output
-    lines = propose_paths(Two(), "", source, folder / "p.py", check=folder / "other.npz")
+    lines = propose_paths(Two(), "", open_weights(source), folder / "p.py", check=folder / "other.npz")
     assert "ambiguous: " in next(lines) and (folder / "p.py").exists()
     with pytest.raises(CheckpointError, match=r"--check: the outputs differ by"):
         next(lines)

@@ -20,7 +20,7 @@ from engine.config.schema import Init, InitSource
 from engine.hub.weights import Weights
 from tests import runs
 from tests.hub.hub_server import COMMIT, NAME, hub_server
-from tests.hub.subjects import Model, Net, expected, made, numbers, same, there, values, write
+from tests.hub.subjects import DEPTH, WIDTH, Model, Net, expected, made, numbers, same, there, values, write
 
 
 @pytest.fixture
@@ -54,6 +54,16 @@ def test_head_of_another_size_stays_random_and_is_named(file):
     same(values(net), {**expected(there()), **{name: x for name, x in before.items() if name.startswith("head/")}})
     assert "random: head/bias (here [3], which is [3] there, but there is head.bias F32 [7]), head/kernel (" in message
     assert "unused: extra F32 [2], head.bias F32 [7]" in message
+
+
+def test_layers_that_only_the_checkpoint_has_are_a_warning(file):
+    net, more = made(Net), {f"h.{DEPTH + 1}.qv.weight": numbers(2 * WIDTH, WIDTH)}
+    message = hub.load(net, file(there() | more))
+    same(values(net), expected(there()))
+    assert message.endswith(
+        f"unused: h.{DEPTH + 1}.qv.weight F32 [8, 4]; warning: h.{{layer}} has {DEPTH + 2} layers there and {DEPTH} "
+        "here; the last are left out"
+    )
 
 
 def test_part_of_a_model_is_read_by_paths(file):
