@@ -4,7 +4,6 @@ import json
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 
@@ -139,7 +138,7 @@ shutdown.add_exit_callback(lambda error: print("callback", error.exit_code if me
 assert group.barrier("ready", 60) == []
 if me == {failing}:
     shutdown.end(KeyError("x"))
-threading.Event().wait(60)
+threading.Event().wait(300)
 """
 
 
@@ -148,17 +147,10 @@ def start(program, processes=2):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    who = {"CONVOY_COORDINATOR": f"127.0.0.1:{port}", "CONVOY_NUM_PROCESSES": str(processes)}
+    words = [sys.executable, "-c", program]
     return [
-        subprocess.Popen(
-            [sys.executable, "-c", program],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=runs.environment(
-                CONVOY_COORDINATOR=f"127.0.0.1:{port}", CONVOY_NUM_PROCESSES=str(processes), CONVOY_PROCESS_ID=str(i)
-            ),
-        )
-        for i in range(processes)
+        runs.begin(words, None, runs.environment(**who, CONVOY_PROCESS_ID=str(i)), apart=True) for i in range(processes)
     ]
 
 
@@ -184,7 +176,7 @@ def alive(among):
     return original(among)
 kv_store.alive = alive
 processes.initialize(cluster_detection.detect().process)
-assert called.wait(30)
+assert called.wait(120)
 processes.leave()
 print([thread.name for thread in threading.enumerate() if thread.name.startswith(("watch_", "probe_"))])
 """
@@ -203,7 +195,7 @@ from engine.cluster import cluster_detection, group, processes
 processes.initialize(cluster_detection.detect().process)
 assert group.barrier("ready", 60) == []
 print("ready", flush=True)
-threading.Event().wait(120)
+threading.Event().wait(300)
 """
 
 
