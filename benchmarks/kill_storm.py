@@ -82,12 +82,8 @@ class Storm:
     def __enter__(self) -> "Storm":
         self._log = open(self._run.with_name("output.txt"), "a")
         options = (f"--processes={self._processes}", "--devices-per-process=1")
-        self._supervisor = subprocess.Popen(
-            command("supervise", *options, "--", "train", self._config, f"--workdir={self._run}"),
-            stdout=self._log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, KILLS: str(self._kills)},
-        )
+        words = command("supervise", *options, "--", "train", self._config, f"--workdir={self._run}")
+        self._supervisor = start(words, {**os.environ, KILLS: str(self._kills)}, self._log.fileno())
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -210,11 +206,18 @@ def command(*words: str) -> list[str]:
     return [sys.executable, "-m", "engine.cli.main", *words]
 
 
+def start(words: list[str], env: dict[str, str], output: int) -> subprocess.Popen[bytes]:
+    """Starts a program that writes to a descriptor."""
+    return subprocess.Popen(words, env=env, stdout=output, stderr=output)
+
+
 def train_unbroken(config: str, run: Path, processes: int) -> None:
     """Trains the same run without a kill."""
     options = ("launch", "local", f"--processes={processes}", "--devices-per-process=1", "--")
     words = command(*options, "train", config, f"--workdir={run}")
-    subprocess.run(words, check=True, capture_output=True)
+    with open(run.with_name("unbroken.txt"), "a") as log:
+        if code := start(words, dict(os.environ), log.fileno()).wait():
+            raise subprocess.CalledProcessError(code, words)
 
 
 def saved_settings(devices: int, every: int = SAVE_EVERY) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import kill_storm
+from tests import runs
 from tests.faults import harness
 
 pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
@@ -35,8 +36,11 @@ def supervise(config: str, run: Path, *options: str, **settings: Any) -> harness
 
 
 @pytest.mark.case("repeated kills under a supervisor")
-def test_random_kills_in_each_phase_under_supervise_are_bitwise_equal(tmp_path, add_row):
+def test_random_kills_in_each_phase_under_supervise_are_bitwise_equal(tmp_path, monkeypatch, add_row):
     """The kill storm of the benchmarks; it hits a start, a restore, steps, saves and the ends on 2 and on 1 process."""
+    for name, value in {"JAX_NUM_CPU_DEVICES": "1", **runs.COMPILING}.items():  # all runs that are compared
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(kill_storm, "start", harness.start)  # forks
     result = kill_storm.compare(tmp_path, KILLS, seed=SEED, processes=(2, 1), variant="streams")
     assert result.differences == []
     assert result.phases.keys() >= {*kill_storm.PHASES}, result.phases
