@@ -70,7 +70,7 @@ def test_wall_clock_jumps_do_not_change_the_run(tmp_path, one, add_row):
 def test_clocks_that_are_all_set_back_give_no_negative_times(tmp_path, add_row):
     """As libfaketime does, also with the monotonic clock. Time limits of such a process are an hour too long."""
     clock, run = Clock(tmp_path / "clock"), tmp_path / "run"
-    where = harness.config(tmp_path / "config", pause=0.05, checkpoint__every=None)
+    where = harness.config(tmp_path / "config", pause=0.1, checkpoint__every=None, **harness.EVALUATED)
     with harness.Job("train", where, f"--workdir={run}", CONVOY_TEST_CLOCK_ALL="1", **clock.env) as job:
         job.until_step(run, 10)
         clock.jump_to(-HOUR)
