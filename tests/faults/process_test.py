@@ -315,7 +315,7 @@ def test_hang_is_detected_and_reported_with_all_stacks(tmp_path, two, add_row):
 def leave_the_loop(folder: str) -> None:
     """Trains with a loop of its own, which it leaves at step 5 for much longer than a step may take."""
     config = runs.config(
-        resilience__hang="1 second", evaluations={}, hooks={}, train__total="8 steps", log__every="1 step"
+        resilience__hang="3 seconds", evaluations={}, hooks={}, train__total="8 steps", log__every="1 step"
     )
     trainer = engine.Trainer(
         zoo.Classify(),
@@ -331,7 +331,7 @@ def leave_the_loop(folder: str) -> None:
     for boundary in trainer.train():
         print("step", boundary.step, flush=True)
         if boundary.step == 5:
-            time.sleep(2.5)
+            time.sleep(7)
     trainer.directory.close()
 
 
@@ -342,7 +342,7 @@ def test_loop_that_its_caller_leaves_idle_is_no_hang(tmp_path, add_row):
     done = runs.run(words, env=runs.environment(**runs.COMPILING))
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "step 8"
-    add_row("a pause of 2.5 s at a boundary, with `resilience.hang` of 1 s", code=0)
+    add_row("a pause of 7 s at a boundary, with `resilience.hang` of 3 s", code=0)
 
 
 LIMIT = 4 << 30  # bytes, for two training processes and their launcher
