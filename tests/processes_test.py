@@ -16,11 +16,13 @@ from tests import measuring, runs
 
 pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
+STEPS = 20
+
 
 def write(folder: Path, **settings) -> str:
     """Writes the stored config of a run; returns the argument `--config` for it."""
     folder.mkdir()
-    RunDirectory(folder).write_config_text(to_text(runs.config(train__total="60 steps", **settings)))
+    RunDirectory(folder).write_config_text(to_text(runs.config(train__total=f"{STEPS} steps", **settings)))
     return f"--config={folder}"
 
 
@@ -50,7 +52,7 @@ def test_two_processes_match_one_process_with_two_devices_bitwise(pair, tmp_path
     alone = single(config, tmp_path / "alone", 2)
     for name in ("loss", "accuracy", "grad_norm", "heldout/loss", "heldout/accuracy"):
         assert runs.rows(run, name) == runs.rows(alone, name), name
-    assert sorted(runs.rows(run)) == list(range(1, 61))
+    assert sorted(runs.rows(run)) == list(range(1, STEPS + 1))
 
 
 def test_two_processes_of_two_devices_match_one_of_four_and_start_fresh_together(tmp_path):
@@ -61,7 +63,7 @@ def test_two_processes_of_two_devices_match_one_of_four_and_start_fresh_together
     assert "train.seed: 5" in (tmp_path / "run.old-1/config.txt").read_text()
     losses, alone = runs.rows(tmp_path / "run"), runs.rows(single(config, tmp_path / "alone", 4))
     assert losses == pytest.approx(alone, rel=0, abs=1e-6)
-    assert len(losses) == 60
+    assert len(losses) == STEPS
 
 
 MEASURE = """
@@ -90,11 +92,11 @@ def test_only_the_primary_writes_files(pair):
         "goodput.jsonl",
     }  # fmt: skip
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines if "loss" in line] == list(range(1, 61))
+    assert [line["step"] for line in lines if "loss" in line] == list(range(1, STEPS + 1))
     status = runs.status(run)
-    assert (status["state"], status["step"], status["exit_code"]) == ("done", 60, 0)
-    assert (run / "log.txt").read_text().count("saving checkpoint of step 60") == 1
-    assert {path.name for path in (run / "checkpoints").iterdir()} == {"55", "60", "results.json"}
+    assert (status["state"], status["step"], status["exit_code"]) == ("done", STEPS, 0)
+    assert (run / "log.txt").read_text().count(f"saving checkpoint of step {STEPS}") == 1
+    assert {path.name for path in (run / "checkpoints").iterdir()} == {"15", "20", "results.json"}
     lines = [line for line in (done.stdout + done.stderr).splitlines() if "[Gloo]" not in line]
     assert sorted(line.partition(",")[0] for line in lines) == [  # log.progress is "none"
         "[0] processes: 0 of 2",
@@ -107,9 +109,9 @@ def test_evaluation_by_several_processes_is_printed_once(pair):
     done = launch("evaluate", str(run), "--step=latest")
     assert done.returncode == 0, done.stderr
     printed = [line for line in done.stdout.splitlines() if "[Gloo]" not in line]
-    assert printed[0] == "[0] step: 60"
+    assert printed[0] == f"[0] step: {STEPS}"
     results = {name: float(value) for name, value in (line.removeprefix("[0] ").split(": ") for line in printed[1:])}
-    assert results["heldout/loss"] == pytest.approx(runs.rows(run, "heldout/loss")[60], abs=1e-5)
+    assert results["heldout/loss"] == pytest.approx(runs.rows(run, "heldout/loss")[STEPS], abs=1e-5)
     assert len(printed) == 3
 
 
