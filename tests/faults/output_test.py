@@ -72,9 +72,9 @@ def connection() -> Iterator[tuple[int, int]]:
         yield reader.fileno(), writer.fileno()
 
 
-def config(folder: Path, steps: int = harness.STEPS, **hook: Any) -> str:
+def config(folder: Path, steps: int = harness.STEPS, hang_s: int = 20, **hook: Any) -> str:
     noise = {"target": "tests.faults.output_test.Noise", "every": "1 step", **hook}
-    settings: dict[str, Any] = {"log__progress": "auto", "resilience__hang": "2 seconds"}
+    settings: dict[str, Any] = {"log__progress": "auto", "resilience__hang": f"{hang_s} seconds"}
     return harness.config(folder, hooks={"noise": noise}, train__total=f"{steps} steps", **settings)
 
 
@@ -127,7 +127,7 @@ def test_sigterm_and_the_watchdog_do_not_wait_for_a_reader(tmp_path, add_row):
         add_row("SIGTERM", detected_s=stopped_s, code=42)
 
         run = tmp_path / "hanging"
-        with harness.Job("train", config(tmp_path / "b", hangs=True), f"--workdir={run}", into=into) as job:
+        with harness.Job("train", config(tmp_path / "b", hang_s=4, hangs=True), f"--workdir={run}", into=into) as job:
             job.until(lambda: harness.status(run).get("step") == HANGING if (run / "status.json").exists() else False)
             begin = time.monotonic()
             assert job.end() == 42
