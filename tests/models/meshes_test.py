@@ -55,16 +55,8 @@ class Steps:
 
 def train(subject: str, mesh: str | None, shake: float = 0.0) -> Steps:
     """Trains a model for three steps on a mesh or on one device; `shake` perturbs the initial parameters."""
-    spec, layout = (None, {}) if mesh is None else MESHES[mesh]
-    task, batches = SUBJECTS[subject].task(), [SUBJECTS[subject].batch(seed) for seed in SEEDS]
-    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batches[0])
-    devices = 6 if mesh is not None and "6 devices" in mesh else None
-    found = SUBJECTS[subject]
-    settings = {"learning_rate": found.learning_rate, "precision": found.precision, **SGD, **found.optimizer}
-    program = zoo.program(
-        task, mesh=spec, batch_size=found.rows, example=example, layout=layout, devices=devices, **settings
-    )
-    step = program.trace(1).lower().compile()
+    program, step = on_one_device(subject) if mesh is None else compiled(subject, mesh)
+    batches = [SUBJECTS[subject].batch(seed) for seed in SEEDS]
     state = first_state(program, subject)
     if shake:
         noise = np.random.default_rng(0).standard_normal
@@ -83,6 +75,21 @@ def train(subject: str, mesh: str | None, shake: float = 0.0) -> Steps:
     return Steps(program.flops_per_step, np.array(losses), gradient, *jax.device_get((state.params, state.model_state)))
 
 
+def compiled(subject: str, mesh: str | None) -> tuple[Any, Any]:
+    """Returns the program of a model and its compiled step."""
+    spec, layout = (None, {}) if mesh is None else MESHES[mesh]
+    found, devices = SUBJECTS[subject], 6 if mesh is not None and "6 devices" in mesh else None
+    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), found.batch(SEEDS[0]))
+    settings = {"learning_rate": found.learning_rate, "precision": found.precision, **SGD, **found.optimizer}
+    program = zoo.program(
+        found.task(), mesh=spec, batch_size=found.rows, example=example, layout=layout, devices=devices, **settings
+    )
+    return program, program.trace(1).lower().compile()
+
+
+on_one_device = functools.cache(functools.partial(compiled, mesh=None))
+
+
 def first_state(program: Any, subject: str) -> Any:
     """The initial state of one device, placed as the program wants it. The optimizer starts from zeros."""
     state = initial(subject)
@@ -97,9 +104,7 @@ def first_state(program: Any, subject: str) -> Any:
 @functools.cache
 def initial(subject: str) -> Any:
     """The initial state on one device, as host arrays."""
-    example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), SUBJECTS[subject].batch(0))
-    found = SUBJECTS[subject]
-    program = zoo.program(found.task(), batch_size=found.rows, example=example, **SGD, **found.optimizer)
+    program, _ = on_one_device(subject)
     state = program.init()
     assert not any(np.any(x) for x in jax.tree.leaves(state.opt_state))
     return jax.device_get(state)
