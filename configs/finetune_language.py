@@ -5,7 +5,7 @@ convoy train --config=configs.finetune_language --workdir=runs/language
 convoy train --config=configs.finetune_language --workdir=runs/qwen --config.task.size=Qwen3-0.6B \
     --config.init.checkpoint=hf:Qwen3-0.6B --config.optimizer.learning_rate=2e-5
     the weights in the folder Qwen3-0.6B. Bytes are not the tokens of this model: to learn something, give `data` your
-    own documents, `engine.Packed`, with the ids of the tokenizer of the model.
+    own documents, `engine.Packed`, with the ids of the tokenizer of the model, and its number of ids as `vocabulary`.
 """
 
 from engine.config import defaults

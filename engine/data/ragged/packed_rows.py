@@ -76,9 +76,16 @@ class Rows(Protocol):
 class TokenRows:
     """Rows of token documents; `Packed` describes the entries."""
 
-    def __init__(self, documents: BaseSource, length: int, split: bool, lengths: npt.ArrayLike | None):
-        self._documents, self.space = documents, length
-        self.sizes = self.elements = _length_index(documents, lengths)
+    def __init__(
+        self,
+        documents: BaseSource,
+        length: int,
+        split: bool,
+        lengths: npt.ArrayLike | None,
+        vocabulary: int | None = None,
+    ):
+        self._documents, self.space, self._vocabulary = documents, length, vocabulary
+        self.sizes = self.elements = _length_index(documents, lengths, vocabulary)
         self.planner: Planner = (SplitPlanner if split else WholePlanner)(self.sizes, length)
         self._costs: np.ndarray | None = None
 
@@ -99,7 +106,7 @@ class TokenRows:
         begin = 0  # index in the row at which the next piece begins
         for segment, (index, start, stop) in enumerate(pieces, 1):
             with stage("read"):
-                tokens = _tokens(self._documents, index)
+                tokens = _tokens(self._documents, index, self._vocabulary)
             if len(tokens) != self.sizes[index]:
                 raise DataError(
                     f"{_document_name(self._documents, index)} has {len(tokens)} tokens, but its length index "
@@ -293,14 +300,14 @@ def _most_pieces(lengths: np.ndarray, row_length: int) -> int:
     return min(int(whole) + 2, row_length)
 
 
-def _length_index(documents: BaseSource, lengths: npt.ArrayLike | None) -> np.ndarray:
+def _length_index(documents: BaseSource, lengths: npt.ArrayLike | None, vocabulary: int | None) -> np.ndarray:
     """Returns `lengths` as int64 `[documents]`; if None, what the documents know, else measured from all of them."""
     if lengths is None:
         lengths = documents.lengths()
     if lengths is None and (found := documents.known_field_lengths(["tokens"])) is not None:
         lengths = found["tokens"]
     if lengths is None:
-        lengths = measured(documents, lambda index: len(_tokens(documents, index)))
+        lengths = measured(documents, lambda index: len(_tokens(documents, index, vocabulary)))
     if lengths is None or not len(documents) or not np.size(lengths):
         raise DataError(
             f"{source_name(documents)}: no documents. Packing needs at least one; check its files and arguments."
@@ -313,8 +320,8 @@ def _length_index(documents: BaseSource, lengths: npt.ArrayLike | None) -> np.nd
     return found
 
 
-def _tokens(documents: BaseSource, index: int) -> np.ndarray:
-    """Returns the tokens of a document, integers `[tokens]` that fit int32. Raises DataError if they do not."""
+def _tokens(documents: BaseSource, index: int, vocabulary: int | None) -> np.ndarray:
+    """Returns the tokens of a document, integers `[tokens]` in int32 and the vocabulary. Raises DataError otherwise."""
     where = _document_name(documents, index)
     try:
         example = documents[index]
@@ -334,6 +341,12 @@ def _tokens(documents: BaseSource, index: int) -> np.ndarray:
         limits = np.iinfo(np.int32)
         if tokens.max() > limits.max or tokens.min() < limits.min:
             raise DataError(f"{where}: tokens from {tokens.min()} to {tokens.max()} do not fit int32. Renumber them.")
+    if vocabulary is not None and len(wrong := np.flatnonzero((tokens < 0) | (tokens >= vocabulary))):
+        raise DataError(
+            f"{where}: token {wrong[0]} has the id {tokens[wrong[0]]}, but vocabulary = {vocabulary}: allowed are ids "
+            f"from 0 to {vocabulary - 1}. Use the tokenizer of the model, or set the vocabulary of the model and of "
+            "the data to that of the tokenizer."
+        )
     return tokens
 
 

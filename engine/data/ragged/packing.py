@@ -53,6 +53,7 @@ class Packed(BaseSource):
         split: bool | None = None,
         segments: int | None = None,
         lengths: npt.ArrayLike | PyTree = None,
+        vocabulary: int | None = None,
     ):
         """Measures the examples and plans the rows.
 
@@ -67,6 +68,8 @@ class Packed(BaseSource):
                 documents, else False.
             segments: most examples of a row, for `fields`; None takes the number that the plan needs.
             lengths: lengths of the examples, as `documents.lengths()` returns them; replaces that method.
+            vocabulary: number of token ids of the model. A document with another id is an error: here, if documents are
+                read to measure them, otherwise when it is read.
 
         Raises:
             DataError: an argument is invalid, `documents` is not a source or has its own sampler or a transform, or the
@@ -84,10 +87,12 @@ class Packed(BaseSource):
         if fields is None:
             if isinstance(length, dict) or segments is not None:
                 raise DataError(f"{name}: token documents have one length and no `segments`. Name the `fields`.")
-            self._contents = TokenRows(documents, length, self.split, lengths)  # pyright: ignore[reportArgumentType]
+            self._contents = TokenRows(documents, length, self.split, lengths, vocabulary)  # pyright: ignore[reportArgumentType]
             self._what = "documents"
         else:
             ragged = Ragged(fields, name)
+            if vocabulary is not None:
+                raise DataError(f"{name}: vocabulary = {vocabulary}: only token documents have one. Remove `fields`.")
             if self.split and (len(ragged.axes) > 1 or segments is not None):
                 raise DataError(f"{name}: split = True allows one axis and no `segments`. Use split=False.")
             if segments is not None and segments < 1:

@@ -231,6 +231,13 @@ class Transformed(Documents):
         (Odd({"tokens": np.ones(3)}), {}, r"Document 3 of .*: tokens has shape \[3\] and dtype float64: allowed are"),
         (Odd({"tokens": np.ones((3, 2), int)}), {}, r"tokens has shape \[3, 2\] and dtype int64"),
         (Odd({"tokens": np.array([1, 2**31])}), {}, r"Document 3 of .*: tokens from 1 to 2147483648 do not fit int32"),
+        (
+            Odd({"tokens": np.array([1, 256], np.uint16)}),
+            {"vocabulary": 256},
+            r"Document 3 of .*: token 1 has the id 256, but vocabulary = 256: allowed are ids from 0 to 255\. Use the",
+        ),
+        (Odd({"tokens": np.array([-1])}), {"vocabulary": 99}, r"token 0 has the id -1, but vocabulary = 99"),
+        (Documents(), {"fields": ["tokens"], "vocabulary": 9}, "vocabulary = 9: only token documents have one"),
         (Documents(), {"lengths": [1, 2]}, r"the length index has shape \[2\], dtype int64.* each of the 15 documents"),
         (Documents(), {"lengths": [-1] * 15}, "minimum -1. Allowed are integers of at least 0"),
         (Transformed(), {}, r"Transformed has a transform, .*Define it as transform\(row, rng\) in a subclass of Pack"),
@@ -278,6 +285,9 @@ def test_error_names_an_unreadable_or_changed_document():
     wrong = [4, *LENGTHS[1:]]
     with pytest.raises(DataError, match=r"Document 0 of .* has 3 tokens, but its length index says 4. Compute the"):
         Packed(Documents(), 8, lengths=wrong)[0]
+    packed = Packed(Odd({"tokens": np.array([98])}), 8, lengths=LENGTHS, vocabulary=98)
+    with pytest.raises(DataError, match=r"Document 3 of .*: token 0 has the id 98, but vocabulary = 98"):
+        packed.take(np.arange(len(packed)))
 
 
 def test_packed_sources_are_found_inside_of_others():
