@@ -108,7 +108,7 @@ class Saver:
         """Whether no save is in flight, so that the next may start; every process returns the answer of the primary.
 
         It gives a save that has just started one second to end. Otherwise a run whose steps take milliseconds would
-        save hardly any step.
+        save hardly any step. The frozen parameters, which are saved once, get a minute.
 
         Args:
             wait: wait until the save in flight has ended, at most until its deadline.
@@ -116,7 +116,8 @@ class Saver:
         if wait:
             self.wait()
         elif self._latest is not None and group.is_primary():
-            self.wait(max(0.0, self._latest.started + timeouts.RECENT_S - time.monotonic()))
+            grace_s = timeouts.RECENT_S if self._latest.is_step else timeouts.FROZEN_S
+            self.wait(max(0.0, self._latest.started + grace_s - time.monotonic()))
         free = group.broadcast(self.in_flight is None, f"{self._topic}/free", self.timeout_s + timeouts.VERDICT_S)
         if free:
             self.wait()  # the verdict of the primary arrives soon

@@ -9,6 +9,7 @@ READ_S: Final = 86400.0  # for all processes to read the arrays of a bucket; a r
 VERIFY_S: Final = 600.0  # for hashing all files of a step, outside of a restore
 
 RECENT_S: Final = 1.0  # a younger save is waited for: it ends soon, and a run with short steps saves more often
+FROZEN_S: Final = 60.0  # likewise, for the frozen parameters of a run, so that its first steps are saved
 ABANDONED_S: Final = 1.0  # for the thread of an abandoned save to return before the next save is refused
 ALONE_S: Final = 5.0  # for the save in flight when this process alone fails: its peers may never finish theirs
 

@@ -1,7 +1,9 @@
 """Parameters that never change are saved once, beside the steps of the run, which then hold only the others."""
 
 import json
+import os
 import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +11,14 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from engine.base.duration import Duration
 from engine.base.errors import CheckpointError
-from engine.checkpoint import frozen
+from engine.checkpoint import frozen, timeouts
+from engine.checkpoint.checkpointer import Checkpointer
 from engine.checkpoint.frozen import FrozenError
 from engine.checkpoint.integrity import DamagedCheckpoints, verify_all
 from engine.checkpoint.manifest import MANIFEST, read_manifest
+from engine.checkpoint.policy import Retention, SavePolicy
 from engine.checkpoint.store import CheckpointStore, StorageError
 from engine.checkpoint.warm_start import read_weights
 from engine.cluster.exit_status import ExitStatus
@@ -214,6 +219,26 @@ def test_steps_have_all_parameters_if_the_frozen_ones_cannot_be_saved(tmp_path):
     assert len(messages) == 1 and "the frozen parameters could not be saved (" in messages[0]
     assert frozen.find(tmp_path / "3") is None
     zoo.assert_equal(CheckpointStore(tmp_path).restore(3, abstract(state_of(3))), state_of(3))
+
+
+def test_due_step_waits_for_the_frozen_parameters(tmp_path, monkeypatch):
+    """They hang at first, because one of their files is a pipe that no process reads."""
+    monkeypatch.setattr(timeouts, "RECENT_S", 0.1)  # tests/zoo.py makes it longer
+    store, policy = CheckpointStore(tmp_path, ALWAYS_GRANTED), SavePolicy(Duration(1, "steps"), 8, 8, 9)
+    subject = Checkpointer(store, policy, Retention(tmp_path, 9), "name: zoo")
+    pipe = tmp_path / "frozen-2.1.saving/commit_success.txt"
+    pipe.parent.mkdir()
+    os.mkfifo(pipe)
+    readers = []
+    timer = threading.Timer(1.0, lambda: readers.append(os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)))
+    with subject:
+        subject.prepare(2, state_of(2), tuple(BASE))
+        timer.start()
+        assert subject.maybe_save(3, state_of(3), {}) and subject.skipped == 0
+        subject.finish()
+    timer.join()
+    os.close(readers[0])
+    assert store.steps() == [3]
 
 
 def test_what_a_killed_save_has_left_is_removed_and_does_not_count(run):
