@@ -71,16 +71,16 @@ def arrays_of(
         elif to == path or to.endswith(f"/{path}"):
             of_table[owner].append((array, to.removesuffix(path).replace("/", ".")))
         else:  # the user gives the name there
-            given = Origin((Piece(to),), origin.order) if to in stored else _given(to, name, origin.order)
+            given = dataclasses.replace(origin, pieces=(Piece(to),)) if to in stored else _given(to, name, origin)
             yield dataclasses.replace(array, origin=given)
     for owner, found in of_table.items():
         yield from _with_prefix(found, tables[owner].prefixes, stored)
 
 
-def _given(text: str, path: str, order: tuple[int, ...]) -> Origin:
+def _given(text: str, path: str, origin: Origin) -> Origin:
     """Returns the origin that an entry of `paths` names; dimensions have the order of the table without their own."""
-    found = parse(text.replace("/", "."), path, len(order), where="paths")
-    return found if ":" in text else Origin(found.pieces, order)
+    found = parse(text.replace("/", "."), path, len(origin.order), where="paths")
+    return found if ":" in text else dataclasses.replace(origin, pieces=found.pieces)
 
 
 def _tables(module: nnx.Module) -> dict[str, Names]:
@@ -113,7 +113,7 @@ def _with_prefix(
 
 def _prefixed(origin: Origin, prefix: str) -> Origin:
     pieces = tuple(Piece(prefix + piece.name, piece.part, piece.count) for piece in origin.pieces)
-    return Origin(pieces, origin.order)
+    return dataclasses.replace(origin, pieces=pieces)
 
 
 def _fits(array: Array, stored: Mapping[str, Stored]) -> bool:
@@ -126,9 +126,7 @@ def difference(array: Array, stored: Mapping[str, Stored]) -> str:
         same = [name for name, one in stored.items() if sorted(one.shape) == sorted(array.shape)]
         near = near_names(missing, same or list(stored))
         return f"here {list(array.shape)}, there no {missing}" + (f" (there is {', '.join(near)})" if near else "")
-    there = [0] * len(array.shape)
-    for dimension, size in zip(array.origin.order, array.shape, strict=True):
-        there[dimension] = size
+    there = array.origin.there(array.shape, 1)
     layers = range(math.prod(array.leading)) if array.origin.is_stacked else (0,)
     for layer in layers:
         pieces = array.origin.of_layer(layer)

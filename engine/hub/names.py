@@ -8,6 +8,8 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from engine.base.errors import TaskError
 
 ATTRIBUTE = "pretrained"
@@ -24,7 +26,9 @@ LEAVES: Mapping[str, str] = {
 }
 """Name of a variable here -> its name in PyTorch."""
 _PIECE = re.compile(r"([^\[\]\s]*)(?:\[(\d+) of (\d+)\])?")
-_ORDER = re.compile(r"([a-z]+)->([a-z]+)")
+_ORDER = re.compile(r"([a-z1]+)->([a-z1]+)")
+ONE = "1"
+"""Stands for a dimension of size 1 in an order."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,11 +49,37 @@ class Origin:
 
     Attributes:
         pieces: arrays there. Their names contain LAYER if the array here stacks those of several layers.
-        order: dimension there of each dimension here, without the dimensions of layers.
+        order: dimension there of each dimension here, without the dimensions of layers; -1 for a dimension of size 1
+            that is only here.
+        ones: dimensions of size 1 that are only there.
     """
 
     pieces: tuple[Piece, ...]
     order: tuple[int, ...]
+    ones: tuple[int, ...] = ()
+
+    def there[T](self, values: Sequence[T], one: T) -> list[T]:
+        """Returns one value for each dimension there, for values of the dimensions here; `one` for those only there."""
+        common = {there: value for there, value in zip(self.order, values, strict=True) if there >= 0}
+        return [common.get(dimension, one) for dimension in range(len(common) + len(self.ones))]
+
+    def array_here(self, there: np.ndarray) -> np.ndarray:
+        """Returns an array of one layer there, or a part of it, with the dimensions here."""
+        sizes = [1 if dimension < 0 else there.shape[dimension] for dimension in self.order]
+        return there.transpose(*self._common, *self.ones).reshape(sizes)
+
+    def array_there(self, here: np.ndarray) -> np.ndarray:
+        """Returns the reverse of `array_here`."""
+        shape = self.there(here.shape, 1)
+        squeezed = here.reshape(
+            [size for size, dimension in zip(here.shape, self.order, strict=True) if dimension >= 0]
+        )
+        return squeezed.transpose(np.argsort(self._common)).reshape(shape)
+
+    @property
+    def _common(self) -> tuple[int, ...]:
+        """The dimensions there that are here, too, in the order here."""
+        return tuple(dimension for dimension in self.order if dimension >= 0)
 
     def of_layer(self, layer: int) -> tuple[Piece, ...]:
         """Returns the pieces for a layer of a stack."""
@@ -81,6 +111,7 @@ class Names:
     | `attn.qkv[0 of 3]` | the first of three equal parts along the first dimension |
     | `gate + up` | two arrays, joined along the first dimension |
     | `table: ab->ba` | another order of the dimensions, there -> here |
+    | `scale: a11->a` | 1 is a dimension of size 1 that the other side lacks |
 
     Args:
         table: as above.
@@ -144,8 +175,9 @@ def parse(text: str, path: str, rank: int, suffix: str = "", where: str = ATTRIB
         raise TaskError(
             f"{where}: {path}: found {text!r}. Allowed: 'name', 'name[0 of 3]', 'name + name', 'name: ab->ba'."
         )
-    order = _order(given.strip(), path, rank, where) if given else usual_order(path.rpartition("/")[2], rank)
-    return Origin(tuple(found), order)
+    if given:
+        return Origin(tuple(found), *_order(given.strip(), path, rank, where))
+    return Origin(tuple(found), usual_order(path.rpartition("/")[2], rank))
 
 
 def usual_order(leaf: str, rank: int) -> tuple[int, ...]:
@@ -155,8 +187,14 @@ def usual_order(leaf: str, rank: int) -> tuple[int, ...]:
     return (*range(2, rank), 1, 0)
 
 
-def _order(text: str, path: str, rank: int, where: str) -> tuple[int, ...]:
+def _order(text: str, path: str, rank: int, where: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns `order` and `ones` of an Origin."""
     found = _ORDER.fullmatch(text)
-    if found is None or sorted(found[1]) != sorted(found[2]) or not len(set(found[1])) == len(found[1]) == rank:
-        raise TaskError(f"{where}: {path}: found the order {text!r} for {rank} dimensions. Allowed: such as 'ab->ba'.")
-    return tuple(found[1].index(letter) for letter in found[2])
+    there, here = (found[1], found[2]) if found else ("", "")
+    letters = there.replace(ONE, "")
+    if sorted(letters) != sorted(here.replace(ONE, "")) or len(set(letters)) < len(letters) or len(here) != rank:
+        raise TaskError(
+            f"{where}: {path}: found the order {text!r} for {rank} dimensions. Allowed: such as 'ab->ba', or 'a11->a'."
+        )
+    ones = tuple(dimension for dimension, letter in enumerate(there) if letter == ONE)
+    return tuple(-1 if letter == ONE else there.index(letter) for letter in here), ones

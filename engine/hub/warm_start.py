@@ -132,9 +132,7 @@ def _read(weights: Weights, array: Array, spec: jax.ShapeDtypeStruct) -> jax.Arr
 def _part(weights: Weights, array: Array, bounds: Sequence[tuple[int, int]]) -> np.ndarray:
     """Returns the part of an array within `bounds`, a start and a stop for each dimension."""
     count = len(array.leading)
-    there = [(0, 0)] * len(array.shape)
-    for dimension, bound in zip(array.origin.order, bounds[count:], strict=True):
-        there[dimension] = bound
+    there = array.origin.there(bounds[count:], (0, 1))
     layers = itertools.product(*(range(*bound) for bound in bounds[:count]))
     found = [_of_layer(weights, array, int(np.ravel_multi_index(i, array.leading)) if i else 0, there) for i in layers]
     shape = [stop - start for start, stop in bounds]
@@ -154,7 +152,7 @@ def _of_layer(weights: Weights, array: Array, layer: int, bounds: Sequence[tuple
             offset = piece.part * rows - first
             found.append(weights.read(piece.name, [slice(low + offset, high + offset), *others]))
         first += rows
-    return np.concatenate(found).transpose(array.origin.order)
+    return array.origin.array_here(np.concatenate(found))
 
 
 def _digest(weights: Weights) -> str:

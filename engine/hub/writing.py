@@ -55,7 +55,7 @@ def _pieces(array: Array, value: np.ndarray, stored: Mapping[str, Stored]) -> It
     if not array.origin.is_stacked and len(layers) > 1:
         raise CheckpointError(f"save: {array.path}: has {len(layers)} layers, and one array there: {array.origin}.")
     for layer, x in enumerate(layers):
-        there = x.transpose(np.argsort(array.origin.order)) if array.shape else x
+        there = array.origin.array_there(x) if array.shape else x
         pieces = array.origin.of_layer(layer)
         if len(pieces) == 1:
             yield pieces[0], there

@@ -83,7 +83,7 @@ class ConvNeXt(nnx.Module):
     Args:
         variant: a name of `VARIANTS`, or a Variant.
         classes: of a linear classifier over the mean of the last map; 0: none.
-        layout: program whose names the weights have, timm or transformers.
+        layout: program whose names the weights have.
         rngs: random keys for the initial values.
     """
 

@@ -50,6 +50,30 @@ _TRANSFORMERS_DINOV2 = _TRANSFORMERS | {
     r"stack/layers/scale(\d)": r"encoder.layer.{layer}.layer_scale\1.lambda1",
     r"stack/layers/(norm\d)": r"encoder.layer.{layer}.\1",
 }
+_SIGLIP_LAYER = "encoder.layers.{layer}"
+_TRANSFORMERS_SIGLIP = {
+    "embed": "embeddings.patch_embedding",
+    "positions": "embeddings.position_embedding.weight: ab->1ab",
+    "stack/layers/attention/query": f"{_SIGLIP_LAYER}.self_attn.q_proj",
+    "stack/layers/attention/key": f"{_SIGLIP_LAYER}.self_attn.k_proj",
+    "stack/layers/attention/value": f"{_SIGLIP_LAYER}.self_attn.v_proj",
+    "stack/layers/attention/out": f"{_SIGLIP_LAYER}.self_attn.out_proj",
+    "stack/layers/feed_forward/up": f"{_SIGLIP_LAYER}.mlp.fc1",
+    "stack/layers/feed_forward/down": f"{_SIGLIP_LAYER}.mlp.fc2",
+    r"stack/layers/norm(\d)": rf"{_SIGLIP_LAYER}.layer_norm\1",
+    "norm": "post_layernorm",
+    "pool/latent": "head.probe",
+    "pool/attention/query/kernel": "head.attention.in_proj_weight[0 of 3]",
+    "pool/attention/key/kernel": "head.attention.in_proj_weight[1 of 3]",
+    "pool/attention/value/kernel": "head.attention.in_proj_weight[2 of 3]",
+    "pool/attention/query/bias": "head.attention.in_proj_bias[0 of 3]",
+    "pool/attention/key/bias": "head.attention.in_proj_bias[1 of 3]",
+    "pool/attention/value/bias": "head.attention.in_proj_bias[2 of 3]",
+    "pool/attention/out": "head.attention.out_proj",
+    "pool/norm": "head.layernorm",
+    "pool/feed_forward/up": "head.mlp.fc1",
+    "pool/feed_forward/down": "head.mlp.fc2",
+}
 _LAYER = "encoder.layers.encoder_layer_{layer}"
 _TORCHVISION_VIT = {
     "embed": "conv_proj",
@@ -90,6 +114,23 @@ _TRANSFORMERS_CONVNEXT = {
     r"stages/(\d)/blocks/(\d+)/gamma": r"encoder.stages.\1.layers.\2.layer_scale_parameter",
     "head_norm": "layernorm",
 }
+_TORCHVISION_CONVNEXT = {
+    "stem_conv": "features.0.0",
+    "stem_norm": "features.0.1",
+    "head_norm": "classifier.0",
+    "fc": "classifier.2",
+}
+for _stage in range(4):  # torchvision counts the convolutions between stages as stages, too
+    _blocks, _there = rf"stages/{_stage}/blocks/(\d+)", rf"features.{2 * _stage + 1}.\1"
+    _TORCHVISION_CONVNEXT |= {
+        f"stages/{_stage}/norm": f"features.{2 * _stage}.0",
+        f"stages/{_stage}/conv": f"features.{2 * _stage}.1",
+        f"{_blocks}/conv": f"{_there}.block.0",
+        f"{_blocks}/norm": f"{_there}.block.2",
+        f"{_blocks}/up": f"{_there}.block.3",
+        f"{_blocks}/down": f"{_there}.block.5",
+        f"{_blocks}/gamma": f"{_there}.layer_scale: a11->a",
+    }
 _TORCHVISION_REGNET = {
     "conv1/conv": "f.a.0",
     "conv1/bn": "f.a.1",
@@ -113,16 +154,19 @@ def vit_names(layout: Layout, *, layer_scale: bool, query_pool: bool) -> hub.Nam
         TaskError: there is no table for this layout.
     """
     tables: dict[str, Mapping[str, str]] = {"timm": _TIMM_VIT}
-    if not query_pool:
+    prefixes = ("", "vit.", "dinov2.", "dinov2_with_registers.")
+    if query_pool:
+        tables["transformers"], prefixes = _TRANSFORMERS_SIGLIP, ("", "vision_model.")
+    else:
         tables["transformers"] = _TRANSFORMERS_DINOV2 if layer_scale else _TRANSFORMERS_VIT
         if not layer_scale:
             tables["torchvision"] = _TORCHVISION_VIT
-    return _names("VisionTransformer", tables, layout, "head", ("", "vit.", "dinov2.", "dinov2_with_registers."))
+    return _names("VisionTransformer", tables, layout, "head", prefixes)
 
 
 def convnext_names(layout: Layout) -> hub.Names:
     """Returns the names of a ConvNeXt. Raises TaskError if there is no table for this layout."""
-    tables = {"timm": _TIMM_CONVNEXT, "transformers": _TRANSFORMERS_CONVNEXT}
+    tables = {"timm": _TIMM_CONVNEXT, "transformers": _TRANSFORMERS_CONVNEXT, "torchvision": _TORCHVISION_CONVNEXT}
     return _names("ConvNeXt", tables, layout, "fc", ("", "convnext."))
 
 

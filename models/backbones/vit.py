@@ -179,7 +179,7 @@ class VisionTransformer(nnx.Module):
     Args:
         variant: a name of `VARIANTS`, or a Variant.
         classes: of a linear classifier; 0: none.
-        layout: program whose names the weights have; torchvision has ViT only, and transformers no SigLIP here.
+        layout: program whose names the weights have; torchvision has ViT only.
         rngs: random keys for the initial values.
     """
 

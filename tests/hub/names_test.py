@@ -1,5 +1,6 @@
 """Tables of names: origins of arrays by default rules and by entries, and entries that cannot be read."""
 
+import numpy as np
 import pytest
 
 from engine.base.errors import TaskError
@@ -43,11 +44,24 @@ def test_parts_and_layers():
     assert not TABLE.origin("positions", 3).is_stacked
 
 
+@pytest.mark.parametrize(
+    ("text", "there", "here"),
+    [("a11->a", [[[5]], [[6]]], [5, 6]), ("ab->1ba", [[1, 2]], [[[1], [2]]]), ("1ab->b1a", [[[1, 2]]], [[[1]], [[2]]])],
+)
+def test_dimensions_of_size_one_may_be_on_one_side_only(text, there, here):
+    origin = Names({"x": f"y: {text}"}).origin("x", np.ndim(here))
+    assert origin.there(np.shape(here), 1) == list(np.shape(there))
+    assert origin.array_here(np.array(there)).tolist() == here
+    assert origin.array_there(np.array(here)).tolist() == there
+
+
 def test_heads_are_whole_words():
     assert TABLE.is_head("head/kernel") and not TABLE.is_head("header/kernel")
 
 
-@pytest.mark.parametrize("text", ["a b", "a[3 of 3]", "a +", "a: ab->b", "a: ab->bc", "a: abc->cba", "a: aa->aa"])
+@pytest.mark.parametrize(
+    "text", ["a b", "a[3 of 3]", "a +", "a: ab->b", "a: ab->bc", "a: abc->cba", "a: aa->aa", "a: ab1->a", "a: a1->ab"]
+)
 def test_bad_entry_is_one_sentence(text):
     with pytest.raises(TaskError, match="pretrained: x: found"):
         Names({"x": text}).origin("x", 2)

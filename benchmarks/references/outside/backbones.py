@@ -27,6 +27,7 @@ from timm.models import regnet, resnet
 from timm.models.convnext import ConvNeXt
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
+from torchvision.models.convnext import CNBlockConfig
 from torchvision.models.regnet import BlockParams, RegNet
 from torchvision.transforms._presets import ImageClassification
 
@@ -71,6 +72,12 @@ MODELS = {
     "regnetx_002": lambda: timm.create_model("regnetx_002", pretrained=False),
     "regnety_004": lambda: timm.create_model("regnety_004", pretrained=False),
     "regnet_y_400mf": lambda: torchvision.models.regnet_y_400mf(weights=None),
+    "tiny-siglip-transformers": lambda: small_transformers_vit(
+        transformers.SiglipVisionModel, transformers.SiglipVisionConfig, intermediate_size=32
+    ),
+    "tiny-convnext-torchvision": lambda: torchvision.models.ConvNeXt(
+        [CNBlockConfig(*sizes) for sizes in ((4, 6, 1), (6, 8, 2), (8, 10, 1), (10, None, 1))], num_classes=5
+    ),
 }
 """Item -> model. A new one belongs at the end: its place is the seed of its numbers."""
 RUN = "camera-run"
@@ -83,7 +90,7 @@ def small_resnet():
 
 
 class Pooled(torch.nn.Module):
-    """A model of transformers, whose result is the class token, or the normalised mean of the last map."""
+    """A model of transformers, whose result is the class token, or what the model pools."""
 
     def __init__(self, model):
         super().__init__()
@@ -92,7 +99,7 @@ class Pooled(torch.nn.Module):
     def forward(self, images):
         """Returns `[batch, width]`."""
         found = self.model(images)
-        if isinstance(self.model, transformers.ConvNextModel):
+        if isinstance(self.model, transformers.ConvNextModel | transformers.SiglipVisionModel):
             return found.pooler_output
         return found.last_hidden_state[:, 0]
 
@@ -138,7 +145,7 @@ def size_of(item, model):
 
     Those of a Swin transformer give maps of odd sizes; one is as high as a window.
     """
-    if "vit-t" in item or "dinov2-t" in item:
+    if any(name in item for name in ("vit-t", "dinov2-t", "siglip-t")):
         return 16, 16
     if item == "vit_b_16":
         return 224, 224
@@ -152,6 +159,7 @@ def size_of(item, model):
         "tiny-regnet-torchvision": (27, 34),
         "tiny-convnext": (37, 42),
         "tiny-convnext-transformers": (37, 42),
+        "tiny-convnext-torchvision": (37, 42),
         "tiny-pyramid": (53, 70),
     }.get(item, (97, 130))
 
@@ -162,7 +170,7 @@ def randomize(model):
         if x.dim() == 1 and x.is_floating_point():
             low, high = (0.5, 1.5) if name.endswith(("weight", "running_var", "gamma")) else (-0.2, 0.2)
             torch.nn.init.uniform_(x, low, high)
-        elif name.endswith(("pos_embed", "_token", "latent", "bias_table", "heads.head.weight")):
+        elif name.endswith(("pos_embed", "_token", "latent", "bias_table", "heads.head.weight", "layer_scale")):
             torch.nn.init.normal_(x)
 
 
