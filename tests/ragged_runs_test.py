@@ -113,15 +113,18 @@ def test_dispatch_of_more_steps_than_batches_of_one_length_is_refused(tmp_path):
 
 
 class Kill:
-    """A hook that kills its process once a checkpoint is complete; until then, later steps take longer."""
+    """A hook that kills its process at step 45, once an earlier checkpoint is complete."""
 
     def __init__(self, run: str):
         self._run = Path(run)
 
     def run(self, trainer, state, step):
-        if runs.saved_steps(self._run):
+        if step == 45:
+            end = time.monotonic() + 120
+            while not runs.saved_steps(self._run):
+                assert time.monotonic() < end
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
-        time.sleep(0.05 if step > 40 else 0)
 
 
 @pytest.mark.multiprocess
@@ -129,7 +132,7 @@ def test_killed_run_on_buckets_resumes_bitwise_equal_on_two_processes(tmp_path):
     run, sections = tmp_path / "run", {}
     kill = {"kill": {"target": "tests.ragged_runs_test.Kill", "every": "1 step", "run": str(run)}}
     for name, hooks in (("config", {}), ("killed", kill)):
-        settings = {"train__total": "600 steps", "checkpoint__every": "20 steps", "mesh__data": 2, "hooks": hooks}
+        settings = {"train__total": "80 steps", "checkpoint__every": "20 steps", "mesh__data": 2, "hooks": hooks}
         sections[name] = config(BUCKETED, **settings)
         RunDirectory(tmp_path / name).path.mkdir()
         RunDirectory(tmp_path / name).write_config_text(to_text(sections[name]))
@@ -139,5 +142,5 @@ def test_killed_run_on_buckets_resumes_bitwise_equal_on_two_processes(tmp_path):
     launch = ("launch", "local", "--processes=2", "--devices-per-process=1", "--")
     done = runs.convoy(*launch, "train", f"--config={tmp_path / 'config'}", f"--workdir={run}")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert runs.status(run)["attempt"] == 2 and len(losses(run)) == 600
+    assert runs.status(run)["attempt"] == 2 and len(losses(run)) == 80
     assert runs.rows(run) == runs.rows(tmp_path / "unbroken")

@@ -48,6 +48,12 @@ def config(folder: Path, *, pause: float = 0.0, **settings: Any) -> str:
     a field.
     """
     folder.mkdir(parents=True)
+    RunDirectory(folder).write_config_text(to_text(runs.config(**completed(pause, **settings))))
+    return f"--config={folder}"
+
+
+def completed(pause: float = 0.0, **settings: Any) -> dict[str, Any]:
+    """The settings of `config`, with those that it adds, for `runs.config`."""
     hooks = {"pause": {"target": "tests.faults.harness.Pause", "every": "1 step", "seconds": pause}} if pause else {}
     usual: dict[str, Any] = {"train__total": f"{STEPS} steps", "log__examples": True}
     if not any(name.startswith("evaluations") for name in settings):
@@ -56,8 +62,7 @@ def config(folder: Path, *, pause: float = 0.0, **settings: Any) -> str:
         usual["task__model"] = "linear"
     settings = {**usual, **settings}
     settings["hooks"] = {**hooks, **settings.get("hooks", {})}
-    RunDirectory(folder).write_config_text(to_text(runs.config(**settings)))
-    return f"--config={folder}"
+    return settings
 
 
 class Job:

@@ -242,13 +242,34 @@ def late(tmp_path_factory) -> Iterator[harness.Job]:
         yield job
 
 
+WAITING = """
+import os
+import time
+from pathlib import Path
+
+from tests import runs
+from tests.faults import harness
+
+
+def get_config():
+    if os.environ.get("CONVOY_PROCESS_ID") == "1":
+        Path("{folder}/waits").touch()
+        while not Path("{folder}/joins").exists():
+            time.sleep(0.02)
+    return runs.config(**harness.completed(pause=0.05, mesh__fsdp=2))
+"""
+"""A config that process 1 does not read, and so does not join the other, until a file exists."""
+
+
 @pytest.mark.case("a process is stopped")
 @pytest.mark.usefixtures("late")  # its process is late meanwhile
 def test_stopped_process_is_detected_and_a_five_second_pause_is_tolerated(tmp_path, two, add_row):
-    run, config = tmp_path / "run", harness.config(tmp_path / "config", pause=0.05, **PAIR)
+    run, config = tmp_path / "run", f"--config={tmp_path / 'waiting.py'}"
+    (tmp_path / "waiting.py").write_text(WAITING.format(folder=tmp_path))
     with harness.Job("train", config, f"--workdir={run}", processes=2) as job:
-        job.until(lambda: job.pid_of(1) != job.process.pid)
+        job.until((tmp_path / "waits").exists)
         begin = job.signal(1, signal.SIGSTOP)  # before the processes have joined
+        (tmp_path / "joins").touch()
         pid = job.pid_of(1)
         job.until(lambda: f"convoy launch: process 1 (pid {pid}) has been stopped by a signal" in job.output)
         named = time.monotonic() - begin
