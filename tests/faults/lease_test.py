@@ -123,15 +123,16 @@ def test_stale_lease_of_another_host_is_taken_over_and_its_owner_stops(tmp_path,
     subprocess.run([*CONTAINER, "true"], capture_output=True).returncode != 0, reason="no pid namespaces here"
 )
 def test_lease_distinguishes_containers_whose_job_is_pid_1(tmp_path, one, add_row):
-    where, run = harness.config(tmp_path / "config", pause=1.0), tmp_path / "run"
+    where = harness.config(tmp_path / "config", pause=5.0, checkpoint__every="1 step")
+    run = tmp_path / "run"
     token: dict[str, Any] = {"CONVOY_RUN_TOKEN": "the-same-job"}
     with harness.Job("train", where, f"--workdir={run}", prefix=CONTAINER, **token) as first:
-        first.until_step(run, 2)
+        first.until_step(run, 1)
         assert lease(run)["pid"] == 2  # the child of process 1 of the container, which waits for it
         with harness.Job("train", where, f"--workdir={run}", prefix=CONTAINER) as second:
             assert second.end() == 1, second.output
             assert f"{HELD} 2 on host" in second.output
-        first.until_step(run, 7)
+        first.until(lambda: harness.saved(run))
         for pid in first.pids():
             harness.kill(pid)
         first.end()
@@ -150,10 +151,11 @@ def test_lease_distinguishes_containers_whose_job_is_pid_1(tmp_path, one, add_ro
 
 @pytest.mark.case("two jobs in one directory")
 def test_copy_of_a_running_run_trains_under_its_own_lease_and_a_renamed_run_is_refused(tmp_path, one, add_row):
-    where, run, copy = harness.config(tmp_path / "config", pause=2.0), tmp_path / "run", tmp_path / "copy"
+    where = harness.config(tmp_path / "config", pause=5.0, checkpoint__every="1 step")
+    run, copy = tmp_path / "run", tmp_path / "copy"
     fast = harness.config(tmp_path / "fast")
     with harness.Job("train", where, f"--workdir={run}") as first:
-        first.until(lambda: 5 in harness.saved(run))
+        first.until(lambda: harness.saved(run))
         first.signal(0, signal.SIGSTOP)  # for a moment, since cp fails on a file that is replaced meanwhile
         subprocess.run(["cp", "-a", run, copy], check=True)
         first.signal(0, signal.SIGCONT)
