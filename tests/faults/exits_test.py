@@ -38,13 +38,14 @@ def drain(terminal: int, run: Path, step: int) -> None:
 @pytest.mark.case("output that goes away")
 def test_closed_terminal_saves_the_run_and_lost_output_does_not_end_it(tmp_path, one, add_row):
     run = tmp_path / "run"
-    where = harness.config(tmp_path / "config", pause=0.05, log__progress="auto")
+    where = harness.config(tmp_path / "config", pause=0.5, log__progress="auto")
+    fast = harness.config(tmp_path / "fast", log__progress="auto", **harness.EVALUATED)
     terminal, inside = pty.openpty()
     words = [*ON_TERMINAL, str(inside), *runs.command("train", where, f"--workdir={run}")]
     process = subprocess.Popen(words, env=runs.environment(**runs.COMPILING), pass_fds=(inside,))
     try:
         os.close(inside)
-        drain(terminal, run, 12)
+        drain(terminal, run, 6)
         os.close(terminal)  # the kernel sends SIGHUP; later output is an error
         begin = time.monotonic()
         assert process.wait(300) == 42
@@ -58,7 +59,7 @@ def test_closed_terminal_saves_the_run_and_lost_output_does_not_end_it(tmp_path,
     assert "standard error cannot be written (Input/output error)" in (run / "log.txt").read_text()
     add_row("the terminal closes (SIGHUP)", detected_s=detected, code=42)
 
-    with harness.Job("supervise", "--", "train", where, f"--workdir={run}", prefix=INTO_HEAD) as job:
+    with harness.Job("supervise", "--", "train", fast, f"--workdir={run}", prefix=INTO_HEAD) as job:
         assert job.end() == 0
         assert len(job.output.splitlines()) == 1
     assert runs.status(run)["state"] == "done"
