@@ -4,7 +4,8 @@ tools/bazel run //configs:few_labels                                            
 tools/bazel run //configs:few_labels -- --config.init.checkpoint=runs/pretrain_cameras \
     --config.init.paths="{'head': None}"                                         from the pretrained backbone
 
-The scenes are simulated.
+Held-out accuracy of three seeds: 0.870 pretrained and 0.868 from random weights; loss 0.468 and 0.484. The page
+"Fine-tune" of the docs has the table. The scenes are simulated.
 """
 
 from . import pretrain_cameras
@@ -15,6 +16,6 @@ def get_config():
     c.task.target = "convoy_zoo.models.street.bev.Views"
     c.data.limit = 30
     c.train.total = "400 steps"
-    c.optimizer.learning_rate = 8e-3  # the best of 1e-3, 2e-3, 4e-3 and 8e-3 for random weights
+    c.optimizer.learning_rate = 8e-3  # of 2e-3, 8e-3 and 16e-3, the least held-out loss from random weights
     c.evaluations.heldout.every = "100 steps"
     return c
