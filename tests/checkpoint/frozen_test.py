@@ -28,8 +28,8 @@ from tests import zoo
 from tests.checkpoint.saves import Saves
 
 BASE = {
-    "base/codes": jnp.arange(4096, dtype=jnp.int8).reshape(64, 64),
-    "base/kernel": jnp.arange(4096.0).reshape(64, 64) / 3,
+    "base/codes": jnp.ones((256, 256), jnp.int8),
+    "base/kernel": jnp.arange(65536.0).reshape(256, 256) / 3,
     "base/scale": jnp.linspace(0, 1, 64, dtype=jnp.bfloat16),
 }
 
@@ -81,7 +81,7 @@ def test_frozen_parameters_are_on_disk_once(saved, tmp_path):
     whole, base = size(tmp_path / "3"), sum(x.nbytes for x in BASE.values())
     assert sorted(path.name for path in saved.iterdir()) == ["3", "6", "frozen-2"]
     assert base < size(saved / "frozen-2") < 2 * base
-    assert size(saved / "3") < whole - base + 1000 and size(saved / "6") < 8000
+    assert max(size(saved / "3"), size(saved / "6")) < base / 2 < base < whole
     assert not (tmp_path / "3/frozen").exists()
     formats = [json.loads((path / MANIFEST).read_text())["format"] for path in (saved / "3", tmp_path / "3")]
     assert formats == [2, 1]
@@ -97,7 +97,7 @@ def test_state_is_restored_bitwise(saved, step):
 def test_state_is_restored_on_a_mesh(saved):
     mesh = jax.make_mesh((4, 2), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
     split, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data", "fsdp"), ()))
-    wanted = jax.tree.map(lambda x: x.update(sharding=split if x.shape == (64, 64) else whole), abstract(state_of(6)))
+    wanted = jax.tree.map(lambda x: x.update(sharding=split if x.shape == (256, 256) else whole), abstract(state_of(6)))
     found = CheckpointStore(saved).restore(6, wanted)
     zoo.assert_equal(found, state_of(6))
     assert found["params"]["base/codes"].sharding == split
@@ -112,7 +112,7 @@ def test_a_resumed_run_refers_to_the_same_folder(run):
     store.save(9, state_of(9))
     store.close()
     assert [path.name for path in frozen.folders(run)] == ["frozen-2"]
-    assert max(size(run / "7"), size(run / "9")) < 8000
+    assert max(size(run / "7"), size(run / "9")) < 200_000
     zoo.assert_equal(CheckpointStore(run).restore(9, abstract(state_of(9))), state_of(9))
 
 
