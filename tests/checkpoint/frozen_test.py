@@ -251,9 +251,10 @@ def test_what_a_killed_save_has_left_is_removed_and_does_not_count(run):
 
 
 def test_a_run_that_starts_over_saves_its_frozen_parameters_again(run):
+    store = Saves(run)
+    store.restore_latest(abstract(state_of(6)))
     for step in ("3", "6"):
         shutil.rmtree(run / step)
-    store = Saves(run)
     assert store.restore_latest(abstract(state_of(6))) is None
     other = {path: x + 1 for path, x in BASE.items()}
     store.checkpoints.prepare(2, state_of(2, other), tuple(BASE))
