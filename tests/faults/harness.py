@@ -26,7 +26,7 @@ from tests import runs, warm
 
 STEPS = 60
 SAVE_EVERY = 5
-EVALUATED = {"evaluations__heldout__every": "12 steps"}  # setting of a run with an evaluation
+EVALUATED: dict[str, Any] = {"evaluations__heldout__every": "12 steps"}  # setting of a run with an evaluation
 MARK = "CONVOY_TEST_JOB"  # in the environment of every process of a job
 
 
