@@ -111,8 +111,7 @@ def rows(tiny: bool, count: int) -> dict[str, np.ndarray]:
 
 
 def remat_cases(tiny: bool) -> list[Case]:
-    """The loss of a decoder and its gradient, with each choice of `train.remat`; at tiny sizes, with two."""
-    choices = (REMAT[0], REMAT[-1]) if tiny else REMAT
+    """The loss of a decoder and its gradient, with each choice of `train.remat`."""
     decoder = task(tiny)
     graph, shapes, rest = nnx.split(nnx.eval_shape(lambda: decoder.build(nnx.Rngs(0))), nnx.Param, ...)
     floats = {}
@@ -128,7 +127,7 @@ def remat_cases(tiny: bool) -> list[Case]:
     make = functools.partial(
         Case, function=function, floats=floats, integers=rows(tiny, 4), reference="decoder", slack=3, kernel=True
     )
-    return [make(f"decoder, remat={choice}", layout={"remat": choice}) for choice in choices]
+    return [make(f"decoder, remat={choice}", layout={"remat": choice}) for choice in REMAT]
 
 
 def offload_error(tiny: bool) -> float:
