@@ -37,12 +37,10 @@ def install() -> None:
         mesh: Mesh,
         options: Mapping[str, Value] | None = None,
     ) -> jax.stages.Compiled:
-        # StableHLO has neither the unused arguments nor the names of the used ones; the locations in it name them.
-        trees = lowered.in_tree, lowered.out_tree
-        facts = [index, str(trees), lowered.as_text(debug_info=True), describe_program(lowered, mesh, options or {})]
+        facts = [index, describe_program(lowered, mesh, options or {})]
         path = Path(folder) / "processes" / hashlib.sha256(repr(facts).encode()).hexdigest()
         if path.exists():
-            devices = list(mesh.devices.flat)
+            devices, trees = list(mesh.devices.flat), (lowered.in_tree, lowered.out_tree)
             found = serialize_executable.deserialize_and_load(read_checked(path), *trees, devices[0].client, devices)
             loaded.append(name)
             return found

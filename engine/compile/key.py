@@ -2,6 +2,7 @@
 
 - Its StableHLO, which has the shapes, the data types, the shardings, the constants, the donated arguments, the random
   number generator and the precision of products. The settings of JAX that change these change the text.
+- The names of its arguments, and which of them it reads: StableHLO has the number and the shapes of those only.
 - The devices: their kind, their number, their order, and for TPUs their places in the torus.
 - The versions of the engine, of JAX and of the compiler: libtpu, the plugin for GPUs, or on CPUs jaxlib with the
   machine type and the instruction sets of the CPU.
@@ -19,6 +20,7 @@ import re
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -64,8 +66,16 @@ def describe_program(lowered: jax.stages.Lowered, mesh: Mesh, options: Mapping[s
         "settings": " ".join(f"{name}={jax.config.values[name]}" for name in SETTINGS if name in jax.config.values),
         "devices": f"{len(devices)} x {first.device_kind} in {processes} process{'es' * (processes > 1)}",
         "order of devices": digest(repr(places(devices)).encode())[:16],
-        "program": digest(without_locations(lowered.as_text()).encode()),
+        "program": digest((without_locations(lowered.as_text()) + repr(_arguments(lowered))).encode()),
     }
+
+
+def _arguments(lowered: jax.stages.Lowered) -> tuple[list[str], list[str]]:
+    """Returns the names of all arguments of a program, and of those that it reads: JAX drops the others."""
+    every = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(lowered.args_info)]
+    module: Any = lowered.compiler_ir()
+    main = next(operation for operation in module.body.operations if operation.attributes["sym_name"].value == "main")
+    return every, [str(argument.location) for argument in main.arguments]
 
 
 def places(devices: Sequence[Device]) -> list[tuple[object, ...]]:

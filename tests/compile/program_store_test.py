@@ -89,6 +89,22 @@ def test_another_program_is_compiled_and_the_changed_settings_are_named(folder):
     assert "another program of the same config" in load(folder, factor=3.0)[1][0]
 
 
+@pytest.mark.parametrize(("read", "names"), [("b", "ab"), ("c", "abc"), ("a", "ac")])
+def test_program_that_reads_another_argument_is_not_loaded(read, names, tmp_path):
+    """JAX drops unused arguments, so their programs have the same StableHLO."""
+
+    def compiled(read, names, **settings):
+        fields = {name: jax.ShapeDtypeStruct((8,), jnp.float32) for name in names}
+        programs = StoredPrograms(tmp_path, **settings)
+        found = programs.compile("step", jax.jit(lambda batch: batch[read] + 1).lower(fields), mesh(0))
+        return found, programs.loaded
+
+    compiled("a", "ab", store=True)
+    found, loaded = compiled(read, names)
+    result = found({name: np.full(8, ord(name), np.float32) for name in names})
+    assert result[0] == ord(read) + 1 and not loaded
+
+
 def test_other_devices_are_compiled_for(folder):
     assert "order of devices" in load(folder, on=mesh(1, 0))[1][0]
     assert "devices 2 x cpu in 1 process (here 4 x cpu in 1 process)" in load(folder, on=mesh(0, 1, 2, 3))[1][0]
