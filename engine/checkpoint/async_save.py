@@ -82,10 +82,10 @@ class Saver:
         return None if self._latest is None or self._latest.ended() else self._latest.step
 
     def describe(self) -> str:
-        """Returns the latest save and its verb: "step 5 is"."""
+        """Returns what the latest save writes: "step 5"."""
         if self._latest is None or not self._latest.is_step:
-            return "the frozen parameters are"
-        return f"step {self._latest.step} is"
+            return "the folder of frozen parameters"
+        return f"step {self._latest.step}"
 
     @property
     def has_events(self) -> bool:

@@ -99,7 +99,7 @@ class Checkpointer:
         if not self._saver.free(wait=force):
             self.skipped += 1
             self._say(
-                f"warning: step {step} is not saved, since {self._saver.describe()} still being written: the "
+                f"warning: step {step} is not saved, since {self._saver.describe()} is still being written: the "
                 f"storage is slower than checkpoint.every. Saves skipped so far: {self.skipped}."
             )
             return False
