@@ -1,5 +1,7 @@
 """Sets up JAX's persistent compilation cache, so that the second start of a run compiles nothing.
 
+On CPUs, JAX (0.12) does so for process 0 only: its key of a program differs by process, and no other process writes.
+
 Each kind of machine and release of JAX gets its own folder (`key`): a program that XLA compiled for one CPU may use
 instructions that another lacks and would die of SIGILL there, and machines often share a home directory. JAX stores its
 entries without a checksum, and most flipped bits in machine code raise no error. So JAX reads and writes the folder
