@@ -22,7 +22,6 @@ from engine.base.formatting import size_text
 from engine.base.types import Json, PyTree
 from engine.checkpoint import arrays, timeouts
 from engine.checkpoint.arrays import error_text
-from engine.checkpoint.frozen import Frozen, folder_name, only, without
 from engine.checkpoint.integrity import HashedPart, hash_part, read_back, write_merged_manifest
 from engine.checkpoint.manifest import (
     CONFIG,
@@ -45,6 +44,7 @@ from engine.storage import background
 if TYPE_CHECKING:
     import numpy as np
 
+    from engine.checkpoint.frozen import Frozen
     from engine.parallel.digest import Digests
 
 MARKER = "commit_success.txt"  # written before hashing, when the arrays of all processes are complete
@@ -133,7 +133,7 @@ class Saver:
         state: Mapping[str, PyTree],
         position: Mapping[str, Json],
         config_text: str,
-        frozen: Frozen | None = None,
+        frozen: "Frozen | None" = None,
     ) -> None:
         """Starts to write a step; replaces a checkpoint of this step. The previous save must have ended.
 
@@ -154,6 +154,7 @@ class Saver:
 
     def save_frozen(self, step: int, state: Mapping[str, PyTree], paths: Sequence[str]) -> None:
         """Starts to write parameters of a state to their own folder; likewise. `poll` returns them in `frozen`."""
+        from engine.checkpoint.frozen import Frozen, folder_name, only
         from engine.parallel.digest import Digests  # loads JAX
 
         part = only(state, paths)
@@ -166,13 +167,13 @@ class Saver:
         state: Mapping[str, PyTree],
         digests: "Digests",
         texts: Mapping[str, str],
-        frozen: Frozen | None,
+        frozen: "Frozen | None",
     ) -> None:
         import jax
 
         self._count, self._polled = self._count + 1, False
         is_step = name == str(step)
-        stored = without(state, frozen.paths) if is_step and frozen is not None else state
+        stored = frozen.left_out_of(state) if is_step and frozen is not None else state
         size = sum(array.nbytes for array in jax.tree.leaves(stored))
         folder = self.directory / f"{name}.{self._count}{SAVING}"
         save = self._latest = AsyncSave(step, self._count, f"{self._topic}/{self._count}", folder, size, name)

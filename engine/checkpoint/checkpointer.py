@@ -13,9 +13,10 @@ from types import TracebackType
 from engine.base.duration import RunSize
 from engine.base.errors import RunError
 from engine.base.types import Json, PyTree
-from engine.checkpoint import frozen, timeouts
+from engine.checkpoint import timeouts
 from engine.checkpoint.async_save import Saver
 from engine.checkpoint.integrity import missing_files, shorten
+from engine.checkpoint.manifest import FROZEN
 from engine.checkpoint.policy import Retention, SavePolicy
 from engine.checkpoint.store import CheckpointStore, StorageError
 from engine.cluster import group
@@ -69,9 +70,11 @@ class Checkpointer:
             constant: paths of the parameters that no step of the run changes.
         """
         self._saver.prepare(state)
-        if not constant or not frozen.worth_it(state, constant):
+        if not constant or self.store.frozen is not None:
             return
-        if self.store.frozen is None:
+        from engine.checkpoint import frozen
+
+        if frozen.worth_it(state, constant):
             self._saver.free(wait=True)
             self.poll()
             with self._lease.writing():
@@ -182,8 +185,11 @@ class Checkpointer:
 
     def _missing(self, path: Path) -> list[str]:
         """Returns a sentence for each file of a step, or of its frozen parameters, that is not as it was saved."""
-        if problems := missing_files(path):
+        problems = missing_files(path)
+        if problems or not (path / FROZEN).exists():
             return problems
+        from engine.checkpoint import frozen
+
         if damage := frozen.damage_of(path):
             return damage.problems
         found = frozen.find(path)

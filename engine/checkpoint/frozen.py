@@ -57,6 +57,10 @@ class Frozen:
         """Returns the text of the file in a step."""
         return json.dumps({"folder": self.folder, "hash": self.hash, "paths": list(self.paths)})
 
+    def left_out_of(self, state: Mapping[str, PyTree]) -> dict[str, PyTree]:
+        """Returns a state without these parameters."""
+        return without(state, self.paths)
+
     def changed(self, digests: Mapping[str, str]) -> list[str]:
         """Returns the paths of parameters that have another digest than in the folder."""
         return [path for path, digest in self.digests.items() if digests.get(path) != digest]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 from engine.base.errors import CheckpointError
 from engine.base.files import read_text
-from engine.checkpoint import frozen, timeouts
+from engine.checkpoint import timeouts
 from engine.checkpoint.arrays import read_smallest, reraise
 from engine.checkpoint.manifest import (
     FORMAT,
@@ -299,6 +299,8 @@ def verify_all(
         DamagedCheckpoints: after all steps, if some are damaged.
         UnsupportedFormat: after all steps, if a newer version of Convoy saved some.
     """
+    from engine.checkpoint import frozen
+
     folders, damaged, newer = [*frozen.folders(directory), *step_folders(directory)], 0, None
     for path in folders:
         begin = time.monotonic()
@@ -348,9 +350,9 @@ def _scatter_files(manifest: Manifest, timeout_s: float) -> Manifest:
     if group.is_primary():
         sizes = {name: entry.bytes for name, entry in manifest.files.items()}
         for names in divide_files(sizes, group.count()):
-            shares.append((manifest.step, {name: manifest.files[name] for name in names}))
-    step, files = group.scatter(shares, "the files to verify", timeout_s)
-    return Manifest(step, {name: FileEntry(*entry) for name, entry in files.items()}, {})
+            shares.append((manifest.step, {name: manifest.files[name] for name in names}, manifest.format))
+    step, files, version = group.scatter(shares, "the files to verify", timeout_s)
+    return Manifest(step, {name: FileEntry(*entry) for name, entry in files.items()}, {}, version)
 
 
 def _problems_of_share(directory: Path, share: Manifest, on_bytes: Callable[[int, int], None]) -> list[str]:

@@ -9,7 +9,7 @@ from engine.checkpoint import arrays, frozen, tree_compat
 from engine.checkpoint.bucket_copy import add_step
 from engine.checkpoint.frozen import Frozen, FrozenError
 from engine.checkpoint.integrity import DamagedCheckpoint, shorten, verify
-from engine.checkpoint.manifest import FROZEN, Manifest
+from engine.checkpoint.manifest import WITH_FROZEN, Manifest
 from engine.cluster import group
 
 
@@ -23,8 +23,11 @@ def verified_frozen(step: Path, manifest: Manifest, timeout_s: float) -> Frozen 
         VerifyTimeout: a process has not answered.
     """
 
+    if manifest.format < WITH_FROZEN:
+        return None
+
     def find() -> tuple[str, str, list[str]] | None:
-        found = frozen.find(step) if FROZEN in manifest.files else None
+        found = frozen.find(step)
         return found and (found.folder, found.hash, list(found.paths))
 
     found = group.run_on_primary(find, "the frozen parameters")

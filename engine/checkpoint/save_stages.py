@@ -1,13 +1,17 @@
 """One save in flight and its stages, in one process."""
 
+import dataclasses
 import enum
 import threading
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from engine.base.errors import CheckpointError
-from engine.checkpoint.frozen import Frozen
 from engine.checkpoint.manifest import Manifest
+
+if TYPE_CHECKING:
+    from engine.checkpoint.frozen import Frozen
 
 
 class SaveStage(enum.Enum):
@@ -62,7 +66,7 @@ class AsyncSave:
         if frozen is None:
             return
         if not self.is_step:
-            self.frozen = Frozen(frozen.folder, manifest.hash, frozen.paths, dict(manifest.arrays))
+            self.frozen = dataclasses.replace(frozen, hash=manifest.hash, digests=dict(manifest.arrays))
         elif changed := frozen.changed(manifest.arrays):
             raise CheckpointError(
                 f"{len(changed)} frozen parameters, such as {changed[0]}, differ from those that {frozen.folder} has, "

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING
 
 from engine.base.errors import CheckpointError
 from engine.base.types import PyTree
-from engine.checkpoint import arrays, restoring, timeouts
-from engine.checkpoint.frozen import Frozen, damage_of
+from engine.checkpoint import arrays, timeouts
 from engine.checkpoint.integrity import (
     DamagedCheckpoint,
     NoUsableCheckpoint,
@@ -52,6 +51,7 @@ from engine.storage.mounts import address_of_copy
 from engine.storage.plain_path import plain_path
 
 if TYPE_CHECKING:
+    from engine.checkpoint.frozen import Frozen
     from engine.checkpoint.tree_compat import Partial
 
 _LEFTOVERS = (f"*{DELETED}", f"*{SAVING}", "*.orbax-checkpoint-tmp")  # from a killed save or deletion
@@ -157,15 +157,16 @@ class CheckpointStore:
 
     def describe(self) -> list[StepInfo]:
         """Returns size, time and results of each step, oldest first, also of damaged ones. Does not import JAX."""
+        from engine.checkpoint.frozen import damage_of
+
         results, infos = read_results(self.directory), []
         for path in background.bounded(self._folders, timeouts.LIST_S):
             copied = address_of_copy(path) is not None
             with contextlib.suppress(FileNotFoundError):  # the run deletes the step at this moment
                 when, (size, error) = math.nan if copied else saved_at(path), size_of(path, copied)
                 error = error or (None if copied else damage_of(path))
-                infos.append(
-                    StepInfo(int(path.name), 0 if error else size, when, results.get(int(path.name), {}), error)
-                )
+                step = int(path.name)
+                infos.append(StepInfo(step, 0 if error else size, when, results.get(step, {}), error))
         return infos
 
     def _folders(self) -> list[Path]:
@@ -256,6 +257,7 @@ class CheckpointStore:
 
     def _verified(self, step: int, abstract_state: PyTree, stacked: Mapping[str, int], partial: "Partial") -> PyTree:
         """Returns the state of a step. Verifies its files before the read, and the arrays after the read."""
+        from engine.checkpoint import restoring
         from engine.parallel.digest import Digests  # imports JAX
 
         path, share_s = self.directory / str(step), timeouts.VERIFY_SHARE * self.timeout_s

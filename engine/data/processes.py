@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, reduction, util
 from multiprocessing.process import BaseProcess
@@ -26,20 +26,11 @@ from engine.base.errors import DataError
 from engine.base.user_errors import describe
 from engine.cluster import output, parent
 from engine.cluster.shutdown import RunThread
+from engine.data import source_adapter
 from engine.data.shared_arrays import Receiver, Sender, create, receive_memory
 
 HEARTBEAT_S = 0.05
 EXIT_S = 5.0  # for a process that was killed, and for the exit status of one that has ended
-_name = "the data source"  # of this process in the text of an error
-
-
-@contextlib.contextmanager
-def exits_reported() -> Iterator[None]:
-    """Raises a DataError where the code of a data source calls `sys.exit`, which would end a worker or the run."""
-    try:
-        yield
-    except SystemExit as error:
-        raise DataError(f"{_name}: {describe(error)} Raise an error instead, which names the example.") from error
 
 
 @dataclass
@@ -208,13 +199,12 @@ def _failed(error: BaseException) -> _Failed:
 
 def _serve(index: int, pipe: connection.Connection, main: int, name: str | None) -> None:
     """Does jobs until the main process closes the pipe."""
-    global _name
     if (kill_with_parent := parent.kill_with(main)) is not None:
         kill_with_parent()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # they reach all processes; the main one stops these
         signal.signal(number, signal.SIG_IGN)
     if name is not None:
-        _name = f"{name} {index} (pid {os.getpid()})"
+        source_adapter.place = f"{name} {index} (pid {os.getpid()})"
     output.guard()
     _use_cpu()
     with contextlib.suppress(EOFError, ConnectionError):
@@ -246,7 +236,7 @@ def _do(function: Callable[..., Any], job: Any, sender: Sender) -> None:
     """Calls the function with a job, and sends its result or its error."""
     with sender.block():
         try:
-            with exits_reported():
+            with source_adapter.exits_reported():
                 result = function(job, lambda value: sender.send(sender.message(Reported(value))))
             message = sender.message(result)
         except BaseException as error:  # of every kind: the main process raises it

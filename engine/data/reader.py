@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 import grain
 
 from engine.base.errors import DataError
-from engine.data.processes import exits_reported
+from engine.data.source_adapter import exits_reported
 from engine.data.stages import NO_TIMES, Times, added, recorded
 
 if TYPE_CHECKING:

@@ -3,7 +3,8 @@
 Wrapping sources read what they are given through `indexed`. `adapt.py` also takes streams.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from engine.base.errors import DataError
@@ -34,6 +35,17 @@ DELEGATED = (
 """Members that an `AdaptedSource` takes over from its object as they are."""
 CHANGED = ("limited", "with_run", "counted")
 """Methods of the object that return another source."""
+place = "the data source"
+"""Where this process calls code of data sources, for the text of an error. A worker process sets it."""
+
+
+@contextlib.contextmanager
+def exits_reported() -> Iterator[None]:
+    """Raises a DataError where the code of a data source calls `sys.exit`, which would end a worker or the run."""
+    try:
+        yield
+    except SystemExit as error:
+        raise DataError(f"{place}: {describe(error)} Raise an error instead, which names the example.") from error
 
 
 class AdaptedSource(BaseSource):

@@ -14,8 +14,9 @@ from engine.base.errors import ConfigError, ConvoyError, DataError
 from engine.base.host import usable_cores
 from engine.base.user_errors import describe
 from engine.cluster.exit_status import ExitStatus
-from engine.data.processes import ProcessEnded, Processes, Reported, exits_reported
+from engine.data.processes import ProcessEnded, Processes, Reported
 from engine.data.source import BaseSource, source_name
+from engine.data.source_adapter import exits_reported
 
 REPORT_S = 0.1  # between two reports of the progress of a process
 EXIT_S = 5.0  # for the processes to end after the last job

@@ -13,7 +13,7 @@ from etils import epy
 from engine.base.errors import DataError
 from engine.base.user_errors import describe
 from engine.data import processes
-from engine.data.processes import ProcessEnded, Processes, Reported, exits_reported
+from engine.data.processes import ProcessEnded, Processes, Reported
 from tests import runs
 
 pytestmark = [
@@ -188,12 +188,3 @@ if __name__ == "__main__":
     while any(os.path.exists(f"/proc/{pid}") for pid in done.stdout.split()):
         assert time.monotonic() < end
         time.sleep(0.01)
-
-
-@pytest.mark.parametrize("name", ["the data source", "data worker 1 (pid 7)"])
-def test_sys_exit_is_a_data_error(name, monkeypatch):
-    monkeypatch.setattr(processes, "_name", name)
-    with pytest.raises(DataError) as error, exits_reported():
-        raise SystemExit(3)
-    text = f"{name}: SystemExit: the code ended the process with sys.exit(3) (tests/data/processes_test.py:"
-    assert str(error.value).startswith(text)

@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from engine.base.errors import DataError
+from engine.data import source_adapter
 from engine.data.batches import Batches
 from engine.data.sampling.sampler import Sampler, make_sampler, source_costs
 from engine.data.source import ArraySource, BaseSource, inner_sources, limited, source_name
-from engine.data.source_adapter import AdaptedSource, check_source, indexed
+from engine.data.source_adapter import AdaptedSource, check_source, exits_reported, indexed
 
 
 class Numbers:
@@ -144,3 +145,12 @@ def test_object_without_random_access_is_refused():
         indexed(3, "data")
     with pytest.raises(DataError, match="data: found a dict, allowed is a source"):
         check_source({"x": 1}, "data")
+
+
+@pytest.mark.parametrize("name", ["the data source", "data worker 1 (pid 7)"])
+def test_sys_exit_is_a_data_error(name, monkeypatch):
+    monkeypatch.setattr(source_adapter, "place", name)
+    with pytest.raises(DataError) as error, exits_reported():
+        raise SystemExit(3)
+    text = f"{name}: SystemExit: the code ended the process with sys.exit(3) (tests/data/source_adapter_test.py:"
+    assert str(error.value).startswith(text)
