@@ -42,7 +42,7 @@ class Frozen:
     """The saved frozen parameters that a step refers to.
 
     Attributes:
-        folder: name of the folder beside the step.
+        folder: name of the folder next to the step.
         hash: of its manifest.
         paths: of the parameters.
         digests: path in the state -> digest, in the process that has read or written the manifest.
@@ -122,7 +122,7 @@ def find(step: Path) -> Frozen | None:
         what = "has changed since the step was saved" if found else "is missing or has no manifest.json"
         raise FrozenError(
             f"{step}: {len(stored['paths'])} parameters that the run never changes are saved once, in {folder}, which "
-            f"{what}. Copy that folder beside the step, from where the step was copied or from a backup."
+            f"{what}. Copy that folder next to the step, from where the step was copied or from a backup."
         )
     return Frozen(stored["folder"], stored["hash"], tuple(stored["paths"]))
 

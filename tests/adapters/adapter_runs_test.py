@@ -1,4 +1,4 @@
-"""Runs with adapters: their checkpoints hold what is trained, and every reader finds the frozen model beside them."""
+"""Runs with adapters: their checkpoints hold what is trained, and every reader finds the frozen model next to them."""
 
 import math
 import shutil

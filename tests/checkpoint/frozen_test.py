@@ -1,4 +1,4 @@
-"""Parameters that never change are saved once, beside the steps of the run, which then hold only the others."""
+"""Parameters that never change are saved once, next to the steps of the run, which then hold only the others."""
 
 import json
 import os
@@ -156,7 +156,7 @@ def damage(folder):
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        (remove, r"6: 3 parameters .*/frozen-2, which is missing .*Copy that folder beside the step"),
+        (remove, r"6: 3 parameters .*/frozen-2, which is missing .*Copy that folder next to the step"),
         (replace, r"6: 3 parameters .*/frozen-2, which has changed since the step was saved"),
         (damage, r"frozen-2: is damaged: state/.*: found \d+ bytes, expected \d+.* Copy its files from a backup"),
     ],
