@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from benchmarks.references import adapter_run, killed_run
 from benchmarks.references.environment import Environment
 from benchmarks.references.file_exchange import compare_files, exchanged
-from benchmarks.references.rows import Row
+from benchmarks.references.rows import Row, relative
 from engine import Task, hub, layers, load
 from engine.adapters import adapted, load_peft, save_peft
 from engine.base.errors import RunError
@@ -90,12 +90,12 @@ def compared(folder: Path, only: str = "") -> Iterator[Row]:
             arrays = dict(stored)
         model = read(folder / item, item)
         (_, outputs), gradients = _differentiated(*nnx.split(model), arrays["images"], arrays["weights"])
-        yield Row(f"{item}, outputs", outputs.size, _relative(outputs, arrays["outputs"]), TOLERANCE)
+        yield Row(f"{item}, outputs", outputs.size, relative(outputs, arrays["outputs"]), TOLERANCE)
         found, wanted = _there(model, gradients), load_file(folder / item / "gradients.safetensors")
-        largest = max(_relative(found[name], x) for name, x in wanted.items())
+        largest = max(relative(found[name], x) for name, x in wanted.items())
         yield Row(f"{item}, gradients", len(found), largest, TOLERANCE)
         found, wanted = _there(model), load_file(folder / item / "adapter_model.safetensors")
-        largest = max(_relative(found[name], x) for name, x in wanted.items()) if found.keys() == wanted.keys() else 1
+        largest = max(relative(found[name], x) for name, x in wanted.items()) if found.keys() == wanted.keys() else 1
         yield Row(f"{item}, the file written again", len(found), largest, 1e-6 if item == "dora" else 0)
 
 
@@ -129,10 +129,10 @@ def exported(folder: Path) -> Iterator[Row]:
     found = np.load(folder / "logits.npy")
     with np.load(folder / "there.npz") as stored:
         there = dict(stored)
-    if _relative(found, there["base"]) < 100 * TOLERANCE:
+    if relative(found, there["base"]) < 100 * TOLERANCE:
         raise RunError(f"{RUN}: training has hardly changed the logits, so that they show nothing about the adapter")
-    yield Row(f"{RUN}, logits of its adapter in PEFT", found.size, _relative(found, there["adapter"]), TOLERANCE)
-    yield Row(f"{RUN}, logits of its merged export", found.size, _relative(found, there["merged"]), TOLERANCE)
+    yield Row(f"{RUN}, logits of its adapter in PEFT", found.size, relative(found, there["adapter"]), TOLERANCE)
+    yield Row(f"{RUN}, logits of its merged export", found.size, relative(found, there["merged"]), TOLERANCE)
 
 
 def _logits(model: Any, tokens: np.ndarray) -> np.ndarray:
@@ -176,10 +176,3 @@ def _with(model: nnx.Module, values: Any) -> nnx.Module:
     own = nnx.filter_state(values, lambda path, x: "_lora_" in str(path[-1]))
     nnx.update(found, own)
     return found
-
-
-def _relative(found: Any, wanted: Any) -> float:
-    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-    if found.shape != wanted.shape:
-        return float("inf")
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())

@@ -15,7 +15,7 @@ from flax import nnx
 from benchmarks.references import backbone_run, killed_run
 from benchmarks.references.environment import Environment
 from benchmarks.references.file_exchange import compare_files, exchanged
-from benchmarks.references.rows import Row
+from benchmarks.references.rows import Row, relative
 from convoy_zoo.models.backbones import convnext, preprocessing, regnet, swin
 from convoy_zoo.models.backbones.convnext import ConvNeXt
 from convoy_zoo.models.backbones.layouts import Layout
@@ -132,13 +132,13 @@ def compared(folder: Path, only: str = "") -> Iterator[Row]:
         outputs, of_images, of_module = _run(
             module, arrays["images"], arrays["weights"], "resnet" in item or "regnet" in item
         )
-        yield Row(f"{item}, outputs", outputs.size, _relative(outputs, arrays["outputs"]), OUTPUTS)
-        yield Row(f"{item}, gradient of images", of_images.size, _relative(of_images, arrays["gradient"]), GRADIENTS)
+        yield Row(f"{item}, outputs", outputs.size, relative(outputs, arrays["outputs"]), OUTPUTS)
+        yield Row(f"{item}, gradient of images", of_images.size, relative(of_images, arrays["gradient"]), GRADIENTS)
         hub.load(module, folder / item / "gradients.safetensors", {r"^(.*/)?(mean|var)$": None})
         wanted = jax.tree.leaves(nnx.state(module, nnx.Param))
         found = jax.tree.leaves(of_module)
         floor = SMALLEST * max(float(jnp.abs(x).max()) for x in wanted)
-        largest = max(_relative(*pair, floor) for pair in zip(found, wanted, strict=True))
+        largest = max(relative(*pair, floor) for pair in zip(found, wanted, strict=True))
         yield Row(f"{item}, gradients of weights", len(found), largest, GRADIENTS)
 
 
@@ -175,9 +175,9 @@ def exported(folder: Path) -> Iterator[Row]:
         np.load(folder / "map_there.npy"),
         np.load(folder / "map_untrained.npy"),
     )
-    if _relative(found, untrained) < 100 * OUTPUTS:
+    if relative(found, untrained) < 100 * OUTPUTS:
         raise RunError(f"{RUN}: training has hardly changed the backbone, so that its outputs show nothing")
-    yield Row(f"{RUN}, last map of the trained backbone", found.size, _relative(found, there), OUTPUTS)
+    yield Row(f"{RUN}, last map of the trained backbone", found.size, relative(found, there), OUTPUTS)
 
 
 def preprocessed(folder: Path) -> Iterator[Row]:
@@ -221,10 +221,3 @@ def _run(module: nnx.Module, images: np.ndarray, weights: np.ndarray, rectified:
         states = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), states)
         _, *gradients = _differentiated(graph, *states, images.astype(np.float64), weights)
     return outputs, *gradients
-
-
-def _relative(found: Any, wanted: Any, floor: float = 0.0) -> float:
-    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-    if found.shape != wanted.shape:
-        return float("inf")
-    return float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), floor))

@@ -11,7 +11,7 @@ from flax import nnx
 
 from benchmarks.references.environment import Environment
 from benchmarks.references.file_exchange import compare_files, exchanged
-from benchmarks.references.rows import Row
+from benchmarks.references.rows import Row, relative
 from convoy_zoo.models.decoder import Decoder
 from convoy_zoo.models.language_sizes import config_json, language_model
 from engine import hub, layers
@@ -82,19 +82,19 @@ def _of_item(item: str, folder: Path) -> Iterator[Row]:
     gradients, logits = run(params)
     for name, rows in (("packed", slice(0, 1)), ("padded", slice(1, None))):
         found, there = logits[rows][real[rows]], wanted[rows][real[rows]]
-        yield Row(f"{item}, logits of {name} rows", found.size, _relative(found, there), LOGITS)
+        yield Row(f"{item}, logits of {name} rows", found.size, relative(found, there), LOGITS)
     first, second = real[1].sum(), real[2].sum()
     single = jnp.concatenate([logits[1, :first], logits[2, :second]])
     packed = logits[0, : first + second]
-    yield Row(f"{item}, packed row and single rows", packed.size, _relative(packed, single), LOGITS)
+    yield Row(f"{item}, packed row and single rows", packed.size, relative(packed, single), LOGITS)
     hub.load(module, folder / "gradients.safetensors")
     there = jax.tree.leaves(nnx.state(module, nnx.Param))
     pairs = list(zip(jax.tree.leaves(gradients), there, strict=True))
-    yield Row(f"{item}, gradients of weights", len(pairs), max(_relative(*pair) for pair in pairs), GRADIENTS)
+    yield Row(f"{item}, gradients of weights", len(pairs), max(relative(*pair) for pair in pairs), GRADIENTS)
     hub.load(module, folder / WRITTEN / "model.safetensors")
     _, logits = run(nnx.state(module))
     there = np.load(folder / WRITTEN / "logits.npy")[real]
-    yield Row(f"{item}, logits of written weights", there.size, _relative(logits[real], there), LOGITS)
+    yield Row(f"{item}, logits of written weights", there.size, relative(logits[real], there), LOGITS)
 
 
 def read(folder: Path) -> Decoder:
@@ -111,10 +111,3 @@ def without_values(folder: Path) -> Decoder:
     assert isinstance(module, Decoder)
     nnx.update(module, jax.tree.map(lambda x: jnp.asarray(np.zeros(x.shape, x.dtype)), nnx.state(module, nnx.Param)))
     return module
-
-
-def _relative(found: Any, wanted: Any) -> float:
-    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-    if found.shape != wanted.shape:
-        return float("inf")
-    return float(np.abs(found - wanted).max() / np.abs(wanted).max())

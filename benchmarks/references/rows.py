@@ -2,6 +2,9 @@
 
 import dataclasses
 
+import numpy as np
+import numpy.typing as npt
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -24,3 +27,14 @@ class Row:
     def agrees(self) -> bool:
         """Whether there were cases and the difference is within the tolerance; False for NaN."""
         return self.cases > 0 and self.largest_difference <= self.tolerance
+
+
+def relative(found: npt.ArrayLike, wanted: npt.ArrayLike, floor: float = 0.0) -> float:
+    """Returns the largest difference, relative to the largest number of `wanted`, or to `floor` if that is larger.
+
+    Infinite if the shapes differ.
+    """
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    if found.shape != wanted.shape:
+        return float("inf")
+    return float(np.abs(found - wanted).max() / max(np.abs(wanted).max(), floor))
