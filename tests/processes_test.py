@@ -97,7 +97,7 @@ def test_only_the_primary_writes_files(pair):
     assert (status["state"], status["step"], status["exit_code"]) == ("done", STEPS, 0)
     assert (run / "log.txt").read_text().count(f"saving checkpoint of step {STEPS}") == 1
     assert {path.name for path in (run / "checkpoints").iterdir()} == {"15", "20", "results.json"}
-    lines = [line for line in (done.stdout + done.stderr).splitlines() if "[Gloo]" not in line]
+    lines = runs.without_gloo(done.stdout + done.stderr)
     assert sorted(line.partition(",")[0] for line in lines) == [  # log.progress is "none"
         "[0] processes: 0 of 2",
         "[1] processes: 1 of 2",
@@ -108,7 +108,7 @@ def test_evaluation_by_several_processes_is_printed_once(pair):
     run, _, _ = pair
     done = launch("evaluate", str(run), "--step=latest")
     assert done.returncode == 0, done.stderr
-    printed = [line for line in done.stdout.splitlines() if "[Gloo]" not in line]
+    printed = runs.without_gloo(done.stdout)
     assert printed[0] == f"[0] step: {STEPS}"
     results = {name: float(value) for name, value in (line.removeprefix("[0] ").split(": ") for line in printed[1:])}
     assert results["heldout/loss"] == pytest.approx(runs.rows(run, "heldout/loss")[STEPS], abs=1e-5)
@@ -150,7 +150,7 @@ processes.leave()
     )
     done = runs.run([sys.executable, "-c", launcher])
     assert done.stderr == ""
-    (line,) = [line for line in done.stdout.splitlines() if "[Gloo]" not in line]
+    (line,) = runs.without_gloo(done.stdout)
     assert line.startswith("[1] RunError run: process 1 does not see this folder, which process 0 has opened.")
 
 

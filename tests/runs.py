@@ -65,6 +65,11 @@ def status(run: Path) -> dict[str, Any]:
     return json.loads((run / "status.json").read_text())
 
 
+def without_gloo(output: str) -> list[str]:
+    """Returns the lines of a program except for those of Gloo, whose threads write into each other's lines."""
+    return [line for line in output.splitlines() if "[Gloo]" not in line and "connected peer ranks" not in line]
+
+
 def convoy(*args: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs the command line to its end, on one CPU device."""
     return run(command(*args), cwd=cwd, env=environment(**env))

@@ -53,8 +53,8 @@ def wait_for(process: runs.Started, line: str) -> None:
 
 def end(process: runs.Started) -> tuple[int, str, str]:
     output, errors = process.communicate(timeout=180)
-    own = [line for line in output.splitlines(keepends=True) if not line.startswith("[Gloo]")]
-    return process.wait(), "".join(own), errors
+    own = runs.without_gloo(output)
+    return process.wait(), "".join(f"{line}\n" for line in own), errors
 
 
 @pytest.fixture(autouse=True)
