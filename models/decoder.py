@@ -133,7 +133,7 @@ class Decoder(nnx.Module):
     def features(self, batch, rng):
         """Returns `[batch, time, width]`, whose product with the kernel is logits, and the auxiliary sums `[batch]`."""
         x = layers.constrain(self.embed(batch["tokens"]), "batch", "tokens", None)
-        carry = {"x": x, **{name: jnp.zeros(len(x)) for name in self.auxiliary}}
+        carry = {"x": x, **{name: jnp.zeros(x.shape[0]) for name in self.auxiliary}}
         angles = layers.rotary_angles(batch["positions"], self.head_dim, self.rope_theta, self.rope_scaling)
         carry = self.stack(carry, angles, batch["segment_ids"], batch["weight"], rng=rng)
         return whole_rows(self.norm(carry.pop("x"))), carry

@@ -30,7 +30,7 @@ class Detector(nnx.Module):
         x = image[..., None]
         for layer in self.layers:
             x = nnx.relu(layer(x))
-        out = self.head(x).reshape(len(image), CELLS, 15)
+        out = self.head(x).reshape(image.shape[0], CELLS, 15)
         y, x = jnp.divmod(jnp.arange(CELLS), CANVAS // CELL)
         centres = CELL * (jnp.stack([x, y, x, y], axis=-1) + 0.5)
         return out[..., 0], centres + CELL * out[..., 1:5], out[..., 5:]

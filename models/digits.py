@@ -24,7 +24,7 @@ class Classifier(nnx.Module):
 
     def __call__(self, image):
         """Returns logits `[batch, 10]` for images `[batch, 8, 8]` in 0..1."""
-        x = image.reshape(len(image), -1)
+        x = image.reshape(image.shape[0], -1)
         for layer in self.hidden:
             x = nnx.relu(layer(x))
         return self.head(x)

@@ -31,7 +31,7 @@ class Cnn(nnx.Module):
         x = (image[..., None].astype(self.head.kernel.dtype) / 255 - 0.286) / 0.353
         x = nnx.relu(self.norm1(self.conv1(x)))
         x = nnx.relu(self.norm2(self.conv2(x)))
-        x = nnx.relu(self.dense(x.reshape(len(x), -1)))
+        x = nnx.relu(self.dense(x.reshape(x.shape[0], -1)))
         return self.head(x)
 
 

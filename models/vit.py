@@ -61,7 +61,7 @@ class VisionTransformer(nnx.Module):
         """Returns logits `[batch, classes]` for images `[batch, size, size]` of 0..255."""
         side = images.shape[1] // self.patch
         x = images.astype(self.positions.get_value().dtype).reshape(-1, side, self.patch, side, self.patch) / 127.5 - 1
-        x = x.swapaxes(2, 3).reshape(len(images), side * side, -1)  # [batch, patches, pixels]
+        x = x.swapaxes(2, 3).reshape(images.shape[0], side * side, -1)  # [batch, patches, pixels]
         x = layers.constrain(self.embed(x) + self.positions.get_value(), "batch", "tokens", None)
         return self.head(self.norm(self.stack(x, rng=rng)).mean(axis=1))
 

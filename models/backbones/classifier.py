@@ -39,7 +39,7 @@ class Classifier(Task):
         x = images / np.float32(255) if jnp.issubdtype(images.dtype, jnp.integer) else images
         x = x if x.ndim == 4 else jnp.repeat(x[..., None], 3, axis=-1)
         if self.size is not None and x.shape[1:3] != tuple(self.size):
-            x = jax.image.resize(x, (len(x), *self.size, 3), "linear")
+            x = jax.image.resize(x, (x.shape[0], *self.size, 3), "linear")
         mean, deviation = (np.array(values, np.float32) for values in catalog.mean_and_deviation(self.backbone))
         return ((x - mean) / deviation).astype(x.dtype)
 

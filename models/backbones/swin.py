@@ -63,8 +63,8 @@ def split(x, window: int):
 
 def joined(x, rows: int, columns: int, window: int):
     """Returns the map `[batch, rows, columns, width]` of windows: the reverse of `split`."""
-    x = x.reshape(len(x), rows // window, columns // window, window, window, -1)
-    return x.swapaxes(2, 3).reshape(len(x), rows, columns, -1)
+    x = x.reshape(x.shape[0], rows // window, columns // window, window, window, -1)
+    return x.swapaxes(2, 3).reshape(x.shape[0], rows, columns, -1)
 
 
 def offsets(window: int) -> np.ndarray:

@@ -169,7 +169,7 @@ class QueryPool(nnx.Module):
 
     def __call__(self, x):
         """Returns `[batch, width]` for tokens `[batch, tokens, width]`."""
-        found = self.attention(jnp.broadcast_to(self.latent[...], (len(x), 1, x.shape[-1])).astype(x.dtype), x)
+        found = self.attention(jnp.broadcast_to(self.latent[...], (x.shape[0], 1, x.shape[-1])).astype(x.dtype), x)
         return (found + self.feed_forward(self.norm(found)))[:, 0]
 
 
@@ -221,17 +221,17 @@ class VisionTransformer(nnx.Module):
             raise TaskError(f"VisionTransformer: found images of {found}. Allowed: multiples of the patch, {patch}.")
         x = self.embed(images)
         shape = (x.shape[1], x.shape[2])
-        x = x.reshape(len(x), -1, x.shape[-1])
+        x = x.reshape(x.shape[0], -1, x.shape[-1])
         position = self._positions(shape).astype(x.dtype)
         others = [y for y in (self.class_token, self.registers) if y is not None]
-        others = [jnp.broadcast_to(y[...], (len(x), *y.shape[1:])).astype(x.dtype) for y in others]
+        others = [jnp.broadcast_to(y[...], (x.shape[0], *y.shape[1:])).astype(x.dtype) for y in others]
         with_class = self.config.class_token and self.config.positions_of_class
         if with_class:
             others[0] = others[0] + position[:, :1]
         x = x + position[:, int(with_class) :]
         x = layers.constrain(jnp.concatenate([*others, x], axis=1), "batch", "tokens", None)
         if rng is not None and self.config.drop_path:
-            x, _ = self.stack((x, jnp.zeros(len(x))), rng=rng)
+            x, _ = self.stack((x, jnp.zeros(x.shape[0])), rng=rng)
         else:
             x = self.stack(x)
         return x if self.norm is None else self.norm(x), shape
@@ -239,7 +239,7 @@ class VisionTransformer(nnx.Module):
     def features(self, images, rng=None) -> dict[int, jax.Array]:
         """Returns stride -> map `[batch, rows / stride, columns / stride, width]`."""
         x, shape = self.tokens(images, rng)
-        return {self.config.patch: x[:, -shape[0] * shape[1] :].reshape(len(x), *shape, -1)}
+        return {self.config.patch: x[:, -shape[0] * shape[1] :].reshape(x.shape[0], *shape, -1)}
 
     def __call__(self, images, rng=None):
         """Returns logits `[batch, classes]`; without a classifier, what it would see, `[batch, width]`."""

@@ -71,7 +71,7 @@ def cloud(intrinsics, poses):
     rays = jnp.concatenate([rays, jnp.ones_like(rays[..., :1])], -1)
     rays = jnp.einsum("bcij,bchwj->bchwi", poses[..., :3, :3], rays)
     points = poses[:, :, None, None, None, :3, 3] + rays[..., None, :] * DEPTHS[:, None]
-    return points.reshape(len(points), -1, 3)
+    return points.reshape(points.shape[0], -1, 3)
 
 
 def splat(points, features):
@@ -85,7 +85,7 @@ def splat(points, features):
     inside = ((cell >= 0) & (cell < GRID)).all(-1)
     index = jnp.where(inside, cell[..., 1] * GRID + cell[..., 0], GRID**2)  # out of bounds: dropped
     total = jax.vmap(lambda x, at: jax.ops.segment_sum(x, at, GRID**2))(features, index)
-    return total.reshape(len(points), GRID, GRID, -1)
+    return total.reshape(points.shape[0], GRID, GRID, -1)
 
 
 def _nearest(depth):
