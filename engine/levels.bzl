@@ -78,6 +78,10 @@ GROUPS = {
         },
         {
             "adapters": "adapters of frozen kernels, chosen in the config: LoRA, DoRA, QLoRA; the files of PEFT",
+            "quantization": "weights and activations in fewer bits, after training or in it; what each layer costs",
+        },
+        {
+            "bundles": "bundles of a trained model that run without the engine: StableHLO, ONNX, checks, latency",
         },
     ],
     "command line": [
