@@ -1,4 +1,7 @@
-"""Methods of a trained Task as pure functions of weights and inputs by name, from which programs are exported."""
+"""Methods of a Task with its model as pure functions of weights and inputs by name, from which programs are exported.
+
+Importing it needs neither Orbax nor Grain, so that a converter in another environment can use it.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -8,19 +11,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
-from engine.api.saved_run import LoadedRun
+from engine.base.errors import TaskError
 from engine.base.types import PyTree
-from engine.compile.build import build_evaluation_program
-from engine.config.schema import MeshSpec
-from engine.parallel.mesh import make_mesh
 from engine.training.arrays import cast
+from engine.training.task import Task, author_errors_reported
 
+STATE = "state/"
+"""Before the names of the state that a model with memory reads and returns."""
 SINGLE = "prediction"  # name of the result of a method that returns one array
-TRACED = 2  # rows with which the entries that the Task reads are found
+TRACED = 3  # rows with which the entries that a method reads are found
 
 type Arrays = Mapping[str, Any]
 type Specs = Mapping[str, jax.ShapeDtypeStruct]
+type Function = Callable[[Arrays, Arrays], dict[str, Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,64 +33,89 @@ class Forward:
     """A method of a Task as a pure function `(weights, inputs) -> outputs`; each is a dict of arrays by name.
 
     Attributes:
-        function: the function, which can be traced by `jax.jit`.
+        function: the function, which `jax.jit` can trace with any number of rows.
         weights: name -> array on this host, in the precision of the forward pass.
-        inputs: name -> shape and dtype of one row of the entries of a batch that the method reads.
+        inputs: name -> shape and dtype of one row of what the method reads: entries of a batch, and the state.
+        state: names of the state among the inputs, "state/memory"; outputs of these names are its next values.
+        rounded: names of the inputs that the function casts to a lower precision.
     """
 
-    function: Callable[[Arrays, Arrays], dict[str, Any]]
+    function: Function
     weights: Mapping[str, np.ndarray]
     inputs: Specs
+    state: tuple[str, ...] = ()
 
     def batched(self, rows: Any) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns the inputs `[rows, ...]`; `rows` may be symbolic."""
         return {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in self.inputs.items()}
 
 
-def predict_of(found: LoadedRun, example: PyTree) -> Forward:
-    """Returns `Task.predict` of a trained model as a function.
+def forward_of(task: Task, model: nnx.Module, dtype: DTypeLike, example: PyTree, method: str = "predict") -> Forward:
+    """Returns a method of a Task, called with a model in evaluation mode, as a function.
+
+    The variables that the method changes, which have a row for each row of a batch, become inputs and outputs.
 
     Args:
-        found: the trained model.
-        example: one example, a pytree of jax.ShapeDtypeStruct.
+        task: the Task.
+        model: its model, in evaluation mode.
+        dtype: precision of the forward pass.
+        example: one example, a pytree of jax.ShapeDtypeStruct without the batch dimension.
+        method: name of the method, which is called like `predict`.
+
+    Raises:
+        TaskError: the method returns no arrays, or cannot be traced.
     """
-    predict, weights = _by_name(found, example)
-    entries = {_key(path): jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in jax.tree.leaves_with_path(example)}
+    call = _Call(task, model, dtype, example, method)
+    weights = {name: cast(variable.get_value(), dtype) for name, (_, variable) in call.variables.items()}
+    entries = {key(path): jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in jax.tree.leaves_with_path(example)}
     specs = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
-    batch = {name: jax.ShapeDtypeStruct((TRACED, *x.shape), x.dtype) for name, x in entries.items()}
-    read = _read_by(predict, specs, batch)
+    kept = call.state_of_rows()
+    rows = specs[kept[0]].shape[0] if kept else TRACED
+    batch = {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in entries.items()}
+    with author_errors_reported(task, method, jax.tree.unflatten(call.structure, list(batch.values()))):
+        read, changed = _trace(call, specs, batch)
+    state = {f"{STATE}{name}": name for name in kept if name in changed}
 
     def function(weights: Arrays, inputs: Arrays) -> dict[str, Any]:
         rows = next(iter(inputs.values())).shape[0]
         zeros = {name: jnp.zeros((rows, *x.shape), x.dtype) for name, x in entries.items() if name not in read}
-        return predict(weights, {**inputs, **zeros})
+        values = {**weights, **{name: inputs[outer] for outer, name in state.items()}}
+        outputs, after = call(values, {**zeros, **{name: x for name, x in inputs.items() if name not in state}})
+        return outputs | {outer: after[name].astype(inputs[outer].dtype) for outer, name in state.items()}
 
-    arrays = {name: np.asarray(x) for name, x in weights.items()}
-    return Forward(function, arrays, {name: x for name, x in entries.items() if name in read})
+    inputs = {name: x for name, x in entries.items() if name in read}
+    inputs |= {outer: jax.ShapeDtypeStruct(specs[name].shape[1:], specs[name].dtype) for outer, name in state.items()}
+    if not inputs:
+        raise TaskError(f"{type(task).__name__}.{method}: reads nothing of a batch, so there is no program to export.")
+    arrays = {name: np.asarray(x) for name, x in weights.items() if name not in state.values()}
+    return Forward(function, arrays, inputs, tuple(state))
 
 
-def _by_name(
-    found: LoadedRun, example: PyTree
-) -> tuple[Callable[[Arrays, Arrays], dict[str, Any]], dict[str, jax.Array]]:
-    """Returns the predictions as a function of weights and of the entries of a batch, and the weights; all by name."""
-    mesh = make_mesh(MeshSpec(), jax.local_devices()[:1])
-    task, config = found.task, found.config
-    dtype = build_evaluation_program(
-        task, mesh, config.train, config.sharding, config.optimizer.trainable
-    ).compute_dtype
-    leaves, structure = jax.tree.flatten_with_path(example)
-    # The keys of random numbers are constants of the program, which draws none in evaluation mode.
-    definition, keys, state = nnx.split(found.model, nnx.RngState, ...)
-    variables = {name_of(path): (path, variable) for path, variable in nnx.to_flat_state(state)}
+class _Call:
+    """A call of the method with the variables of the model and the entries of a batch by name."""
 
-    def predict(weights: Arrays, batch: Arrays) -> dict[str, Any]:
-        values = [(path, variable.replace(weights[name])) for name, (path, variable) in variables.items()]
-        model = nnx.merge(definition, keys, nnx.from_flat_state(values))
-        examples = jax.tree.unflatten(structure, [batch[_key(path)] for path, _ in leaves])
-        result = task.predict(model, cast(examples, dtype, task.full_precision))
-        return {_key(path) or SINGLE: x for path, x in jax.tree.leaves_with_path(result)}
+    def __init__(self, task: Task, model: nnx.Module, dtype: DTypeLike, example: PyTree, method: str):
+        self._task, self._dtype, self._method = task, dtype, method
+        leaves, self.structure = jax.tree.flatten_with_path(example)
+        self._entries = [key(path) for path, _ in leaves]
+        # The keys of random numbers are constants of the program, which draws none in evaluation mode.
+        self._definition, self._keys, state = nnx.split(model, nnx.RngState, ...)
+        self.variables = {name_of(path): (path, variable) for path, variable in nnx.to_flat_state(state)}
+        """Name -> path and variable of the model."""
 
-    return predict, {name: cast(variable.get_value(), dtype) for name, (_, variable) in variables.items()}
+    def __call__(self, values: Arrays, batch: Arrays) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Returns the outputs and the variables after the call."""
+        state = [(path, variable.replace(values[name])) for name, (path, variable) in self.variables.items()]
+        model = nnx.merge(self._definition, self._keys, nnx.from_flat_state(state))
+        examples = jax.tree.unflatten(self.structure, [batch[name] for name in self._entries])
+        result = getattr(self._task, self._method)(model, cast(examples, self._dtype, self._task.full_precision))
+        after = {name_of(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model))}
+        return {key(path) or SINGLE: x for path, x in jax.tree.leaves_with_path(result)}, after
+
+    def state_of_rows(self) -> list[str]:
+        """Returns the names of the variables that may have a row for each row of a batch."""
+        kinds = self._task.model_state
+        return [name for name, (_, variable) in self.variables.items() if kinds and isinstance(variable, kinds)]
 
 
 def name_of(path: Sequence[Any]) -> str:
@@ -93,12 +123,20 @@ def name_of(path: Sequence[Any]) -> str:
     return "/".join(map(str, path))
 
 
-def _key(path: Any) -> str:
+def key(path: Any) -> str:
+    """Returns the name of an entry of a pytree: "agents/position"; "" for the whole tree."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _read_by(predict: Callable[[Arrays, Arrays], Arrays], weights: Specs, batch: Specs) -> set[str]:
-    """Returns the names of the entries of a batch that the predictions depend on."""
-    jaxpr = jax.make_jaxpr(lambda batch, weights: predict(weights, batch))(batch, weights).jaxpr
+def _trace(call: _Call, weights: Specs, batch: Specs) -> tuple[set[str], set[str]]:
+    """Returns the names of the entries of a batch that the call reads, and of the variables that it changes."""
+    changed: set[str] = set()
+
+    def function(batch: Arrays, weights: Arrays) -> tuple[Any, Any]:
+        outputs, after = call(weights, batch)
+        changed.update(name for name, x in weights.items() if after.get(name) is not x)
+        return outputs, {name: after[name] for name in changed}
+
+    jaxpr = jax.make_jaxpr(function)(batch, weights).jaxpr
     used = {id(x) for equation in jaxpr.eqns for x in equation.invars} | {id(x) for x in jaxpr.outvars}
-    return {name for name, x in zip(sorted(batch), jaxpr.invars[: len(batch)], strict=True) if id(x) in used}
+    return {name for name, x in zip(sorted(batch), jaxpr.invars[: len(batch)], strict=True) if id(x) in used}, changed

@@ -1,0 +1,163 @@
+"""Programs in StableHLO, which `jax.export` writes and any later JAX of the next months runs."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax import export
+
+from engine.base.errors import ConfigError, TaskError, did_you_mean, first_line
+from engine.base.user_errors import location
+from engine.bundles.forward import Arrays, Forward, Specs
+from engine.training.author_errors import leaf_text
+
+BATCH = "batch"
+"""Name of the number of rows, in the shapes of a program that takes any number."""
+PLATFORMS = ("cpu", "cuda", "tpu")
+"""Platforms of a program by default."""
+ALL_PLATFORMS = (*PLATFORMS, "rocm")
+
+type Shapes = Mapping[str, str]
+"""Name of an input -> its dimensions with the batch: "batch, length"."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """An exported program.
+
+    Attributes:
+        stablehlo: the serialized `jax.export.Exported` of `(weights, inputs) -> outputs`, or of `inputs -> outputs` if
+            it holds the weights.
+        inputs: name -> shape and dtype; a dimension of any size is symbolic.
+        outputs: likewise.
+        version: version of the calling convention of `jax.export`.
+    """
+
+    stablehlo: bytes
+    inputs: Specs
+    outputs: Specs
+    version: int
+
+
+def input_specs(forward: Forward, rows: int | None, shapes: Shapes, where: str) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the inputs of a program with their batch.
+
+    Args:
+        forward: the function.
+        rows: rows of each call; None: any number.
+        shapes: other dimensions of some inputs.
+        where: name of the entry point, for error texts.
+
+    Raises:
+        ConfigError: a shape names no input, or does not fit to it.
+    """
+    for name in shapes:
+        if name not in forward.inputs:
+            raise ConfigError(
+                f"--shape={name}:...: {where} reads no input {name!r}.{did_you_mean(name, forward.inputs)} Inputs: "
+                f"{', '.join(forward.inputs)}."
+            )
+    batch = BATCH if rows is None else str(rows)
+    scope, found = export.SymbolicScope(), {}
+    for name, x in forward.inputs.items():
+        text = shapes.get(name) or ", ".join([batch, *map(str, x.shape)])
+        try:
+            dimensions = export.symbolic_shape(text, scope=scope)
+        except Exception as error:  # JAX has errors of its own for this
+            raise ConfigError(
+                f"--shape={name}:{text}: {first_line(error)}. Write numbers and names: batch, 8."
+            ) from error
+        wanted = [*map(str, x.shape)]
+        if len(dimensions) != len(wanted) + 1:
+            raise ConfigError(
+                f"--shape={name}:{text}: found {len(dimensions)} dimensions, but {name} has {len(wanted) + 1}: "
+                f"{', '.join([batch, *wanted])}."
+            )
+        found[name] = jax.ShapeDtypeStruct(dimensions, x.dtype)
+    return found
+
+
+def export_program(
+    forward: Forward,
+    inputs: Specs,
+    where: str,
+    platforms: Sequence[str] = PLATFORMS,
+    holds_weights: bool = False,
+) -> Program:
+    """Exports a function.
+
+    Args:
+        forward: the function.
+        inputs: shapes of its inputs, with symbolic dimensions.
+        where: "Task.method", for error texts.
+        platforms: on which the program runs.
+        holds_weights: the program holds the weights as constants.
+
+    Raises:
+        TaskError: the function cannot be traced with these shapes.
+    """
+    weights = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in forward.weights.items()}
+    function: Callable[..., dict[str, Any]] = forward.function
+    arguments: tuple[Specs, ...] = (weights, inputs)
+    if holds_weights:
+        function, arguments = lambda inputs: forward.function(forward.weights, inputs), (inputs,)
+    try:
+        with _without_source_files():
+            exported = export.export(jax.jit(function), platforms=list(platforms))(*arguments)
+    except Exception as error:  # JAX has many, such as its own for the comparison of symbols
+        raise _explained(error, where, inputs) from error
+    outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
+    specs = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in outputs.items()}
+    return Program(_serialized(exported), inputs, specs, exported.calling_convention_version)
+
+
+def compiled(stablehlo: bytes, weights: Arrays | None) -> Callable[[Arrays], dict[str, Any]]:
+    """Returns a serialized program as a function `inputs -> outputs`; weights of None are inside of it."""
+    call = jax.jit(export.deserialize(bytearray(stablehlo)).call)
+    if weights is None:
+        return lambda inputs: jax.device_get(call(dict(inputs)))
+    placed = jax.device_put(dict(weights))
+    return lambda inputs: jax.device_get(call(placed, dict(inputs)))
+
+
+def symbols_of(inputs: Specs) -> Iterator[str]:
+    """Yields the names of the dimensions of any size."""
+    yield from dict.fromkeys(str(size) for x in inputs.values() for size in x.shape if not isinstance(size, int))
+
+
+@contextlib.contextmanager
+def _without_source_files() -> Iterator[None]:
+    """Leaves the paths of source files out of programs, so that every machine writes the same bytes."""
+    before = jax.config.jax_hlo_source_file_canonicalization_regex
+    jax.config.update("jax_hlo_source_file_canonicalization_regex", ".*")
+    try:
+        yield
+    finally:
+        jax.config.update("jax_hlo_source_file_canonicalization_regex", before)
+
+
+def _serialized(exported: export.Exported) -> bytes:
+    try:
+        return bytes(exported.serialize())
+    except ImportError as error:
+        raise ConfigError(
+            f"--format=stablehlo: the package {error.name or 'flatbuffers'} is missing, with which JAX writes programs. "
+            "Install it: pip install 'convoy-engine[bundles]'"
+        ) from error
+
+
+def _explained(error: Exception, where: str, inputs: Specs) -> TaskError:
+    place = f" ({found})" if (found := location(error)) else ""
+    symbols, advice = list(symbols_of(inputs)), "Change the method"
+    if symbols:
+        advice = (
+            f"In a program for any {' and '.join(symbols)}, use x.shape[0] instead of len(x), and no condition on a size; "
+            "or export it for one size: --batch=N, --shape=NAME:SIZE,SIZE"
+        )
+    shapes = ", ".join(f"{name} {leaf_text(x)}" for name, x in inputs.items())
+    return TaskError(
+        f"{where}: cannot be exported with the inputs {shapes}{place}: {type(error).__name__}: {first_line(error)}. "
+        f"{advice}."
+    )
