@@ -38,9 +38,9 @@ def exported(method: Any = None, /, *, inputs: Inputs | None = None, shapes: Map
 
     The method is called like `predict`, with the model in evaluation mode and a batch, and returns a pytree of arrays.
 
-        @engine.exported(inputs=lambda task: {"tokens": np.zeros((2, 16), np.int32)}, shapes={"tokens": "batch, length"})
+        @engine.exported(inputs=lambda task: {"text": np.zeros((2, 16), np.int32)}, shapes={"text": "batch, length"})
         def embed(self, model, batch):
-            return {"embedding": model.embed(batch["tokens"])}  # [batch, length, width]
+            return {"embedding": model.embed(batch["text"])}  # [batch, length, width]
 
     Args:
         method: the method, for use without parentheses.

@@ -37,7 +37,6 @@ class Forward:
         weights: name -> array on this host, in the precision of the forward pass.
         inputs: name -> shape and dtype of one row of what the method reads: entries of a batch, and the state.
         state: names of the state among the inputs, "state/memory"; outputs of these names are its next values.
-        rounded: names of the inputs that the function casts to a lower precision.
     """
 
     function: Function
@@ -50,10 +49,12 @@ class Forward:
         return {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in self.inputs.items()}
 
 
-def forward_of(task: Task, model: nnx.Module, dtype: DTypeLike, example: PyTree, method: str = "predict") -> Forward:
+def forward_of(
+    task: Task, model: nnx.Module, dtype: DTypeLike, example: PyTree, method: str = "predict", rows: int = TRACED
+) -> Forward:
     """Returns a method of a Task, called with a model in evaluation mode, as a function.
 
-    The variables that the method changes, which have a row for each row of a batch, become inputs and outputs.
+    The variables of `Task.model_state` that the method changes, the memory of a model, become inputs and outputs.
 
     Args:
         task: the Task.
@@ -61,16 +62,19 @@ def forward_of(task: Task, model: nnx.Module, dtype: DTypeLike, example: PyTree,
         dtype: precision of the forward pass.
         example: one example, a pytree of jax.ShapeDtypeStruct without the batch dimension.
         method: name of the method, which is called like `predict`.
+        rows: rows of the memory of the model, which are those of a training batch.
 
     Raises:
-        TaskError: the method returns no arrays, or cannot be traced.
+        TaskError: the method reads nothing of a batch, or an entry that the batch lacks.
     """
     call = _Call(task, model, dtype, example, method)
-    weights = {name: cast(variable.get_value(), dtype) for name, (_, variable) in call.variables.items()}
+    weights = {
+        name: cast(variable.get_value(), dtype) if isinstance(variable, nnx.Param) else variable.get_value()
+        for name, (_, variable) in call.variables.items()
+    }
     entries = {key(path): jax.ShapeDtypeStruct(x.shape, x.dtype) for path, x in jax.tree.leaves_with_path(example)}
     specs = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
-    kept = call.state_of_rows()
-    rows = specs[kept[0]].shape[0] if kept else TRACED
+    kept = [name for name in call.model_state() if specs[name].shape[:1] == (rows,)]
     batch = {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in entries.items()}
     with author_errors_reported(task, method, jax.tree.unflatten(call.structure, list(batch.values()))):
         read, changed = _trace(call, specs, batch)
@@ -112,8 +116,8 @@ class _Call:
         after = {name_of(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model))}
         return {key(path) or SINGLE: x for path, x in jax.tree.leaves_with_path(result)}, after
 
-    def state_of_rows(self) -> list[str]:
-        """Returns the names of the variables that may have a row for each row of a batch."""
+    def model_state(self) -> list[str]:
+        """Returns the names of the variables that a method may change: those of `Task.model_state`."""
         kinds = self._task.model_state
         return [name for name, (_, variable) in self.variables.items() if kinds and isinstance(variable, kinds)]
 

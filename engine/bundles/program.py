@@ -104,7 +104,7 @@ def export_program(
     if holds_weights:
         function, arguments = lambda inputs: forward.function(forward.weights, inputs), (inputs,)
     try:
-        with _without_source_files():
+        with _without_source_lines():
             exported = export.export(jax.jit(function), platforms=list(platforms))(*arguments)
     except Exception as error:  # JAX has many, such as its own for the comparison of symbols
         raise _explained(error, where, inputs) from error
@@ -114,11 +114,18 @@ def export_program(
 
 
 def compiled(stablehlo: bytes, weights: Arrays | None) -> Callable[[Arrays], dict[str, Any]]:
-    """Returns a serialized program as a function `inputs -> outputs`; weights of None are inside of it."""
-    call = jax.jit(export.deserialize(bytearray(stablehlo)).call)
+    """Returns a serialized program as a function `inputs -> outputs`.
+
+    Args:
+        stablehlo: the program.
+        weights: name -> array, also of other entry points; None if the program holds them.
+    """
+    exported = export.deserialize(bytearray(stablehlo))
+    call = jax.jit(exported.call)
     if weights is None:
         return lambda inputs: jax.device_get(call(dict(inputs)))
-    placed = jax.device_put(dict(weights))
+    (names, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+    placed = jax.device_put({name: weights[name] for name in names})
     return lambda inputs: jax.device_get(call(placed, dict(inputs)))
 
 
@@ -127,15 +134,20 @@ def symbols_of(inputs: Specs) -> Iterator[str]:
     yield from dict.fromkeys(str(size) for x in inputs.values() for size in x.shape if not isinstance(size, int))
 
 
+_NO_SOURCE = {"jax_traceback_in_locations_limit": 0, "jax_hlo_source_file_canonicalization_regex": ".*"}
+
+
 @contextlib.contextmanager
-def _without_source_files() -> Iterator[None]:
-    """Leaves the paths of source files out of programs, so that every machine writes the same bytes."""
-    before = jax.config.jax_hlo_source_file_canonicalization_regex
-    jax.config.update("jax_hlo_source_file_canonicalization_regex", ".*")
+def _without_source_lines() -> Iterator[None]:
+    """Leaves source files and their lines out of programs, so that every machine writes the same bytes."""
+    before = {name: getattr(jax.config, name) for name in _NO_SOURCE}
     try:
+        for name, value in _NO_SOURCE.items():
+            jax.config.update(name, value)
         yield
     finally:
-        jax.config.update("jax_hlo_source_file_canonicalization_regex", before)
+        for name, value in before.items():
+            jax.config.update(name, value)
 
 
 def _serialized(exported: export.Exported) -> bytes:
@@ -143,8 +155,8 @@ def _serialized(exported: export.Exported) -> bytes:
         return bytes(exported.serialize())
     except ImportError as error:
         raise ConfigError(
-            f"--format=stablehlo: the package {error.name or 'flatbuffers'} is missing, with which JAX writes programs. "
-            "Install it: pip install 'convoy-engine[bundles]'"
+            f"--format=stablehlo: JAX needs the package {error.name or 'flatbuffers'} to write programs. "
+            "Install it: pip install 'convoy-engine[bundle]'"
         ) from error
 
 
@@ -153,8 +165,8 @@ def _explained(error: Exception, where: str, inputs: Specs) -> TaskError:
     symbols, advice = list(symbols_of(inputs)), "Change the method"
     if symbols:
         advice = (
-            f"In a program for any {' and '.join(symbols)}, use x.shape[0] instead of len(x), and no condition on a size; "
-            "or export it for one size: --batch=N, --shape=NAME:SIZE,SIZE"
+            f"In a program for any {' and '.join(symbols)}, use x.shape[0] instead of len(x), and no condition on a "
+            "size; or export it for one size: --batch=N, --shape=NAME:SIZE,SIZE"
         )
     shapes = ", ".join(f"{name} {leaf_text(x)}" for name, x in inputs.items())
     return TaskError(

@@ -1,0 +1,157 @@
+"""Exports one entry point of a trained Task: its programs, checked against the engine, and its samples."""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from engine.api.saved_run import LoadedRun
+from engine.bundles.bundle import INPUTS, OUTPUTS, save_arrays
+from engine.bundles.exported import Entry
+from engine.bundles.forward import Specs, forward_of
+from engine.bundles.manifest import Array, EntryPoint
+from engine.bundles.options import STABLEHLO, Options
+from engine.bundles.parity import checked, differences, run_frames, variants
+from engine.bundles.program import compiled, export_program, input_specs
+from engine.bundles.samples import ROWS, SampleData, engine_function, entry_batches, first_state
+from engine.data.source import ArraySource, example_spec
+from engine.metrics.values import pad_rows
+
+WEIGHTS = "weights.safetensors"
+TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "bfloat16": 2e-2, "float16": 4e-3}
+"""Largest accepted difference of an output, relative to max(1, |largest value|), by the precision of the model."""
+
+type Arrays = Mapping[str, Any]
+type Call = Callable[[Arrays], Mapping[str, np.ndarray]]
+type Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class ExportedEntry:
+    """An entry point and its files.
+
+    Attributes:
+        entry: its description in the manifest.
+        files: name -> content.
+        weights: name -> array, for the file of weights.
+    """
+
+    entry: EntryPoint
+    files: Mapping[str, bytes]
+    weights: Mapping[str, np.ndarray]
+
+
+class EntryExporter:
+    """Exports an entry point.
+
+    Args:
+        found: the trained model.
+        data: the dataset of the samples.
+        entry: the entry point.
+        options: what the bundle holds.
+        say: called with sentences for the user.
+
+    Raises:
+        TaskError: the method cannot be traced.
+        ConfigError: the options do not fit to its inputs.
+    """
+
+    def __init__(self, found: LoadedRun, data: SampleData, entry: Entry, options: Options, say: Say):
+        self.name, self.where = entry.name, f"{type(found.task).__name__}.{entry.name}"
+        self._options, self._say = options, say
+        self.example = data.example
+        if entry.inputs is not None:
+            arrays = {name: np.asarray(x) for name, x in entry.inputs(data.task).items()}
+            self.example = example_spec(ArraySource(arrays))
+        self.dtype = np.dtype(data.program.compute_dtype)
+        self.forward = forward_of(
+            data.task, found.model, self.dtype, self.example, entry.name, found.config.train.global_batch_size
+        )
+        shapes = {**entry.shapes, **{name: x for name, x in options.shapes.items() if name in self.forward.inputs}}
+        self.inputs = input_specs(self.forward, options.rows, shapes, self.where)
+        self._batches = entry_batches(entry, data, bool(self.forward.state), options.rows or ROWS)
+        self._frames = [_fitted(batch, self.inputs) for batch in self._batches]
+        self._state = first_state(data, self.forward.state)
+        self._engine = engine_function(found, data, entry, self.example)
+        self.cases = list(variants(self.inputs, self._frames, self._state))
+        """Inputs of the samples and of other sizes, each with the state before them."""
+
+    @functools.cached_property
+    def expected(self) -> list[dict[str, np.ndarray]]:
+        """What the engine computes from each case."""
+
+        def call(given: Arrays) -> Mapping[str, np.ndarray]:
+            rows = next(iter(given.values())).shape[0]
+            return self._engine({**{name: x[:rows] for name, x in self._batches[0].items()}, **given})
+
+        return [run_frames(call, *case) for case in self.cases]
+
+    @property
+    def tolerance(self) -> float:
+        """Largest accepted difference."""
+        return TOLERANCE[self.dtype.name]
+
+    def parity(self, call: Call, kind: str) -> dict[str, float]:
+        """Returns the largest difference of each output of a program. Raises BundleError above the tolerance."""
+        found = [
+            differences(run_frames(call, *case), want) for case, want in zip(self.cases, self.expected, strict=True)
+        ]
+        largest = {name: max(one[name] for one in found) for name in found[0]}
+        self._say(checked(self.where, kind, largest, self.tolerance))
+        return largest
+
+    def export(self) -> ExportedEntry:
+        """Returns the entry point with its files. Raises TaskError or BundleError."""
+        programs, files = {}, {}
+        if STABLEHLO in self._options.formats:
+            programs[STABLEHLO] = self._stablehlo(files)
+        samples = f"samples/{self.name}.safetensors"
+        inputs = self._frames[0] if not self._state else _stacked(self._frames)
+        files[samples] = save_arrays(
+            {f"{INPUTS}{name}": x for name, x in {**inputs, **self._state}.items()}
+            | {f"{OUTPUTS}{name}": x for name, x in self.expected[0].items()}
+        )
+        weights = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in self.forward.weights.items()}
+        outputs = jax.eval_shape(self.forward.function, weights, self.inputs)
+        entry = EntryPoint(
+            self.name, _arrays(self.inputs), _arrays(outputs), programs, samples, self.tolerance, self.forward.state
+        )
+        return ExportedEntry(entry, files, {} if self._options.holds_weights else self.forward.weights)
+
+    def _stablehlo(self, files: dict[str, bytes]) -> dict[str, Any]:
+        """Adds the program to the files, and returns its properties."""
+        inside, file = self._options.holds_weights, f"{self.name}.{STABLEHLO}"
+        program = export_program(self.forward, self.inputs, self.where, self._options.platforms, inside)
+        files[file] = program.stablehlo
+        call = compiled(program.stablehlo, None if inside else self.forward.weights)
+        return {
+            "file": file,
+            "weights": None if inside else WEIGHTS,
+            "platforms": list(self._options.platforms),
+            "version": program.version,
+            "parity": self.parity(call, "StableHLO"),
+        }
+
+
+def _fitted(batch: Arrays, inputs: Specs) -> dict[str, np.ndarray]:
+    """Returns the inputs of a program from a batch, cut or padded to the fixed sizes of their dimensions."""
+    found = {}
+    for name, x in batch.items():
+        if name in inputs:
+            sizes = [size if isinstance(size, int) else n for n, size in zip(x.shape, inputs[name].shape, strict=True)]
+            found[name] = pad_rows(x[tuple(map(slice, sizes))], sizes[1:])
+    return found
+
+
+def _stacked(frames: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
+
+
+def _arrays(specs: Specs) -> dict[str, Array]:
+    def size(n: Any) -> int | str:
+        return n if isinstance(n, int) else str(n)
+
+    return {name: Array(tuple(map(size, x.shape)), np.dtype(x.dtype).name) for name, x in specs.items()}

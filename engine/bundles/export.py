@@ -1,0 +1,61 @@
+"""Exports a run as a bundle, which is written only if its programs compute what the engine does."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from engine.api.saved_evaluations import log
+from engine.api.saved_run import SavedRun, load
+from engine.bundles import bundle
+from engine.bundles.entry_export import WEIGHTS, EntryExporter
+from engine.bundles.exported import entries_of
+from engine.bundles.manifest import FORMAT, entry_json
+from engine.bundles.options import Options
+from engine.bundles.provenance import provenance
+from engine.bundles.samples import sample_data
+from engine.training.task import Task
+
+
+def export_bundle(
+    run: str | Path,
+    out: str | Path,
+    *,
+    step: int | str | None = None,
+    task: Task | None = None,
+    options: Options | None = None,
+    on_message: Callable[[str], None] = log,
+) -> bundle.Bundle:
+    """Writes a trained model as a bundle: programs, weights, samples, and a manifest that says where they are from.
+
+    The entry points are `Task.predict` and the methods marked with `engine.exported`. Nothing is written if a program
+    differs from the engine. The same run gives the same bytes.
+
+    Args:
+        run: the run directory.
+        out: the folder, or a zip file if it ends with ".zip". A bundle there is replaced.
+        step: step of the checkpoint, "latest", or "best"; None as for `engine.load`.
+        task: the Task, if the run was started with a Task object.
+        options: what the bundle holds; None: a StableHLO program for any number of rows.
+        on_message: called with sentences for the user.
+
+    Raises:
+        BundleError: a program computes something else than the engine.
+        TaskError: an entry point cannot be exported.
+        ConfigError: an option is not valid, or the bundle cannot be written.
+    """
+    path, options = Path(out), options or Options()
+    bundle.check_replaceable(path)
+    saved = SavedRun(run)
+    config = saved.changed_config(options.overrides)
+    found = load(run, step=saved.choose(step), task=task)
+    data = sample_data(found, config, options.evaluation)
+    exported = [EntryExporter(found, data, entry, options, on_message).export() for entry in entries_of(found.task)]
+    files = dict(bundle.standalone_files())
+    weights = {}
+    for one in exported:
+        files |= one.files
+        weights |= one.weights
+    if weights:
+        files[WEIGHTS] = bundle.save_arrays(weights)
+    entries = {one.entry.name: entry_json(one.entry) for one in exported}
+    bundle.write(path, {"format": FORMAT, "entries": entries, **provenance(saved, found)}, files)
+    return bundle.Bundle(path)
