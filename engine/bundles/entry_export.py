@@ -71,7 +71,7 @@ class EntryExporter:
             data.task, found.model, self.dtype, self.example, entry.name, found.config.train.global_batch_size
         )
         shapes = {**entry.shapes, **{name: x for name, x in options.shapes.items() if name in self.forward.inputs}}
-        self.inputs = input_specs(self.forward, options.rows, shapes, self.where)
+        self.inputs = input_specs(self.forward, options.rows, shapes)
         self._batches = entry_batches(entry, data, bool(self.forward.state), options.rows or ROWS)
         self._frames = [_fitted(batch, self.inputs) for batch in self._batches]
         self._state = first_state(data, self.forward.state)

@@ -1,10 +1,11 @@
 """Exports a run as a bundle, which is written only if its programs compute what the engine does."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from engine.api.saved_evaluations import log
 from engine.api.saved_run import SavedRun, load
+from engine.base.errors import ConfigError, did_you_mean
 from engine.bundles import bundle
 from engine.bundles.entry_export import WEIGHTS, EntryExporter
 from engine.bundles.exported import entries_of
@@ -48,7 +49,9 @@ def export_bundle(
     config = saved.changed_config(options.overrides)
     found = load(run, step=saved.choose(step), task=task)
     data = sample_data(found, config, options.evaluation)
-    exported = [EntryExporter(found, data, entry, options, on_message).export() for entry in entries_of(found.task)]
+    exporters = [EntryExporter(found, data, entry, options, on_message) for entry in entries_of(found.task)]
+    _check_names(options.shapes, {name: x for one in exporters for name, x in one.forward.inputs.items()})
+    exported = [one.export() for one in exporters]
     files = dict(bundle.standalone_files())
     weights = {}
     for one in exported:
@@ -59,3 +62,12 @@ def export_bundle(
     entries = {one.entry.name: entry_json(one.entry) for one in exported}
     bundle.write(path, {"format": FORMAT, "entries": entries, **provenance(saved, found)}, files)
     return bundle.Bundle(path)
+
+
+def _check_names(names: Collection[str], inputs: Collection[str]) -> None:
+    for name in names:
+        if name not in inputs:
+            raise ConfigError(
+                f"--shape={name}: no entry point reads such an input.{did_you_mean(name, inputs)} Inputs: "
+                f"{', '.join(inputs)}."
+            )

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 from jax import export
 
-from engine.base.errors import ConfigError, TaskError, did_you_mean, first_line
+from engine.base.errors import ConfigError, TaskError, first_line
 from engine.base.user_errors import location
 from engine.bundles.forward import Arrays, Forward, Specs
 from engine.training.author_errors import leaf_text
@@ -41,24 +41,17 @@ class Program:
     version: int
 
 
-def input_specs(forward: Forward, rows: int | None, shapes: Shapes, where: str) -> dict[str, jax.ShapeDtypeStruct]:
+def input_specs(forward: Forward, rows: int | None, shapes: Shapes) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the inputs of a program with their batch.
 
     Args:
         forward: the function.
         rows: rows of each call; None: any number.
         shapes: other dimensions of some inputs.
-        where: name of the entry point, for error texts.
 
     Raises:
-        ConfigError: a shape names no input, or does not fit to it.
+        ConfigError: a shape cannot be read, or has another number of dimensions than its input.
     """
-    for name in shapes:
-        if name not in forward.inputs:
-            raise ConfigError(
-                f"--shape={name}:...: {where} reads no input {name!r}.{did_you_mean(name, forward.inputs)} Inputs: "
-                f"{', '.join(forward.inputs)}."
-            )
     batch = BATCH if rows is None else str(rows)
     scope, found = export.SymbolicScope(), {}
     for name, x in forward.inputs.items():
@@ -170,6 +163,10 @@ def _explained(error: Exception, where: str, inputs: Specs) -> TaskError:
         )
     shapes = ", ".join(f"{name} {leaf_text(x)}" for name, x in inputs.items())
     return TaskError(
-        f"{where}: cannot be exported with the inputs {shapes}{place}: {type(error).__name__}: {first_line(error)}. "
+        f"{where}: cannot be exported with the inputs {shapes}{place}: {type(error).__name__}: {_line(error)}. "
         f"{advice}."
     )
+
+
+def _line(error: Exception) -> str:
+    return first_line(error).rstrip(".")

@@ -29,6 +29,7 @@ EXAMPLES = """
   convoy checkpoints runs/digits                                      list steps, sizes and results
   convoy checkpoints verify runs/digits                               compare every file with its hash
   convoy export runs/digits --out=digits.safetensors                  write its weights
+  convoy export runs/digits --format=stablehlo --out=digits           or its program
   convoy import weights.safetensors --config=configs.digits           match weights of another program
   convoy runs --sort=-heldout/accuracy                                list the runs in runs/, the best first
   convoy runs lineage runs/digits                                     print where it came from and went to

@@ -1,11 +1,11 @@
-"""`convoy export`: writes the weights of a run for use outside of training."""
+"""`convoy export`: writes the weights of a run, or a bundle that runs without the engine."""
 
 import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.base.errors import CheckpointError, ConfigError
-from engine.cli import common
+from engine.cli import bundle_flags, common
 from engine.cluster.exit_status import ExitStatus
 
 if TYPE_CHECKING:
@@ -21,6 +21,12 @@ any. FILE.lineage.json says where they are from; FILE.MODEL_CARD.md is a model c
 --format=hf writes the names and shapes that the `pretrained` tables of the model give,
 of the whole model or of a --part, with adapters merged. In a folder, config.json is
 written, too, if the Task has a method config_json.
+
+  convoy export runs/digits --format=stablehlo --out=digits     a bundle for a vehicle
+
+A bundle is a folder, or NAME.zip: programs, weights, samples, and bundle.json, which
+says where they are from. It is written only if the programs compute what the engine
+does. python digits/check.py checks it on any machine with jax or onnxruntime.
 """
 FORMATS = ("safetensors", "hf")
 CARD_FLAGS = ("intended_use", "limits", "group", "no_card")
@@ -34,13 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("run", help="run directory")
-    parser.add_argument("--out", required=True, metavar="PATH", help="FILE.safetensors; with --format=hf, or a folder")
-    parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="whose names (default: safetensors)")
+    parser.add_argument("--out", required=True, metavar="PATH", help="FILE.safetensors; a folder or NAME.zip")
+    parser.add_argument(
+        "--format", default=FORMATS[0], metavar="NAME", help="safetensors (default), hf, stablehlo, onnx"
+    )
     parser.add_argument("--part", metavar="PATH", help="with --format=hf: part of the model, such as backbone")
     parser.add_argument(
         "--like", metavar="WEIGHTS", help="with --format=hf: weights of the other program, which must have these arrays"
     )
     add_flags(parser)
+    bundle_flags.add_flags(parser)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -65,16 +74,30 @@ def check_flags(args: argparse.Namespace, is_export: bool = True) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """Runs `convoy export`."""
+    formats = args.format.split(",")
+    if set(formats) <= set(bundle_flags.FORMATS):
+        check_flags(args, is_export=False)
+        _refuse_flags(args)
+        bundle_flags.write(args, formats, overrides)
+        return ExitStatus.DONE
+    if args.format not in FORMATS:
+        allowed = ", ".join((*FORMATS, *bundle_flags.FORMATS))
+        raise ConfigError(f"--format={args.format}: allowed are {allowed}, and stablehlo,onnx for both.")
     common.refuse_overrides(overrides, "export")
     check_flags(args)
+    bundle_flags.refuse(args)
     out = Path(args.out)
     if args.format == "hf":
         write(args, out if out.suffix == SUFFIX else out / f"model{SUFFIX}", is_foreign=True)
         return ExitStatus.DONE
-    if flags := [flag for flag in OF_HF if getattr(args, flag)]:
-        raise ConfigError(f"--{flags[0]}: concerns --format=hf. Add it, or leave --{flags[0]} out.")
+    _refuse_flags(args)
     write(args, out)
     return ExitStatus.DONE
+
+
+def _refuse_flags(args: argparse.Namespace) -> None:
+    if flags := [flag for flag in OF_HF if getattr(args, flag)]:
+        raise ConfigError(f"--{flags[0]}: concerns --format=hf. Add it, or leave --{flags[0]} out.")
 
 
 def write(args: argparse.Namespace, file: Path, is_foreign: bool = False) -> None:

@@ -52,7 +52,11 @@ _VERBS = (
     Verb("plan", "choose mesh, remat, microbatches and memory settings for hardware that may be absent"),
     Verb("compile", "compile the programs of a run (first state, step, evaluations) before it starts"),
     Verb("checkpoints", "list or verify the checkpoints of a run"),
-    Verb("export", "write the weights of a run as safetensors, for this or another program"),
+    Verb(
+        "export",
+        "write the weights of a run, or a bundle that runs without the engine",
+        short_overrides=("--evaluations.",),
+    ),
     Verb("import", "match weights of another program with a model, check and convert them"),
     Verb(
         "runs",

@@ -1,0 +1,61 @@
+"""The flags of `convoy export` that concern bundles."""
+
+import argparse
+
+from engine.base.errors import ConfigError
+
+FORMATS = ("stablehlo", "onnx")
+FLAGS = {"batch": "any", "shape": [], "platforms": "cpu,cuda,tpu", "weights": "file", "evaluation": None}
+"""Flag -> its default. Other formats do not have them."""
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags."""
+    group = parser.add_argument_group(
+        "bundle (--format=stablehlo, onnx or stablehlo,onnx)",
+        "--evaluations.NAME.data.ARGUMENT=VALUE changes the data of the samples",
+    )
+    group.add_argument("--batch", default=FLAGS["batch"], metavar="N", help="rows of each call (default: any)")
+    group.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        metavar="NAME:SIZES",
+        help="dimensions of an input, numbers or names of any size: --shape=tokens:batch,length",
+    )
+    group.add_argument("--platforms", default=FLAGS["platforms"], metavar="NAMES", help="default: cpu,cuda,tpu")
+    group.add_argument("--weights", choices=("file", "inside"), default="file", help="of StableHLO (default: file)")
+    group.add_argument("--evaluation", metavar="NAME", help="whose data gives the samples (default: the first)")
+
+
+def refuse(args: argparse.Namespace) -> None:
+    """Raises ConfigError for a flag of a bundle with another format."""
+    for name, default in FLAGS.items():
+        if getattr(args, name) != default:
+            raise ConfigError(f"--{name}: concerns a bundle. Add --format=stablehlo or --format=onnx, or leave it out.")
+
+
+def write(args: argparse.Namespace, formats: list[str], overrides: list[str]) -> None:
+    """Writes the bundle that the flags describe."""
+    from engine.cli import common
+
+    batch, shapes = args.batch, [text.partition(":") for text in args.shape]
+    if batch != "any" and not batch.isdecimal():
+        raise ConfigError(f"--batch={batch}: allowed is a number from 1, or any.")
+    if wrong := [f"{name}{colon}{sizes}" for name, colon, sizes in shapes if not (name and sizes)]:
+        raise ConfigError(f"--shape={wrong[0]}: found no sizes. Write NAME:SIZE,SIZE, such as tokens:batch,128.")
+    common.warn_of_missing_end(args.run)
+    with common.fast_import():
+        from engine.bundles.export import export_bundle
+        from engine.bundles.options import Options
+    options = Options(
+        formats=formats,
+        rows=None if batch == "any" else int(batch),
+        shapes={name: sizes for name, _, sizes in shapes},
+        platforms=args.platforms.split(","),
+        holds_weights=args.weights == "inside",
+        evaluation=args.evaluation,
+        overrides=overrides,
+    )
+    written = export_bundle(args.run, args.out, step=args.step, options=options, on_message=common.say)
+    print(f"wrote bundle {args.out}: {', '.join(written.entries)}")
