@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from engine.api.train import train
     from engine.augmentation.source import augmented
     from engine.base.errors import ConvoyError, DataError, TaskError
+    from engine.bundles.exported import exported
     from engine.data.context import Context
     from engine.data.ragged.balanced import Balanced
     from engine.data.ragged.packing import Packed
@@ -81,6 +82,7 @@ __all__ = [
     "evaluate_steps",
     "explain",
     "export",
+    "exported",
     "follow",
     "goodput",
     "hub",
@@ -102,6 +104,7 @@ __all__ = [
 _MODULES = {
     "engine": ("adapters", "augmentation", "hub", "layers", "metrics", "perception", "plot", "readers"),
     "engine.augmentation.source": ("augmented",),
+    "engine.bundles.exported": ("exported",),
     "engine.base.errors": ("ConvoyError", "DataError", "TaskError"),
     "engine.data.ragged.balanced": ("Balanced",),
     "engine.data.context": ("Context",),

@@ -142,5 +142,8 @@ def _trace(call: _Call, weights: Specs, batch: Specs) -> tuple[set[str], set[str
         return outputs, {name: after[name] for name in changed}
 
     jaxpr = jax.make_jaxpr(function)(batch, weights).jaxpr
-    used = {id(x) for equation in jaxpr.eqns for x in equation.invars} | {id(x) for x in jaxpr.outvars}
+    used = {id(x) for x in jaxpr.outvars}
+    for equation in reversed(jaxpr.eqns):
+        if any(id(x) in used for x in equation.outvars):
+            used |= {id(x) for x in equation.invars}
     return {name for name, x in zip(sorted(batch), jaxpr.invars[: len(batch)], strict=True) if id(x) in used}, changed
