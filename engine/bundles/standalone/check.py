@@ -1,0 +1,221 @@
+"""Checks a bundle: the hash of every file, and what each program computes from the samples.
+
+    python check.py [BUNDLE]     a folder or a zip file; without it, the folder of this file
+
+It needs numpy, and jax with flatbuffers for StableHLO, or onnxruntime for ONNX. The exit code is 0 only if at least one
+program ran and all agree with the samples. `bundle.json` says what the bundle holds.
+"""
+
+import hashlib
+import json
+import struct
+import sys
+import zipfile
+import zlib
+from pathlib import Path
+
+try:
+    import numpy as np
+except ImportError:
+    sys.exit("check.py: numpy is not installed. Install numpy, and jax with flatbuffers, or onnxruntime.")
+
+FORMAT = 1  # newest format of bundles that this file reads
+MANIFEST = "bundle.json"
+UNLISTED = (MANIFEST, f"{MANIFEST}.minisig")  # files whose hashes are not in bundle.json: itself and its signature
+BATCH = "batch"  # name of the number of rows in a shape
+TYPES = {"BOOL": "bool", "I": "int", "U": "uint", "F": "float", "BF": "bfloat"}  # of safetensors, before the bits
+
+
+class BundleError(Exception):
+    """A bundle cannot be read, was changed, or computes something else than its samples."""
+
+
+class Absent(Exception):
+    """A program cannot run here, because a library or a device is missing."""
+
+
+class Bundle:
+    """The files of a folder or of a zip file. `manifest` is the content of bundle.json."""
+
+    def __init__(self, path):
+        self.path, self._zip, self._prefix = Path(path), None, ""
+        try:
+            if not self.path.is_dir():
+                self._zip = zipfile.ZipFile(self.path)
+                # A zip file holds the folder of a bundle, or what is in it.
+                found = [name for name in self._zip.namelist() if name.split("/")[-1] == MANIFEST]
+                self._prefix = min(found, key=len, default="")[: -len(MANIFEST)]
+            self.manifest = json.loads(self.read(MANIFEST))
+            version = int(self.manifest["format"])
+        except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
+            raise BundleError(f"{path}: is no bundle ({type(error).__name__}: {error}).") from error
+        if version > FORMAT:
+            raise BundleError(f"{path}: has format {version}; this program reads formats up to {FORMAT}.")
+
+    def names(self):
+        """Returns the names of all files, except those that Python writes."""
+        if self._zip:
+            found = [n[len(self._prefix) :] for n in self._zip.namelist() if n.startswith(self._prefix)]
+        else:
+            found = [p.relative_to(self.path).as_posix() for p in self.path.rglob("*") if not p.is_dir()]
+        return {name for name in found if name and name[-1] != "/" and "__pycache__" not in name.split("/")}
+
+    def read(self, name):
+        """Returns the bytes of a file."""
+        try:
+            return self._zip.read(self._prefix + name) if self._zip else (self.path / name).read_bytes()
+        except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise BundleError(f"{self.path}: {name} cannot be read ({error}). Copy the bundle again.") from error
+
+    def verify(self):
+        """Returns the number of files; raises BundleError for one that is missing, changed, or not in bundle.json."""
+        found, files = self.names(), self.manifest["files"]
+        for name in sorted(set(files) ^ (found - set(UNLISTED))):
+            problem = "is missing" if name in files else f"is not listed in {MANIFEST}"
+            raise BundleError(f"{self.path}: {name} {problem}. Copy the bundle again.")
+        for name, expected in files.items():
+            data = self.read(name)
+            if len(data) != expected["bytes"]:
+                raise BundleError(f"{self.path}: {name} has {len(data)} bytes instead of {expected['bytes']}.")
+            if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+                raise BundleError(f"{self.path}: {name} was changed: its sha256 is not that in {MANIFEST}.")
+        return len(files)
+
+    def arrays(self, name):
+        """Returns the arrays of a safetensors file by name: the length of a header, the header, and the values."""
+        data, found = self.read(name), {}
+        start = 8 + struct.unpack_from("<Q", data)[0]
+        for key, spec in json.loads(data[8:start]).items():
+            if key != "__metadata__":
+                kind = spec["dtype"].rstrip("0123456789")
+                if kind == "BF":
+                    import ml_dtypes  # noqa: F401, comes with jax: bfloat16 of numpy
+                dtype = np.dtype(TYPES[kind] + spec["dtype"][len(kind) :])
+                first, end = spec["data_offsets"]
+                found[key] = np.frombuffer(data[start + first : start + end], dtype).reshape(spec["shape"])
+        return found
+
+
+def load_stablehlo(bundle, program):
+    """Returns the program as a function from inputs to outputs by name, and what runs it."""
+    try:
+        import flatbuffers  # noqa: F401, by which jax reads the program
+        import jax
+        from jax import export
+    except ImportError as error:
+        raise Absent(f"{error.name} is not installed") from error
+    names = {"cpu": ("cpu",), "gpu": ("cuda", "rocm"), "tpu": ("tpu",)}
+    backends = dict.fromkeys((jax.default_backend(), "cpu"))
+    backend = next((b for b in backends if set(names.get(b, ())) & set(program["platforms"])), None)
+    if backend is None:
+        raise Absent(f"it runs on {', '.join(program['platforms'])}, and jax finds {', '.join(backends)} here")
+    exported = export.deserialize(bytearray(bundle.read(program["file"])))
+    call, library, device = jax.jit(exported.call), f"jax {jax.__version__}, {backend}", jax.devices(backend)[0]
+    if program["weights"] is None:  # the program holds them
+        return lambda inputs: jax.device_get(call(jax.device_put(inputs, device))), library
+    (names, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+    stored = bundle.arrays(program["weights"])
+    weights = jax.device_put({name: stored[name] for name in names}, device)
+    return lambda inputs: jax.device_get(call(weights, inputs)), library
+
+
+def load_onnx(bundle, program):
+    """Returns the same of an ONNX program."""
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise Absent(f"{error.name} is not installed") from error
+    session = onnxruntime.InferenceSession(bundle.read(program["file"]), providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    library = f"onnxruntime {onnxruntime.__version__}, cpu"
+    return lambda inputs: dict(zip(names, session.run(names, inputs))), library  # noqa: B905, Python 3.9
+
+
+LOADERS = {"stablehlo": load_stablehlo, "onnx": load_onnx}
+
+
+def cases(call, entry, samples):
+    """Yields (text, outputs, expected outputs): of all rows, and of one row if the program takes any number of rows."""
+    inputs, expected = ({n: samples[f"{part}/{n}"] for n in entry[part]} for part in ("inputs", "outputs"))
+    if entry.get("state"):
+        yield "all frames", frames(call, entry["state"], inputs), expected
+        return
+    yield "all rows", call(inputs), expected
+    rows, results = ([n for n, s in entry[part].items() if s["shape"][:1] == [BATCH]] for part in ("inputs", "outputs"))
+    if rows:
+        outputs = call({n: x[:1] if n in rows else x for n, x in inputs.items()})
+        yield "one row", {n: outputs[n] for n in results}, {n: expected[n][:1] for n in results}
+
+
+def frames(call, state, inputs):
+    """Returns the outputs of all frames, `[frames, ...]`. Each call gets the state that the call before it returned."""
+    values, found = {name: inputs[name] for name in state}, []
+    for frame in range(len(next(x for name, x in inputs.items() if name not in state))):
+        found.append(call({name: values[name] if name in state else x[frame] for name, x in inputs.items()}))
+        values = {name: found[-1][name] for name in state}
+    return {name: np.stack([outputs[name] for outputs in found]) for name in found[0]}
+
+
+def difference(found, expected):
+    """Returns the largest difference relative to max(1, largest expected value); infinite for unequal integers."""
+    if found.shape != expected.shape or found.dtype != expected.dtype:
+        raise TypeError(f"{found.dtype}{list(found.shape)} instead of {expected.dtype}{list(expected.shape)}")
+    if found.dtype.kind in "biu" or not found.size:
+        return 0.0 if (found == expected).all() else np.inf
+    found, expected = found.astype(np.float64), expected.astype(np.float64)
+    same = (found == expected) | (np.isnan(found) & np.isnan(expected))
+    with np.errstate(invalid="ignore"):
+        largest = np.where(same, 0.0, np.abs(found - expected)).max()
+    scale = np.abs(expected[np.isfinite(expected)]).max(initial=1.0)
+    return float(largest / scale) if np.isfinite(largest) else np.inf
+
+
+def check(bundle, name, kind):
+    """Runs a program of an entry point; returns a line about it, and whether it agrees: None if it cannot run here."""
+    entry = bundle.manifest["entries"][name]
+    program, texts, worst = entry["programs"][kind], [], 0.0
+    tolerance = program.get("tolerance", entry["tolerance"])  # of all outputs, or of each by name
+    try:
+        call, library = LOADERS[kind](bundle, program)
+        for text, outputs, expected in cases(call, entry, bundle.arrays(entry["samples"])):
+            texts.append(text)
+            for output, values in expected.items():
+                found = difference(outputs[output], values)
+                allowed = tolerance[output] if isinstance(tolerance, dict) else tolerance
+                if found > allowed:
+                    return f"{name} {kind} ({library}): {output} of {text} differs by {found:.2g} > {allowed:g}", False
+                worst = max(worst, found)
+    except Absent as error:
+        return f"{name} {kind}: not run: {error}", None
+    except Exception as error:  # each library has its own
+        return f"{name} {kind}: fails: {type(error).__name__}: {str(error).partition(chr(10))[0]}", False
+    return f"{name} {kind} ({library}): {' and '.join(texts)} agree, largest difference {worst:.2g}", True
+
+
+def main(arguments):
+    """Checks a bundle, prints a line for each program, and returns the exit code."""
+    try:
+        bundle = Bundle(arguments[0] if arguments else Path(__file__).resolve().parent)
+        print(f"{bundle.verify()} files have the hashes of {MANIFEST}")
+        programs = [(name, kind) for name, entry in bundle.manifest["entries"].items() for kind in entry["programs"]]
+        results = []
+        for name, kind in programs:
+            line, agrees = check(bundle, name, kind)
+            print(line, flush=True)
+            results.append(agrees)
+    except BundleError as error:
+        problem = str(error)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        problem = f"{MANIFEST}: was changed or is damaged ({type(error).__name__}: {error})."
+    else:
+        if True in results and False not in results:
+            return 0
+        problem = f"{results.count(False)} of {len(results)} programs do not agree with the samples."
+        if False not in results:
+            problem = "no program ran. Install jax with flatbuffers, or onnxruntime."
+    print(f"check.py: {problem}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
