@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,14 +23,14 @@ from engine.compile.options import Value, step_control_flow, step_options
 from engine.compile.shapes import ByShape, CompiledSteps, StepsOfRun
 from engine.data.batch import Batch, abstract_batch
 from engine.data.context import call
-from engine.metrics.mean import Mean, by_row
+from engine.metrics.mean import by_row
 from engine.metrics.metric import Metric
 from engine.metrics.pairs import TrainingMetrics
 from engine.parallel.layout import NAMED, QUANTIZED, with_layout
 from engine.parallel.memory import device_memory
 from engine.parallel.mesh import replicated
 from engine.parallel.rules import warnings
-from engine.training.arrays import Arrays, abstract_key
+from engine.training.arrays import Arrays, abstract_key, cast
 from engine.training.objective import LOSS, Objective, check_groups, means_of, objective_of
 from engine.training.state import Shardings, TrainState, abstract_state, initial_state, optimizer_shardings
 from engine.training.step import (
@@ -107,8 +107,9 @@ class Program:
         objectives, changed = list[Objective](), set[str]()  # `changed`: paths of variables
 
         def loss(params: Arrays, model_state: Arrays, examples: PyTree, key: jax.Array) -> dict[str, Metric]:
-            module = spec.model.module(params, model_state, key)
+            module = spec.model.module(cast(params, spec.compute_dtype), model_state, key)
             spec.model.train(module)
+            examples = cast(examples, spec.compute_dtype, spec.task.full_precision)
             keys = jax.random.split(key, rows := len(jax.tree.leaves(examples)[0]))
             before = spec.model.state_of(module)
             with author_errors_reported(spec.task, "loss", examples):
@@ -137,9 +138,9 @@ class Program:
 
             check_dropout(spec.model, spec.accumulate)
             check_changed(spec.model, changed, spec.accumulate)
-        objective, means = objectives[0], trace.out_info
+        objective, means = objectives[0], dict[str, Any](trace.out_info)
         check_groups(objective, (*spec.groups.values(), *spec.optimizer.frozen), f"{type(spec.task).__name__}.loss")
-        self._loss_by_row = all(by_row(cast(Mean, means[name])) for names in objective.terms.values() for name in names)
+        self._loss_by_row = all(by_row(means[name]) for names in objective.terms.values() for name in names)
         # One number for a batch need not be a sum over its rows. JAX 0.12 does not lower callbacks in a `jax.shard_map`
         # that leaves mesh axes to XLA.
         on_each_device = (encodes or self._loss_by_row) and not has_callback(trace.jaxpr.jaxpr)

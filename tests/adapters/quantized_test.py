@@ -111,6 +111,30 @@ def test_warm_start_stores_kernels_of_floats_on_a_mesh(tmp_path):
     assert found["layers/layers/layer/kernel"].sharding.shard_shape(expected[""].shape)[1] < expected[""].shape[1]
 
 
+class Residual(zoo.Classify):
+    """Layers whose input is a parameter in bfloat16 and whose kernels are decoded in float32."""
+
+    def build(self, rngs):
+        return ResidualLayers(rngs)
+
+
+class ResidualLayers(Layers):
+    def __init__(self, rngs):
+        super().__init__(rngs)
+        self.start = nnx.Param(rngs.normal((WIDTH,)))
+
+    def __call__(self, x, rng):
+        return self.layers(jnp.zeros((len(x), 1), self.start.dtype) + self.start)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_loss_is_traced_in_the_precision_of_the_step(precision):
+    task: Task = adapted(Residual(), match="kernel", base="int8")
+    program = zoo.program(task, precision=precision)
+    assert program.abstract_state.params["start"].dtype == jnp.bfloat16
+    assert "accuracy" in program.task_metrics
+
+
 def test_what_does_not_fit_is_an_error():
     with pytest.raises(TaskError, match=r"kernel \[6, 4\]: nf4 stores blocks of 64 inputs"):
         add(nnx.Linear(6, 4, rngs=nnx.Rngs(0)), {"lora": Adapter("kernel")}, "", nnx.Rngs(1), "nf4")
