@@ -108,7 +108,8 @@ class Bundle:
 
     def _names(self) -> list[str]:
         if self.path.is_dir():
-            return [str(file.relative_to(self.path)) for file in self.path.rglob("*") if file.is_file()]
+            found = [str(file.relative_to(self.path)) for file in self.path.rglob("*") if file.is_file()]
+            return [name for name in found if "__pycache__" not in name]
         with zipfile.ZipFile(self.path) as file:
             return file.namelist()
 
@@ -142,13 +143,18 @@ def array_text(x: np.ndarray) -> str:
 
 def load_arrays(content: bytes) -> dict[str, np.ndarray]:
     """Returns the arrays of a safetensors file. Raises BundleError if it is none."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+    from safetensors import SafetensorError, deserialize
 
     try:
-        return load(content)
-    except (SafetensorError, ValueError, KeyError) as error:
+        return {name: _array(spec["dtype"], spec["shape"], spec["data"]) for name, spec in deserialize(content)}
+    except (SafetensorError, ValueError, TypeError) as error:
         raise BundleError(f"a file of arrays is damaged ({error}). Copy or export the bundle again.") from error
+
+
+def _array(kind: str, shape: Any, data: bytes) -> np.ndarray:
+    """Returns an array of safetensors, whose NumPy reader knows no bfloat16."""
+    name = {"BF16": "bfloat16", "BOOL": "bool"}.get(kind) or f"{kind[0].lower()}{int(kind[1:]) // 8}"
+    return np.frombuffer(data, np.dtype(name)).reshape(shape)
 
 
 def save_arrays(arrays: Arrays) -> bytes:
@@ -166,21 +172,25 @@ def check_replaceable(out: Path) -> None:
         raise ConfigError(f"--out={out}: a file exists there, and it is no bundle. Choose another name.")
 
 
-def write(out: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes], signature: bytes | None = None) -> None:
+def write(out: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes], key_file: str | None = None) -> None:
     """Writes a bundle; it appears under its name once it is complete, and replaces an older one.
 
     Args:
         out: the folder, or a zip file if it ends with ".zip".
         manifest: the manifest without its "files".
         files: name -> content.
-        signature: of the manifest.
+        key_file: secret key that signs the manifest.
 
     Raises:
-        ConfigError: it cannot be written there.
+        ConfigError: it cannot be written there, or the key is not valid.
     """
     check_replaceable(out)
-    whole = manifest_bytes(manifest, files)
-    content = {MANIFEST: whole, **({} if signature is None else {SIGNATURE: signature}), **files}
+    listed = {name: file_record(content) for name, content in sorted(files.items())}
+    content = {MANIFEST: to_text({**manifest, "files": listed}), **files}
+    if key_file is not None:
+        from engine.bundles.signing import sign
+
+        content[SIGNATURE] = sign(content[MANIFEST], key_file)
     temporary = temporary_path(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -197,11 +207,6 @@ def write(out: Path, manifest: Mapping[str, Any], files: Mapping[str, bytes], si
         ) from error
     finally:
         remove(temporary)
-
-
-def manifest_bytes(manifest: Mapping[str, Any], files: Mapping[str, bytes]) -> bytes:
-    """Returns the content of the manifest, with size and hash of every file."""
-    return to_text({**manifest, "files": {name: file_record(content) for name, content in sorted(files.items())}})
 
 
 def _write_folder(folder: Path, content: Mapping[str, bytes]) -> None:

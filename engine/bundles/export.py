@@ -60,7 +60,8 @@ def export_bundle(
     if weights:
         files[WEIGHTS] = bundle.save_arrays(weights)
     entries = {one.entry.name: entry_json(one.entry) for one in exported}
-    bundle.write(path, {"format": FORMAT, "entries": entries, **provenance(saved, found)}, files)
+    manifest = {"format": FORMAT, "entries": entries, **provenance(saved, found)}
+    bundle.write(path, manifest, files, options.sign)
     return bundle.Bundle(path)
 
 

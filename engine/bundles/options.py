@@ -22,6 +22,7 @@ class Options:
         holds_weights: StableHLO programs hold the weights, instead of a file next to them.
         evaluation: evaluation whose data gives the samples; None: the first one.
         overrides: changes of the config of the run, such as "evaluations.heldout.data.length=1".
+        sign: file with a secret key of minisign, which signs the manifest.
 
     Raises:
         ConfigError: an option is not valid.
@@ -34,6 +35,7 @@ class Options:
     holds_weights: bool = False
     evaluation: str | None = None
     overrides: Sequence[str] = ()
+    sign: str | None = None
 
     def __post_init__(self):
         _check("format", self.formats, FORMATS)

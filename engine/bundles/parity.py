@@ -1,5 +1,6 @@
 """Compares the programs of an entry point with the engine, on real data and with other sizes of their dimensions."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -82,7 +83,7 @@ def _difference(have: np.ndarray, want: np.ndarray) -> float:
 
 def checked(where: str, kind: str, parity: Mapping[str, float], tolerance: float) -> str:
     """Returns a sentence about the largest difference. Raises BundleError if it is above the tolerance."""
-    worst = max(parity, key=lambda name: parity[name])
+    worst = max(parity, key=lambda name: math.inf if math.isnan(parity[name]) else parity[name])
     if not parity[worst] <= tolerance:
         raise BundleError(
             f"{where}: output {worst} of the {kind} program differs from the engine by {parity[worst]:.2g} of its "

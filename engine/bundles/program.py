@@ -9,6 +9,7 @@ import jax
 from jax import export
 
 from engine.base.errors import ConfigError, TaskError, first_line
+from engine.base.extras import install_command
 from engine.base.user_errors import location
 from engine.bundles.forward import Arrays, Forward, Specs
 from engine.training.author_errors import leaf_text
@@ -148,8 +149,8 @@ def _serialized(exported: export.Exported) -> bytes:
         return bytes(exported.serialize())
     except ImportError as error:
         raise ConfigError(
-            f"--format=stablehlo: JAX needs the package {error.name or 'flatbuffers'} to write programs. "
-            "Install it: pip install 'convoy-engine[bundle]'"
+            f"--format=stablehlo: JAX needs the package {error.name or 'flatbuffers'} to write programs. Install it: "
+            f"{install_command('bundle')}."
         ) from error
 
 

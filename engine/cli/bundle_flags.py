@@ -5,7 +5,7 @@ import argparse
 from engine.base.errors import ConfigError
 
 FORMATS = ("stablehlo", "onnx")
-FLAGS = {"batch": "any", "shape": [], "platforms": "cpu,cuda,tpu", "weights": "file", "evaluation": None}
+FLAGS = {"batch": "any", "shape": [], "platforms": "cpu,cuda,tpu", "weights": "file", "evaluation": None, "sign": None}
 """Flag -> its default. Other formats do not have them."""
 
 
@@ -25,6 +25,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--platforms", default=FLAGS["platforms"], metavar="NAMES", help="default: cpu,cuda,tpu")
     group.add_argument("--weights", choices=("file", "inside"), default="file", help="of StableHLO (default: file)")
+    group.add_argument("--sign", metavar="KEY", help="a secret key of minisign: also writes bundle.json.minisig")
     group.add_argument("--evaluation", metavar="NAME", help="whose data gives the samples (default: the first)")
 
 
@@ -56,6 +57,7 @@ def write(args: argparse.Namespace, formats: list[str], overrides: list[str]) ->
         holds_weights=args.weights == "inside",
         evaluation=args.evaluation,
         overrides=overrides,
+        sign=args.sign,
     )
     written = export_bundle(args.run, args.out, step=args.step, options=options, on_message=common.say)
     print(f"wrote bundle {args.out}: {', '.join(written.entries)}")

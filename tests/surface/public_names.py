@@ -8,6 +8,7 @@ from typing import Any
 import engine
 import engine.adapters
 import engine.augmentation
+import engine.bundles
 import engine.config
 import engine.hub
 import engine.layers
@@ -22,6 +23,7 @@ MODULES = (
     engine,
     engine.adapters,
     engine.augmentation,
+    engine.bundles,
     engine.config,
     engine.hub,
     engine.layers,

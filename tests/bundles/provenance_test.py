@@ -1,0 +1,17 @@
+"""What a manifest says about the origin of a bundle."""
+
+import json
+
+import engine
+from engine.api.saved_run import SavedRun
+from engine.bundles.provenance import provenance
+from tests.bundles import subjects
+
+
+def test_origin_holds_no_time_and_no_path():
+    run = subjects.reader_run()
+    found = provenance(SavedRun(run), engine.load(run, step=4))
+    assert found["run"]["step"] == 4 and len(found["run"]["checkpoint"]) > 10
+    assert found["run"]["trained_with"]["jax"] == found["versions"]["jax"]
+    text = json.dumps(found)
+    assert str(run.parent) not in text and '"time"' not in text
