@@ -71,14 +71,21 @@ def checkpoint_input(saved: SavedRun, step: int, role: str = "weights") -> Input
     return Input(kind=CHECKPOINT, role=role, path=_address(saved.directory.path), step=step, id=manifest_hash(folder))
 
 
-def write_record(path: Path, record: Record, config: Config, names: Mapping[str, lineage.Names] | None = None) -> None:
+def write_record(
+    path: Path,
+    record: Record,
+    config: Config,
+    names: Mapping[str, lineage.Names] | None = None,
+    content: Path | None = None,
+) -> None:
     """Writes the record of a file, with the time and the version of the code that this process runs.
 
     Args:
-        path: the file.
+        path: the file, or the folder of a bundle.
         record: what it was made from; its `id`, code and time are set here.
         config: config of the run, whose code made the file.
         names: names of the data among its inputs, by key.
+        content: the file whose hash identifies it; None: the file itself.
 
     Raises:
         DataError: the record cannot be written.
@@ -86,7 +93,7 @@ def write_record(path: Path, record: Record, config: Config, names: Mapping[str,
     found, at = code.describe(target_names(config), 0), lineage.record_path(path)
     whole = dataclasses.replace(
         record,
-        id=lineage.content_id(path),
+        id=lineage.content_id(content or path),
         commit=found.commit,
         dirty=found.dirty,
         packages=found.packages,
@@ -140,12 +147,20 @@ class PredictionLineage:
         write_record(self._path, record, self._config, {self._input.key: self._names})
 
 
-def record_export(path: Path, saved: SavedRun, step: int, averaged: bool) -> None:
-    """Writes the record of exported weights. Raises DataError if it cannot be written."""
+def record_export(path: Path, saved: SavedRun, step: int, averaged: bool, content: Path | None = None) -> None:
+    """Writes the record of exported weights or of a bundle. Raises DataError if it cannot be written.
+
+    Args:
+        path: the file, or the folder of a bundle.
+        saved: the run.
+        step: step of the checkpoint.
+        averaged: whether the weights are averages.
+        content: as for `write_record`.
+    """
     remove_record(path)
     settings = {"weights": "averaged" if averaged else "trained"}
     record = Record(kind="export", inputs=(checkpoint_input(saved, step),), settings=settings)
-    write_record(path, record, saved.config)
+    write_record(path, record, saved.config, content=content)
 
 
 def remove_record(path: Path) -> None:

@@ -3,13 +3,14 @@
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from engine.api.lineage import record_export
 from engine.api.saved_evaluations import log
 from engine.api.saved_run import SavedRun, load
 from engine.base.errors import ConfigError, did_you_mean
 from engine.bundles import bundle
 from engine.bundles.entry_export import WEIGHTS, EntryExporter
 from engine.bundles.exported import entries_of
-from engine.bundles.manifest import FORMAT, entry_json
+from engine.bundles.manifest import FORMAT, MANIFEST, entry_json
 from engine.bundles.options import Options
 from engine.bundles.provenance import provenance
 from engine.bundles.samples import sample_data
@@ -28,7 +29,8 @@ def export_bundle(
     """Writes a trained model as a bundle: programs, weights, samples, and a manifest that says where they are from.
 
     The entry points are `Task.predict` and the methods marked with `engine.exported`. Nothing is written if a program
-    differs from the engine. The same run gives the same bytes.
+    differs from the engine. The same run gives the same bytes. `OUT.lineage.json` next to the bundle says from which
+    checkpoint it is.
 
     Args:
         run: the run directory.
@@ -62,6 +64,8 @@ def export_bundle(
     entries = {one.entry.name: entry_json(one.entry) for one in exported}
     manifest = {"format": FORMAT, "entries": entries, **provenance(saved, found)}
     bundle.write(path, manifest, files, options.sign)
+    averaged = found.config.train.ema_decay is not None
+    record_export(path, saved, found.step, averaged, path / MANIFEST if path.is_dir() else None)
     return bundle.Bundle(path)
 
 

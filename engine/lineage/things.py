@@ -32,7 +32,7 @@ class Thing:
 
     Attributes:
         kind: RUN, DATASET, PREDICTIONS or EXPORT.
-        path: the run directory or the file, absolute and without links. A dataset may have only shards of this name.
+        path: the run directory, the file or the bundle, absolute and without links. Of a dataset, only shards may exist.
         record: what it was made from.
         problem: what could not be read, a sentence; "" if nothing.
         run: of a run, its entry in the list of runs.
@@ -92,13 +92,13 @@ def _records(folder: Path, runs: Any, deadline: Deadline) -> Iterator[Path]:
 
 
 def thing_at(path: Path) -> Thing | None:
-    """Returns the run directory, or the file with a record, at a path; None if there is none.
+    """Returns the run directory, or the file or the bundle with a record, at a path; None if there is none.
 
     A shard of a dataset stands for the dataset, and a link for what it refers to.
     """
     real = path.resolve()
-    if real.is_dir():
-        return run_thing(real, read_record(real, real.name)) if is_run(real) else None
+    if real.is_dir() and is_run(real):
+        return run_thing(real, read_record(real, real.name))
     for record in (lineage.record_path(real), lineage.record_path(path.absolute())):
         if record.exists():
             return file_thing(_real(record))

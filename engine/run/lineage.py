@@ -181,8 +181,8 @@ def content_id(path: Path) -> str:
 
 
 def record_path(path: Path) -> Path:
-    """Returns where the record of a run directory, of a file, or of the dataset with this shard lies."""
-    return path / RECORD if path.is_dir() else path.with_name(record_name(path.name))
+    """Returns where the record of a file, of a bundle, or of the dataset with this shard lies: next to it."""
+    return path.with_name(record_name(path.name))
 
 
 def record_name(file: str) -> str:

@@ -42,7 +42,7 @@ def made(tmp_path_factory) -> Path:
 
 
 def inputs(path: Path, kind: str) -> list[lineage.Input]:
-    found = lineage.read(lineage.record_path(path))
+    found = lineage.read(path / lineage.RECORD if path.is_dir() else lineage.record_path(path))
     assert found is not None
     return [one for one in found.inputs if one.kind == kind]
 

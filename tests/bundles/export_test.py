@@ -12,6 +12,7 @@ from engine.bundles import bundle, parity
 from engine.bundles.export import export_bundle
 from engine.bundles.manifest import BundleError
 from engine.bundles.options import Options
+from engine.lineage.things import thing_at
 from tests import zoo
 from tests.bundles import subjects
 
@@ -60,6 +61,8 @@ def test_manifest_says_where_the_bundle_is_from(written):
         "config"
     ]
     assert manifest["metrics"]["heldout/loss"] > 0
+    [checkpoint] = thing_at(written[0].path).inputs("checkpoint")
+    assert (checkpoint.step, checkpoint.id) == (4, run["checkpoint"])
     assert manifest["data"]["data"]["examples"] == "64" and len(manifest["data"]["data"]["content"]) > 10
 
 
@@ -154,4 +157,4 @@ def test_older_bundle_is_replaced(written, tmp_path):
     bundle.write(out, {"format": 1, "entries": {}}, {"old": b"1"})
     export_bundle(subjects.reader_run(), out)
     assert not (out / "old").exists() and bundle.Bundle(out).entries.keys() == written[0].entries.keys()
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.lineage.json"}

@@ -103,7 +103,7 @@ def test_names_of_examples_are_collected_up_to_the_number_that_is_kept(monkeypat
 def test_record_of_a_shard_is_that_of_its_dataset(tmp_path):
     shard = tmp_path / "a-00003-of-00016.arrayrecord"
     assert lineage.record_path(shard) == tmp_path / "a.arrayrecord.lineage.json"
-    assert lineage.record_path(tmp_path) == tmp_path / "lineage.json"
+    assert lineage.record_path(tmp_path) == tmp_path.with_name(f"{tmp_path.name}.lineage.json")
     assert lineage.names_path(tmp_path / "a.arrayrecord.lineage.json") == tmp_path / "a.arrayrecord.names.json.gz"
     assert lineage.names_path(tmp_path / "lineage.json") == tmp_path / "names.json.gz"
 
