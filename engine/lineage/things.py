@@ -32,7 +32,7 @@ class Thing:
 
     Attributes:
         kind: RUN, DATASET, PREDICTIONS or EXPORT.
-        path: the run directory, the file or the bundle, absolute and without links. Of a dataset, only shards may exist.
+        path: the run directory, the file or the bundle, absolute and without links. A dataset may have shards only.
         record: what it was made from.
         problem: what could not be read, a sentence; "" if nothing.
         run: of a run, its entry in the list of runs.
