@@ -9,9 +9,10 @@ import dataclasses
 from typing import ClassVar
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from engine import Loss, Task, TaskError, hub, layers
+from engine import Loss, Task, TaskError, exported, hub, layers
 
 from .attention import whole_rows
 
@@ -144,6 +145,11 @@ class Decoder(nnx.Module):
         return self.embed.kernel if self.head is None else self.head.kernel.get_value()
 
 
+def _two_texts(task: "LanguageModel"):
+    """Returns two short texts, as example inputs of an entry point."""
+    return {"tokens": np.arange(24, dtype=np.int32).reshape(2, 12) % task.vocabulary}
+
+
 @dataclasses.dataclass
 class LanguageModel(Task):
     """Predicts each token of a document from the tokens before it."""
@@ -182,6 +188,15 @@ class LanguageModel(Task):
     def loss(self, model, batch, rng):
         losses, _ = model(batch, rng)
         return Loss.of(losses, batch["weight"])
+
+    @exported(inputs=_two_texts, shapes={"tokens": "batch, length"})
+    def next_tokens(self, model, batch):
+        """Returns the logits of the token after each token of a text, `[batch, length, vocabulary]`."""
+        tokens = batch["tokens"]  # [batch, length]
+        positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        whole = {"positions": positions, "segment_ids": jnp.ones_like(tokens), "weight": jnp.ones(tokens.shape)}
+        features, _ = model.features({"tokens": tokens, **whole}, None)
+        return {"logits": jnp.dot(features, model.kernel, preferred_element_type=jnp.float32)}
 
     def config_json(self):
         """Returns the text of the config.json with which transformers loads an exported model."""

@@ -70,6 +70,10 @@ class Detection(Task):
         )
         return {"ap": ap}
 
+    def predict(self, model, batch):
+        heat, boxes, logits = model(batch["image"])  # [batch, cells], [batch, cells, 4], [batch, cells, 10]
+        return {"score": nnx.sigmoid(heat), "box": boxes, "label": logits.argmax(-1)}
+
 
 def scenes(count: int = 2000, seed: int = 0, split: Literal["train", "test"] = "train") -> ArraySource:
     """Returns canvases of up to 4 digits of a split: `image`, and padded `boxes`, `label` and `present`, `[4, ...]`."""

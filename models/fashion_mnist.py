@@ -50,6 +50,10 @@ class Fashion(Task):
         correct = jnp.argmax(logits, axis=-1) == batch["label"]
         return Loss.of(losses, metrics={"accuracy": Mean.of(correct)})
 
+    def predict(self, model, batch):
+        logits = model(batch["image"])
+        return {"label": jnp.argmax(logits, axis=-1), "probability": jnp.max(nnx.softmax(logits), axis=-1)}
+
 
 class Photographs(ArraySource):
     """The photographs of a split, from the Debian package: `image` uint8 `[28, 28]` and `label` int32."""

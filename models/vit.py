@@ -92,3 +92,7 @@ class Vit(Task):
         logits = model(batch["image"], rng).astype(jnp.float32)  # [batch, classes]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
         return Loss.of(losses, metrics={"accuracy": Mean.of(logits.argmax(-1) == batch["label"])})
+
+    def predict(self, model, batch):
+        logits = model(batch["image"]).astype(jnp.float32)
+        return {"label": logits.argmax(-1), "probability": jnp.max(nnx.softmax(logits), axis=-1)}
