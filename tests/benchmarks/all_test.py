@@ -19,6 +19,7 @@ WITH_ROWS = (*run_all.BENCHMARKS, "compare", "coordination", "html_report", "rea
 ELSEWHERE = {
     "accelerator": "accelerator_test.py",
     "aot": "tests/aot",
+    "bundles": "bundles_test.py",
     "driving_data": "driving_data_test.py",
     "forecasting": "tests/models/pedestrians/forecasting_table_test.py",
     "kill_storm": "tests/faults/supervisor_test.py",
