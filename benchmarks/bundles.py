@@ -21,7 +21,7 @@ from typing import Any
 
 import engine
 from benchmarks import report
-from benchmarks.bundle_tasks import WORKLOADS, Workload
+from benchmarks.bundle_workloads import WORKLOADS, Workload
 from engine.base.errors import ConvoyError
 from engine.base.formatting import aligned, number, size_text
 from engine.bundles import bench

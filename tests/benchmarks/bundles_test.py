@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from benchmarks import bundles
-from benchmarks.bundle_tasks import WORKLOADS
+from benchmarks.bundle_workloads import WORKLOADS
 from engine.config import load
 from tests import runs
 

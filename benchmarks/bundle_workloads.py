@@ -1,37 +1,7 @@
-"""What `bundles.py` exports: the workloads, each as a config, and entry points for Tasks that have none."""
+"""What `bundles.py` exports: each workload as a config, with as little training as a comparison needs."""
 
 import dataclasses
 from collections.abc import Sequence
-
-import jax.numpy as jnp
-from flax import nnx
-
-from convoy_zoo.models import decoder, fashion_mnist, vit
-
-
-@dataclasses.dataclass
-class Cnn(fashion_mnist.Fashion):
-    """Returns the probabilities of the kinds of clothing."""
-
-    def predict(self, model, batch):
-        return {"probability": nnx.softmax(model(batch["image"]))}
-
-
-@dataclasses.dataclass
-class Vit(vit.Vit):
-    """Likewise."""
-
-    def predict(self, model, batch):
-        return {"probability": nnx.softmax(model(batch["image"], None).astype(jnp.float32))}
-
-
-@dataclasses.dataclass
-class LanguageModel(decoder.LanguageModel):
-    """Returns the logits of the next token at each position."""
-
-    def predict(self, model, batch):
-        features, _ = model.features(batch, None)
-        return {"logits": (features @ model.kernel.astype(features.dtype)).astype(jnp.float32)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,15 +42,15 @@ WORKLOADS = {
     "mlp": Workload("MLP, digits", "configs.digits", 300, "heldout", "accuracy", 360),
     "cnn": Workload(
         "CNN, Fashion-MNIST", "configs.fashion_mnist", 150, "test", "accuracy", 2000,
-        ("task.target=benchmarks.bundle_tasks.Cnn", "data.limit=20000"),
+        ("data.limit=20000"),
     ),
     "vit": Workload(
         "ViT, Fashion-MNIST", "configs.vit_fashion", 150, "test", "accuracy", 1000,
-        ("task.target=benchmarks.bundle_tasks.Vit", "data.limit=20000", "mesh.cpu_devices=None"),
+        ("data.limit=20000", "mesh.cpu_devices=None"),
     ),
     "decoder": Workload(
         "decoder, bytes of Python", "configs.lm_stdlib", 100, "validation", "loss", 64,
-        ("task.target=benchmarks.bundle_tasks.LanguageModel", "mesh.cpu_devices=None", "hooks={}"),
+        ("mesh.cpu_devices=None", "hooks={}"),
     ),
     "forecasting": Workload(
         "forecasting, Argoverse 2 (miniature)", "configs.argoverse2_motion", 100, "val", "focal/brier_min_fde", 40
