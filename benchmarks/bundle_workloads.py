@@ -41,8 +41,7 @@ class Workload:
 WORKLOADS = {
     "mlp": Workload("MLP, digits", "configs.digits", 300, "heldout", "accuracy", 360),
     "cnn": Workload(
-        "CNN, Fashion-MNIST", "configs.fashion_mnist", 150, "test", "accuracy", 2000,
-        ("data.limit=20000"),
+        "CNN, Fashion-MNIST", "configs.fashion_mnist", 150, "test", "accuracy", 2000, ("data.limit=20000",)
     ),
     "vit": Workload(
         "ViT, Fashion-MNIST", "configs.vit_fashion", 150, "test", "accuracy", 1000,
