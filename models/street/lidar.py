@@ -264,9 +264,9 @@ class LidarDetection(Task):
         return CenterModel(self.width, rngs)
 
     def loss(self, model, batch, rng):
-        return self.loss_of(model(batch["points"], batch["mask"]["points"]), batch)
+        return self.loss_of_heads(model(batch["points"], batch["mask"]["points"]), batch)
 
-    def loss_of(self, found, batch):
+    def loss_of_heads(self, found, batch):
         """Returns the loss of the result of the heads for a batch of sweeps."""
         logits, codes_at = found
         boxes, labels, present = batch["boxes"], batch["label"], batch["mask"]["objects"]

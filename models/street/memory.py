@@ -117,7 +117,7 @@ class DriveDetection(Task):
         return MemoryModel(self.width, self.memory, self.rows, rngs)
 
     def loss(self, model, batch, rng):
-        terms = self.detection.loss_of(model(batch, self.remembers), sweeps_of(batch)).terms
+        terms = self.detection.loss_of_heads(model(batch, self.remembers), sweeps_of(batch)).terms
         rows = len(batch["sequence"]["starts"])
         by_row = {
             name: Loss(term.total.reshape(rows, -1).sum(1), term.weight.reshape(rows, -1).sum(1))

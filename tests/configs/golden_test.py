@@ -9,6 +9,7 @@ import pathlib
 
 import pytest
 
+from engine.compile.build import build_task
 from engine.config import load, to_text
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -36,3 +37,8 @@ def test_config_matches_its_golden_text(name):
     assert text == wanted, (
         f"configs/{name}.py differs from its golden text. To accept the change: {command}\n" + "\n".join(lines)
     )
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_task_of_each_config_has_the_methods_that_the_engine_calls(name):
+    assert build_task(load(f"configs.{name}").task)
