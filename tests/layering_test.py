@@ -55,8 +55,9 @@ PACKAGES_WITHOUT_JAX = (
     "cluster",
 )  # importing them loads no JAX
 LIBRARIES = ("jax", "flax", "orbax", "grain")  # libraries whose private names must not be used
-# Types only; what check.py runs with where a bundle is; files that end in .zst, with a sentence if it is missing.
-UNDECLARED = {"_typeshed", "flatbuffers", "ml_dtypes", "onnxruntime", "zstandard"}
+# Types only; check.py next to measure.py in a bundle; what comes with jax; files that end in .zst, with a sentence if
+# it is missing.
+UNDECLARED = {"_typeshed", "check", "ml_dtypes", "zstandard"}
 PRIVATE = {"engine/cluster/kv_store.py": 1}  # except here: JAX's distributed client has no public name
 # Files with threads that end no process: the fallback of `RunThread` itself, calls whose errors are raised where they
 # are awaited, a program whose end is noticed otherwise, a message, and output, which is no condition of training.

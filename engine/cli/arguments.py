@@ -31,6 +31,7 @@ EXAMPLES = """
   convoy export runs/digits --out=digits.safetensors                  write its weights
   convoy export runs/digits --format=stablehlo --out=digits           or its program
   convoy import weights.safetensors --config=configs.digits           match weights of another program
+  convoy bench digits                                                 measure the latency of a bundle
   convoy runs --sort=-heldout/accuracy                                list the runs in runs/, the best first
   convoy runs lineage runs/digits                                     print where it came from and went to
   convoy runs push runs/digits --to=csv                               send it to a tracker such as mlflow

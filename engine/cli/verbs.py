@@ -58,6 +58,7 @@ _VERBS = (
         short_overrides=("--evaluations.",),
     ),
     Verb("import", "match weights of another program with a model, check and convert them"),
+    Verb("bench", "measure the latency and memory of the programs of a bundle", runs_user_code=False),
     Verb(
         "runs",
         "list the runs below a folder, with the settings in which they differ",

@@ -13,15 +13,16 @@ import numpy as np
 from jax import export
 from safetensors.numpy import save_file
 
-from engine.bundles.standalone import check
+import engine.bundles
 
 WEIGHTS = "weights.safetensors"
+STANDALONE = Path(engine.bundles.__path__[0]) / "standalone"
 ROWS, IN, OUT = 5, 6, 4
 FLOAT, INT32 = 1, 6  # types of ONNX
 
 
 def write(folder: Path, onnx: bool = True, holds_weights: bool = False) -> Path:
-    """Writes the bundle, with its check.py, into a folder. `holds_weights`: the StableHLO program has them inside."""
+    """Writes the bundle into a folder. With `holds_weights`, the StableHLO program has the weights inside."""
     (folder / "samples").mkdir(parents=True)
     rng = np.random.default_rng(0)
     weights = {"head/kernel": rng.normal(size=(IN, OUT)).astype("f"), "head/bias": rng.normal(size=OUT).astype("f")}
@@ -45,7 +46,8 @@ def write(folder: Path, onnx: bool = True, holds_weights: bool = False) -> Path:
     if onnx:
         (folder / "predict.onnx").write_bytes(onnx_model(weights["head/kernel"], weights["head/bias"]))
         programs["onnx"] = {"file": "predict.onnx", "opset": 22}
-    (folder / "check.py").write_bytes(Path(check.__file__).read_bytes())
+    for name in ("check.py", "measure.py"):
+        (folder / name).write_bytes((STANDALONE / name).read_bytes())
     entry = {
         "inputs": {"image": {"shape": ["batch", IN], "dtype": "float32"}},
         "outputs": {

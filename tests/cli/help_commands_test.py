@@ -70,8 +70,12 @@ def test_command_of_a_help_text_works(command, folder, monkeypatch, capsys):
         words += TINY
     if words[0] == "data":
         words.insert(2, "--processes=1")
-    if not (folder / "runs/digits/config.txt").exists() and "runs/digits" in command:
+    if not (folder / "runs/digits/config.txt").exists() and ("runs/digits" in command or words[0] == "bench"):
         assert main(["train", "--config=configs.digits", *TINY]) == 0  # the test of one command alone
+    if words[0] == "bench":
+        words += ["--calls=5", "--warmup=1"]
+        if not Path(words[1]).exists():  # the test of one command alone
+            assert main(["export", "runs/digits", "--format=stablehlo", f"--out={words[1]}"]) == 0
     for name in re.findall(r"\bruns/([ab](?:-\d)?|wide)(?= |$)", command):  # runs beside each other
         if not (folder / "runs/digits/config.txt").exists():
             assert main(["train", "--config=configs.digits", *TINY]) == 0

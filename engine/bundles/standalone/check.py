@@ -7,6 +7,7 @@ program ran and all agree with the samples. `bundle.json` says what the bundle h
 """
 
 import hashlib
+import importlib
 import json
 import struct
 import sys
@@ -22,7 +23,6 @@ except ImportError:
 FORMAT = 1  # newest format of bundles that this file reads
 MANIFEST = "bundle.json"
 UNLISTED = (MANIFEST, f"{MANIFEST}.minisig")  # files whose hashes are not in bundle.json: itself and its signature
-BATCH = "batch"  # name of the number of rows in a shape
 TYPES = {"BOOL": "bool", "I": "int", "U": "uint", "F": "float", "BF": "bfloat"}  # of safetensors, before the bits
 
 
@@ -96,38 +96,46 @@ class Bundle:
         return found
 
 
-def load_stablehlo(bundle, program):
-    """Returns the program as a function from inputs to outputs by name, and what runs it."""
+def installed(*names):
+    """Returns modules; raises Absent for one that is missing."""
     try:
-        import flatbuffers  # noqa: F401, by which jax reads the program
-        import jax
-        from jax import export
+        return [importlib.import_module(name) for name in names]
     except ImportError as error:
         raise Absent(f"{error.name} is not installed") from error
+
+
+def load_stablehlo(bundle, program):
+    """Returns the program as a function from inputs to outputs by name, and what runs it."""
+    call, weights, library = compile_stablehlo(bundle, program)
+    [jax] = installed("jax")
+    return lambda inputs: jax.device_get(call(*weights, inputs)), library
+
+
+def compile_stablehlo(bundle, program):
+    """Returns the jitted function, its arguments before the inputs (weights that are a file), and what runs it."""
+    _, jax, export = installed("flatbuffers", "jax", "jax.export")  # jax reads programs with flatbuffers
     names = {"cpu": ("cpu",), "gpu": ("cuda", "rocm"), "tpu": ("tpu",)}
     backends = dict.fromkeys((jax.default_backend(), "cpu"))
     backend = next((b for b in backends if set(names.get(b, ())) & set(program["platforms"])), None)
     if backend is None:
         raise Absent(f"it runs on {', '.join(program['platforms'])}, and jax finds {', '.join(backends)} here")
+    if backend != jax.default_backend():
+        jax.config.update("jax_default_device", jax.devices(backend)[0])
     exported = export.deserialize(bytearray(bundle.read(program["file"])))
-    call, library, device = jax.jit(exported.call), f"jax {jax.__version__}, {backend}", jax.devices(backend)[0]
-    if program["weights"] is None:  # the program holds them
-        return lambda inputs: jax.device_get(call(jax.device_put(inputs, device))), library
-    (names, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
-    stored = bundle.arrays(program["weights"])
-    weights = jax.device_put({name: stored[name] for name in names}, device)
-    return lambda inputs: jax.device_get(call(weights, inputs)), library
+    weights = []
+    if program["weights"] is not None:
+        (names, _), _ = jax.tree.unflatten(exported.in_tree, exported.in_avals)
+        stored = bundle.arrays(program["weights"])
+        weights.append(jax.device_put({name: stored[name] for name in names}))
+    return jax.jit(exported.call), weights, f"jax {jax.__version__}, {backend}"
 
 
-def load_onnx(bundle, program):
-    """Returns the same of an ONNX program."""
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise Absent(f"{error.name} is not installed") from error
-    session = onnxruntime.InferenceSession(bundle.read(program["file"]), providers=["CPUExecutionProvider"])
+def load_onnx(bundle, program, options=None):
+    """Returns the same of an ONNX program. `options`: of the session."""
+    [onnxruntime] = installed("onnxruntime")
+    content, library = bundle.read(program["file"]), f"onnxruntime {onnxruntime.__version__}, cpu"
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    library = f"onnxruntime {onnxruntime.__version__}, cpu"
     return lambda inputs: dict(zip(names, session.run(names, inputs))), library  # noqa: B905, Python 3.9
 
 
@@ -137,14 +145,21 @@ LOADERS = {"stablehlo": load_stablehlo, "onnx": load_onnx}
 def cases(call, entry, samples):
     """Yields (text, outputs, expected outputs): of all rows, and of one row if the program takes any number of rows."""
     inputs, expected = ({n: samples[f"{part}/{n}"] for n in entry[part]} for part in ("inputs", "outputs"))
-    if entry.get("state"):
+    if entry["state"]:
         yield "all frames", frames(call, entry["state"], inputs), expected
         return
     yield "all rows", call(inputs), expected
-    rows, results = ([n for n, s in entry[part].items() if s["shape"][:1] == [BATCH]] for part in ("inputs", "outputs"))
-    if rows:
-        outputs = call({n: x[:1] if n in rows else x for n, x in inputs.items()})
+    rows = rows_of(entry)
+    if isinstance(rows, str):
+        one = {n: x[:1] if entry["inputs"][n]["shape"][:1] == [rows] else x for n, x in inputs.items()}
+        results = [n for n, spec in entry["outputs"].items() if spec["shape"][:1] == [rows]]
+        outputs = call(one)
         yield "one row", {n: outputs[n] for n in results}, {n: expected[n][:1] for n in results}
+
+
+def rows_of(entry):
+    """Returns the number of rows of a call, which is the first dimension of each input; a name for any number."""
+    return next((spec["shape"][0] for spec in entry["inputs"].values() if spec["shape"]), 1)
 
 
 def frames(call, state, inputs):
