@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -156,18 +157,19 @@ def _serialized(exported: export.Exported) -> bytes:
 
 def _explained(error: Exception, where: str, inputs: Specs) -> TaskError:
     place = f" ({found})" if (found := location(error)) else ""
-    symbols, advice = list(symbols_of(inputs)), "Change the method"
-    if symbols:
+    advice = "Use plain operations of jax.numpy there"
+    if re.search(r"_DimExpr|symbolic|[Ii]nconclusive|polymorph", f"{type(error).__name__} {error}"):
         advice = (
-            f"In a program for any {' and '.join(symbols)}, use x.shape[0] instead of len(x), and no condition on a "
-            "size; or export it for one size: --batch=N, --shape=NAME:SIZE,SIZE"
+            f"In a program for any {' and '.join(symbols_of(inputs))}, use x.shape[0] instead of len(x), and no condition "
+            "on a size; or export it for one size: --batch=N, --shape=NAME:SIZE,SIZE"
         )
     shapes = ", ".join(f"{name} {leaf_text(x)}" for name, x in inputs.items())
     return TaskError(
-        f"{where}: cannot be exported with the inputs {shapes}{place}: {type(error).__name__}: {_line(error)}. "
-        f"{advice}."
+        f"{where}: cannot be exported with the inputs {shapes}{place}: {type(error).__name__}: {_line(error)}. {advice}."
     )
 
 
 def _line(error: Exception) -> str:
-    return first_line(error).rstrip(".")
+    """Returns the first line of an error, and the next one if the first one ends with a colon."""
+    lines = str(error).splitlines()[:2] or [type(error).__name__]
+    return (" ".join(lines) if lines[0].endswith(":") else first_line(error)).rstrip(".")
