@@ -160,12 +160,13 @@ def _explained(error: Exception, where: str, inputs: Specs) -> TaskError:
     advice = "Use plain operations of jax.numpy there"
     if re.search(r"_DimExpr|symbolic|[Ii]nconclusive|polymorph", f"{type(error).__name__} {error}"):
         advice = (
-            f"In a program for any {' and '.join(symbols_of(inputs))}, use x.shape[0] instead of len(x), and no condition "
-            "on a size; or export it for one size: --batch=N, --shape=NAME:SIZE,SIZE"
+            f"In a program for any {' and '.join(symbols_of(inputs))}, use x.shape[0] instead of len(x), and no "
+            "condition on a size; or export it for one size: --batch=N, --shape=NAME:SIZE,SIZE"
         )
     shapes = ", ".join(f"{name} {leaf_text(x)}" for name, x in inputs.items())
     return TaskError(
-        f"{where}: cannot be exported with the inputs {shapes}{place}: {type(error).__name__}: {_line(error)}. {advice}."
+        f"{where}: cannot be exported with the inputs {shapes}{place}: {type(error).__name__}: {_line(error)}. "
+        f"{advice}."
     )
 
 
