@@ -2,16 +2,28 @@
 
 import functools
 import os
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from engine.base.errors import ConfigError, did_you_mean
+from engine.base.errors import ConfigError, did_you_mean, first_line
 from engine.base.files import remove, temporary_path
-from engine.bundles.manifest import MANIFEST, SIGNATURE, BundleError, EntryPoint, entry_of, file_record, parse, to_text
+from engine.bundles.manifest import (
+    MANIFEST,
+    SIGNATURE,
+    Array,
+    BundleError,
+    EntryPoint,
+    entry_of,
+    file_record,
+    parse,
+    to_text,
+)
 
 ZIP = ".zip"
 INPUTS, OUTPUTS = "inputs/", "outputs/"
@@ -34,22 +46,19 @@ class Bundle:
     def __init__(self, path: str | Path):
         self.path = Path(path)
         self.manifest = parse(self._content(MANIFEST), str(path))
-        try:
-            self.entries = {name: entry_of(name, found) for name, found in self.manifest["entries"].items()}
-            """Name -> entry point."""
-            self._files: Mapping[str, Mapping[str, Any]] = dict(self.manifest["files"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise BundleError(f"{path}: {MANIFEST} is damaged: {error!r}. Export the bundle again.") from error
+        self.entries = {name: entry_of(name, found) for name, found in self.manifest["entries"].items()}
+        """Name -> entry point."""
+        self._files: Mapping[str, Mapping[str, Any]] = self.manifest["files"]
 
     def read(self, name: str) -> bytes:
         """Returns the content of a file. Raises BundleError if it is missing, or was changed."""
         if name not in self._files:
             raise BundleError(f"{self.path}: {name} is not listed in {MANIFEST}. Export the bundle again.")
         content = self._content(name)
-        if (found := file_record(content)) != dict(self._files[name]):
+        if (found := file_record(content)) != self._files[name]:
             raise BundleError(
                 f"{self.path}: {name} was changed or cut: {found['bytes']:,} bytes instead of "
-                f"{self._files[name].get('bytes', 0):,}, with another hash. Copy or export the bundle again."
+                f"{self._files[name]['bytes']:,}, with another hash. Copy or export the bundle again."
             )
         return content
 
@@ -83,6 +92,9 @@ class Bundle:
 
         Its inputs must have the names, shapes and dtypes of the manifest; a BundleError says which has not.
         """
+        import jax
+        from jax import export
+
         from engine.bundles.program import compiled
 
         entry = self.entry(name)
@@ -91,20 +103,45 @@ class Bundle:
                 f"{self.path}: {name} has no StableHLO program, only {', '.join(entry.programs)}. Export the run with "
                 "--format=stablehlo."
             )
-        weights = load_arrays(self.read(program["weights"])) if program["weights"] else None
-        call = compiled(self.read(program["file"]), weights)
-        return lambda inputs: call(checked_inputs(entry, inputs, f"{self.path}: {name}"))
+        where = f"{self.path}: {name}"
+        platform = export.default_export_platform()
+        if platform not in (there := program.get("platforms", [platform])):
+            raise BundleError(
+                f"{where} runs on {', '.join(there)}, but JAX uses {platform} here. Export the run with "
+                f"--platforms={platform}, or set JAX_PLATFORMS."
+            )
+        weights = load_arrays(self.read(file)) if (file := program.get("weights")) else None
+        content = self.read(program["file"])
+        try:
+            call = compiled(content, weights)
+        except Exception as error:  # JAX has no class of its own for a program of another version
+            raise BundleError(
+                f"{where}: this JAX, {jax.__version__}, cannot read the program, which JAX {self._version('jax')} has "
+                f"written ({first_line(error)}). Install that version, or export the run again."
+            ) from error
+
+        def checked(inputs: Arrays) -> dict[str, np.ndarray]:
+            arrays = checked_inputs(entry, inputs, where)
+            try:
+                return call(arrays)
+            except (TypeError, ValueError) as error:  # not those of a device
+                raise BundleError(
+                    f"{where}: the program does not fit to {MANIFEST} ({first_line(error)}). Copy or export the bundle "
+                    "again."
+                ) from error
+
+        return checked
+
+    def _version(self, package: str) -> str:
+        versions = self.manifest.get("versions")
+        return str(versions.get(package, "?")) if isinstance(versions, dict) else "?"
 
     def _content(self, name: str) -> bytes:
-        try:
-            if self.path.is_dir():
-                return (self.path / name).read_bytes()
-            with zipfile.ZipFile(self.path) as file:
-                return file.read(name)
-        except (OSError, KeyError, zipfile.BadZipFile, EOFError) as error:
-            if name == MANIFEST:
-                raise BundleError(f"{self.path}: is no bundle: no {MANIFEST} can be read there.") from error
-            raise BundleError(f"{self.path}: {name} is missing, or cannot be read. Copy the bundle again.") from error
+        if (content := content_of(self.path, name)) is not None:
+            return content
+        if name == MANIFEST:
+            raise BundleError(f"{self.path}: is no bundle: no {MANIFEST} can be read there.")
+        raise BundleError(f"{self.path}: {name} is missing, or cannot be read. Copy the bundle again.")
 
     def _names(self) -> list[str]:
         if self.path.is_dir():
@@ -112,6 +149,21 @@ class Bundle:
             return [name for name in found if "__pycache__" not in name]
         with zipfile.ZipFile(self.path) as file:
             return file.namelist()
+
+
+_UNREADABLE = (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
+"""What reading a zip file raises that was cut or changed."""
+
+
+def content_of(path: Path, name: str) -> bytes | None:
+    """Returns the content of a file of a bundle, which need not be intact; None if it cannot be read."""
+    try:
+        if path.is_dir():
+            return (path / name).read_bytes()
+        with zipfile.ZipFile(path) as file:
+            return file.read(name)
+    except _UNREADABLE:
+        return None
 
 
 def checked_inputs(entry: EntryPoint, inputs: Arrays, where: str) -> dict[str, np.ndarray]:
@@ -123,7 +175,7 @@ def checked_inputs(entry: EntryPoint, inputs: Arrays, where: str) -> dict[str, n
                 f"{where}: {name} {problem}. Inputs: {', '.join(f'{n} {x}' for n, x in entry.inputs.items())}."
             )
     sizes: dict[str, int] = {}
-    arrays = {name: np.asarray(x) for name, x in inputs.items()}
+    arrays = {name: _input(x, f"{where}: {name}", entry.inputs[name]) for name, x in inputs.items()}
     for name, x in arrays.items():
         wanted = entry.inputs[name]
         fits = len(x.shape) == len(wanted.shape) and all(
@@ -134,6 +186,13 @@ def checked_inputs(entry: EntryPoint, inputs: Arrays, where: str) -> dict[str, n
             sizes_text = f" with {', '.join(f'{n}={v}' for n, v in sizes.items())}" if sizes else ""
             raise BundleError(f"{where}: {name} is {array_text(x)}, but the program takes {wanted}{sizes_text}.")
     return arrays
+
+
+def _input(x: Any, where: str, wanted: Array) -> np.ndarray:
+    try:
+        return np.asarray(x)
+    except ValueError as error:  # lists of several lengths
+        raise BundleError(f"{where} is no array ({error}), but the program takes {wanted}.") from error
 
 
 def array_text(x: np.ndarray) -> str:
@@ -168,7 +227,7 @@ def check_replaceable(out: Path) -> None:
     """Raises ConfigError if a bundle cannot be written there: something else exists under this name."""
     if out.is_dir() and not (out / MANIFEST).exists() and any(out.iterdir()):
         raise ConfigError(f"--out={out}: the folder exists and holds no bundle. Choose another name.")
-    if out.is_file() and not zipfile.is_zipfile(out):
+    if out.is_file() and content_of(out, MANIFEST) is None:
         raise ConfigError(f"--out={out}: a file exists there, and it is no bundle. Choose another name.")
 
 

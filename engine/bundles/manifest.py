@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from engine.base import json_text
 from engine.base.errors import ConvoyError
 
 MANIFEST = "bundle.json"
@@ -73,38 +74,40 @@ def entry_json(entry: EntryPoint) -> dict[str, Any]:
     }
 
 
-def entry_of(name: str, found: Any) -> EntryPoint:
-    """Returns a stored entry point. Raises KeyError, TypeError, AttributeError or ValueError if it is none."""
+def entry_of(name: str, found: Mapping[str, Any]) -> EntryPoint:
+    """Returns an entry point of the content that `parse` returns."""
 
-    def arrays(specs: Any) -> dict[str, Array]:
-        return {key: Array(tuple(x["shape"]), str(x["dtype"])) for key, x in specs.items()}
+    def arrays(specs: Mapping[str, Any]) -> dict[str, Array]:
+        return {key: Array(tuple(x["shape"]), x["dtype"]) for key, x in specs.items()}
 
-    return EntryPoint(
-        name,
-        arrays(found["inputs"]),
-        arrays(found["outputs"]),
-        {kind: dict(program) for kind, program in found["programs"].items()},
-        str(found["samples"]),
-        float(found["tolerance"]),
-        tuple(found["state"]),
-    )
+    inputs, outputs = arrays(found["inputs"]), arrays(found["outputs"])
+    state = tuple(found["state"])
+    return EntryPoint(name, inputs, outputs, found["programs"], found["samples"], found["tolerance"], state)
+
+
+_ARRAYS = {str: {"shape": [int | str], "dtype": str}}
+_PROGRAM = {"file": str, "weights?": str | None, "platforms?": [str], str: object}
+_ENTRY = {"inputs": _ARRAYS, "outputs": _ARRAYS, "programs": {str: _PROGRAM}}
+_SHAPE = {
+    "format": int,
+    "entries": {str: {**_ENTRY, "samples": str, "tolerance": float, "state": [str]}},
+    "files": {str: {"bytes": int, "sha256": str}},
+    str: object,
+}
 
 
 def parse(text: bytes, where: str) -> dict[str, Any]:
     """Returns the content of a manifest. Raises BundleError if it is none, or of a later version."""
     try:
-        found = json.loads(text)
-        version = found["format"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise BundleError(
-            f"{where}: {MANIFEST} is damaged ({type(error).__name__}). Export the bundle again."
-        ) from error
-    if not isinstance(version, int) or version > FORMAT:
-        raise BundleError(
-            f"{where}: the bundle has format {version}, and this version of Convoy reads formats up to {FORMAT}. "
-            "Install a newer version."
-        )
-    return found
+        version = json_text.parse(text.decode(), {"format": int, str: object}, constants=True)["format"]
+        if version <= FORMAT:
+            return json_text.parse(text.decode(), _SHAPE, constants=True)
+    except ValueError as error:
+        raise BundleError(f"{where}: {MANIFEST} is damaged ({error}). Copy or export the bundle again.") from error
+    raise BundleError(
+        f"{where}: the bundle has format {version}, and this version of Convoy reads formats up to {FORMAT}. Install a "
+        "newer version."
+    )
 
 
 def file_record(content: bytes) -> dict[str, Any]:

@@ -7,13 +7,13 @@ manifest, so the same run and key give the same bytes.
 import base64
 import binascii
 import os
-import zipfile
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 from engine.base.errors import ConfigError
 from engine.base.extras import install_command
+from engine.bundles.bundle import content_of
 from engine.bundles.manifest import MANIFEST, SIGNATURE, BundleError
 
 if TYPE_CHECKING:
@@ -67,7 +67,11 @@ def verify(path: str | os.PathLike[str], public_key: str | os.PathLike[str]) -> 
     """
     minisign = _minisign("--public-key")
     key = _public_key(public_key)
-    manifest, stored = _content(path, MANIFEST), _content(path, SIGNATURE)
+    manifest, stored = content_of(Path(path), MANIFEST), content_of(Path(path), SIGNATURE)
+    if manifest is None:
+        raise BundleError(f"{path}: is no bundle: no {MANIFEST} can be read there.")
+    if stored is None:
+        raise BundleError(f"{path}: has no signature: {SIGNATURE} is missing. Export the run with --sign=KEY.")
     try:
         signature = minisign.Signature.from_bytes(stored)
         if bytes(signature).splitlines() != stored.splitlines():  # base64 has unused bits
@@ -123,19 +127,6 @@ def _public_key(public_key: str | os.PathLike[str]) -> "minisign.PublicKey":
             f"--public-key={text}: is neither a file with a public key of minisign nor such a key ({error}). Give the "
             'file that minisign -G writes with -p, or its second line, "RW...".'
         ) from error
-
-
-def _content(path: str | os.PathLike[str], name: str) -> bytes:
-    """Returns the content of a file of a bundle, which need not be intact."""
-    try:
-        root = zipfile.Path(os.fspath(path)) if Path(path).is_file() else Path(path)
-        return (root / name).read_bytes()
-    except (OSError, KeyError, zipfile.BadZipFile, EOFError) as error:
-        if name == SIGNATURE:
-            raise BundleError(
-                f"{path}: has no signature: {SIGNATURE} is missing. Export the run with --sign=KEY."
-            ) from error
-        raise BundleError(f"{path}: is no bundle: no {MANIFEST} can be read there.") from error
 
 
 def _key_name(line: bytes) -> str:

@@ -21,7 +21,9 @@ def test_same_content_gives_the_same_bytes():
 
 
 def test_later_format_is_refused():
-    assert manifest.parse(b'{"format": 1}', "here") == {"format": 1}
-    for text in (b'{"format": 2}', b'{"format": "1"}'):
-        with pytest.raises(BundleError, match=r"here: the bundle has format .* reads formats up to 1. Install a newer"):
-            manifest.parse(text, "here")
+    stored = {"format": 1, "entries": {"step": manifest.entry_json(ENTRY)}, "files": {}, "name": "x"}
+    assert manifest.parse(manifest.to_text(stored), "here") == stored
+    with pytest.raises(BundleError, match=r"here: the bundle has format 2, .* reads formats up to 1. Install a newer"):
+        manifest.parse(b'{"format": 2}', "here")
+    with pytest.raises(BundleError, match=r'here: bundle.json is damaged \(format: found "1", expected a whole number'):
+        manifest.parse(b'{"format": "1"}', "here")

@@ -64,7 +64,7 @@ class Bundle:
         """Returns the bytes of a file."""
         try:
             return self._zip.read(self._prefix + name) if self._zip else (self.path / name).read_bytes()
-        except (OSError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        except (OSError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
             raise BundleError(f"{self.path}: {name} cannot be read ({error}). Copy the bundle again.") from error
 
     def verify(self):
@@ -220,7 +220,7 @@ def main(arguments):
             results.append(agrees)
     except BundleError as error:
         problem = str(error)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
         problem = f"{MANIFEST}: was changed or is damaged ({type(error).__name__}: {error})."
     else:
         if True in results and False not in results:
