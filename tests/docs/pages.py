@@ -138,6 +138,6 @@ def _run_here(words: list[str], variables: dict[str, str], folder: Path, outputs
     os.chdir(folder)
     if words[0] == "convoy":
         sys.exit(main(words[1:]))
-    sys.path.insert(0, str(folder))
+    sys.path.insert(0, str((folder / words[1]).parent))
     sys.argv = words[1:]
     runpy.run_path(words[1], run_name="__main__")
