@@ -12,10 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var, jaxpr_as_fun
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, Var
 
 from engine.base.types import PyTree
-from engine.training.jaxprs import inner_jaxprs
+from engine.training.jaxprs import inner_jaxprs, run_equation
 
 PREFIX = "convoy diagnosis "
 DEAD = "dead"
@@ -111,7 +111,7 @@ class _Collector:
                 return self.run(inner[0], args)
             if equation.primitive.name == "scan":
                 return self._scan(equation, inner[0], args)
-        results = _evaluate(closed, equation, args)
+        results = run_equation(closed, equation, args)
         if self.layer and _is_activation(equation):
             self.add((self.layer, DEAD), [(results[0] == 0).all(tuple(range(results[0].ndim - 1)))])
         return results
@@ -192,13 +192,3 @@ def _aval(atom: Any) -> Any:
 
 def _rank(atom: Any) -> int:
     return len(getattr(_aval(atom), "shape", ()))
-
-
-def _evaluate(closed: Any, equation: JaxprEqn, args: list[Any]) -> Sequence[Any]:
-    """Returns the results of an equation, as a jaxpr of its own."""
-    if not any(True for _ in inner_jaxprs(equation)):
-        found = equation.primitive.bind(*args, **equation.params)
-        return found if equation.primitive.multiple_results else [found]
-    variables = [(x, arg) for x, arg in zip(equation.invars, args, strict=True) if isinstance(x, Var)]
-    single = closed.replace(invars=[x for x, _ in variables], outvars=equation.outvars, eqns=[equation])
-    return jaxpr_as_fun(single)(*[arg for _, arg in variables])

@@ -1,10 +1,10 @@
 """Walks and rewrites traced programs (jaxprs)."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import Jaxpr, JaxprEqn, jaxpr_as_fun
+from jax.extend.core import Jaxpr, JaxprEqn, Var, jaxpr_as_fun
 
 
 def keep_all[**P, R](function: Callable[P, R]) -> Callable[P, R]:
@@ -45,3 +45,16 @@ def inner_jaxprs(equation: JaxprEqn) -> Iterator[Jaxpr]:
             inner = getattr(item, "jaxpr", item)
             if hasattr(inner, "eqns"):
                 yield inner
+
+
+def run_equation(closed: Any, equation: JaxprEqn, args: Sequence[Any]) -> Sequence[Any]:
+    """Returns the results of an equation of a jaxpr for these values of its operands.
+
+    An equation that calls functions runs as a jaxpr of its own, so that these keep their derivatives.
+    """
+    if not any(True for _ in inner_jaxprs(equation)):
+        found = equation.primitive.bind(*args, **equation.params)
+        return found if equation.primitive.multiple_results else [found]
+    variables = [(x, arg) for x, arg in zip(equation.invars, args, strict=True) if isinstance(x, Var)]
+    single = closed.replace(invars=[x for x, _ in variables], outvars=equation.outvars, eqns=[equation])
+    return jaxpr_as_fun(single)(*[arg for _, arg in variables])
