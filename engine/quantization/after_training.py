@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.base.errors import ConfigError, did_you_mean
 from engine.quantization.calibration import Batches, check_method, input_ranges
-from engine.quantization.layers import layers_of
+from engine.quantization.layers import layers_of, tables_of
 from engine.quantization.plan import BITS, Plan, scheme_of
 
 
@@ -51,7 +51,8 @@ def quantize(
         weights: name -> weight.
         batches: inputs of the function, for the ranges of the inputs of the layers; one of them shows its shapes.
         scheme: "int8": weights and inputs of each layer as int8, with a scale for each output channel and for the
-            inputs of a layer. "int8-weights": the weights alone. "fp16", "bf16": 16-bit floats, summed as float32.
+            inputs of a layer. "int8-weights": the weights alone. "fp16", "bf16": 16-bit floats, summed as float32;
+            here other weights of two or more dimensions, such as embeddings, are stored in 16 bits, too.
         calibration: how ranges of int8 are chosen: "percentile" (99.9 % of the magnitudes of the inputs), "mse"
             (smallest squared error, also of the weights) or "max".
         keep: names of layers that stay in floats.
@@ -73,11 +74,14 @@ def quantize(
             "quantize: no product of the function has a weight as an operand, which it would round. Export it without "
             "quantization."
         )
+    names = list(layers)
+    if not chosen.is_integer:
+        layers |= tables_of(weights, layers)
     check_names(keep, layers)
     plan = Plan(chosen, calibration, bits, list(layers.values())).keeping(keep)
     ranges: dict[str, np.ndarray] = {}
     if chosen.is_integer and chosen.inputs:
-        ranges = input_ranges(function, weights, batches, list(layers), calibration, BITS)
+        ranges = input_ranges(function, weights, batches, names, calibration, BITS)
     return quantized(function, weights, plan, ranges)
 
 

@@ -23,7 +23,7 @@ class Layer:
         shape: its shape. The layers of a stack are one layer.
         shared: dimensions of the weight over which a product sums. Their entries share a scale; the others are the
             output channels.
-        products: number of products in the program.
+        products: number of products in the program; 0 for a table, which other operations read.
     """
 
     name: str
@@ -59,13 +59,22 @@ def layers_of(function: Callable[..., Any], weights: Mapping[str, Any], inputs: 
 
     def call(arrays: Mapping[str, jax.Array], inputs: Any) -> Any:
         finder.found.clear()
-        return walk.run(finder, function, weights, followed(arrays), inputs)
+        return walk.run(finder, function, arrays, followed(arrays), inputs)
 
     specs = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
     jax.eval_shape(call, specs, inputs)
     return {
         name: Layer(name, tuple(specs[name].shape), tuple(sorted(shared)), products)
         for name, (shared, products) in finder.found.items()
+    }
+
+
+def tables_of(weights: Mapping[str, Any], layers: Mapping[str, Layer]) -> dict[str, Layer]:
+    """Returns name -> weight of two or more dimensions that is no operand of a product, such as an embedding."""
+    return {
+        name: Layer(name, tuple(x.shape), (), 0)
+        for name, x in weights.items()
+        if name not in layers and _may_be_operand(x)
     }
 
 

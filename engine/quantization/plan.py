@@ -13,7 +13,7 @@ from engine.base.errors import ConfigError, did_you_mean
 from engine.quantization import walk
 from engine.quantization.layers import Layer
 from engine.quantization.products import Product
-from engine.quantization.rounding import codes_of, encoded, largest_code
+from engine.quantization.rounding import encoded, input_codes_of, largest_code
 from engine.quantization.views import Followed
 from engine.quantization.walk import Walk
 
@@ -82,10 +82,19 @@ class Plan:
     layers: Sequence[Layer]
     kept: Sequence[str] = ()
 
+    @property
+    def name(self) -> str:
+        """The scheme, and the bits of a weight if they are others than those in which it is stored."""
+        return self.scheme.name if self.bits == BITS else f"{self.scheme.name} ({self.bits} bits)"
+
     def keeping(self, names: Sequence[str]) -> "Plan":
         """Returns the plan with more layers in floats."""
         layers = [layer for layer in self.layers if layer.name not in names]
         return dataclasses.replace(self, layers=layers, kept=(*self.kept, *names))
+
+    def only(self, name: str) -> "Plan":
+        """Returns the plan with one of its layers alone."""
+        return self.keeping([layer.name for layer in self.layers if layer.name != name])
 
     def to_json(self) -> dict[str, Any]:
         """Returns the plan as JSON, which `from_json` reads."""
@@ -118,12 +127,8 @@ class Plan:
         """
         found, layers = dict[str, Any](), {layer.name: layer for layer in self.layers}
         for name, x in weights.items():
-            if not self.scheme.is_integer:
-                is_matrix = name not in self.kept and x.ndim > 1 and jnp.issubdtype(x.dtype, jnp.floating)
-                found[name] = x.astype(self.scheme.dtype) if is_matrix else x
-                continue
-            if name not in layers:
-                found[name] = x
+            if name not in layers or not self.scheme.is_integer:
+                found[name] = x.astype(self.scheme.dtype) if name in layers else x
                 continue
             codes, scale = encoded(x, layers[name].shared, self.bits, self.calibration == "mse")
             new = {name: codes, name + SCALE: scale}
@@ -150,18 +155,12 @@ class Plan:
 
         def call(arrays: Mapping[str, Any], inputs: Any) -> Any:
             followed = {name: self._followed(name, arrays) if name in layers else arrays[name] for name in specs}
-            if not self.scheme.is_integer:
-                followed = {
-                    name: Followed.of(name, x) if x.dtype != specs[name].dtype else x for name, x in followed.items()
-                }
             return walk.run(self._walk(form), function, specs, followed, inputs)
 
         return call
 
-    def _followed(self, name: str, arrays: Mapping[str, Any]) -> Any:
-        if not self.scheme.is_integer:
-            return arrays[name]
-        return Followed.of(name, arrays[name], arrays[name + SCALE], arrays.get(name + INPUT_SCALE))
+    def _followed(self, name: str, arrays: Mapping[str, Any]) -> Followed:
+        return Followed.of(name, arrays[name], arrays.get(name + SCALE), arrays.get(name + INPUT_SCALE))
 
     def _walk(self, form: Form) -> Walk:
         if not self.scheme.is_integer:
@@ -183,7 +182,7 @@ class _Rounded(_Restored):
 
     def product(self, product: Product, x: jax.Array, weight: Followed) -> jax.Array:
         scale = _input_scale(weight)
-        rounded = codes_of(x, scale, BITS).astype(jnp.float32) * scale
+        rounded = input_codes_of(x, scale).astype(jnp.float32) * scale
         return super().product(product, rounded.astype(x.dtype), weight)
 
 
@@ -192,11 +191,11 @@ class _Integer(_Rounded):
 
     def product(self, product: Product, x: jax.Array, weight: Followed) -> jax.Array:
         terms = math.prod(weight.array.shape[axis] for axis in product.contracted(weight))
-        if terms * largest_code(BITS) ** 2 >= 2**31:  # 133,153 terms: the sum may not fit
+        if terms * 128 * largest_code(BITS) >= 2**31:  # from 132,105 terms on, the sum may not fit
             return super().product(product, x, weight)
         scale = _input_scale(weight)
         assert weight.scale is not None
-        total = product(codes_of(x, scale, BITS), weight.array, jnp.int32)
+        total = product(input_codes_of(x, scale), weight.array, jnp.int32)
         factors = scale * product.result_scale(weight.scale, x.ndim)
         return (total.astype(jnp.float32) * factors).astype(product.dtype)
 
@@ -220,4 +219,4 @@ class _Half(Walk):
 def _input_scale(weight: Followed) -> jax.Array:
     """Returns the scale of the inputs: the largest, where a product has those of all iterations of a loop."""
     assert weight.input_scale is not None
-    return jnp.max(weight.input_scale)
+    return jnp.max(weight.input_scale) if weight.input_scale.ndim else weight.input_scale

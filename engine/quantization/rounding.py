@@ -24,6 +24,11 @@ def codes_of(x: jax.Array, scale: jax.Array, bits: int) -> jax.Array:
     return jnp.clip(jnp.round(x.astype(jnp.float32) / scale), -limit, limit).astype(jnp.int8)
 
 
+def input_codes_of(x: jax.Array, scale: jax.Array) -> jax.Array:
+    """Returns `x / scale` rounded to -128 to 127, as int8: the range of ONNX's QuantizeLinear."""
+    return jnp.clip(jnp.round(x.astype(jnp.float32) / scale), -128, 127).astype(jnp.int8)
+
+
 def scale_of(weight: jax.Array, shared: Sequence[int], bits: int) -> jax.Array:
     """Returns float32 scales with which the largest magnitude becomes the largest code, with size 1 where shared.
 

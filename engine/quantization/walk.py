@@ -148,13 +148,12 @@ def run(
     Args:
         walk: runs it.
         function: the function.
-        weights: name -> shape and dtype of each weight, as the function expects it.
+        weights: name -> weight as the function expects it, or its shape and dtype.
         followed: name -> the weight, as an array or `Followed`.
         *args: other arguments.
     """
-    specs = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
-    closed, shape = jax.make_jaxpr(function, return_shape=True)(specs, *args)
-    found = walk.run(closed, [*(followed[name] for name in sorted(specs)), *jax.tree.leaves(args)])
+    closed, shape = jax.make_jaxpr(function, return_shape=True)(dict(weights), *args)
+    found = walk.run(closed, [*(followed[name] for name in sorted(weights)), *jax.tree.leaves(args)])
     return jax.tree.unflatten(jax.tree.structure(shape), found)
 
 

@@ -26,6 +26,28 @@ def test_quantized_stack_is_close_and_has_an_input_scale_for_each_layer(calibrat
     }
 
 
+def test_squared_error_chooses_the_ranges_of_weights_too():
+    by = {
+        name: quantize(functions.dense, functions.DENSE, BATCHES, calibration=name, bits=3) for name in ("max", "mse")
+    }
+    errors = {
+        name: np.square(x.weights["first"] * x.weights["first_scale"] - functions.DENSE["first"]).sum()
+        for name, x in by.items()
+    }
+    assert errors["mse"] < errors["max"]
+
+
+def test_other_matrices_are_stored_in_16_bits_too():
+    def function(w, inputs):
+        return {"y": inputs["x"] @ w["kernel"] + w["table"][0]}
+
+    weights = functions.arrays(kernel=(8, 4), table=(5, 4))
+    found = quantize(function, weights, BATCHES, "bf16")
+    assert [(layer.name, layer.products) for layer in found.plan.layers] == [("kernel", 1), ("table", 0)]
+    assert {x.dtype.name for x in found.weights.values()} == {"bfloat16"}
+    assert quantize(function, weights, BATCHES, "int8-weights").weights["table"].dtype == np.float32
+
+
 def test_function_is_exported_with_a_symbolic_batch():
     found = quantize(functions.dense, functions.DENSE, BATCHES)
     [batch] = export.symbolic_shape("batch")

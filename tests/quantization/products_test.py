@@ -19,6 +19,12 @@ CASES = {
     "weight first": (lambda x, w: jnp.einsum("io,xi->ox", w, x), (2, 4), (4, 5), (0,)),
     "batch": (lambda x, w: jnp.einsum("xbi,bio->xbo", x, w), (2, 3, 4), (3, 4, 5), (1,)),
     "weight first in a batch": (lambda x, w: lax.batch_matmul(w, x), (3, 4, 2), (3, 5, 4), (2,)),
+    "channels before the batch": (
+        lambda x, w: lax.dot_general(x, w, (((2,), (2,)), ((1,), (1,)))),
+        (2, 3, 4),
+        (5, 3, 4),
+        (2,),
+    ),
     "heads": (lambda x, w: jnp.einsum("xe,ehd->xhd", x, w), (2, 4), (4, 3, 5), (0,)),
     "convolution": (
         lambda x, w: lax.conv_general_dilated(x, w, (1, 1), "SAME", dimension_numbers=CONV),
