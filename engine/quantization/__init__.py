@@ -10,11 +10,13 @@ from engine import lazy_exports
 
 if TYPE_CHECKING:
     from engine.quantization.after_training import Quantized, quantize
+    from engine.quantization.training import aware
 
-__all__ = ["Quantized", "quantize"]
+__all__ = ["Quantized", "aware", "quantize"]
 
 _MODULES = {
     "engine.quantization.after_training": ("Quantized", "quantize"),
+    "engine.quantization.training": ("aware",),
 }
 
 __getattr__, __dir__ = lazy_exports(__name__, _MODULES)

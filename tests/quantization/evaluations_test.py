@@ -1,0 +1,69 @@
+"""Evaluations of a quantized model over whole datasets are those of the exported function."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+import engine
+from engine.base.errors import ConfigError
+from engine.quantization import quantize
+from engine.quantization.evaluations import Evaluations, differences
+from tests import zoo
+from tests.quantization import subjects
+
+
+@functools.cache
+def evaluations() -> Evaluations:
+    return Evaluations(subjects.trained()[1])
+
+
+@functools.cache
+def batches():
+    return evaluations().batches("heldout", ["x"], 64)
+
+
+def quantized(scheme, **settings):
+    forward = subjects.forward(subjects.trained()[1])
+    return quantize(forward.function, forward.weights, batches(), scheme, **settings)
+
+
+def accuracy(logits, examples):
+    return np.average(logits.argmax(-1) == examples["y"], weights=examples["valid"])
+
+
+def test_batches_are_spread_over_the_data():
+    """Not the first ones, which may all be of one class."""
+    found = batches()
+    assert [x["x"].shape for x in found] == [(16, 16)] * 4
+    np.testing.assert_array_equal(found[2]["x"], zoo.examples(403, 9)["x"][13 * 16 : 14 * 16])
+
+
+def test_results_in_floats_are_those_of_the_engine():
+    path, _ = subjects.trained()
+    wanted = engine.evaluate(path)
+    found = evaluations().measure().metrics
+    assert found == {name: x for name, x in wanted.items() if name != "step"}
+
+
+@pytest.mark.parametrize(("scheme", "bits"), [("int8", 2), ("int8-weights", 3), ("bf16", 8)])
+def test_results_are_those_of_the_quantized_function(scheme, bits):
+    found, examples = quantized(scheme, bits=bits), zoo.examples(403, 9)
+    measured = evaluations().measure(found.plan, found.weights).metrics
+    logits = jax.jit(found.function)(found.weights, {"x": examples["x"]})["logits"]
+    assert measured["heldout/accuracy"] == pytest.approx(accuracy(logits, examples), abs=1e-6)
+
+
+def test_differences_have_intervals_over_examples():
+    pytest.importorskip("pyarrow")
+    before, found = evaluations().measure(), quantized("int8", bits=2)
+    after = evaluations().measure(found.plan, found.weights)
+    [each] = [x for x in differences(before, after) if x.name == "heldout/accuracy"]
+    assert (each.first, each.second) == pytest.approx([x.metrics[each.name] for x in (before, after)], abs=1e-6)
+    assert each.interval.low < each.interval.estimate < each.interval.high < 0 and each.verdict == "worse"
+
+
+def test_unknown_evaluation_is_refused():
+    with pytest.raises(ConfigError, match=r"evaluation = 'heldot': the run has none\. Did you mean heldout"):
+        Evaluations(subjects.trained()[1], ["heldot"])
