@@ -6,7 +6,7 @@ The results are those of `convoy evaluate`, but they are not stored, since they 
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,12 +85,15 @@ class Evaluations:
         }
         """Name of an evaluation -> its examples."""
 
-    def batches(self, name: str, inputs: Collection[str], examples: int) -> list[dict[str, np.ndarray]]:
+    def batches(
+        self, name: str, inputs: Mapping[str, jax.ShapeDtypeStruct], examples: int
+    ) -> list[dict[str, np.ndarray]]:
         """Returns inputs of a function, from batches that are spread over the data of an evaluation.
 
         Args:
             name: the evaluation.
-            inputs: paths of the entries of a batch that the function reads.
+            inputs: name -> shape and dtype of one row of what the function reads: entries of a batch by their paths.
+                Others, such as the memory of a model, are zeros.
             examples: about how many; at least one batch.
         """
         section = self._sections[name]
@@ -105,7 +108,8 @@ class Evaluations:
                 if number in chosen:
                     entries = jax.tree.leaves_with_path(batch.examples)
                     named = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in entries}
-                    found.append({key: np.asarray(named[key]) for key in inputs})
+                    zeros = {key: np.zeros((len(batch.weight), *x.shape), x.dtype) for key, x in inputs.items()}
+                    found.append({key: np.asarray(named.get(key, zeros[key])) for key in inputs})
         return found
 
     def measure(self, plan: Plan | None = None, arrays: Mapping[str, Any] | None = None) -> Measured:

@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import jax
 
 from engine.api.saved_run import LoadedRun
 from engine.base import formatting
@@ -98,7 +100,7 @@ def quantize_run(
     found: LoadedRun,
     function: Callable[[Mapping[str, Any], Any], Any],
     weights: Mapping[str, Any],
-    inputs: Collection[str],
+    inputs: Mapping[str, jax.ShapeDtypeStruct],
     settings: Settings,
     on_message: Callable[[str], None] = lambda text: None,
 ) -> QuantizedRun:
@@ -108,7 +110,7 @@ def quantize_run(
         found: the trained model.
         function: `function(weights, inputs)`, the method in floats.
         weights: name -> weight.
-        inputs: paths of the entries of a batch that it reads.
+        inputs: name -> shape and dtype of one row of what it reads.
         settings: how it is quantized.
         on_message: called with sentences for the user.
 
@@ -123,6 +125,8 @@ def quantize_run(
     evaluations = Evaluations(found, [name] if name else (), on_message)
     on_message(f"calibrating with about {settings.examples} examples of evaluations.{name}.data")
     batches = evaluations.batches(name, inputs, settings.examples)
+    if unread := [key for key in inputs if key.startswith("state/")]:
+        on_message(f"warning: {', '.join(unread)} are zeros for the calibration, as in the first frame of a drive")
     whole = quantize(function, weights, batches, settings.scheme, settings.calibration, settings.keep, settings.bits)
     measured: dict[tuple[str, ...], Measured] = {}
 

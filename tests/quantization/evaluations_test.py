@@ -21,7 +21,7 @@ def evaluations() -> Evaluations:
 
 @functools.cache
 def batches():
-    return evaluations().batches("heldout", ["x"], 64)
+    return evaluations().batches("heldout", subjects.forward(subjects.trained()[1]).inputs, 64)
 
 
 def quantized(scheme, **settings):
@@ -38,6 +38,13 @@ def test_batches_are_spread_over_the_data():
     found = batches()
     assert [x["x"].shape for x in found] == [(16, 16)] * 4
     np.testing.assert_array_equal(found[2]["x"], zoo.examples(403, 9)["x"][13 * 16 : 14 * 16])
+
+
+def test_inputs_that_are_no_entries_are_zeros():
+    """Such as the memory of a model, which begins with a drive."""
+    inputs = {"y": jax.ShapeDtypeStruct((), np.int32), "state/memory": jax.ShapeDtypeStruct((3,), np.float32)}
+    [found] = evaluations().batches("heldout", inputs, 16)
+    assert found["y"].shape == (16,) and found["state/memory"].shape == (16, 3) and not found["state/memory"].any()
 
 
 def test_results_in_floats_are_those_of_the_engine():

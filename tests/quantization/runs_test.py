@@ -17,7 +17,7 @@ def result(**settings) -> tuple[QuantizedRun, list[str]]:
     _, found = subjects.trained()
     forward = subjects.forward(found)
     changes: Any = dict(bits=subjects.BITS, examples=64) | settings
-    arguments = (found, forward.function, forward.weights, list(forward.inputs))
+    arguments = (found, forward.function, forward.weights, forward.inputs)
     return quantize_run(*arguments, Settings(**changes), messages.append), messages
 
 

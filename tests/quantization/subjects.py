@@ -2,13 +2,16 @@
 
 import functools
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
 
 import engine
 from engine.api.saved_run import LoadedRun
-from engine.bundles.forward import Forward, predict_of
-from engine.data.source import example_spec
 from tests import runs, zoo
 
 BITS = 2
@@ -43,6 +46,22 @@ def trained() -> tuple[Path, LoadedRun]:
     return path, engine.load(path)
 
 
+class Forward(NamedTuple):
+    """Predictions as a function of weights and inputs."""
+
+    function: Callable[[Any, Any], Any]
+    weights: dict[str, np.ndarray]
+    inputs: dict[str, jax.ShapeDtypeStruct]
+
+
 def forward(found: LoadedRun) -> Forward:
-    """Returns its predictions as a function."""
-    return predict_of(found, example_spec(zoo.source()))
+    """Returns the predictions of a run as a function."""
+    graph, state = nnx.split(found.model)
+    variables = {"/".join(map(str, path)): (path, x) for path, x in nnx.to_flat_state(state)}
+
+    def function(weights: Any, inputs: Any) -> Any:
+        values = [(path, x.replace(weights[name])) for name, (path, x) in variables.items()]
+        return found.task.predict(nnx.merge(graph, nnx.from_flat_state(values)), inputs)
+
+    weights = {name: np.asarray(x.get_value()) for name, (_, x) in variables.items()}
+    return Forward(function, weights, {"x": jax.ShapeDtypeStruct((zoo.SIZE,), np.float32)})
