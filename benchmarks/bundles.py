@@ -30,11 +30,12 @@ from engine.bundles.export import export_bundle
 from engine.bundles.manifest import BundleError
 from engine.bundles.options import Options
 from engine.config import load
+from engine.quantization.runs import Settings
 
 FORMATS: Mapping[str, Mapping[str, Any]] = {
     "stablehlo": dict(formats=("stablehlo",)),
     "onnx": dict(formats=("onnx",)),
-    "int8": dict(formats=("stablehlo",), quantize="int8"),
+    "int8": dict(formats=("stablehlo",), quantize=Settings("int8")),
 }
 """Format -> fields of `engine.bundles.options.Options`."""
 TITLES = {"stablehlo": "StableHLO", "onnx": "ONNX", "int8": "StableHLO, int8"}
@@ -130,9 +131,9 @@ def cells_of(workload: Workload, kind: str, run: Path, out: Path, args: argparse
 
 def quality(found: Bundle, workload: Workload) -> tuple[str, float, float, Sequence[float] | None] | None:
     """Returns the metric of a workload in floats and in int8; None for a bundle in floats."""
-    stored = found.manifest.get("quantization")
-    if stored is None:
+    if "quantization" not in found.manifest:
         return None
+    stored = next(iter(found.manifest["quantization"].values()))
     name = f"{workload.evaluation}/{workload.metric}"
     metrics = stored["metrics"]
     return workload.metric, metrics["float"][name], metrics["quantized"][name], stored["intervals"].get(name)

@@ -16,9 +16,12 @@ from engine.bundles.manifest import Array, EntryPoint
 from engine.bundles.options import STABLEHLO, Options
 from engine.bundles.parity import checked, differences, run_frames, variants
 from engine.bundles.program import compiled, export_program, input_specs
+from engine.bundles.quantized import TOLERANCE as QUANTIZED_TOLERANCE
+from engine.bundles.quantized import QuantizedForward, quantized_forward
 from engine.bundles.samples import ROWS, SampleData, engine_function, entry_batches, first_state
 from engine.data.source import ArraySource, example_spec
 from engine.metrics.values import pad_rows
+from engine.quantization.runs import Settings
 
 WEIGHTS = "weights.safetensors"
 TOLERANCE = {"float32": 1e-5, "float64": 1e-5, "bfloat16": 2e-2, "float16": 4e-3}
@@ -76,6 +79,11 @@ class EntryExporter:
         self._frames = [_fitted(batch, self.inputs) for batch in self._batches]
         self._state = first_state(data, self.forward.state)
         self._engine = engine_function(found, data, entry, self.example)
+        self.quantized: QuantizedForward | None = None
+        self.tolerance = TOLERANCE[self.dtype.name]
+        """Largest accepted difference."""
+        if options.quantize is not None:
+            self._quantize(found, entry, options.quantize)
         self.cases = list(variants(self.inputs, self._frames, self._state))
         """Inputs of the samples and of other sizes, each with the state before them."""
 
@@ -89,10 +97,15 @@ class EntryExporter:
 
         return [run_frames(call, *case) for case in self.cases]
 
-    @property
-    def tolerance(self) -> float:
-        """Largest accepted difference."""
-        return TOLERANCE[self.dtype.name]
+    def _quantize(self, found: LoadedRun, entry: Entry, settings: Settings) -> None:
+        """Replaces the function by one in fewer bits, which the programs are compared with from now on."""
+        examples = None if entry.inputs is None else self._frames
+        self.quantized = quantized_forward(found, self.forward, examples, settings, self._say)
+        self.forward, self.tolerance = self.quantized.forward, QUANTIZED_TOLERANCE[settings.scheme]
+        call = self.quantized.call
+        self._engine = lambda given: call({name: x for name, x in given.items() if name in self.inputs})
+        if self.quantized.text:
+            self._say(f"{self.where} in {settings.scheme}:\n{self.quantized.text}")
 
     def parity(self, call: Call, kind: str) -> dict[str, float]:
         """Returns the largest difference of each output of a program. Raises BundleError above the tolerance."""

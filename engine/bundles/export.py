@@ -1,14 +1,17 @@
 """Exports a run as a bundle, which is written only if its programs compute what the engine does."""
 
-from collections.abc import Callable, Collection
+import dataclasses
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from engine.api.lineage import record_export
 from engine.api.saved_evaluations import log
 from engine.api.saved_run import SavedRun, load
 from engine.base.errors import ConfigError, did_you_mean
 from engine.bundles import bundle
-from engine.bundles.entry_export import WEIGHTS, EntryExporter
+from engine.bundles.entry_export import WEIGHTS, EntryExporter, ExportedEntry
 from engine.bundles.exported import entries_of
 from engine.bundles.manifest import FORMAT, MANIFEST, entry_json
 from engine.bundles.options import Options
@@ -49,24 +52,39 @@ def export_bundle(
     bundle.check_replaceable(path)
     saved = SavedRun(run)
     config = saved.changed_config(options.overrides)
-    found = load(run, step=saved.choose(step), task=task)
-    data = sample_data(found, config, options.evaluation)
+    found = dataclasses.replace(load(run, step=saved.choose(step), task=task), config=config)
+    data = sample_data(found, options.evaluation)
     exporters = [EntryExporter(found, data, entry, options, on_message) for entry in entries_of(found.task)]
     _check_names(options.shapes, {name: x for one in exporters for name, x in one.forward.inputs.items()})
     exported = [one.export() for one in exporters]
     files = dict(bundle.standalone_files())
-    weights = {}
     for one in exported:
         files |= one.files
-        weights |= one.weights
-    if weights:
+    if weights := _weights(exported):
         files[WEIGHTS] = bundle.save_arrays(weights)
     entries = {one.entry.name: entry_json(one.entry) for one in exported}
     manifest = {"format": FORMAT, "entries": entries, **provenance(saved, found)}
+    descriptions = {one.name: one.quantized.description for one in exporters if one.quantized is not None}
+    if descriptions:
+        manifest["quantization"] = descriptions
     bundle.write(path, manifest, files, options.sign)
     averaged = found.config.train.ema_decay is not None
     record_export(path, saved, found.step, averaged, path / MANIFEST if path.is_dir() else None)
     return bundle.Bundle(path)
+
+
+def _weights(exported: Sequence[ExportedEntry]) -> dict[str, np.ndarray]:
+    """Returns the weights of all entry points. Raises ConfigError if two need other arrays of one name."""
+    found: dict[str, np.ndarray] = {}
+    for one in exported:
+        for name, x in one.weights.items():
+            if name in found and not (found[name].dtype == x.dtype and np.array_equal(found[name], x)):
+                raise ConfigError(
+                    f"--weights=file: {one.entry.name} quantizes {name} in another way than an entry point before it. "
+                    "Use --weights=inside."
+                )
+            found[name] = x
+    return found
 
 
 def _check_names(names: Collection[str], inputs: Collection[str]) -> None:

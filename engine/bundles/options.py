@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from engine.base.errors import ConfigError
 from engine.bundles.program import ALL_PLATFORMS, PLATFORMS
+from engine.quantization.runs import Settings
 
 STABLEHLO, ONNX = "stablehlo", "onnx"
 FORMATS = (STABLEHLO, ONNX)
@@ -23,6 +24,7 @@ class Options:
         evaluation: evaluation whose data gives the samples; None: the first one.
         overrides: changes of the config of the run, such as "evaluations.heldout.data.length=1".
         sign: file with a secret key of minisign, which signs the manifest.
+        quantize: how the model is quantized; None: not at all.
 
     Raises:
         ConfigError: an option is not valid.
@@ -36,6 +38,7 @@ class Options:
     evaluation: str | None = None
     overrides: Sequence[str] = ()
     sign: str | None = None
+    quantize: Settings | None = None
 
     def __post_init__(self):
         _check("format", self.formats, FORMATS)

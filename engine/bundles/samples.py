@@ -16,7 +16,7 @@ from engine.bundles.exported import Entry
 from engine.bundles.forward import SINGLE, STATE, key, name_of
 from engine.compile.build import build_evaluation_program
 from engine.compile.evaluation_program import EvaluationProgram
-from engine.config.schema import Config, Data, MeshSpec
+from engine.config.schema import Data, MeshSpec
 from engine.data.adapt import build_source
 from engine.data.feed import EvaluationFeed
 from engine.data.source import BaseSource, example_spec, limited
@@ -67,18 +67,18 @@ class SampleData:
         return found
 
 
-def sample_data(found: LoadedRun, config: Config, evaluation: str | None) -> SampleData:
+def sample_data(found: LoadedRun, evaluation: str | None) -> SampleData:
     """Returns the dataset of an evaluation: of that name, or else of the first one; without any, the training data.
 
     Args:
-        found: the trained model.
-        config: config of the run, with changes of its evaluations.
+        found: the trained model; its config may have other data of the evaluations than the run.
         evaluation: name of the evaluation.
 
     Raises:
         ConfigError: there is no such evaluation.
         DataError: the data cannot be read.
     """
+    config = found.config
     names = list(config.evaluations)
     if evaluation is not None and evaluation not in names:
         raise ConfigError(

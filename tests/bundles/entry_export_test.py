@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import engine
-from engine.api.saved_run import SavedRun
 from engine.bundles import bundle
 from engine.bundles.entry_export import EntryExporter
 from engine.bundles.exported import Entry
@@ -19,7 +18,7 @@ def exporter():
     """Returns an exporter of `predict` with three rows, of which each input is cut or padded to its size."""
     run = subjects.reader_run()
     found = engine.load(run)
-    data = sample_data(found, SavedRun(run).config, None)
+    data = sample_data(found, None)
     return EntryExporter(found, data, Entry("predict"), Options(rows=3, platforms=("cpu",)), lambda text: None)
 
 

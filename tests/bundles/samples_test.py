@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 import engine
-from engine.api.saved_run import SavedRun
 from engine.bundles import samples
 from engine.bundles.exported import Entry
 from tests import zoo
@@ -16,7 +15,7 @@ def reader():
     """Returns the loaded run of `Reader` and its samples."""
     run = subjects.reader_run()
     found = engine.load(run)
-    return found, samples.sample_data(found, SavedRun(run).config, None)
+    return found, samples.sample_data(found, None)
 
 
 def test_samples_are_the_first_rows_of_the_evaluation(reader):
@@ -36,7 +35,7 @@ def test_engine_computes_what_predict_does(reader):
 
 def test_memory_starts_as_that_of_a_new_model():
     run = subjects.track_run()
-    data = samples.sample_data(engine.load(run), SavedRun(run).config, None)
+    data = samples.sample_data(engine.load(run), None)
     assert samples.first_state(data, ()) == {}
     np.testing.assert_array_equal(samples.first_state(data, ("state/memory",))["state/memory"], np.zeros((1, 8)))
     frames = samples.entry_batches(Entry("predict"), data, True, 4)
