@@ -46,7 +46,7 @@ def eager_function(run: str | Path, manifest: Mapping[str, Any], name: str, rows
     if not folder.is_dir() or manifest_hash(folder) != manifest["run"]["checkpoint"]:
         raise ConfigError(f"--eager={run}: has not the checkpoint of the bundle, which is step {step} of another run.")
     found = load(run, step=step)
-    data = sample_data(found, found.config, None)
+    data = sample_data(found, None)
     entry = next(entry for entry in entries_of(found.task) if entry.name == name)
     example = data.example
     if entry.inputs is not None:

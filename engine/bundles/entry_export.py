@@ -1,7 +1,7 @@
 """Exports one entry point of a trained Task: its programs, checked against the engine, and its samples."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,13 +56,22 @@ class EntryExporter:
         entry: the entry point.
         options: what the bundle holds.
         say: called with sentences for the user.
+        kept: layers that stay in floats, as in another entry point; None: they are chosen by measuring.
 
     Raises:
         TaskError: the method cannot be traced.
         ConfigError: the options do not fit to its inputs.
     """
 
-    def __init__(self, found: LoadedRun, data: SampleData, entry: Entry, options: Options, say: Say):
+    def __init__(
+        self,
+        found: LoadedRun,
+        data: SampleData,
+        entry: Entry,
+        options: Options,
+        say: Say,
+        kept: Sequence[str] | None = None,
+    ):
         self.name, self.where = entry.name, f"{type(found.task).__name__}.{entry.name}"
         self._options, self._say = options, say
         self.example = data.example
@@ -83,7 +92,7 @@ class EntryExporter:
         self.tolerance = TOLERANCE[self.dtype.name]
         """Largest accepted difference."""
         if options.quantize is not None:
-            self._quantize(found, entry, options.quantize)
+            self._quantize(found, entry, options.quantize, kept)
         self.cases = list(variants(self.inputs, self._frames, self._state))
         """Inputs of the samples and of other sizes, each with the state before them."""
 
@@ -97,10 +106,10 @@ class EntryExporter:
 
         return [run_frames(call, *case) for case in self.cases]
 
-    def _quantize(self, found: LoadedRun, entry: Entry, settings: Settings) -> None:
+    def _quantize(self, found: LoadedRun, entry: Entry, settings: Settings, kept: Sequence[str] | None) -> None:
         """Replaces the function by one in fewer bits, which the programs are compared with from now on."""
         examples = None if entry.inputs is None else self._frames
-        self.quantized = quantized_forward(found, self.forward, examples, settings, self._say)
+        self.quantized = quantized_forward(found, self.forward, examples, settings, self._say, kept)
         self.forward, self.tolerance = self.quantized.forward, QUANTIZED_TOLERANCE[settings.scheme]
         call = self.quantized.call
         self._engine = lambda given: call({name: x for name, x in given.items() if name in self.inputs})

@@ -54,7 +54,10 @@ def export_bundle(
     config = saved.changed_config(options.overrides)
     found = dataclasses.replace(load(run, step=saved.choose(step), task=task), config=config)
     data = sample_data(found, options.evaluation)
-    exporters = [EntryExporter(found, data, entry, options, on_message) for entry in entries_of(found.task)]
+    exporters: list[EntryExporter] = []
+    for entry in entries_of(found.task):
+        kept = next((one.quantized.plan.kept for one in exporters if one.quantized is not None), None)
+        exporters.append(EntryExporter(found, data, entry, options, on_message, kept))
     _check_names(options.shapes, {name: x for one in exporters for name, x in one.forward.inputs.items()})
     exported = [one.export() for one in exporters]
     files = dict(bundle.standalone_files())

@@ -9,7 +9,9 @@ import numpy as np
 
 from engine.api.saved_run import LoadedRun
 from engine.bundles.forward import Forward
-from engine.quantization.after_training import quantize
+from engine.quantization.after_training import Quantized, quantize
+from engine.quantization.evaluations import Evaluations
+from engine.quantization.layers import layers_of
 from engine.quantization.plan import Plan
 from engine.quantization.runs import Settings, quantize_run
 
@@ -49,27 +51,35 @@ def quantized_forward(
     examples: Sequence[Arrays] | None,
     settings: Settings,
     say: Callable[[str], None],
+    kept: Sequence[str] | None = None,
 ) -> QuantizedForward:
     """Returns an entry point in fewer bits.
 
     Args:
         found: the trained model.
         forward: the entry point in floats.
-        examples: inputs that calibrate it, of an entry point whose inputs are not those of a dataset: its quality is
-            not measured. None: data of an evaluation calibrates and measures it.
+        examples: inputs that calibrate it, of an entry point whose inputs are not those of a dataset.
         settings: how it is quantized.
         say: called with sentences for the user.
+        kept: layers that stay in floats, since the quality of another entry point was measured with them. None: the
+            quality of this one is measured.
 
     Raises:
         ConfigError: a setting does not fit, or no choice of layers keeps `settings.max_drop`.
     """
-    text, description = "", {}
-    if examples is None:
+    if examples is None and kept is None:
         run = quantize_run(found, forward.function, forward.weights, forward.inputs, settings, say)
-        result, text, description = run.quantized, run.text(), run.to_json()
-    else:
-        chosen = (settings.scheme, settings.calibration, settings.keep, settings.bits)
-        result = quantize(forward.function, forward.weights, examples, *chosen)
-        description = result.plan.to_json()
+        return _changed(forward, run.quantized, run.to_json(), run.text())
+    if examples is None:
+        name = settings.evaluation or next(iter(found.config.evaluations))
+        examples = Evaluations(found, [name]).batches(name, forward.inputs, settings.examples)
+    layers = layers_of(forward.function, forward.weights, examples[0])
+    keep = [name for name in (kept or settings.keep) if name in layers]
+    chosen = (settings.scheme, settings.calibration, keep, settings.bits)
+    result = quantize(forward.function, forward.weights, examples, *chosen)
+    return _changed(forward, result, result.plan.to_json(), "")
+
+
+def _changed(forward: Forward, result: Quantized, description: Mapping[str, Any], text: str) -> QuantizedForward:
     changed = dataclasses.replace(forward, function=result.function, weights=result.weights)
     return QuantizedForward(changed, result.plan, description, text)
