@@ -43,7 +43,7 @@ class Embed(nnx.Module):
 
 def _look_up(table: jax.Array, ids: jax.Array) -> jax.Array:
     here = layout.current()
-    rows = here.axes("batch", len(ids)) if ids.ndim else ()
+    rows = here.axes("batch", ids.shape[0]) if ids.ndim else ()
     owners = here.axes("embed", table.shape[1])
     own_ids = ids.size // math.prod(here.size(axis) for axis in rows)
     is_split_like_rows = owners and set(owners) <= set(rows)

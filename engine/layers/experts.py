@@ -99,9 +99,9 @@ class Experts(nnx.Module):
         routes = route(x, self.router.get_value(), self.top_k, weight)
         kernels = tuple(kernel.get_value().astype(x.dtype) for kernel in (self.gate, self.up, self.down))
         if here.counts_flops:  # empty slots and dropped choices are not model FLOPs
-            y, dropped = convoy_keeps_rows(_dropless, x, routes, kernels), jnp.zeros(len(x))
+            y, dropped = convoy_keeps_rows(_dropless, x, routes, kernels), jnp.zeros(x.shape[0])
         elif self.capacity_factor is None:
-            y, dropped = _dropless(x, routes, kernels), jnp.zeros(len(x))
+            y, dropped = _dropless(x, routes, kernels), jnp.zeros(x.shape[0])
         else:
             slots = math.ceil(self.top_k * x.shape[1] / self.count * self.capacity_factor)
             y, unassigned = _with_capacity(x, routes, kernels, min(slots, x.shape[1]))
@@ -124,11 +124,11 @@ def _with_capacity(
         return assign_rows(experts, sizes, starts, jnp.full(count, capacity), count * slots)
 
     rows = jax.vmap(plan)(experts)
-    filled = jax.vmap(RowAssignment.gather)(rows, x).reshape(len(x), count, slots, -1).swapaxes(0, 1)
+    filled = jax.vmap(RowAssignment.gather)(rows, x).reshape(x.shape[0], count, slots, -1).swapaxes(0, 1)
     y = _exchange(_swiglu(_exchange(filled, True), kernels), False).swapaxes(0, 1)
-    y = here.constrain(y.reshape(len(x), count * slots, -1), *whole)
+    y = here.constrain(y.reshape(x.shape[0], count * slots, -1), *whole)
     y = jax.vmap(RowAssignment.combine)(rows, y, routes.weights)
-    unassigned = (rows.row == count * slots).reshape(len(x), -1, x.shape[1]).swapaxes(1, 2) & (experts < count)
+    unassigned = (rows.row == count * slots).reshape(x.shape[0], -1, x.shape[1]).swapaxes(1, 2) & (experts < count)
     return here.constrain(y, "batch", "sequence", None), unassigned.sum(-1)
 
 

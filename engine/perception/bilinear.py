@@ -47,7 +47,7 @@ def grid_sample(
             f"grid_sample: found a map of shape {x.shape} and a grid of shape {grid.shape}. The map is [batch, rows, "
             "columns, width], and the grid is [batch, ..., 2] with the same batch."
         )
-    places = grid.astype(jnp.float32).reshape(len(x), -1, 2)
+    places = grid.astype(jnp.float32).reshape(x.shape[0], -1, 2)
     at = [_pixel(places[..., k], x.shape[2 - k], padding, align_corners) for k in (0, 1)]
     found = _nearest(x, *at) if mode == "nearest" else _bilinear(x, *at)
     return found.astype(x.dtype).reshape(*grid.shape[:-1], x.shape[-1])
@@ -77,7 +77,7 @@ def _at(x: jax.Array, column: jax.Array, row: jax.Array) -> jax.Array:
     rows, columns = x.shape[1:3]
     inside = (column >= 0) & (column < columns) & (row >= 0) & (row < rows)
     index = jnp.where(inside, row * columns + column, rows * columns).astype(jnp.int32)
-    flat = x.reshape(len(x), rows * columns, x.shape[-1])
+    flat = x.reshape(x.shape[0], rows * columns, x.shape[-1])
     return jax.vmap(lambda x, index: x.at[index].get(mode="fill", fill_value=0))(flat, index)
 
 

@@ -124,7 +124,7 @@ def heatmap_peaks(heat: jax.Array, count: int, *, window: int = 3) -> Peaks:
         )
     shape = (1, window, window, 1)
     highest = jax.lax.reduce_window(heat, -jnp.inf, jax.lax.max, shape, (1, 1, 1, 1), "SAME")
-    peaks = jnp.where(heat == highest, heat, -jnp.inf).reshape(len(heat), -1)
+    peaks = jnp.where(heat == highest, heat, -jnp.inf).reshape(heat.shape[0], -1)
     # One program for all devices would gather the maps of the whole batch for top_k.
     index = per_device(lambda peaks: jax.lax.top_k(peaks, count)[1].astype(jnp.int32), peaks)
     cell, labels = jnp.divmod(index, heat.shape[3])

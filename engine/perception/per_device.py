@@ -17,7 +17,7 @@ def per_device(function: Callable[..., Any], *arrays: jax.Array) -> Any:
     """Returns `function(*arrays)` for arrays `[batch, ...]`, called with the examples of each device; no gradient."""
     arrays = tuple(jax.lax.stop_gradient(x) for x in arrays)
     here = layout.current()
-    axes = here.axes("batch", len(arrays[0]))
+    axes = here.axes("batch", arrays[0].shape[0])
     if not axes:
         return function(*arrays)
     rows = PartitionSpec(axes)

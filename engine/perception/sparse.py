@@ -62,7 +62,7 @@ class SparseGrid:
             return empty.at[index].set(x, mode="drop", unique_indices=True, indices_are_sorted=True)
 
         grid = jax.vmap(put)(self.index, self.features)
-        return grid.reshape(len(grid), *self.shape, width)
+        return grid.reshape(grid.shape[0], *self.shape, width)
 
 
 def neighbours(grid: SparseGrid, sizes: Sequence[int] = (3, 3, 3)) -> jax.Array:

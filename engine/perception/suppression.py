@@ -159,7 +159,7 @@ def _greedy(
 
 def _nothing(scores: jax.Array, count: int) -> Kept:
     """Returns the result of no boxes."""
-    none = jnp.zeros((len(scores), count), jnp.int32)
+    none = jnp.zeros((scores.shape[0], count), jnp.int32)
     return Kept(none, none.astype(scores.dtype), none > 0, none.sum(1, dtype=jnp.int32))
 
 

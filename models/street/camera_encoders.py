@@ -67,14 +67,14 @@ class LiftSplatEncoder(PatchEncoder):
         """
         space, size = self.space, images.shape[2:4]
         x = self.patches(images, intrinsics, poses)
-        x = wide_linear(self.lift, x).reshape(len(x), -1, self.lift.out_features)  # [batch, pixels, ...]
+        x = wide_linear(self.lift, x).reshape(x.shape[0], -1, self.lift.out_features)  # [batch, pixels, ...]
         depth = jax.nn.softmax(x[..., : len(DEPTHS)])
         points = perception.frustum_points(intrinsics, poses, middles(self.patch, size), jnp.asarray(DEPTHS))
         shape = (*space.cells, 1)
         index = perception.cell_indices(points, space.lower, space.size(shape), shape).reshape(depth.shape)
         grid = perception.lift_splat(x[..., len(DEPTHS) :], depth, index, space.cells[0] * space.cells[1])
-        grid = grid.reshape(len(x), space.cells[1], space.cells[0], -1).astype(self.lift.kernel.dtype)
-        return self.after(grid), jnp.zeros(len(x), jnp.int32)
+        grid = grid.reshape(x.shape[0], space.cells[1], space.cells[0], -1).astype(self.lift.kernel.dtype)
+        return self.after(grid), jnp.zeros(x.shape[0], jnp.int32)
 
 
 def projected(points, intrinsics, poses, size):
@@ -147,7 +147,7 @@ class CameraAttention(perception.DeformableAttention):
         # One map holds all cameras, with a row of zeros between them. A point beyond an image lies in these rows.
         row = jnp.clip(at[..., 1], -0.5, rows + 0.5) + 1 + (rows + 1) * camera[:, :, None, :, None, None]
         values = jnp.pad(self.value(maps), ((0, 0), (0, 0), (1, 0), (0, 0), (0, 0)))
-        values = values.reshape(len(maps), -1, *values.shape[3:])
+        values = values.reshape(maps.shape[0], -1, *values.shape[3:])
         values = jnp.pad(values, ((0, 0), (0, 1), (0, 0), (0, 0)))
         points = jnp.stack([at[..., 0] / columns, row / values.shape[1]], -1)
         values = values.reshape(*values.shape[:3], shape[0], -1)
@@ -195,10 +195,10 @@ class QueryEncoder(PatchEncoder):
         points = jnp.concatenate([jnp.repeat(cells[:, None], len(HEIGHTS), 1), heights], -1)
         *views, lost = best_views(*projected(points, intrinsics, poses, images.shape[2:4]), min(VIEWS, maps.shape[1]))
         x = self.query[1](nnx.relu(self.query[0](self._places(cells).astype(maps.dtype))))
-        x = jnp.broadcast_to(x, (len(maps), *x.shape))
+        x = jnp.broadcast_to(x, (maps.shape[0], *x.shape))
         for layer in self.layers:
             x = layer(x, views, maps)
-        return self.after(x.reshape(len(x), *self.space.cells[::-1], -1)), lost
+        return self.after(x.reshape(x.shape[0], *self.space.cells[::-1], -1)), lost
 
     def _places(self, cells):
         """Returns numbers of about 1 of places in metres `[cells, 2]`: waves along both axes, and the distance."""

@@ -49,8 +49,8 @@ class NextToken(Task):
         words = model.movements[...]
         tokens, pose, moved = tokenise(batch["pose"], batch["valid"], words, noise)
         x, _ = model(batch, pose[:, :, :-1], moved[:, :, :-1], model.motion(moved[:, :, :-1]))
-        rows = x.reshape(len(x), -1, x.shape[-1])
-        losses = layers.cross_entropy(rows, model.head.kernel.get_value(), tokens.reshape(len(x), -1))
+        rows = x.reshape(x.shape[0], -1, x.shape[-1])
+        losses = layers.cross_entropy(rows, model.head.kernel.get_value(), tokens.reshape(x.shape[0], -1))
         known = moved < len(words)  # a token leads to and from the step
         return Loss.of(losses.reshape(tokens.shape), known[:, :, 1:] & known[:, :, :-1])
 

@@ -38,7 +38,9 @@ class TemporalAttention(Attention):
             cache: keys and values of all steps, each `[rows, steps, heads, head_dim]`.
             step: number of the step.
         """
-        q, k, v = (project(x).reshape(len(x), 1, -1, self.head_dim) for project in (self.query, self.key, self.value))
+        q, k, v = (
+            project(x).reshape(x.shape[0], 1, -1, self.head_dim) for project in (self.query, self.key, self.value)
+        )
         new = layers.rotate(k, angles), v
         k, v = (jax.lax.dynamic_update_slice_in_dim(old, x, step, 1) for old, x in zip(cache, new, strict=True))
         seen = (jnp.arange(k.shape[1]) <= step) & (segments == segments[:, step, None])
@@ -89,7 +91,7 @@ class Block(nnx.Module):
         y = jnp.swapaxes(x, 1, 2)  # [batch, steps, agents, width]
         y = self.agents(y.reshape(-1, *y.shape[2:]), relations, together).reshape(y.shape)
         x = jnp.swapaxes(y, 1, 2)
-        rows = self.norms[2](x).reshape(len(x), -1, x.shape[-1])  # the feed-forward part splits three dimensions
+        rows = self.norms[2](x).reshape(x.shape[0], -1, x.shape[-1])  # the feed-forward part splits three dimensions
         return x + self.feed_forward(rows).reshape(x.shape), cache
 
 

@@ -87,7 +87,7 @@ class Wayformer(nnx.Module):
         embedded = {name: two(nnx.gelu(one(batch[name]))) for name, (one, two) in self.embed.items()}
         x = jnp.concatenate(list(embedded.values()), axis=1)
         mask = jnp.concatenate([batch["mask"][name] for name in embedded], axis=1)
-        latents = jnp.broadcast_to(self.latents.get_value(), (len(x), *self.latents.shape))
+        latents = jnp.broadcast_to(self.latents.get_value(), (x.shape[0], *self.latents.shape))
         latents = self.encoder[0](latents + x[:, :1], self.norm_in(x), mask)  # the first token is the agent itself
         for block in self.encoder[1:]:
             latents = block(latents)
