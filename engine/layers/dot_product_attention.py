@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import jax
 
 from engine.base.errors import TaskError
-from engine.layers import blockwise, kernels, reference
+from engine.layers import blockwise, kernels, portable, reference
 from engine.layers.all_to_all import all_to_all_attention
 from engine.layers.manual import on_each_device
 from engine.layers.ring import ring_attention
@@ -58,6 +58,8 @@ def attention(
     here = layout.current()
     if here.counts_flops:
         return reference.attend(q, k, v, causal=causal)
+    if here.portable:
+        return portable.attend(q, k, v, causal=causal, segment_ids=segment_ids)
     context = here.use("context")
     here.used.add(f"{layout.ATTENTION}{q.shape[1]},{q.shape[2]},{k.shape[2]},{int(causal)}")
     if here.mesh is None or here.mesh.size == 1:

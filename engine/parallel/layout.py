@@ -42,6 +42,9 @@ class Layout:
     counts_flops: bool = False
     """Whether the trace only counts model FLOPs (`compile/flops.py`) and is never compiled. Layers then use
     their plain formula for one device, without kernels, tuning, chunks and rematerialisation."""
+    portable: bool = False
+    """Whether the traced program is for other runtimes, such as ONNX Runtime. Layers then use their plain formula, without
+    kernels, tuning and loops over layers."""
     used: set[str] = dataclasses.field(default_factory=set, compare=False)
     """Features that the traced layers use: mesh axes, "remat", QUANTIZED, NAMED + the name of each value, and ATTENTION
     + the sizes of each attention."""
@@ -62,9 +65,11 @@ class Layout:
 
     @property
     def platform(self) -> str:
-        """Platform of the devices: cpu, gpu or tpu; "reference" for a trace that only counts FLOPs."""
+        """Platform of the devices: cpu, gpu or tpu; "reference" for a trace that only counts FLOPs, or "portable"."""
         if self.counts_flops:
             return "reference"
+        if self.portable:
+            return "portable"
         return jax.default_backend() if self.mesh is None else self.mesh.devices.flat[0].platform
 
     def size(self, axis: str) -> int:

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
+from engine.parallel import layout
+
 
 def frustum_points(intrinsics: jax.Array, poses: jax.Array, pixels: jax.Array, depths: jax.Array) -> jax.Array:
     """Returns the points of pixels at each depth, `[batch, cameras, ..., depths, 3]` in metres.
@@ -22,10 +24,17 @@ def frustum_points(intrinsics: jax.Array, poses: jax.Array, pixels: jax.Array, d
         depths: metres along the z axis of a camera, `[depths]`.
     """
     homogeneous = jnp.concatenate([pixels, jnp.ones_like(pixels[..., :1])], -1).reshape(-1, 3)
-    turned = jnp.matmul(poses[..., :3, :3], jnp.linalg.inv(intrinsics), precision="highest")
+    turned = jnp.matmul(poses[..., :3, :3], _inverse(intrinsics), precision="highest")
     rays = jnp.einsum("bcij,pj->bcpi", turned, homogeneous, precision="highest")
     points = poses[..., None, None, :3, 3] + rays[..., None, :] * depths[:, None]
     return points.reshape(*points.shape[:2], *pixels.shape[:-1], len(depths), 3)
+
+
+def _inverse(x: jax.Array) -> jax.Array:
+    """Returns the inverse of matrices `[..., 3, 3]` by cross products, which every runtime has, other than `lu`."""
+    rows = [x[..., i, :] for i in range(3)]
+    columns = [jnp.cross(rows[(i + 1) % 3], rows[(i + 2) % 3]) for i in range(3)]
+    return jnp.stack(columns, -1) / (rows[0] * columns[0]).sum(-1)[..., None, None]
 
 
 def lift_splat(features: jax.Array, depth: jax.Array, index: jax.Array, cells: int) -> jax.Array:
@@ -41,6 +50,8 @@ def lift_splat(features: jax.Array, depth: jax.Array, index: jax.Array, cells: i
     wide, weights = features.astype(jnp.float32), depth.astype(jnp.float32)
     index = jnp.where(index < 0, cells, index)
 
+    if layout.current().portable:  # a program of few operations
+        return sum_at_once(wide, weights, index, cells)
     at_once, by_depth = (functools.partial(way, cells=cells) for way in (sum_at_once, sum_by_depth))
     return jax.lax.platform_dependent(wide, weights, index, cuda=at_once, default=by_depth)
 

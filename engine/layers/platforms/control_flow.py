@@ -11,7 +11,7 @@ MAX_QUERY_BLOCKS = 16
 
 def unrolls_layers(platform: str, count: int) -> bool:
     """Returns whether a stack of `count` layers is unrolled instead of scanned."""
-    return platform == "cpu" and count <= UNROLLED_LAYERS
+    return platform == "portable" or (platform == "cpu" and count <= UNROLLED_LAYERS)
 
 
 def layers_per_iteration(platform: str, count: int, gathered_from: int) -> int:
