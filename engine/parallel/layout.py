@@ -43,8 +43,8 @@ class Layout:
     """Whether the trace only counts model FLOPs (`compile/flops.py`) and is never compiled. Layers then use
     their plain formula for one device, without kernels, tuning, chunks and rematerialisation."""
     portable: bool = False
-    """Whether the traced program is for other runtimes, such as ONNX Runtime. Layers then use their plain formula, without
-    kernels, tuning and loops over layers."""
+    """Whether the traced program is for other runtimes, such as ONNX Runtime. Layers then use their plain formula,
+    without kernels, tuning and loops over layers."""
     used: set[str] = dataclasses.field(default_factory=set, compare=False)
     """Features that the traced layers use: mesh axes, "remat", QUANTIZED, NAMED + the name of each value, and ATTENTION
     + the sizes of each attention."""

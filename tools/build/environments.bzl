@@ -3,7 +3,7 @@
 load(":python_env.bzl", "python_env")
 
 def environments(rules_python = False):
-    """Defines @pypi (the core), and above it one environment for each extra of the list below, such as @pypi_test.
+    """Defines @pypi (the core), and above it one environment for each lock file of the list below, such as @pypi_test.
 
     Args:
       rules_python: whether the Python rules are those of rules_python, as under MODULE.bazel.
@@ -19,6 +19,7 @@ def environments(rules_python = False):
     for extra, base, included_in_base in [
         ("aot", "pypi", []),
         ("examples", "pypi", ["min"]),
+        ("onnx", "pypi", []),
         ("test", "pypi_examples", ["min"]),
         ("sim", "pypi_examples", []),
         ("lint", "pypi", []),
