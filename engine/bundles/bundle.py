@@ -220,7 +220,7 @@ def save_arrays(arrays: Arrays) -> bytes:
     """Returns the bytes of a safetensors file."""
     from safetensors.numpy import save
 
-    return save({name: np.ascontiguousarray(x) for name, x in sorted(arrays.items())})
+    return save({name: np.asarray(x, order="C") for name, x in sorted(arrays.items())})
 
 
 def check_replaceable(out: Path) -> None:

@@ -13,7 +13,9 @@ from engine.bundles.bundle import INPUTS, OUTPUTS, save_arrays
 from engine.bundles.exported import Entry
 from engine.bundles.forward import Specs, forward_of
 from engine.bundles.manifest import Array, EntryPoint
-from engine.bundles.options import STABLEHLO, Options
+from engine.bundles.onnx.convert import OnnxProgram
+from engine.bundles.onnx.request import Method
+from engine.bundles.options import ONNX, STABLEHLO, Options
 from engine.bundles.parity import checked, differences, run_frames, variants
 from engine.bundles.program import compiled, export_program, input_specs
 from engine.bundles.quantized import TOLERANCE as QUANTIZED_TOLERANCE
@@ -79,9 +81,8 @@ class EntryExporter:
             arrays = {name: np.asarray(x) for name, x in entry.inputs(data.task).items()}
             self.example = example_spec(ArraySource(arrays))
         self.dtype = np.dtype(data.program.compute_dtype)
-        self.forward = forward_of(
-            data.task, found.model, self.dtype, self.example, entry.name, found.config.train.global_batch_size
-        )
+        self._rows = found.config.train.global_batch_size
+        self.forward = forward_of(data.task, found.model, self.dtype, self.example, entry.name, self._rows)
         shapes = {**entry.shapes, **{name: x for name, x in options.shapes.items() if name in self.forward.inputs}}
         self.inputs = input_specs(self.forward, options.rows, shapes)
         self._batches = entry_batches(entry, data, bool(self.forward.state), options.rows or ROWS)
@@ -116,20 +117,35 @@ class EntryExporter:
         if self.quantized.text:
             self._say(f"{self.where} in {settings.scheme}:\n{self.quantized.text}")
 
-    def parity(self, call: Call, kind: str) -> dict[str, float]:
-        """Returns the largest difference of each output of a program. Raises BundleError above the tolerance."""
-        found = [
-            differences(run_frames(call, *case), want) for case, want in zip(self.cases, self.expected, strict=True)
-        ]
+    def parity(self, outputs: Sequence[Arrays], kind: str) -> dict[str, float]:
+        """Returns the largest difference of each output of a program. Raises BundleError above the tolerance.
+
+        Args:
+            outputs: what the program computes from each case.
+            kind: name of the kind of program.
+        """
+        found = [differences(have, want) for have, want in zip(outputs, self.expected, strict=True)]
         largest = {name: max(one[name] for one in found) for name in found[0]}
         self._say(checked(self.where, kind, largest, self.tolerance))
         return largest
 
-    def export(self) -> ExportedEntry:
-        """Returns the entry point with its files. Raises TaskError or BundleError."""
+    def method(self) -> Method:
+        """Returns what the converter to ONNX needs."""
+        plan = None if self.quantized is None else self.quantized.plan.to_json()
+        arrays = {} if self.quantized is None else self.forward.weights
+        return Method(self.name, self.example, self.inputs, self._rows, self.cases, plan, arrays)
+
+    def export(self, onnx: OnnxProgram | None) -> ExportedEntry:
+        """Returns the entry point with its files. Raises TaskError or BundleError.
+
+        Args:
+            onnx: its ONNX model, if the bundle holds one.
+        """
         programs, files = {}, {}
         if STABLEHLO in self._options.formats:
             programs[STABLEHLO] = self._stablehlo(files)
+        if onnx is not None:
+            programs[ONNX] = self._onnx(onnx, files)
         samples = f"samples/{self.name}.safetensors"
         inputs = self._frames[0] if not self._state else _stacked(self._frames)
         files[samples] = save_arrays(
@@ -141,7 +157,8 @@ class EntryExporter:
         entry = EntryPoint(
             self.name, _arrays(self.inputs), _arrays(outputs), programs, samples, self.tolerance, self.forward.state
         )
-        return ExportedEntry(entry, files, {} if self._options.holds_weights else self.forward.weights)
+        has_file = STABLEHLO in self._options.formats and not self._options.holds_weights
+        return ExportedEntry(entry, files, self.forward.weights if has_file else {})
 
     def _stablehlo(self, files: dict[str, bytes]) -> dict[str, Any]:
         """Adds the program to the files, and returns its properties."""
@@ -154,7 +171,18 @@ class EntryExporter:
             "weights": None if inside else WEIGHTS,
             "platforms": list(self._options.platforms),
             "version": program.version,
-            "parity": self.parity(call, "StableHLO"),
+            "parity": self.parity([run_frames(call, *case) for case in self.cases], "StableHLO"),
+        }
+
+    def _onnx(self, program: OnnxProgram, files: dict[str, bytes]) -> dict[str, Any]:
+        """Adds the model to the files, and returns its properties."""
+        file = f"{self.name}.{ONNX}"
+        files[file] = program.model
+        return {
+            "file": file,
+            "opset": program.opset,
+            "converter": dict(program.versions),
+            "parity": self.parity(program.outputs, "ONNX"),
         }
 
 

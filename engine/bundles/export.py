@@ -14,7 +14,8 @@ from engine.bundles import bundle
 from engine.bundles.entry_export import WEIGHTS, EntryExporter, ExportedEntry
 from engine.bundles.exported import entries_of
 from engine.bundles.manifest import FORMAT, MANIFEST, entry_json
-from engine.bundles.options import Options
+from engine.bundles.onnx.convert import PRECISION, OnnxProgram, convert, find_python
+from engine.bundles.options import ONNX, Options
 from engine.bundles.provenance import provenance
 from engine.bundles.samples import sample_data
 from engine.training.task import Task
@@ -52,6 +53,13 @@ def export_bundle(
     bundle.check_replaceable(path)
     saved = SavedRun(run)
     config = saved.changed_config(options.overrides)
+    if ONNX in options.formats:
+        find_python(options.onnx_python)
+        if config.train.precision != PRECISION:
+            on_message(
+                f"note: the programs compute in {PRECISION} instead of {config.train.precision}, as ONNX needs it"
+            )
+            config = saved.changed_config([*options.overrides, f"train.precision={PRECISION}"])
     found = dataclasses.replace(load(run, step=saved.choose(step), task=task), config=config)
     data = sample_data(found, options.evaluation)
     exporters: list[EntryExporter] = []
@@ -59,7 +67,10 @@ def export_bundle(
         kept = next((one.quantized.plan.kept for one in exporters if one.quantized is not None), None)
         exporters.append(EntryExporter(found, data, entry, options, on_message, kept))
     _check_names(options.shapes, {name: x for one in exporters for name, x in one.forward.inputs.items()})
-    exported = [one.export() for one in exporters]
+    models: Sequence[OnnxProgram | None] = [None] * len(exporters)
+    if ONNX in options.formats:
+        models = convert(found, [one.method() for one in exporters], options.onnx_python)
+    exported = [one.export(model) for one, model in zip(exporters, models, strict=True)]
     files = dict(bundle.standalone_files())
     for one in exported:
         files |= one.files

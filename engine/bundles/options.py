@@ -25,6 +25,7 @@ class Options:
         overrides: changes of the config of the run, such as "evaluations.heldout.data.length=1".
         sign: file with a secret key of minisign, which signs the manifest.
         quantize: how the model is quantized; None: not at all.
+        onnx_python: interpreter of the environment with jax2onnx; None: CONVOY_ONNX_PYTHON.
 
     Raises:
         ConfigError: an option is not valid.
@@ -39,6 +40,7 @@ class Options:
     overrides: Sequence[str] = ()
     sign: str | None = None
     quantize: Settings | None = None
+    onnx_python: str | None = None
 
     def __post_init__(self):
         _check("format", self.formats, FORMATS)

@@ -5,7 +5,15 @@ import argparse
 from engine.base.errors import ConfigError
 
 FORMATS = ("stablehlo", "onnx")
-FLAGS = {"batch": "any", "shape": [], "platforms": "cpu,cuda,tpu", "weights": "file", "evaluation": None, "sign": None}
+FLAGS = {
+    "batch": "any",
+    "shape": [],
+    "platforms": "cpu,cuda,tpu",
+    "weights": "file",
+    "evaluation": None,
+    "sign": None,
+    "onnx_python": None,
+}
 QUANTIZE = {"quantize": None, "calibration": "percentile", "keep": "", "max_drop": "", "sensitivity": False}
 """Flag -> its default. Other formats do not have them."""
 
@@ -28,6 +36,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--weights", choices=("file", "inside"), default="file", help="of StableHLO (default: file)")
     group.add_argument("--sign", metavar="KEY", help="a secret key of minisign: also writes bundle.json.minisig")
     group.add_argument("--evaluation", metavar="NAME", help="whose data gives the samples (default: the first)")
+    group.add_argument("--onnx-python", metavar="PATH", help="a Python with jax2onnx (default: $CONVOY_ONNX_PYTHON)")
     group = parser.add_argument_group("quantization of a bundle")
     group.add_argument("--quantize", metavar="SCHEME", help="int8, int8-weights, fp16 or bf16")
     group.add_argument(
@@ -77,6 +86,7 @@ def write(args: argparse.Namespace, formats: list[str], overrides: list[str]) ->
         evaluation=args.evaluation,
         overrides=overrides,
         sign=args.sign,
+        onnx_python=args.onnx_python,
         quantize=None
         if args.quantize is None
         else Settings(

@@ -124,7 +124,7 @@ class Pillars(nnx.Module):
             grid = jax.vmap(lambda x, index: largest(x, index, CELLS**2))(x, index)
         else:
             grid = jax.vmap(lambda *row: pillar_grid(*row, kernel, bias, CELLS**2))(points, index)
-        return grid.reshape(len(points), CELLS, CELLS, -1)
+        return grid.reshape(points.shape[0], CELLS, CELLS, -1)
 
 
 class Convolution(nnx.Module):

@@ -37,8 +37,8 @@ def test_written_files_are_read(tmp_path, name):
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16, np.float16, np.int8, np.bool_, np.int64])
 def test_arrays_keep_shape_and_dtype(dtype):
     x = np.arange(6).reshape(3, 2).astype(dtype).T
-    found = bundle.load_arrays(bundle.save_arrays({"x": x, "empty": x[:0]}))
-    assert found["x"].dtype == dtype and found["empty"].shape == (0, 3)
+    found = bundle.load_arrays(bundle.save_arrays({"x": x, "empty": x[:0, :0], "one": x[0, 0]}))
+    assert found["x"].dtype == dtype and found["empty"].shape == (0, 0) and found["one"].shape == ()
     np.testing.assert_array_equal(found["x"], x)
 
 

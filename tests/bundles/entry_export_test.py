@@ -23,7 +23,7 @@ def exporter():
 
 
 def test_files_and_weights_are_those_of_the_entry_point(exporter):
-    found = exporter.export()
+    found = exporter.export(None)
     assert sorted(found.files) == ["predict.stablehlo", "samples/predict.safetensors"]
     arrays = bundle.load_arrays(found.files["samples/predict.safetensors"])
     assert arrays["inputs/x"].shape == (3, 16) and arrays["outputs/scores/all"].shape == (3, 4)
@@ -35,6 +35,6 @@ def test_program_with_another_result_is_refused(exporter):
     wrong = {name: x.copy() for name, x in exporter.expected[0].items()}
     wrong["scores/all"] += 0.01
     with pytest.raises(BundleError, match=r"output scores/all of the ONNX program differs from the engine by 0.01"):
-        exporter.parity(lambda inputs: wrong, "ONNX")
+        exporter.parity([wrong], "ONNX")
     exact = {name: np.asarray(x) for name, x in exporter.expected[0].items()}
-    assert exporter.parity(lambda inputs: exact, "ONNX") == {"class": 0.0, "scores/all": 0.0}
+    assert exporter.parity([exact], "ONNX") == {"class": 0.0, "scores/all": 0.0}

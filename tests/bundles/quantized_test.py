@@ -48,8 +48,9 @@ class Single(zoo.Classify):
         return model(batch["x"])
 
 
-def test_weights_are_stored_in_int8_with_scales(tmp_path):
-    options = Options(quantize=Settings("int8-weights", keep=["head/kernel"]), platforms=("cpu",))
+@pytest.mark.parametrize("scheme", ["int8", "int8-weights"])
+def test_weights_are_stored_in_int8_with_scales(tmp_path, scheme):
+    options = Options(quantize=Settings(scheme, keep=["head/kernel"]), platforms=("cpu",))
     found = export_bundle(subjects.reader_run(), tmp_path / "b", task=Single(), options=options)
     arrays = bundle.load_arrays(found.read("weights.safetensors"))
     assert arrays["hidden/0/kernel"].dtype == np.int8 and arrays["hidden/0/kernel_scale"].shape == (1, 32)

@@ -38,7 +38,7 @@ class Plain:
     """
 
     def __init__(self, function: Callable[..., list[jax.Array]], *specs: jax.ShapeDtypeStruct):
-        self._closed = jax.make_jaxpr(function)(*specs)
+        self._closed, self._outputs = jax.make_jaxpr(function, return_shape=True)(*specs)
 
     def __call__(self, *args: Any) -> list[Any]:
         return _run(self._closed, args)
@@ -46,7 +46,7 @@ class Plain:
     @property
     def outputs(self) -> list[jax.ShapeDtypeStruct]:
         """Shapes and dtypes of the results."""
-        return [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self._closed.out_avals]
+        return [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in self._outputs]
 
     def equations(self) -> Iterator[JaxprEqn]:
         """Yields the equations of the function as it was written, with those inside of others."""

@@ -14,6 +14,7 @@ from engine.base.errors import ConfigError
 from engine.base.types import PyTree
 
 MODEL, WEIGHTS, CASES, ANSWER = "model.onnx", "weights.safetensors", "cases.safetensors", "answer.json"
+QUANTIZED = "quantized.safetensors"
 NEXT = "next/"
 """Before the name of an output that has the name of an input, such as the state: a name in ONNX means one array."""
 _ENTRIES = "entries.json"
@@ -34,6 +35,8 @@ class Method:
         inputs: name -> shape and dtype; sizes may be symbolic.
         rows: rows of the memory of the model (`forward_of`).
         cases: inputs with which the ONNX model is run.
+        plan: how the method is quantized, as `Plan.to_json` returns it; None: not at all.
+        arrays: the arrays of the quantized method by name.
     """
 
     name: str
@@ -41,6 +44,8 @@ class Method:
     inputs: Specs
     rows: int
     cases: Sequence[Case]
+    plan: Mapping[str, Any] | None = None
+    arrays: Arrays = dataclasses.field(default_factory=dict)
 
 
 def write(folder: Path, config: str, weights: Arrays, methods: Sequence[Method]) -> None:
@@ -62,6 +67,7 @@ def write(folder: Path, config: str, weights: Arrays, methods: Sequence[Method])
             arrays |= {f"{k}/state/{name}": x for name, x in state.items()}
         place(folder, i).mkdir()
         save(place(folder, i) / CASES, arrays)
+        save(place(folder, i) / QUANTIZED, method.arrays)
         entries.append(
             {
                 "name": method.name,
@@ -69,6 +75,7 @@ def write(folder: Path, config: str, weights: Arrays, methods: Sequence[Method])
                 "inputs": {name: _leaf(x) for name, x in method.inputs.items()},
                 "rows": method.rows,
                 "frames": [len(frames) for frames, _ in method.cases],
+                "plan": method.plan,
             }
         )
     (folder / _ENTRIES).write_text(json.dumps(entries), encoding="utf-8")
@@ -83,7 +90,8 @@ def read(folder: Path) -> tuple[str, Arrays, list[Method]]:
         for k, count in enumerate(entry["frames"]):
             cases.append(([_part(arrays, f"{k}/{f}/") for f in range(count)], _part(arrays, f"{k}/state/")))
         inputs = {name: _of_leaf(x, scope) for name, x in entry["inputs"].items()}
-        methods.append(Method(entry["name"], _of_json(entry["example"], scope), inputs, entry["rows"], cases))
+        example, quantized = _of_json(entry["example"], scope), load(place(folder, i) / QUANTIZED)
+        methods.append(Method(entry["name"], example, inputs, entry["rows"], cases, entry["plan"], quantized))
     return (folder / "config.txt").read_text(encoding="utf-8"), load(folder / WEIGHTS), methods
 
 

@@ -31,6 +31,8 @@ from engine.config.schema import MeshSpec
 from engine.config.text import from_text
 from engine.parallel.layout import Layout, with_layout
 from engine.parallel.mesh import make_mesh
+from engine.quantization.plan import Plan
+from engine.quantization.qdq import insert_qdq
 from engine.training.task import Task
 
 OPSET = 22
@@ -115,11 +117,15 @@ def to_onnx(task: Task, model: nnx.Module, method: Method) -> bytes:
     where = f"{type(task).__name__}.{method.name}"
     forward = forward_of(task, model, jnp.float32, method.example, method.name, method.rows)
     names, specs = list(method.inputs), list(method.inputs.values())
-    weights = {name: jnp.asarray(x) for name, x in forward.weights.items()}
+    method_function, arrays = forward.function, forward.weights
+    plan = None if method.plan is None else Plan.from_json(method.plan)
+    if plan is not None:
+        method_function, arrays = plan.function(forward.function, forward.weights, form="qdq"), method.arrays
+    weights = {name: jnp.asarray(x) for name, x in arrays.items()}
     outputs: list[str] = []
 
     def function(*args: jax.Array) -> list[jax.Array]:
-        found = forward.function(weights, dict(zip(names, args, strict=True)))
+        found = method_function(weights, dict(zip(names, args, strict=True)))
         outputs[:] = sorted(found)
         return [found[name] for name in outputs]
 
@@ -141,6 +147,8 @@ def to_onnx(task: Task, model: nnx.Module, method: Method) -> bytes:
         )
     except Exception as error:  # jax2onnx has no errors of its own
         raise TaskError(f"{where}: {_unsupported(error, plain)}") from error
+    if plan is not None and plan.scheme.is_integer and plan.scheme.inputs:
+        insert_qdq(proto, plan.bits)
     _finish(proto, plain.outputs)
     if (size := proto.ByteSize()) > LARGEST:
         raise TaskError(f"{where}: the ONNX model has {size:,} bytes. Allowed are {LARGEST:,}: use --format=stablehlo.")

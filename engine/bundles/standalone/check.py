@@ -22,6 +22,7 @@ except ImportError:
 
 FORMAT = 1  # newest format of bundles that this file reads
 MANIFEST = "bundle.json"
+NEXT = "next/"  # before an output of ONNX with the name of an input: the memory of a model
 UNLISTED = (MANIFEST, f"{MANIFEST}.minisig")  # files whose hashes are not in bundle.json: itself and its signature
 TYPES = {"BOOL": "bool", "I": "int", "U": "uint", "F": "float", "BF": "bfloat"}  # of safetensors, before the bits
 
@@ -136,7 +137,8 @@ def load_onnx(bundle, program, options=None):
     content, library = bundle.read(program["file"]), f"onnxruntime {onnxruntime.__version__}, cpu"
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(names, inputs))), library  # noqa: B905, Python 3.9
+    keys = [name[len(NEXT) :] if name.startswith(NEXT) else name for name in names]
+    return lambda inputs: dict(zip(keys, session.run(names, inputs))), library  # noqa: B905, Python 3.9
 
 
 LOADERS = {"stablehlo": load_stablehlo, "onnx": load_onnx}
