@@ -183,10 +183,15 @@ def _scan(equation: JaxprEqn, args: list[Any]) -> list[Any]:
         return [*carry, *stacked]
     found = []
     for i in reversed(range(length)) if params["reverse"] else range(length):
-        carry, ys = step(carry, [lax.index_in_dim(x, i, 0, keepdims=False) for x in rest])
+        carry, ys = step(carry, [_at(x, i) for x in rest])
         found.append(ys)
     found = found[::-1] if params["reverse"] else found
     return [*carry, *(jnp.stack(ys) for ys in zip(*found, strict=True))]
+
+
+def _at(x: Any, i: int) -> Any:
+    """Returns the element of an array for an iteration; of a constant, such as the weights of a stack, as a constant."""
+    return lax.index_in_dim(x, i, 0, keepdims=False) if isinstance(x, Tracer) else np.asarray(x)[i]
 
 
 def _same_ranks(inside: Sequence[Any], outside: Sequence[Any]) -> int:

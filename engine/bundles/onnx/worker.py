@@ -22,7 +22,7 @@ from jax.extend.core import JaxprEqn
 from engine.base.errors import ConfigError, ConvoyError, EngineEnd, TaskError, first_line
 from engine.base.user_errors import location, traced_place
 from engine.bundles.forward import forward_of
-from engine.bundles.onnx import request
+from engine.bundles.onnx import request, rules
 from engine.bundles.onnx.plain import Plain
 from engine.bundles.onnx.request import Method
 from engine.bundles.parity import run_frames
@@ -71,6 +71,7 @@ def _convert_all(folder: Path) -> dict[str, Any]:
     _check_packages()
     text, weights, methods = request.read(folder)
     task, model = _model(text, weights)
+    rules.register()
     for i, method in enumerate(methods):
         content = to_onnx(task, model, method)
         (request.place(folder, i) / request.MODEL).write_bytes(content)
