@@ -187,14 +187,22 @@ def _quantized_task(task: Task, plan: Plan, arrays: Mapping[str, Any], dtype: DT
         if layer.name + end in arrays
     }
 
-    names = {layer.name for layer in plan.layers}
+    names = {layer.name: layer for layer in plan.layers}
+
+    def stored(name: str, x: jax.Array) -> jax.Array:
+        if name not in names or x.dtype == jnp.int8:
+            return x
+        return plan.encoded(names[name], x)[0]  # where the engine traces the methods with the model of the Task
 
     def compute(function: Callable[[Mapping[str, jax.Array]], Any], weights: Mapping[str, jax.Array]) -> Any:
         specs = {
             name: jax.ShapeDtypeStruct(x.shape, dtype if name in names else x.dtype) for name, x in weights.items()
         }
-        stored = {**weights, **scales} if plan.scheme.is_integer else plan.stored(weights, {})
-        return plan.function(lambda weights, _: function(weights), specs)(stored, ())
+        if plan.scheme.is_integer:
+            held = {**{name: stored(name, x) for name, x in weights.items()}, **scales}
+        else:
+            held = plan.stored(weights, {})
+        return plan.function(lambda weights, _: function(weights), specs)(held, ())
 
     return with_products(task, compute)
 

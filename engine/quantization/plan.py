@@ -130,8 +130,8 @@ class Plan:
             if name not in layers or not self.scheme.is_integer:
                 found[name] = x.astype(self.scheme.dtype) if name in layers else x
                 continue
-            codes, scale = encoded(x, layers[name].shared, self.bits, self.calibration == "mse")
-            new = {name: codes, name + SCALE: scale}
+            codes, scale = self.encoded(layers[name], x)
+            new: dict[str, Any] = {name: codes, name + SCALE: scale}
             if self.scheme.inputs:
                 limits = np.asarray(input_ranges[name], np.float32)
                 new[name + INPUT_SCALE] = np.where(limits == 0, 1, limits).astype(np.float32) / largest_code(BITS)
@@ -139,6 +139,10 @@ class Plan:
                 raise ConfigError(f"quantize: the model has {min(taken)!r}, which would name a scale. Keep {name}.")
             found |= new
         return found
+
+    def encoded(self, layer: Layer, weight: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Returns the codes and the scales of a weight."""
+        return encoded(weight, layer.shared, self.bits, self.calibration == "mse")
 
     def function(
         self, function: Callable[..., Any], weights: Mapping[str, Any], form: Form = "integer"

@@ -1,10 +1,13 @@
 """Evaluations of a quantized model over whole datasets are those of the exported function."""
 
+import dataclasses
 import functools
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 import engine
 from engine.base.errors import ConfigError
@@ -59,6 +62,20 @@ def test_results_are_those_of_the_quantized_function(scheme, bits):
     found, examples = quantized(scheme, bits=bits), zoo.examples(403, 9)
     measured = evaluations().measure(found.plan, found.weights).metrics
     logits = jax.jit(found.function)(found.weights, {"x": examples["x"]})["logits"]
+    assert measured["heldout/accuracy"] == pytest.approx(accuracy(logits, examples), abs=1e-6)
+
+
+def test_convolution_is_measured_as_it_is_exported():
+    _, found = subjects.trained()
+    task = subjects.Classify("cnn", width=4)
+    model: Any = task.build(nnx.Rngs(0))
+    model.eval()
+    found = dataclasses.replace(found, task=task, model=model)
+    forward, own, examples = subjects.forward(found), Evaluations(found), zoo.examples(403, 9)
+    result = quantize(forward.function, forward.weights, [{"x": examples["x"][:64]}])
+    assert [layer.name for layer in result.plan.layers] == ["conv/kernel", "head/kernel"]
+    logits = jax.jit(result.function)(result.weights, {"x": examples["x"]})["logits"]
+    measured = own.measure(result.plan, result.weights).metrics
     assert measured["heldout/accuracy"] == pytest.approx(accuracy(logits, examples), abs=1e-6)
 
 
