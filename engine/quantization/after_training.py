@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from engine.base.errors import ConfigError, did_you_mean
-from engine.quantization.calibration import Batches, check_method, input_ranges
+from engine.quantization.calibration import check_method, input_ranges
 from engine.quantization.layers import layers_of, tables_of
 from engine.quantization.plan import BITS, Plan, scheme_of
 
@@ -35,7 +35,7 @@ class Quantized:
 def quantize(
     function: Callable[[Mapping[str, Any], Any], Any],
     weights: Mapping[str, Any],
-    batches: Batches,
+    batches: Sequence[Any],
     scheme: str = "int8",
     calibration: str = "percentile",
     keep: Sequence[str] = (),
