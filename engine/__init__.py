@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine import adapters, augmentation, bundles, hub, layers, metrics, perception, plot, readers
+    from engine import adapters, augmentation, bundles, hub, layers, metrics, perception, plot, quantization, readers
     from engine.api.explain import explain
     from engine.api.follow import follow
     from engine.api.inference import checkpoints, evaluate, evaluate_steps, export, predict
@@ -95,6 +95,7 @@ __all__ = [
     "plan",
     "plot",
     "predict",
+    "quantization",
     "readers",
     "reset_at_starts",
     "stage",
@@ -103,7 +104,18 @@ __all__ = [
 ]
 
 _MODULES = {
-    "engine": ("adapters", "augmentation", "bundles", "hub", "layers", "metrics", "perception", "plot", "readers"),
+    "engine": (
+        "adapters",
+        "augmentation",
+        "bundles",
+        "hub",
+        "layers",
+        "metrics",
+        "perception",
+        "plot",
+        "quantization",
+        "readers",
+    ),
     "engine.augmentation.source": ("augmented",),
     "engine.bundles.exported": ("exported",),
     "engine.base.errors": ("ConvoyError", "DataError", "TaskError"),

@@ -17,6 +17,7 @@ import engine.layers
 import engine.metrics
 import engine.perception
 import engine.plot
+import engine.quantization
 import engine.readers
 from engine.cluster.exit_status import ExitStatus
 from engine.config.override import locate
@@ -72,6 +73,7 @@ PACKAGES = [
     engine.metrics,
     engine.perception,
     engine.plot,
+    engine.quantization,
     engine.readers,
 ]
 

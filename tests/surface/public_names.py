@@ -15,6 +15,7 @@ import engine.layers
 import engine.metrics
 import engine.perception
 import engine.plot
+import engine.quantization
 import engine.readers
 from tests.surface.own import ROOT
 from tests.surface.signatures import module_text
@@ -30,6 +31,7 @@ MODULES = (
     engine.metrics,
     engine.perception,
     engine.plot,
+    engine.quantization,
     engine.readers,
 )
 
