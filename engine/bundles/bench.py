@@ -22,6 +22,8 @@ from engine.bundles.layer_costs import Layer, layers_of_hlo, layers_of_onnx
 from engine.bundles.manifest import BundleError, EntryPoint
 
 STABLEHLO, ONNX, EAGER = "stablehlo", "onnx", "eager"
+PYTHON_VARIABLE = "CONVOY_ONNX_PYTHON"
+"""Environment variable that names the interpreter with which runs are exported as ONNX."""
 TIMES = ("p50", "p90", "p99", "worst", "first", "load")
 MEMORY = "memory"
 _MEASURE = Path(__file__).parent / "standalone" / "measure.py"
@@ -40,7 +42,7 @@ class Options:
         warmup: calls before them.
         batch: rows of a call; None for 1, or for the rows of a program that takes no other number.
         cores: numbers of the cores on which each process stays; none for the first usable one.
-        onnx_python: Python interpreter with onnxruntime; None for this one.
+        onnx_python: Python interpreter with onnxruntime; None for this one, or that of CONVOY_ONNX_PYTHON.
         eager: run directory whose model is measured, too, without being compiled.
     """
 
@@ -122,6 +124,8 @@ def bench(path: str | Path, options: Options, on_message: Callable[[str], None] 
     """
     bundle = Bundle(path)
     bundle.check_files()
+    if options.onnx_python is None and find_spec("onnxruntime") is None:
+        options = dataclasses.replace(options, onnx_python=os.environ.get(PYTHON_VARIABLE))
     entries = [bundle.entry(name) for name in options.entries or bundle.entries]
     cores = checked_cores(options.cores)
     found: list[Measurement] = []
@@ -156,7 +160,7 @@ def _programs(
             if program == ONNX and options.onnx_python is None and find_spec("onnxruntime") is None:
                 on_message(
                     f"{entry.name} onnx: not measured, since onnxruntime is not installed here. Add "
-                    "--onnx-python=PATH, a Python interpreter that has it."
+                    f"--onnx-python=PATH, a Python interpreter that has it, or set {PYTHON_VARIABLE}."
                 )
             else:
                 yield entry, program

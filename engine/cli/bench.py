@@ -17,7 +17,8 @@ call takes arrays of NumPy and returns arrays of NumPy.
   convoy bench digits.zip --eager=runs/digits         and the model of the run
   convoy bench digits.zip --limit=predict:p99:500ms   exit code 1 if it is slower
 
-ONNX programs need onnxruntime, in this environment or in that of --onnx-python.
+ONNX programs need onnxruntime, in this environment, or in that of --onnx-python
+or CONVOY_ONNX_PYTHON.
 On a machine without Convoy, python measure.py in a bundle does the same.
 """
 MOST_CALLS = 10**6

@@ -15,7 +15,7 @@ from tests.bundles import handmade
 
 pytestmark = pytest.mark.multiprocess
 
-HAS_ONNX = find_spec("onnxruntime") is not None
+HAS_ONNX = find_spec("onnxruntime") is not None or bench.PYTHON_VARIABLE in os.environ
 CORE = max(os.sched_getaffinity(0))
 
 
@@ -46,7 +46,7 @@ def test_each_program_is_measured(measured):
     assert found[0].library.startswith("jax ") and found[0].library.endswith(", cpu")
     assert HAS_ONNX or said == [
         "predict onnx: not measured, since onnxruntime is not installed here. Add --onnx-python=PATH, a Python "
-        "interpreter that has it."
+        "interpreter that has it, or set CONVOY_ONNX_PYTHON."
     ]
 
 
@@ -116,6 +116,15 @@ def test_failure_of_a_measurement_is_one_sentence(bundle):
         bench.bench(bundle, onnx)
     with pytest.raises(RunError, match="a measurement failed: predict onnx: onnxruntime is not installed"):
         bench.bench(bundle, Options(programs=("onnx",), onnx_python=str(without_packages(bundle.parent))))
+
+
+def test_other_interpreter_gets_no_packages_of_this_one(bundle, tmp_path, monkeypatch):
+    program = tmp_path / "python"
+    program.write_text('#!/bin/sh\necho "packages: $PYTHONPATH." >&2\nexit 1\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", "/somewhere")
+    with pytest.raises(RunError, match=r"a measurement failed: packages: \.$"):
+        bench.bench(bundle, Options(programs=("onnx",), onnx_python=str(program)))
 
 
 def without_packages(folder: Path) -> Path:

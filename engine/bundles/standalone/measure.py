@@ -79,6 +79,11 @@ class Calls:
         return seconds
 
 
+def percentile(ordered, percent):
+    """Returns the smallest value that is at least as large as this part of all values."""
+    return ordered[-(-len(ordered) * percent // 100) - 1]
+
+
 def seconds_of_call(seconds):
     """Returns the time of a part in a call. Of all measured times, the longest tenth was interrupted by something."""
     usual = sorted(seconds)[: -(-len(seconds) * 9 // 10)]
@@ -200,7 +205,7 @@ def measure(args, library, load):
     seconds = sorted(calls.run(call, args.calls))
     gc.enable()
     found = {"entry": args.entry, "program": args.program, "library": name, "batch": rows, "cores": cores}
-    found.update({key: seconds[-(-len(seconds) * percent // 100) - 1] for key, percent in PERCENTILES.items()})
+    found.update({key: percentile(seconds, percent) for key, percent in PERCENTILES.items()})
     found.update(calls=args.calls, first=first, load=loaded - imported, memory=memory())
     found["import"] = imported - start
     return {**found, **parts()} if args.json else found

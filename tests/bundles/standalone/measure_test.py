@@ -55,6 +55,12 @@ def test_calls_pass_the_state_on(calls_of):
     ]
 
 
+def test_percentiles_are_measured_values():
+    ordered = list(range(1, 1001))
+    assert [measure.percentile(ordered, p) for p in measure.PERCENTILES.values()] == [500, 900, 990, 1000]
+    assert [measure.percentile([3, 5], p) for p in measure.PERCENTILES.values()] == [3, 5, 5, 5]
+
+
 def test_time_of_a_part_leaves_out_what_was_interrupted():
     usual = [1e-6] * (2 * measure.PROFILED - 2)  # twice in each call
     assert measure.seconds_of_call([*usual, 5.0, 7.0]) == pytest.approx(2e-6)
