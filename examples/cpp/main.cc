@@ -9,7 +9,6 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
-#include <iterator>
 #include <map>
 #include <nlohmann/json.hpp>
 #include <onnxruntime_cxx_api.h>
@@ -108,7 +107,10 @@ Arrays Run(Ort::Session& session, Arrays inputs, const std::vector<std::string>&
     values.push_back(
         Ort::Value::CreateTensor(memory, x.bytes.data(), x.bytes.size(), x.shape.data(), x.shape.size(), x.type));
   }
-  for (const auto& name : outputs) output_names.push_back(name.c_str());
+  // In ONNX an output must not have the name of an input, as the next state does in bundle.json.
+  std::vector<std::string> unique;
+  for (const auto& name : outputs) unique.push_back(inputs.count(name) ? "next/" + name : name);
+  for (const auto& name : unique) output_names.push_back(name.c_str());
   const auto results = session.Run(Ort::RunOptions(), input_names.data(), values.data(), values.size(),
                                    output_names.data(), output_names.size());
   Arrays found;
@@ -149,21 +151,20 @@ Arrays RunSamples(Ort::Session& session, const json& entry, const Arrays& sample
 
 // Returns the largest difference relative to max(1, largest expected value); infinite for integers that differ.
 double Difference(const Array& found, const Array& expected) {
-  const double infinite = INFINITY;
-  if (found.type != expected.type || found.shape != expected.shape) return infinite;
+  if (found.type != expected.type || found.shape != expected.shape) return INFINITY;
   const bool is_float = TypeOf(found.type).name[0] == 'f';
   const auto x = Numbers(found), y = Numbers(expected);
   double largest = 0, scale = 1;
   for (size_t i = 0; i < x.size(); ++i) {
+    if (std::isfinite(y[i])) scale = std::max(scale, std::abs(y[i]));
     if (x[i] == y[i] || (std::isnan(x[i]) && std::isnan(y[i]))) continue;
-    const double difference = is_float ? std::abs(x[i] - y[i]) : infinite;
-    largest = std::max(largest, std::isfinite(difference) ? difference : infinite);
+    const double difference = is_float ? std::abs(x[i] - y[i]) : INFINITY;
+    largest = std::max(largest, std::isfinite(difference) ? difference : INFINITY);
   }
-  for (double one : y) scale = std::isfinite(one) ? std::max(scale, std::abs(one)) : scale;
   return largest / scale;
 }
 
-// Prints an output as one line: the entry point, the name, the type with its shape, and the numbers.
+// Prints an output as one line.
 void Print(const std::string& entry, const std::string& name, const Array& array) {
   std::string shape;
   for (int64_t size : array.shape) shape += (shape.empty() ? "" : ",") + std::to_string(size);

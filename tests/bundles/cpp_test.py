@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.skipif(bool(ABSENT) and "CI" not in os.environ, reason=f"not installed: {', '.join(ABSENT)}"),
 ]
 SOURCES = Path(__file__).resolve().parents[2] / "examples" / "cpp"
-SAMPLES = "samples/predict.safetensors"
+SAMPLES = handmade.SAMPLES
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,14 @@ def test_numbers_are_those_of_python(program, bundle):
     np.testing.assert_array_equal(found["class"], samples["outputs/class"])
     np.testing.assert_allclose(found["score"], samples["outputs/score"], rtol=0, atol=1e-5)
     assert len(re.findall(r"largest difference \S+ of 1e-05 allowed", output)) == 2
+
+
+def test_model_with_memory_gets_its_state_from_frame_to_frame(program, tmp_path):
+    bundle = handmade.write_with_memory(tmp_path / "memory")
+    code, output, errors = run(program, bundle)
+    assert (code, errors) == (0, "")
+    assert printed(output)["state/sum"].tolist() == [[11], [13], [16]]
+    assert output.count("largest difference 0 of 1e-05 allowed") == 2
 
 
 def test_other_numbers_than_the_samples_are_an_error(program, bundle):

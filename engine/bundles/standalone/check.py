@@ -22,7 +22,6 @@ except ImportError:
 
 FORMAT = 1  # newest format of bundles that this file reads
 MANIFEST = "bundle.json"
-NEXT = "next/"  # before an output of ONNX with the name of an input: the memory of a model
 UNLISTED = (MANIFEST, f"{MANIFEST}.minisig")  # files whose hashes are not in bundle.json: itself and its signature
 TYPES = {"BOOL": "bool", "I": "int", "U": "uint", "F": "float", "BF": "bfloat"}  # of safetensors, before the bits
 
@@ -136,9 +135,10 @@ def load_onnx(bundle, program, options=None):
     [onnxruntime] = installed("onnxruntime")
     content, library = bundle.read(program["file"]), f"onnxruntime {onnxruntime.__version__}, cpu"
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    keys = [name[len(NEXT) :] if name.startswith(NEXT) else name for name in names]
-    return lambda inputs: dict(zip(keys, session.run(names, inputs))), library  # noqa: B905, Python 3.9
+    # In ONNX an output must not have the name of an input, as the next state does in bundle.json.
+    state = {f"next/{x.name}": x.name for x in session.get_inputs()}
+    names = [state.get(x.name, x.name) for x in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(None, inputs))), library  # noqa: B905, Python 3.9
 
 
 LOADERS = {"stablehlo": load_stablehlo, "onnx": load_onnx}

@@ -19,7 +19,7 @@ from tests.bundles import handmade
 
 HAS_ONNX = find_spec("onnxruntime") is not None
 SOURCE = Path(check.__file__)
-SAMPLES = "samples/predict.safetensors"
+SAMPLES = handmade.SAMPLES
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def edit(bundle: Path, **changes: object) -> None:
 
 DAMAGES = {
     "a changed byte": (lambda b: flip(b / "weights.safetensors"), "weights.safetensors was changed: its sha256"),
-    "a cut file": (lambda b: cut(b / "predict.onnx"), "predict.onnx has 232 bytes instead of 465"),
+    "a cut file": (lambda b: cut(b / "predict.onnx"), "predict.onnx has 231 bytes instead of 463"),
     "a missing file": (lambda b: (b / "predict.stablehlo").unlink(), "predict.stablehlo is missing"),
     "a further file": (lambda b: (b / "samples/x").touch(), "samples/x is not listed in bundle.json"),
     "a newer format": (lambda b: edit(b, format=2), "has format 2; this program reads formats up to 1"),
@@ -178,6 +178,11 @@ def test_program_for_other_devices_is_not_run(bundle, capsys):
     handmade.write_manifest(bundle, content)
     assert check.main([str(bundle)]) == 1
     assert "predict stablehlo: not run: it runs on tpu, and jax finds cpu here" in capsys.readouterr().out
+
+
+def test_model_with_memory_agrees_frame_by_frame(tmp_path, capsys):
+    assert check.main([str(handmade.write_with_memory(tmp_path / "memory"))]) == 0
+    assert capsys.readouterr().out.count("all frames agree, largest difference 0") == 1 + HAS_ONNX
 
 
 def test_state_is_passed_from_frame_to_frame():
