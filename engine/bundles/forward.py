@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from engine.base.errors import TaskError
 from engine.base.types import PyTree
+from engine.base.user_errors import location
 from engine.training.arrays import cast
 from engine.training.task import Task, author_errors_reported
 
@@ -22,6 +23,11 @@ STATE = "state/"
 """Before the names of the state that a model with memory reads and returns."""
 SINGLE = "prediction"  # name of the result of a method that returns one array
 TRACED = 3  # rows with which the entries that a method reads are found
+_DTYPES = (
+    *("bool", "bfloat16", "float16", "float32", "float64"),
+    *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)),
+)
+"""Of outputs: those that the programs in a bundle read from files of arrays."""
 
 type Arrays = Mapping[str, Any]
 type Specs = Mapping[str, jax.ShapeDtypeStruct]
@@ -65,7 +71,8 @@ def forward_of(
         rows: rows of the memory of the model, which are those of a training batch.
 
     Raises:
-        TaskError: the method reads nothing of a batch, or an entry that the batch lacks.
+        TaskError: the method reads nothing of a batch, or an entry that the batch lacks; it cannot be traced, or does
+            not return arrays.
     """
     call = _Call(task, model, dtype, example, method)
     weights = {
@@ -76,8 +83,14 @@ def forward_of(
     specs = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
     kept = [name for name in call.model_state() if specs[name].shape[:1] == (rows,)]
     batch = {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in entries.items()}
-    with author_errors_reported(task, method, jax.tree.unflatten(call.structure, list(batch.values()))):
-        read, changed = _trace(call, specs, batch)
+    try:
+        with author_errors_reported(task, method, jax.tree.unflatten(call.structure, list(batch.values()))):
+            read, changed = _trace(call, specs, batch)
+    except jax.errors.JAXTypeError as error:
+        raise TaskError(
+            f"{type(task).__name__}.{method}: cannot be exported, since it needs the values of a batch in Python "
+            f"({location(error)}). Use operations of jax.numpy there, which become part of the program."
+        ) from error
     state = {f"{STATE}{name}": name for name in kept if name in changed}
 
     def function(weights: Arrays, inputs: Arrays) -> dict[str, Any]:
@@ -114,12 +127,31 @@ class _Call:
         examples = jax.tree.unflatten(self.structure, [batch[name] for name in self._entries])
         result = getattr(self._task, self._method)(model, cast(examples, self._dtype, self._task.full_precision))
         after = {name_of(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model))}
-        return {key(path) or SINGLE: x for path, x in jax.tree.leaves_with_path(result)}, after
+        return outputs_of(result, f"{type(self._task).__name__}.{self._method}"), after
 
     def model_state(self) -> list[str]:
         """Returns the names of the variables that a method may change: those of `Task.model_state`."""
         kinds = self._task.model_state
         return [name for name, (_, variable) in self.variables.items() if kinds and isinstance(variable, kinds)]
+
+
+def outputs_of(result: PyTree, where: str) -> dict[str, Any]:
+    """Returns the arrays that a method returns by name. Raises TaskError if files of arrays cannot hold them."""
+    found: dict[str, Any] = {}
+    for path, x in jax.tree.leaves_with_path(result):
+        name = key(path) or SINGLE
+        dtype = (
+            str(jnp.result_type(x)) if isinstance(x, bool | int | float | np.ndarray | jax.Array) else type(x).__name__
+        )
+        if dtype not in _DTYPES:
+            raise TaskError(
+                f"{where}: returns {name} of type {dtype}, which a program cannot return. Return arrays of bool, "
+                "integers, or floats of 16 to 64 bits."
+            )
+        if name in found:
+            raise TaskError(f"{where}: returns two arrays with the name {name}. Give one of them another name.")
+        found[name] = x
+    return found
 
 
 def name_of(path: Sequence[Any]) -> str:

@@ -13,7 +13,7 @@ from engine.api.saved_run import LoadedRun
 from engine.base.errors import ConfigError, did_you_mean
 from engine.base.types import PyTree
 from engine.bundles.exported import Entry
-from engine.bundles.forward import SINGLE, STATE, key, name_of
+from engine.bundles.forward import STATE, key, name_of, outputs_of
 from engine.compile.build import build_evaluation_program
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.config.schema import Data, MeshSpec
@@ -137,7 +137,7 @@ def engine_function(found: LoadedRun, data: SampleData, entry: Entry, example: P
         outputs = getattr(data.task, entry.name)(module, examples)
         after = program.model.state_of(module)
         after = {name: after[name].astype(x.dtype) for name, x in state.items()}
-        return {key(path) or SINGLE: x for path, x in jax.tree.leaves_with_path(outputs)}, after
+        return outputs_of(outputs, entry.name), after
 
     jitted = jax.jit(with_layout(program.layout, step))
 

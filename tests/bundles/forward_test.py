@@ -1,5 +1,9 @@
 """Methods of Tasks as functions of weights and inputs by name."""
 
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -70,3 +74,41 @@ def test_methods_that_read_nothing_or_an_unknown_entry_are_refused():
         forward(Constant())
     with pytest.raises(TaskError, match=r"Constant.embed: there is no 'xx' .*forward_test.py:\d+.* Did you mean x\?"):
         forward(Constant(), "embed")
+
+
+@dataclasses.dataclass
+class Returns(subjects.Reader):
+    """A Task that returns what its function does."""
+
+    function: Callable[[jax.Array], Any] = lambda x: x
+
+    def predict(self, model, batch):
+        return self.function(batch["x"])
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        (lambda x: {"x": x, "names": "ab"}, "returns names of type str, .* Return arrays of bool"),
+        (lambda x: {"x": x + 1j}, "returns x of type complex64"),
+        (lambda x: {"x": x, "key": jax.random.key(0)}, "returns key of type key<fry>"),
+        (lambda x: {"a/b": x, "a": {"b": x}}, "returns two arrays with the name a/b"),
+        (np.asarray, r"needs the values of a batch in Python \(.*forward_test.py:\d+ in predict\)"),
+        (lambda x: x * float(x.sum()), r"needs the values of a batch in Python \(.*forward_test.py:\d+ in <lambda>\)"),
+    ],
+)
+def test_results_that_no_program_can_return_are_named(function, problem):
+    with pytest.raises(TaskError, match=f"Returns.predict: .*{problem}"):
+        forward(Returns(function=function))
+
+
+def test_numbers_and_arrays_of_all_kinds_are_outputs():
+    found, _ = forward(Returns(function=lambda x: {"x": x, "n": 3, "rate": 0.5, "anchors": np.arange(3), "ok": x > 0}))
+    outputs = jax.eval_shape(found.function, found.weights, found.batched(2))
+    assert {name: (x.shape, str(x.dtype)) for name, x in outputs.items()} == {
+        "x": ((2, 16), "float32"),
+        "n": ((), "int32"),
+        "rate": ((), "float32"),
+        "anchors": ((3,), "int32"),
+        "ok": ((2, 16), "bool"),
+    }

@@ -1,6 +1,7 @@
 """Comparisons of programs with the engine."""
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from jax import export
@@ -14,6 +15,13 @@ def test_differences_are_relative_to_the_largest_value_from_one():
     have = {"small": np.array([0.1, 0.3]), "large": np.array([101.0, -200.0]), "class": np.array([1, 3])}
     assert parity.differences(have, want) == pytest.approx({"small": 0.1, "large": 0.005, "class": 1.0})
     assert parity.differences(want, want) == {"small": 0.0, "large": 0.0, "class": 0.0}
+
+
+def test_floats_of_each_precision_have_a_difference_and_others_are_equal_or_not():
+    for dtype, difference in ((ml_dtypes.bfloat16, 0.0078125), (np.float16, 0.0078125), (np.uint8, 0.0), (bool, 0.0)):
+        found = parity.differences({"x": np.array([0, 1.0078125]).astype(dtype)}, {"x": np.array([0, 1]).astype(dtype)})
+        assert found == {"x": difference}, dtype
+    assert parity.differences({"x": np.array([True])}, {"x": np.array([False])}) == {"x": 1.0}
 
 
 @pytest.mark.parametrize(
