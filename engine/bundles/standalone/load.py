@@ -23,8 +23,9 @@ def arrays(file):
 
 
 def load(entry="predict", folder=pathlib.Path(__file__).parent):
-    """Returns an entry point as a function `inputs -> outputs`, of arrays by name."""
-    program = json.loads((folder / "bundle.json").read_text())["entries"][entry]["programs"]["stablehlo"]
+    """Returns an entry point of a folder as a function `inputs -> outputs`, of arrays by name."""
+    folder = pathlib.Path(folder)
+    program = json.loads((folder / "bundle.json").read_bytes())["entries"][entry]["programs"]["stablehlo"]
     exported = jax.export.deserialize(bytearray((folder / program["file"]).read_bytes()))
     call = jax.jit(exported.call)
     if program["weights"] is None:

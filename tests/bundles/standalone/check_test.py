@@ -201,6 +201,23 @@ def test_state_is_passed_from_frame_to_frame():
         np.testing.assert_array_equal(outputs[name], values)
 
 
+def test_one_row_of_an_output_that_compares_rows_is_checked():
+    entry = {
+        "inputs": {"x": {"shape": ["batch", 2]}},
+        "outputs": {"products": {"shape": ["batch", "batch"]}, "mean": {"shape": [2]}},
+        "state": [],
+    }
+    x = np.arange(6, dtype=np.float32).reshape(3, 2)
+
+    def compare(inputs):
+        return {"products": inputs["x"] @ inputs["x"].T, "mean": inputs["x"].mean(0)}
+
+    samples = {"inputs/x": x} | {f"outputs/{name}": y for name, y in compare({"x": x}).items()}
+    _, (text, outputs, expected) = check.cases(compare, entry, samples)
+    assert text == "one row" and list(expected) == ["products"]
+    np.testing.assert_array_equal(outputs["products"], expected["products"])
+
+
 def test_difference_is_relative_and_exact_for_integers():
     def of(found, expected):
         return check.difference(np.array(found), np.array(expected))

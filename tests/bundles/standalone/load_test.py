@@ -21,7 +21,7 @@ import load
 assert not {"engine", "flax", "safetensors"} & set(sys.modules)
 stored = load.arrays(pathlib.Path("samples/predict.safetensors"))
 for folder in ("outside", "inside"):
-    outputs = load.load("predict", pathlib.Path("..") / folder)({"x": stored["inputs/x"]})
+    outputs = load.load("predict", f"../{folder}")({"x": stored["inputs/x"]})
     for name in ("class", "scores/all"):
         np.testing.assert_allclose(np.asarray(outputs[name], np.float32), stored[f"outputs/{name}"].astype(np.float32))
 print(stored["outputs/scores/all"].dtype)
