@@ -190,7 +190,7 @@ def _scan(equation: JaxprEqn, args: list[Any]) -> list[Any]:
 
 
 def _at(x: Any, i: int) -> Any:
-    """Returns the element of an array for an iteration; of a constant, such as the weights of a stack, as a constant."""
+    """Returns the element of an array for an iteration; that of a constant, such as stacked weights, is a constant."""
     return lax.index_in_dim(x, i, 0, keepdims=False) if isinstance(x, Tracer) else np.asarray(x)[i]
 
 

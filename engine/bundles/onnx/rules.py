@@ -1,4 +1,4 @@
-"""A rule for jax2onnx: the product of rows with a matrix as one MatMul, which runtimes compute fastest, also in integers.
+"""A rule for jax2onnx: the product of rows with a matrix as one MatMul, which runtimes compute fastest and in integers.
 
 jax2onnx itself writes an Einsum if the rows have several dimensions.
 """
