@@ -58,15 +58,25 @@ def environment(names: list[str], folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def converted(folder):
+    """The folder with the ONNX programs, too."""
+    if not (is_installed("jax2onnx") and is_installed("onnxruntime")):
+        pytest.skip("needs jax2onnx and onnxruntime")
+    for command in lines("onnx"):
+        done = pages.run(command, folder)
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    return folder
+
+
 @pytest.mark.parametrize("library", ["jax", "onnxruntime"])
-def test_bundle_runs_in_an_environment_with_one_library(library, folder, tmp_path):
+def test_bundle_runs_in_an_environment_with_one_library(library, request, tmp_path):
+    folder = request.getfixturevalue("folder" if library == "jax" else "converted")
     made, installed, *commands = next(
         list(group) for group in groups(lines("vehicle")) if any(library in line.split() for line in group)
     )
     assert re.fullmatch(r"python -m venv [\w-]+", made)
     names = installed.partition(" install ")[2].split()
-    if missing := [name for name in names if not is_installed(name)]:
-        pytest.skip(f"needs {', '.join(missing)}")
     packages = environment(names, tmp_path / "packages")
     assert not {"orbax", "flax", "engine"} & {path.name for path in packages.iterdir()}
     for command in commands:
