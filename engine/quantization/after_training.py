@@ -24,12 +24,15 @@ class Quantized:
             the loops over a stack of layers.
         plan: which layers are quantized and how; `plan.to_json()` describes it for other programs.
         input_ranges: name of each layer, also of those in floats -> range of its inputs; empty if inputs stay floats.
+        out_of_reach: weights of which products may be in floats, since they are within a loop or a kernel of unknown
+            content.
     """
 
     function: Callable[[Mapping[str, Any], Any], Any]
     weights: Mapping[str, np.ndarray]
     plan: Plan
     input_ranges: Mapping[str, np.ndarray]
+    out_of_reach: Sequence[str] = ()
 
 
 def quantize(
@@ -68,7 +71,7 @@ def quantize(
         raise ConfigError(f"quantize: bits = {bits}. Allowed: 2 to {BITS}.")
     if not len(batches):
         raise ConfigError("quantize: no batch is given. Give one for its shapes, or several to calibrate.")
-    layers = layers_of(function, weights, batches[0])
+    layers, out_of_reach = layers_of(function, weights, batches[0])
     if not layers:
         raise ConfigError(
             "quantize: no product of the function has a weight as an operand, which it would round. Export it without "
@@ -82,7 +85,7 @@ def quantize(
     ranges: dict[str, np.ndarray] = {}
     if chosen.is_integer and chosen.inputs:
         ranges = input_ranges(function, weights, batches, names, calibration, BITS)
-    return quantized(function, weights, plan, ranges)
+    return dataclasses.replace(quantized(function, weights, plan, ranges), out_of_reach=out_of_reach)
 
 
 def quantized(

@@ -2,11 +2,12 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
 
 from engine.quantization import walk
 from engine.quantization.products import Product
@@ -47,8 +48,12 @@ class Layer:
         return tuple(1 if axis in self.shared else size for axis, size in enumerate(self.shape))
 
 
-def layers_of(function: Callable[..., Any], weights: Mapping[str, Any], inputs: Any) -> dict[str, Layer]:
-    """Returns name -> layer, in the order of the program. Computes nothing.
+def layers_of(
+    function: Callable[..., Any], weights: Mapping[str, Any], inputs: Any
+) -> tuple[dict[str, Layer], tuple[str, ...]]:
+    """Returns name -> layer, in the order of the program, and weights of which other products may be out of reach.
+
+    Computes nothing.
 
     Args:
         function: `function(weights, inputs)`.
@@ -63,10 +68,11 @@ def layers_of(function: Callable[..., Any], weights: Mapping[str, Any], inputs: 
 
     specs = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in weights.items()}
     jax.eval_shape(call, specs, inputs)
-    return {
+    layers = {
         name: Layer(name, tuple(specs[name].shape), tuple(sorted(shared)), products)
         for name, (shared, products) in finder.found.items()
     }
+    return layers, tuple(sorted(finder.out_of_reach))
 
 
 def tables_of(weights: Mapping[str, Any], layers: Mapping[str, Layer]) -> dict[str, Layer]:
@@ -91,11 +97,15 @@ class _Finder(Walk):
     def __init__(self):
         super().__init__()
         self.found: dict[str, tuple[frozenset[int], int]] = {}
+        self.out_of_reach: set[str] = set()
 
     def child(self) -> "_Finder":
         inner = _Finder()
-        inner.found = self.found
+        inner.found, inner.out_of_reach = self.found, self.out_of_reach
         return inner
+
+    def unreached(self, equation: JaxprEqn, names: Sequence[str]) -> None:
+        self.out_of_reach.update(names)
 
     def product(self, product: Product, x: jax.Array, weight: Followed) -> jax.Array:
         shared, count = self.found.get(weight.name, (frozenset[int](), 0))

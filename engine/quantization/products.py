@@ -12,6 +12,9 @@ from jax.typing import DTypeLike
 
 from engine.quantization.views import Followed
 
+PRODUCTS = ("dot_general", "conv_general_dilated")
+"""Names of the operations that are products."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Product:
@@ -29,7 +32,7 @@ class Product:
     def of(cls, equation: JaxprEqn, operands: Sequence[Any]) -> "Product | None":
         """Returns the product of an equation; None if it is none, or if not exactly one operand is a weight."""
         name, sides = equation.primitive.name, [i for i, x in enumerate(operands) if isinstance(x, Followed)]
-        if name not in ("dot_general", "conv_general_dilated") or len(sides) != 1:
+        if name not in PRODUCTS or len(sides) != 1:
             return None
         if not jnp.issubdtype(_dtype(equation), jnp.floating):
             return None

@@ -128,6 +128,9 @@ def quantize_run(
     if unread := [key for key in inputs if key.startswith("state/")]:
         on_message(f"warning: {', '.join(unread)} are zeros for the calibration, as in the first frame of a drive")
     whole = quantize(function, weights, batches, settings.scheme, settings.calibration, settings.keep, settings.bits)
+    if whole.out_of_reach:
+        names = ", ".join(whole.out_of_reach)
+        on_message(f"warning: products with {names} may stay in floats: they are within a loop, a branch or a kernel")
     measured: dict[tuple[str, ...], Measured] = {}
 
     def measure(plan: Plan | None, arrays: Mapping[str, Any]) -> Mapping[str, float]:

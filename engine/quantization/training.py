@@ -1,13 +1,14 @@
 """`aware`, which wraps the Task of a config so that it is trained for products of fewer bits."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import JaxprEqn
 
-from engine.base.errors import ConfigError
+from engine.base.errors import ConfigError, TaskError
 from engine.metrics.values import describe_value
 from engine.quantization import walk
 from engine.quantization.methods import with_products
@@ -35,6 +36,7 @@ def aware(task: Task, bits: int = 8, input_bits: int | None = 8, keep: str = "")
 
     Raises:
         ConfigError: a setting has a wrong value.
+        TaskError: when the Task is traced, a product is where it cannot be rounded, such as in a pipeline.
     """
     if not isinstance(task, Task):
         raise ConfigError(
@@ -70,6 +72,13 @@ class _Aware(Walk):
 
     def child(self) -> "_Aware":
         return _Aware(self._bits, self._input_bits)
+
+    def unreached(self, equation: JaxprEqn, names: Sequence[str]) -> None:
+        raise TaskError(
+            f"engine.quantization.aware: products with {', '.join(names)} may be within a {equation.primitive.name}, "
+            "where they are not rounded. Use mesh.pipeline=1, or leave these weights in floats: "
+            f"task.keep='^({'|'.join(map(re.escape, names))})$'."
+        )
 
     def product(self, product: Product, x: jax.Array, weight: Followed) -> jax.Array:
         kernel = weight.array

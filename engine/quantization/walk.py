@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import jax
-from jax.extend.core import JaxprEqn, Literal
+from jax.extend.core import Jaxpr, JaxprEqn, Literal
 
-from engine.quantization.products import Product
+from engine.quantization.products import PRODUCTS, Product
 from engine.quantization.views import Followed, rearranged
-from engine.training.jaxprs import run_equation
+from engine.training.jaxprs import inner_jaxprs, run_equation
 
 FAKE = "convoy_fake_quantized"
 """Name of the function that rounds an array while a model is trained for fewer bits. Here it is left out."""
@@ -38,6 +38,9 @@ class Walk:
     def product(self, product: Product, x: jax.Array, weight: Followed) -> jax.Array:
         """Returns the result of a product in the dtype of the equation. A subclass defines it."""
         raise NotImplementedError
+
+    def unreached(self, equation: JaxprEqn, names: Sequence[str]) -> None:
+        """Called for an equation that has products inside, perhaps with these weights, which stay as they are."""
 
     def combine(self, values: jax.Array, other: jax.Array) -> jax.Array:
         """Returns one value for two values that were recorded for a weight."""
@@ -103,6 +106,8 @@ class Walk:
                     return self._recomputed(equation, inner[0], operands)
                 if name == "scan":
                     return self._scan(equation, inner[0], operands)
+            if any(map(_has_products, inner_jaxprs(equation))):
+                self.unreached(equation, [x.name for x in operands if isinstance(x, Followed)])
         plain = [_plain(x, atom) for x, atom in zip(operands, equation.invars, strict=True)]
         return run_equation(closed, equation, plain)
 
@@ -155,6 +160,13 @@ def run(
     closed, shape = jax.make_jaxpr(function, return_shape=True)(dict(weights), *args)
     found = walk.run(closed, [*(followed[name] for name in sorted(weights)), *jax.tree.leaves(args)])
     return jax.tree.unflatten(jax.tree.structure(shape), found)
+
+
+def _has_products(jaxpr: Jaxpr) -> bool:
+    return any(
+        equation.primitive.name in PRODUCTS or any(map(_has_products, inner_jaxprs(equation)))
+        for equation in jaxpr.eqns
+    )
 
 
 def _plain(value: Any, atom: Any) -> Any:

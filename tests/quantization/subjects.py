@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 import engine
+from engine import layers
 from engine.api.saved_run import LoadedRun
 from tests import runs, zoo
 
@@ -26,6 +27,33 @@ class Classify(zoo.Classify):
 
     def predict(self, model, batch):
         return {"logits": model(batch["x"])}
+
+
+class Layer(nnx.Module):
+    """A layer of a stack."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.dense = layers.Dense(zoo.SIZE, zoo.SIZE, axes=("embed", "mlp"), rngs=rngs)
+
+    def __call__(self, x, rng):
+        return x + nnx.tanh(self.dense(x))
+
+
+class Stack(nnx.Module):
+    """Two layers and a head."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.stack, self.head = layers.Stack(Layer, 2, rngs=rngs), nnx.Linear(zoo.SIZE, 4, rngs=rngs)
+
+    def __call__(self, x, rng=None):
+        return self.head(self.stack(x))
+
+
+class Stacked(Classify):
+    """A stack, whose layers may be the stages of a pipeline."""
+
+    def build(self, rngs):
+        return Stack(rngs)
 
 
 def train(path: Path, task: dict[str, Any], **settings: Any) -> Path:

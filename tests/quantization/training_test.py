@@ -8,7 +8,7 @@ import optax
 import pytest
 
 import engine
-from engine.base.errors import ConfigError
+from engine.base.errors import ConfigError, TaskError
 from engine.compile.build import build_task
 from engine.config.schema import MeshSpec, Target
 from engine.quantization import aware
@@ -57,6 +57,15 @@ def test_a_mesh_with_microbatches_changes_nothing():
     found, found_metrics = trained(task, accumulate=2, mesh=MeshSpec(data=2), devices=2)
     np.testing.assert_allclose(zoo.losses(found_metrics), zoo.losses(metrics), rtol=1e-4)
     zoo.assert_close(found.params, state.params, 1e-4)
+
+
+def test_products_that_a_pipeline_would_leave_in_floats_are_refused():
+    task = aware(subjects.Stacked(), bits=4)
+    trained(task)
+    with pytest.raises(
+        TaskError, match=r"products with stack/layers/dense/kernel may be within a shard_map.*mesh.pipeline=1"
+    ):
+        trained(task, mesh=MeshSpec(pipeline=2), devices=2)
 
 
 def test_fine_tuning_wins_back_most_of_what_fewer_bits_cost(tmp_path):
