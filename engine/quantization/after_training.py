@@ -9,7 +9,7 @@ import numpy as np
 
 from engine.base.errors import ConfigError, did_you_mean
 from engine.quantization.calibration import check_method, input_ranges
-from engine.quantization.layers import layers_of, tables_of
+from engine.quantization.layers import find_layers, tables_of
 from engine.quantization.plan import BITS, Plan, scheme_of
 
 
@@ -71,7 +71,7 @@ def quantize(
         raise ConfigError(f"quantize: bits = {bits}. Allowed: 2 to {BITS}.")
     if not len(batches):
         raise ConfigError("quantize: no batch is given. Give one for its shapes, or several to calibrate.")
-    layers, out_of_reach = layers_of(function, weights, batches[0])
+    layers, out_of_reach = find_layers(function, weights, batches[0])
     if not layers:
         raise ConfigError(
             "quantize: no product of the function has a weight as an operand, which it would round. Export it without "

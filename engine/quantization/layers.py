@@ -48,7 +48,12 @@ class Layer:
         return tuple(1 if axis in self.shared else size for axis, size in enumerate(self.shape))
 
 
-def layers_of(
+def layers_of(function: Callable[..., Any], weights: Mapping[str, Any], inputs: Any) -> dict[str, Layer]:
+    """Returns name -> layer, in the order of the program; arguments as for `find_layers`."""
+    return find_layers(function, weights, inputs)[0]
+
+
+def find_layers(
     function: Callable[..., Any], weights: Mapping[str, Any], inputs: Any
 ) -> tuple[dict[str, Layer], tuple[str, ...]]:
     """Returns name -> layer, in the order of the program, and weights of which other products may be out of reach.

@@ -16,7 +16,7 @@ RANGES = {"first": np.float32(4), "second": np.float32(20)}
 
 
 def plan(scheme="int8", function=functions.dense, weights=functions.DENSE, batch=None, bits=8):
-    layers, _ = layers_of(function, weights, functions.batches(1)[0] if batch is None else batch)
+    layers = layers_of(function, weights, functions.batches(1)[0] if batch is None else batch)
     return Plan(scheme_of(scheme), "max", bits, list(layers.values()))
 
 
@@ -74,7 +74,7 @@ def test_sum_that_may_not_fit_into_int32_is_one_of_floats():
         return x @ w["w"]
 
     x = np.ones((1, 140_000), np.float32)
-    found = Plan(scheme_of("int8"), "max", 8, list(layers_of(function, weights, x)[0].values()))
+    found = Plan(scheme_of("int8"), "max", 8, list(layers_of(function, weights, x).values()))
     arrays = stored(found, weights, {"w": np.float32(1)})
     np.testing.assert_allclose(found.function(function, weights)(arrays, x), 140_000, rtol=1e-3)
 
