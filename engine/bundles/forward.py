@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from engine.base.errors import TaskError
 from engine.base.types import PyTree
 from engine.base.user_errors import location
+from engine.parallel.layout import Layout, with_layout
 from engine.training.arrays import cast
 from engine.training.task import Task, author_errors_reported
 
@@ -29,6 +30,8 @@ _DTYPES = (
 )
 """Of outputs: those that the programs in a bundle read from files of arrays."""
 
+PORTABLE = Layout(portable=True)
+
 type Arrays = Mapping[str, Any]
 type Specs = Mapping[str, jax.ShapeDtypeStruct]
 type Function = Callable[[Arrays, Arrays], dict[str, Any]]
@@ -39,7 +42,7 @@ class Forward:
     """A method of a Task as a pure function `(weights, inputs) -> outputs`; each is a dict of arrays by name.
 
     Attributes:
-        function: the function, which `jax.jit` can trace with any number of rows.
+        function: the function, which `jax.jit` can trace with any number of rows. Layers use their plain formula in it.
         weights: name -> array on this host, in the precision of the forward pass.
         inputs: name -> shape and dtype of one row of what the method reads: entries of a batch, and the state.
         state: names of the state among the inputs, "state/memory"; outputs of these names are its next values.
@@ -85,7 +88,7 @@ def forward_of(
     batch = {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in entries.items()}
     try:
         with author_errors_reported(task, method, jax.tree.unflatten(call.structure, list(batch.values()))):
-            read, changed = _trace(call, specs, batch)
+            read, changed = with_layout(PORTABLE, _trace)(call, specs, batch)
     except jax.errors.JAXTypeError as error:
         raise TaskError(
             f"{type(task).__name__}.{method}: cannot be exported, since it needs the values of a batch in Python "
@@ -105,7 +108,7 @@ def forward_of(
     if not inputs:
         raise TaskError(f"{type(task).__name__}.{method}: reads nothing of a batch, so there is no program to export.")
     arrays = {name: np.asarray(x) for name, x in weights.items() if name not in state.values()}
-    return Forward(function, arrays, inputs, tuple(state))
+    return Forward(with_layout(PORTABLE, function), arrays, inputs, tuple(state))
 
 
 class _Call:

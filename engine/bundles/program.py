@@ -13,7 +13,6 @@ from engine.base.errors import ConfigError, TaskError, first_line
 from engine.base.extras import install_command
 from engine.base.user_errors import location
 from engine.bundles.forward import Arrays, Forward, Specs
-from engine.parallel.layout import Layout, with_layout
 from engine.training.author_errors import leaf_text
 
 BATCH = "batch"
@@ -99,10 +98,9 @@ def export_program(
     arguments: tuple[Specs, ...] = (weights, inputs)
     if holds_weights:
         function, arguments = lambda inputs: forward.function(forward.weights, inputs), (inputs,)
-    portable = with_layout(Layout(portable=True), function)
     try:
         with _without_source_lines():
-            exported = export.export(jax.jit(portable), platforms=list(platforms))(*arguments)
+            exported = export.export(jax.jit(function), platforms=list(platforms))(*arguments)
     except Exception as error:  # JAX has many, such as its own for the comparison of symbols
         raise _explained(error, where, inputs) from error
     outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)

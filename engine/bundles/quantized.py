@@ -67,14 +67,14 @@ def quantized_forward(
     Raises:
         ConfigError: a setting does not fit, or no choice of layers keeps `settings.max_drop`.
     """
-    if examples is None and kept is None:
-        run = quantize_run(found, forward.function, forward.weights, forward.inputs, settings, say)
+    if kept is None:
+        run = quantize_run(found, forward.function, forward.weights, forward.inputs, settings, say, examples)
         return _changed(forward, run.quantized, run.to_json(), run.text())
     if examples is None:
         name = settings.evaluation or next(iter(found.config.evaluations))
         examples = Evaluations(found, [name]).batches(name, forward.inputs, settings.examples)
     layers = layers_of(forward.function, forward.weights, examples[0])
-    keep = [name for name in (kept or settings.keep) if name in layers]
+    keep = [name for name in kept if name in layers]
     chosen = (settings.scheme, settings.calibration, keep, settings.bits)
     result = quantize(forward.function, forward.weights, examples, *chosen)
     return _changed(forward, result, result.plan.to_json(), "")

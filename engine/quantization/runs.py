@@ -103,6 +103,7 @@ def quantize_run(
     inputs: Mapping[str, jax.ShapeDtypeStruct],
     settings: Settings,
     on_message: Callable[[str], None] = lambda text: None,
+    batches: Sequence[Mapping[str, Any]] | None = None,
 ) -> QuantizedRun:
     """Returns a quantized method of a trained model, and its quality by an evaluation of the run.
 
@@ -113,6 +114,7 @@ def quantize_run(
         inputs: name -> shape and dtype of one row of what it reads.
         settings: how it is quantized.
         on_message: called with sentences for the user.
+        batches: inputs that calibrate a method whose inputs are not those of a dataset; None: data of the evaluation.
 
     Raises:
         ConfigError: a setting does not fit the run, or no choice of layers keeps `max_drop`.
@@ -123,8 +125,9 @@ def quantize_run(
         limit.metric.partition("/")[0] if limit else next(iter(found.config.evaluations), "")
     )
     evaluations = Evaluations(found, [name] if name else (), on_message)
-    on_message(f"calibrating with about {settings.examples} examples of evaluations.{name}.data")
-    batches = evaluations.batches(name, inputs, settings.examples)
+    if batches is None:
+        on_message(f"calibrating with about {settings.examples} examples of evaluations.{name}.data")
+        batches = evaluations.batches(name, inputs, settings.examples)
     if unread := [key for key in inputs if key.startswith("state/")]:
         on_message(f"warning: {', '.join(unread)} are zeros for the calibration, as in the first frame of a drive")
     whole = quantize(function, weights, batches, settings.scheme, settings.calibration, settings.keep, settings.bits)

@@ -1,6 +1,7 @@
 """Bundles of trained runs: their entry points compute what the engine does, and the same run gives the same bytes."""
 
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -29,7 +30,7 @@ def test_every_entry_point_computes_what_the_engine_does_at_any_size(written):
     found, said = written
     assert sorted(found.entries) == ["certain", "embed", "predict"]
     assert [line.partition(":")[0] for line in said] == ["Reader.predict", "Reader.certain", "Reader.embed"]
-    loaded = engine.load(subjects.reader_run())
+    loaded: Any = engine.load(subjects.reader_run())
     x = zoo.examples(9, seed=5)["x"]
     outputs = found.function("predict")({"x": x})
     np.testing.assert_allclose(outputs["scores/all"], jax.nn.softmax(loaded.model(x)), atol=1e-6)
@@ -61,7 +62,9 @@ def test_manifest_says_where_the_bundle_is_from(written):
         "config"
     ]
     assert manifest["metrics"]["heldout/loss"] > 0
-    [checkpoint] = thing_at(written[0].path).inputs("checkpoint")
+    thing = thing_at(written[0].path)
+    assert thing is not None
+    [checkpoint] = thing.inputs("checkpoint")
     assert (checkpoint.step, checkpoint.id) == (4, run["checkpoint"])
     assert manifest["data"]["data"]["examples"] == "64" and len(manifest["data"]["data"]["content"]) > 10
 
@@ -73,7 +76,8 @@ def test_model_with_memory_is_a_step_function_equal_to_the_unrolled_model_over_5
     entry = found.entry("predict")
     assert entry.state == ("state/memory",) and str(entry.inputs["seen"]) == "float32[batch, 1]"
     seen = np.random.default_rng(1).normal(size=(3, 50)).astype(np.float32)
-    loaded, call = engine.load(run), found.function("predict")
+    loaded: Any = engine.load(run)
+    call = found.function("predict")
     loaded.model.memory.set_value(np.zeros((3, 8), np.float32))
     whole = {"starts": np.ones(3, bool), "valid": np.ones((3, 50), bool)}
     unrolled = loaded.task.predict(loaded.model, {"seen": seen, "sequence": whole})["sum"]

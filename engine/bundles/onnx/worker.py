@@ -29,7 +29,6 @@ from engine.bundles.parity import run_frames
 from engine.compile.build import build_evaluation_program, build_task
 from engine.config.schema import MeshSpec
 from engine.config.text import from_text
-from engine.parallel.layout import Layout, with_layout
 from engine.parallel.mesh import make_mesh
 from engine.quantization.plan import Plan
 from engine.quantization.qdq import insert_qdq
@@ -131,7 +130,7 @@ def to_onnx(task: Task, model: nnx.Module, method: Method) -> bytes:
         return [found[name] for name in outputs]
 
     try:
-        plain = Plain(with_layout(Layout(portable=True), function), *specs)
+        plain = Plain(function, *specs)
     except Exception as error:  # JAX has many, and the user's code more
         place = f" ({found})" if (found := location(error)) else ""
         raise TaskError(
