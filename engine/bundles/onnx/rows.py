@@ -61,7 +61,7 @@ def gather(params: Any, *args: Any) -> jax.Array:
     numbers = params["dimension_numbers"]
     mapped, batching = _ints(numbers.start_index_map), _ints(numbers.operand_batching_dims)
     places = _Places(operand, indices, mapped, batching, _ints(numbers.start_indices_batching_dims), params["mode"])
-    rows = places.to_rows(_fill(operand.dtype) if params["fill_value"] is None else params["fill_value"])
+    rows = places.to_rows(0 if params["fill_value"] is None else params["fill_value"])
     of_rows = lax.GatherDimensionNumbers((1,), (0,), (0,))
     taken = lax.gather(rows, places.rows.reshape(-1, 1), of_rows, (1, rows.shape[1]), mode="promise_in_bounds")
     left_out = (*batching, *_ints(numbers.collapsed_slice_dims))
@@ -138,16 +138,6 @@ class _Places:
         x = lax.slice_in_dim(rows.reshape(batch, places + self._spare, values), 0, places, axis=1)
         x = x.reshape([self._x.shape[i] for i in self._order])
         return x.transpose([self._order.index(i) for i in range(self._x.ndim)])
-
-
-def _fill(dtype: Any) -> Any:
-    """Returns what JAX reads outside of an array."""
-    if jnp.issubdtype(dtype, jnp.inexact):
-        return jnp.nan
-    if dtype == jnp.bool_:
-        return True
-    limits = jnp.iinfo(dtype)
-    return limits.max if jnp.issubdtype(dtype, jnp.unsignedinteger) else limits.min
 
 
 def shape_of(atom: Any) -> tuple[Any, ...]:
