@@ -2,8 +2,9 @@
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Self
 
 import jax
 
@@ -14,8 +15,10 @@ from engine.experiments.comparison import Difference
 from engine.metrics.direction import higher_is_better
 from engine.quantization.after_training import Quantized, quantize, quantized
 from engine.quantization.evaluations import Evaluations, Measured, differences
-from engine.quantization.plan import BITS, Plan
+from engine.quantization.layers import layers_of
+from engine.quantization.plan import BITS, Plan, scheme_of
 from engine.quantization.sensitivity import Limit, Search, Sensitivity
+from engine.quantization.training import trained_bits
 
 EXAMPLES = 512
 """Examples with which inputs are calibrated."""
@@ -29,7 +32,7 @@ class Settings:
         scheme: "int8", "int8-weights", "fp16" or "bf16".
         calibration: "percentile", "mse" or "max".
         keep: names of layers that stay in floats.
-        bits: of a weight in the schemes of integers.
+        bits: of a weight in the schemes of integers; 8 means those of the training with `engine.quantization.aware`.
         evaluation: name of the evaluation whose data calibrates and measures; "" for the first one.
         examples: about how many examples of it calibrate.
         metric: the number that says what a layer costs; "" for that of the limit, `checkpoint.best`, or the loss.
@@ -46,6 +49,20 @@ class Settings:
     metric: str = ""
     max_drop: str = ""
     sensitivity: bool = False
+
+    def for_run(self, found: LoadedRun, layers: Collection[str]) -> Self:
+        """Returns the settings with the bits and the layers in floats of a training with rounded products.
+
+        Args:
+            found: the trained model.
+            layers: names of the layers.
+        """
+        trained = trained_bits(found.task)
+        if trained is None or not scheme_of(self.scheme).is_integer or self.bits != BITS:
+            return self
+        bits, keep = trained
+        kept = [name for name in layers if keep and re.search(keep, name) and name not in self.keep]
+        return dataclasses.replace(self, bits=bits, keep=[*self.keep, *kept])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +147,10 @@ def quantize_run(
         batches = evaluations.batches(name, inputs, settings.examples)
     if unread := [key for key in inputs if key.startswith("state/")]:
         on_message(f"warning: {', '.join(unread)} are zeros for the calibration, as in the first frame of a drive")
-    whole = quantize(function, weights, batches, settings.scheme, settings.calibration, settings.keep, settings.bits)
+    used = settings.for_run(found, layers_of(function, weights, batches[0]))
+    if used != settings:
+        on_message(f"weights have {used.bits} bits, as in the training; in floats: {', '.join(used.keep) or 'none'}")
+    whole = quantize(function, weights, batches, used.scheme, used.calibration, used.keep, used.bits)
     if whole.out_of_reach:
         names = ", ".join(whole.out_of_reach)
         on_message(f"warning: products with {names} may stay in floats: they are within a loop, a branch or a kernel")

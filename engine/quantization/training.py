@@ -19,6 +19,9 @@ from engine.quantization.views import Followed
 from engine.quantization.walk import Walk
 from engine.training.task import Task
 
+_ROUNDED = "_rounded_in_training"
+"""Attribute of the class of a Task that is trained with rounded products."""
+
 
 def aware(task: Task, bits: int = 8, input_bits: int | None = 8, keep: str = "") -> Task:
     """Returns a Task like `task`, whose products with weights are those of rounded weights and rounded inputs.
@@ -58,7 +61,14 @@ def aware(task: Task, bits: int = 8, input_bits: int | None = 8, keep: str = "")
         }
         return walk.run(_Aware(bits, input_bits), function, weights, {**weights, **followed})
 
-    return with_products(task, compute)
+    found = with_products(task, compute)
+    setattr(type(found), _ROUNDED, (bits, keep))
+    return found
+
+
+def trained_bits(task: Task) -> tuple[int, str] | None:
+    """Returns the bits of a weight and the expression of the weights in floats of a Task of `aware`; else None."""
+    return getattr(type(task), _ROUNDED, None)
 
 
 class _Aware(Walk):

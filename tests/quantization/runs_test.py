@@ -1,12 +1,15 @@
 """A run is quantized and measured as the command line does it."""
 
+import dataclasses
 import functools
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
 from engine.base.errors import ConfigError
+from engine.quantization import aware
 from engine.quantization.runs import QuantizedRun, Settings, quantize_run
 from tests.quantization import subjects
 
@@ -48,6 +51,24 @@ def test_max_drop_keeps_layers_in_floats_and_is_measured():
 def test_metric_of_the_sensitivity_is_the_loss_unless_the_run_has_a_best():
     found, _ = result(sensitivity=True)
     assert found.sensitivity is not None and found.sensitivity.metric == "heldout/loss"
+
+
+def test_run_that_was_trained_with_fewer_bits_is_quantized_to_them():
+    """Its weights are made for these bits, and may be worse in more."""
+    _, found = subjects.trained()
+    found = dataclasses.replace(found, task=aware(found.task, bits=3, keep="^head/"))
+    layers = ["hidden/0/kernel", "head/kernel"]
+    used = Settings(keep=["hidden/0/kernel"]).for_run(found, layers)
+    assert used.bits == 3 and used.keep == ["hidden/0/kernel", "head/kernel"]
+    for settings in (Settings(bits=4), Settings("bf16")):
+        assert settings.for_run(found, layers) is settings
+    messages: list[str] = []
+    forward = subjects.forward(found)
+    arguments = (found, forward.function, forward.weights, forward.inputs)
+    result = quantize_run(*arguments, Settings(examples=16), messages.append)
+    assert messages[-1] == "weights have 3 bits, as in the training; in floats: head/kernel"
+    assert result.quantized.plan.bits == 3 and result.quantized.plan.kept == ("head/kernel",)
+    assert np.abs(result.quantized.weights["hidden/0/kernel"]).max() == 3
 
 
 @pytest.mark.parametrize(
