@@ -20,6 +20,7 @@ from engine.base.formatting import size_text
 from engine.bundles.bundle import Bundle
 from engine.bundles.layer_costs import Layer, layers_of_hlo, layers_of_onnx
 from engine.bundles.manifest import BundleError, EntryPoint
+from engine.bundles.onnx_equations import einsum_equations
 
 STABLEHLO, ONNX, EAGER = "stablehlo", "onnx", "eager"
 PYTHON_VARIABLE = "CONVOY_ONNX_PYTHON"
@@ -137,7 +138,9 @@ def bench(path: str | Path, options: Options, on_message: Callable[[str], None] 
             start += [str(_MEASURE)] if program != EAGER else ["-m", "engine.bundles.eager", str(options.eager)]
             result = Path(folder) / f"{len(found)}.json"
             words = [*start, *flags, f"--json={result}", entry.name, program, str(path)]
-            found.append(_run(words, result, is_foreign=program == ONNX and options.onnx_python is not None))
+            _run(words, is_foreign=program == ONNX and options.onnx_python is not None)
+            model = bundle.read(entry.programs[ONNX]["file"]) if program == ONNX else b""
+            found.append(_measurement(json.loads(result.read_text()), model))
     if not found:
         raise BundleError(f"{path}: no program was measured. Export it with --format=stablehlo,onnx, or see above.")
     return found
@@ -168,7 +171,7 @@ def _programs(
             yield entry, EAGER
 
 
-def _run(words: Sequence[str], result: Path, is_foreign: bool) -> Measurement:
+def _run(words: Sequence[str], is_foreign: bool) -> None:
     """Runs one measurement in a process."""
     # Compilation is measured, so that nothing may come from a cache.
     environment = {**os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
@@ -182,11 +185,10 @@ def _run(words: Sequence[str], result: Path, is_foreign: bool) -> Measurement:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         problem = lines[-1].removeprefix("measure.py: ") if lines else f"exit code {done.returncode}"
         raise RunError(f"a measurement failed: {problem}")
-    return _measurement(json.loads(result.read_text()))
 
 
-def _measurement(found: Mapping[str, Any]) -> Measurement:
-    layers = layers_of_onnx(found.get("nodes", ()))
+def _measurement(found: Mapping[str, Any], model: bytes) -> Measurement:
+    layers = layers_of_onnx(found.get("nodes", ()), einsum_equations(model))
     if "hlo" in found:
         layers = layers_of_hlo(found["hlo"], found["seconds"], "args[0]" if found["has_weights"] else "")
     seconds = {name: found[name] for name in (*TIMES, "import")}

@@ -63,17 +63,18 @@ def layers_of_hlo(text: str, seconds: Mapping[str, float], weights: str) -> list
     return _summed(found)
 
 
-def layers_of_onnx(nodes: Iterable[Mapping[str, Any]]) -> list[Layer]:
+def layers_of_onnx(nodes: Iterable[Mapping[str, Any]], equations: Mapping[str, str] | None = None) -> list[Layer]:
     """Returns the nodes of a program that onnxruntime measured, those that take longest first.
 
     Args:
         nodes: the events of the profile of onnxruntime, with "name" and "seconds".
+        equations: name of an Einsum node -> equation.
     """
     found = []
     for node in nodes:
-        flops, unlisted = _node_flops(node)
-        moved = sum(int(node.get(f"{part}_size") or 0) for part in ("output", "activation", "parameter"))
         name = str(node["name"]).removesuffix("_kernel_time")
+        flops, unlisted = _node_flops(node, (equations or {}).get(name, ""))
+        moved = sum(int(node.get(f"{part}_size") or 0) for part in ("output", "activation", "parameter"))
         found.append(Layer(name, (str(node["op_name"]),), float(node["seconds"]), flops, moved + unlisted))
     return _summed(found)
 
@@ -173,7 +174,7 @@ def _layer(weights: Iterable[str]) -> str:
     return "/".join(common or paths[0])
 
 
-def _node_flops(node: Mapping[str, Any]) -> tuple[int, int]:
+def _node_flops(node: Mapping[str, Any], equation: str) -> tuple[int, int]:
     """Returns the FLOPs of a node, and the bytes of a weight that onnxruntime has packed and does not list."""
     inputs, outputs = (
         [next(iter(x.values())) for x in node.get(f"{part}_type_shape", ()) if x] for part in ("input", "output")
@@ -188,4 +189,8 @@ def _node_flops(node: Mapping[str, Any]) -> tuple[int, int]:
         return 2 * result * inner, 0 if is_listed else _FLOAT_BYTES * weight
     if node["op_name"] in _CONVOLUTIONS and len(inputs) > 1 and inputs[1]:
         return 2 * result * math.prod(inputs[1]) // inputs[1][0], 0
+    terms = equation.replace(" ", "").partition("->")[0].split(",")
+    if len(terms) == 2 and [len(term) for term in terms] == [len(shape) for shape in inputs]:
+        sizes = dict(zip("".join(terms), [size for shape in inputs for size in shape], strict=True))
+        return 2 * math.prod(sizes.values()), 0
     return 0, 0

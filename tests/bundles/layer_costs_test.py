@@ -59,12 +59,14 @@ def test_nodes_of_onnx_have_flops_and_bytes():
         node("listed", "MatMul", [[2, 8], [8, 16]], [[2, 16]], output=128, activation=64, parameter=512),
         node("scores", "MatMul", [[2, 3, 8], [2, 8, 5]], [[2, 3, 5]], activation=512),
         node("conv", "Conv", [[1, 3, 8, 8], [4, 3, 3, 3]], [[1, 4, 8, 8]], seconds=1e-3),
+        node("attention", "Einsum", [[1, 3, 2, 8], [1, 5, 2, 8]], [[1, 2, 3, 5]]),
         node("relu", "Relu", [[2, 16]], [[2, 16]], output=128, activation=128),
     ]
-    found = layers_of_onnx(nodes)
+    found = layers_of_onnx(nodes, {"attention": "bqhd,bkhd->bhqk"})
     assert found[0] == Layer("conv", ("Conv",), 1e-3, 2 * (4 * 8 * 8) * (3 * 3 * 3), 0)
     costs = {layer.name: (layer.flops, layer.bytes) for layer in found[1:]}
     product, arrays = 2 * 2 * 8 * 16, 128 + 64 + 4 * 8 * 16
     assert costs["packed"] == costs["listed"] == (product, arrays)
     assert costs["scores"] == (2 * 2 * 3 * 8 * 5, 512)
+    assert costs["attention"] == (2 * 2 * 3 * 5 * 8, 0)
     assert costs["relu"] == (0, 256)

@@ -7,7 +7,8 @@ import numpy as np
 FLOAT, INT32 = 1, 6
 """Types of arrays."""
 OPSET, IR_VERSION = 22, 10
-_INTEGER = 2  # type of an attribute
+_ATTRIBUTES = {int: (3, 2), str: (4, 3), bytes: (6, 5)}
+"""Type of an attribute -> number of its field, and of its type; bytes are a graph."""
 
 type Values = Mapping[str, tuple[int, Sequence[int | str]]]
 """Name -> type and shape."""
@@ -15,20 +16,27 @@ type Values = Mapping[str, tuple[int, Sequence[int | str]]]
 
 def model(nodes: Sequence[bytes], inputs: Values, outputs: Values, weights: Mapping[str, np.ndarray]) -> bytes:
     """Returns a model; the weights are of float32."""
-    graph = b"".join(_field(1, node) for node in nodes) + _field(2, "graph")
+    found = graph(nodes, inputs, outputs, weights)
+    return _field(1, IR_VERSION) + _field(7, found) + _field(8, _field(2, OPSET))
+
+
+def graph(nodes: Sequence[bytes], inputs: Values, outputs: Values, weights: Mapping[str, np.ndarray]) -> bytes:
+    """Returns a graph, such as the attribute `body` of a loop."""
+    found = b"".join(_field(1, node) for node in nodes) + _field(2, "graph")
     for name, x in weights.items():
         dims = b"".join(_field(1, size) for size in x.shape)
-        graph += _field(5, dims + _field(2, FLOAT) + _field(8, name) + _field(9, x.tobytes()))
+        found += _field(5, dims + _field(2, FLOAT) + _field(8, name) + _field(9, x.tobytes()))
     for number, values in ((11, inputs), (12, outputs)):
-        graph += b"".join(_field(number, _value(name, *value)) for name, value in values.items())
-    return _field(1, IR_VERSION) + _field(7, graph) + _field(8, _field(2, OPSET))
+        found += b"".join(_field(number, _value(name, *value)) for name, value in values.items())
+    return found
 
 
-def node(kind: str, inputs: Sequence[str], output: str, **attributes: int) -> bytes:
+def node(kind: str, inputs: Sequence[str], output: str, **attributes: int | str | bytes) -> bytes:
     """Returns an operation with one output, after which it is named."""
     found = b"".join(_field(1, name) for name in inputs) + _field(2, output) + _field(3, output) + _field(4, kind)
     for name, value in attributes.items():
-        found += _field(5, _field(1, name) + _field(3, value) + _field(20, _INTEGER))
+        field, kind_of_value = _ATTRIBUTES[type(value)]
+        found += _field(5, _field(1, name) + _field(field, value) + _field(20, kind_of_value))
     return found
 
 
