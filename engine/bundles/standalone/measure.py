@@ -142,7 +142,7 @@ def load_onnx(bundle, entry, calls, cores):
             calls.run(profiled, 1 + PROFILED)
             del profiled  # the end of a session writes its profile
             [file] = Path(folder).iterdir()
-            for event in json.loads(file.read_text()):
+            for event in json.loads(file.read_bytes()):
                 if event.get("cat") == "Node":
                     nodes.setdefault(event["name"], []).append(event)
         return {
