@@ -78,7 +78,7 @@ def test_methods_called_by_a_method_are_changed_once():
             loss = self.loss(model, batch, None)
             return {"loss": Mean(loss.total, loss.weight)}
 
-    task, batch = Evaluated(), zoo.batches(1)[0]
+    task, batch = Evaluated("linear", width=1), zoo.batches(1)[0]
     rewritten: Any = with_products(task, doubled)
     model: Any = task.build(nnx.Rngs(0))
     twice: Any = task.build(nnx.Rngs(0))
