@@ -1,14 +1,14 @@
 """Exports a run as a bundle, which is written only if its programs compute what the engine does."""
 
 import dataclasses
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from engine.api.lineage import record_export
 from engine.api.saved_evaluations import log
-from engine.api.saved_run import SavedRun, load
+from engine.api.saved_run import LoadedRun, SavedRun, load
 from engine.base.errors import ConfigError, did_you_mean
 from engine.bundles import bundle
 from engine.bundles.entry_export import WEIGHTS, EntryExporter, ExportedEntry
@@ -18,6 +18,7 @@ from engine.bundles.onnx.convert import PRECISION, OnnxProgram, convert, find_py
 from engine.bundles.options import ONNX, Options
 from engine.bundles.provenance import provenance
 from engine.bundles.samples import sample_data
+from engine.config.schema import Config
 from engine.training.task import Task
 
 
@@ -52,21 +53,9 @@ def export_bundle(
     path, options = Path(out), options or Options()
     bundle.check_replaceable(path)
     saved = SavedRun(run)
-    config = saved.changed_config(options.overrides)
-    if ONNX in options.formats:
-        find_python(options.onnx_python)
-        if config.train.precision != PRECISION:
-            on_message(
-                f"note: the programs compute in {PRECISION} instead of {config.train.precision}, as ONNX needs it"
-            )
-            config = saved.changed_config([*options.overrides, f"train.precision={PRECISION}"])
+    config = _config(saved, options, on_message)
     found = dataclasses.replace(load(run, step=saved.choose(step), task=task), config=config)
-    data = sample_data(found, options.evaluation)
-    exporters: list[EntryExporter] = []
-    for entry in entries_of(found.task):
-        kept = next((one.quantized.plan.kept for one in exporters if one.quantized is not None), None)
-        exporters.append(EntryExporter(found, data, entry, options, on_message, kept))
-    _check_names(options.shapes, {name: x for one in exporters for name, x in one.forward.inputs.items()})
+    exporters = _exporters(found, options, on_message)
     models: Sequence[OnnxProgram | None] = [None] * len(exporters)
     if ONNX in options.formats:
         models = convert(found, [one.method() for one in exporters], options.onnx_python)
@@ -78,13 +67,40 @@ def export_bundle(
         files[WEIGHTS] = bundle.save_arrays(weights)
     entries = {one.entry.name: entry_json(one.entry) for one in exported}
     manifest = {"format": FORMAT, "entries": entries, **provenance(saved, found)}
-    descriptions = {one.name: one.quantized.description for one in exporters if one.quantized is not None}
-    if descriptions:
-        manifest["quantization"] = descriptions
+    if options.quantize is not None:
+        manifest["quantization"] = {one.name: one.quantized.description for one in exporters if one.quantized}
     bundle.write(path, manifest, files, options.sign)
     averaged = found.config.train.ema_decay is not None
     record_export(path, saved, found.step, averaged, path / MANIFEST if path.is_dir() else None)
     return bundle.Bundle(path)
+
+
+def _config(saved: SavedRun, options: Options, say: Callable[[str], None]) -> Config:
+    """Returns the config of the run, with the changes of the options and in the precision of the programs."""
+    config = saved.changed_config(options.overrides)
+    if ONNX not in options.formats:
+        return config
+    find_python(options.onnx_python)  # a missing one is reported before anything is computed
+    if config.train.precision == PRECISION:
+        return config
+    say(f"note: the programs compute in {PRECISION} instead of {config.train.precision}, as ONNX needs it")
+    return saved.changed_config([*options.overrides, f"train.precision={PRECISION}"])
+
+
+def _exporters(found: LoadedRun, options: Options, say: Callable[[str], None]) -> list[EntryExporter]:
+    """Returns an exporter of each entry point; layers that stay in floats are chosen for the first one."""
+    data, exporters = sample_data(found, options.evaluation), list[EntryExporter]()
+    for entry in entries_of(found.task):
+        kept = next((one.quantized.plan.kept for one in exporters if one.quantized is not None), None)
+        exporters.append(EntryExporter(found, data, entry, options, say, kept))
+    inputs = {name for one in exporters for name in one.forward.inputs}
+    for name in options.shapes:
+        if name not in inputs:
+            raise ConfigError(
+                f"--shape={name}: no entry point reads such an input.{did_you_mean(name, inputs)} Inputs: "
+                f"{', '.join(sorted(inputs))}."
+            )
+    return exporters
 
 
 def _weights(exported: Sequence[ExportedEntry]) -> dict[str, np.ndarray]:
@@ -99,12 +115,3 @@ def _weights(exported: Sequence[ExportedEntry]) -> dict[str, np.ndarray]:
                 )
             found[name] = x
     return found
-
-
-def _check_names(names: Collection[str], inputs: Collection[str]) -> None:
-    for name in names:
-        if name not in inputs:
-            raise ConfigError(
-                f"--shape={name}: no entry point reads such an input.{did_you_mean(name, inputs)} Inputs: "
-                f"{', '.join(inputs)}."
-            )
