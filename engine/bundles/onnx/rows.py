@@ -39,10 +39,15 @@ def scatter(name: str, params: Any, *args: Any) -> jax.Array:
     places = _Places(operand, indices, mapped, batching, _ints(numbers.scatter_indices_batching_dims), params["mode"])
     rows = places.to_rows()
     written = updates.transpose([*(i for i in range(updates.ndim) if i not in windows), *windows])
-    written = written.reshape(math.prod(places.shape), rows.shape[1])
-    of_rows = lax.ScatterDimensionNumbers((1,), (0,), (0,))
-    result = SCATTERS[name](rows, places.rows.reshape(-1, 1), written, of_rows, mode="promise_in_bounds")
-    return places.from_rows(result)
+    at, width = places.rows.reshape(-1, 1), rows.shape[1]
+    if name == "scatter":
+        numbers, written = lax.ScatterDimensionNumbers((1,), (0,), (0,)), written.reshape(-1, width)
+        return places.from_rows(lax.scatter(rows, at, written, numbers, mode="promise_in_bounds"))
+    # Single numbers instead of rows: the program then adds one after another (`rules.py`).
+    at = (at * width + lax.iota(jnp.int32, width)).reshape(-1, 1)
+    numbers = lax.ScatterDimensionNumbers((), (0,), (0,))
+    found = SCATTERS[name](rows.reshape(-1), at, written.reshape(-1), numbers, mode="promise_in_bounds")
+    return places.from_rows(found.reshape(rows.shape))
 
 
 def gathers_rows(equation: JaxprEqn) -> bool:

@@ -73,6 +73,7 @@ def test_names_symbols_and_versions_are_those_of_the_function(converted):
         assert all(name.encode() in program.model for name in method.inputs)
     assert b"scores/all" in converted["predict"][2].model and b"next/state/memory" in converted["remember"][2].model
     assert b"MatMul" in converted["attend"][2].model and b"Einsum" not in converted["predict"][2].model
+    assert b"ScatterElements" in converted["detect"][2].model  # whose sums threads do not overwrite
     assert b"dynamic_" not in b"".join(program.model[-400:] for *_, program in converted.values())
     text = b"".join(program.model for *_, program in converted.values())
     assert b".py" not in text and b"tests/" not in text  # no path of this machine
