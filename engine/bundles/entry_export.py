@@ -23,6 +23,7 @@ from engine.bundles.quantized import QuantizedForward, quantized_forward
 from engine.bundles.samples import ROWS, SampleData, engine_function, entry_batches, first_state
 from engine.data.source import ArraySource, example_spec
 from engine.metrics.values import pad_rows
+from engine.quantization.plan import Plan
 from engine.quantization.runs import Settings
 
 WEIGHTS = "weights.safetensors"
@@ -58,7 +59,7 @@ class EntryExporter:
         entry: the entry point.
         options: what the bundle holds.
         say: called with sentences for the user.
-        kept: layers that stay in floats, as in another entry point; None: they are chosen by measuring.
+        like: plan by which another entry point is quantized; None: it is chosen by measuring.
 
     Raises:
         TaskError: the method cannot be traced.
@@ -72,7 +73,7 @@ class EntryExporter:
         entry: Entry,
         options: Options,
         say: Say,
-        kept: Sequence[str] | None = None,
+        like: Plan | None = None,
     ):
         self.name, self.where = entry.name, f"{type(found.task).__name__}.{entry.name}"
         self._options, self._say = options, say
@@ -93,7 +94,7 @@ class EntryExporter:
         self.tolerance = TOLERANCE[self.dtype.name]
         """Largest accepted difference."""
         if options.quantize is not None:
-            self._quantize(found, entry, options.quantize, kept)
+            self._quantize(found, entry, options.quantize, like)
         self.cases = list(variants(self.inputs, self._frames, self._state))
         """Inputs of the samples and of other sizes, each with the state before them."""
 
@@ -107,10 +108,10 @@ class EntryExporter:
 
         return [run_frames(call, *case) for case in self.cases]
 
-    def _quantize(self, found: LoadedRun, entry: Entry, settings: Settings, kept: Sequence[str] | None) -> None:
+    def _quantize(self, found: LoadedRun, entry: Entry, settings: Settings, like: Plan | None) -> None:
         """Replaces the function by one in fewer bits, which the programs are compared with from now on."""
         examples = None if entry.inputs is None else self._frames
-        self.quantized = quantized_forward(found, self.forward, examples, settings, self._say, kept)
+        self.quantized = quantized_forward(found, self.forward, examples, settings, self._say, like)
         self.forward, self.tolerance = self.quantized.forward, QUANTIZED_TOLERANCE[settings.scheme]
         call = self.quantized.call
         self._engine = lambda given: call({name: x for name, x in given.items() if name in self.inputs})

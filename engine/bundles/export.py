@@ -88,11 +88,11 @@ def _config(saved: SavedRun, options: Options, say: Callable[[str], None]) -> Co
 
 
 def _exporters(found: LoadedRun, options: Options, say: Callable[[str], None]) -> list[EntryExporter]:
-    """Returns an exporter of each entry point; layers that stay in floats are chosen for the first one."""
+    """Returns an exporter of each entry point; what is quantized is chosen for the first one."""
     data, exporters = sample_data(found, options.evaluation), list[EntryExporter]()
     for entry in entries_of(found.task):
-        kept = next((one.quantized.plan.kept for one in exporters if one.quantized is not None), None)
-        exporters.append(EntryExporter(found, data, entry, options, say, kept))
+        like = next((one.quantized.plan for one in exporters if one.quantized is not None), None)
+        exporters.append(EntryExporter(found, data, entry, options, say, like))
     inputs = {name for one in exporters for name in one.forward.inputs}
     for name in options.shapes:
         if name not in inputs:

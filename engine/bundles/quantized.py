@@ -11,7 +11,7 @@ from engine.api.saved_run import LoadedRun
 from engine.bundles.forward import Forward
 from engine.quantization.after_training import Quantized, quantize
 from engine.quantization.evaluations import Evaluations
-from engine.quantization.layers import layers_of
+from engine.quantization.layers import layers_of, tables_of
 from engine.quantization.plan import Plan
 from engine.quantization.runs import Settings, quantize_run
 
@@ -51,7 +51,7 @@ def quantized_forward(
     examples: Sequence[Arrays] | None,
     settings: Settings,
     say: Callable[[str], None],
-    kept: Sequence[str] | None = None,
+    like: Plan | None = None,
 ) -> QuantizedForward:
     """Returns an entry point in fewer bits.
 
@@ -61,22 +61,23 @@ def quantized_forward(
         examples: inputs that calibrate it, of an entry point whose inputs are not those of a dataset.
         settings: how it is quantized.
         say: called with sentences for the user.
-        kept: layers that stay in floats, since the quality of another entry point was measured with them. None: the
-            quality of this one is measured.
+        like: plan of another entry point, whose quality was measured; None: the quality of this one is measured.
 
     Raises:
         ConfigError: a setting does not fit, or no choice of layers keeps `settings.max_drop`.
     """
-    if kept is None:
+    if like is None:
         run = quantize_run(found, forward.function, forward.weights, forward.inputs, settings, say, examples)
         return _changed(forward, run.quantized, run.to_json(), run.text())
     if examples is None:
         name = settings.evaluation or next(iter(found.config.evaluations))
         examples = Evaluations(found, [name]).batches(name, forward.inputs, settings.examples)
     layers = layers_of(forward.function, forward.weights, examples[0])
-    keep = [name for name in kept if name in layers]
-    chosen = (settings.scheme, settings.calibration, keep, settings.bits)
-    result = quantize(forward.function, forward.weights, examples, *chosen)
+    layers |= {} if like.scheme.is_integer else tables_of(forward.weights, layers)
+    keep = [name for name in like.kept if name in layers]
+    result = quantize(
+        forward.function, forward.weights, examples, settings.scheme, settings.calibration, keep, like.bits
+    )
     return _changed(forward, result, result.plan.to_json(), "")
 
 
