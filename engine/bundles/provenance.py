@@ -3,6 +3,7 @@
 import importlib.metadata
 from typing import Any
 
+from engine import __version__
 from engine.api.saved_run import LoadedRun, SavedRun
 from engine.checkpoint.manifest import manifest_hash
 from engine.checkpoint.policy import read_results
