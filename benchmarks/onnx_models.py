@@ -31,6 +31,7 @@ from engine.bundles.parity import differences
 from engine.bundles.program import input_specs
 from engine.bundles.samples import engine_function, sample_data
 from engine.config import load
+from engine.data.source import ArraySource, example_spec
 
 ROWS = (1, 2, 5)
 COLUMNS = ("model", "output", *(f"{rows} rows" if rows > 1 else "1 row" for rows in ROWS), "size", "time")
@@ -63,16 +64,19 @@ def converted(run: str | Path, evaluation: str, python: str | None) -> list[Conv
     found = engine.load(run)
     data = sample_data(found, evaluation)
     [batch] = data.batches(max(ROWS), 1)
-    batches = [{name: x[:rows] for name, x in batch.items()} for rows in ROWS]
     train, methods, expected = found.config.train, list[Method](), list[Sequence[Any]]()
     for entry in entries_of(found.task):
-        if entry.inputs is None:
-            made = (data.task, found.model, np.float32, data.example, entry.name, train.global_batch_size)
-            inputs = input_specs(forward_of(*made), None, {})
-            cases = [([{name: x for name, x in given.items() if name in inputs}], {}) for given in batches]
-            methods.append(Method(entry.name, data.example, inputs, train.global_batch_size, cases))
-            call = engine_function(found, data, entry, data.example)
-            expected.append([call(given) for given in batches])
+        given, example = batch, data.example
+        if entry.inputs is not None:
+            given = {name: np.resize(x, (max(ROWS), *x.shape[1:])) for name, x in entry.inputs(data.task).items()}
+            example = example_spec(ArraySource(given))
+        made = (data.task, found.model, np.float32, example, entry.name, train.global_batch_size)
+        inputs = input_specs(forward_of(*made), None, entry.shapes)
+        calls = [{name: x[:rows] for name, x in given.items()} for rows in ROWS]
+        cases = [([{name: x for name, x in call.items() if name in inputs}], {}) for call in calls]
+        methods.append(Method(entry.name, example, inputs, train.global_batch_size, cases))
+        compute = engine_function(found, data, entry, example)
+        expected.append([compute(call) for call in calls])
     programs = convert(found, methods, python)
     return [
         Converted(method.name, program, _by_output(program.outputs, wanted))
