@@ -31,6 +31,5 @@ def provenance(saved: SavedRun, found: LoadedRun) -> dict[str, Any]:
         },
         "data": dataset_summary.read(directory.data),
         "metrics": read_results(directory.checkpoints).get(step, {}),
-        "versions": {"convoy": importlib.metadata.version("convoy-engine")}
-        | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {"convoy": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
     }
