@@ -54,7 +54,7 @@ def environment(names: list[str], folder: Path) -> Path:
         with_requirements(name, found)
     for distribution in found.values():
         for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
-            (folder / top).symlink_to(distribution.locate_file(top))
+            (folder / top).symlink_to(str(distribution.locate_file(top)))
     return folder
 
 
@@ -107,14 +107,13 @@ def is_installed(name: str) -> bool:
 
 @pytest.mark.skipif(shutil.which("minisign") is None, reason="needs the program minisign (apt-get install minisign)")
 def test_signed_bundle_is_verified(folder):
+    printed = ""
     for command in lines("signed"):
         words = shlex.split(command)
-        if words[0] == "minisign":
-            done = runs.run(words, cwd=folder)
-        else:
-            done = pages.run(command, folder)
+        done = runs.run(words, cwd=folder) if words[0] == "minisign" else pages.run(command, folder)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
-    assert re.search("signed by the key [0-9A-F]{16}", done.stdout)
+        printed += done.stdout
+    assert re.search("signed by the key [0-9A-F]{16}", printed)
 
 
 def test_changed_bundle_ends_with_the_sentence_of_the_page(folder, tmp_path):
