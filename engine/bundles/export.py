@@ -90,6 +90,11 @@ def _config(saved: SavedRun, options: Options, say: Callable[[str], None]) -> Co
 def _exporters(found: LoadedRun, options: Options, say: Callable[[str], None]) -> list[EntryExporter]:
     """Returns an exporter of each entry point; what is quantized is chosen for the first one."""
     data, exporters = sample_data(found, options.evaluation), list[EntryExporter]()
+    if ONNX in options.formats and data.task is not found.task:
+        raise ConfigError(
+            f"--format=onnx: {data.where} adapts the Task, as engine.Joint does, which the converter cannot do in its "
+            "environment. Use --format=stablehlo, or --evaluation=NAME with other data."
+        )
     for entry in entries_of(found.task):
         like = next((one.quantized.plan for one in exporters if one.quantized is not None), None)
         exporters.append(EntryExporter(found, data, entry, options, say, like))

@@ -1,6 +1,8 @@
 """Bundles of trained runs: their entry points compute what the engine does, and the same run gives the same bytes."""
 
+import json
 import re
+import sys
 from typing import Any
 
 import jax
@@ -154,6 +156,14 @@ def test_errors_name_the_line_and_what_to_do(tmp_path):
     with pytest.raises(ConfigError, match="the folder exists and holds no bundle"):
         export_bundle(run, tmp_path / "mine")
     assert not out.exists()
+
+
+def test_task_that_a_source_adapts_is_not_converted(tmp_path, monkeypatch):
+    monkeypatch.setenv("CONVOY_ONNX_PYTHON", sys.executable)
+    joint = dict(target="engine.Joint", sources=dict(a=dict(target="tests.zoo.source", n=37, seed=9)))
+    overrides = [f"evaluations.heldout.data={json.dumps(joint)}"]
+    with pytest.raises(ConfigError, match=r"--format=onnx: evaluations.heldout.data adapts the Task, as engine.Joint"):
+        export_bundle(subjects.reader_run(), tmp_path / "out", options=Options(("onnx",), overrides=overrides))
 
 
 def test_older_bundle_is_replaced(written, tmp_path):
