@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from engine.api.saved_run import LoadedRun
+from engine.base.errors import TaskError
 from engine.bundles.bundle import INPUTS, OUTPUTS, save_arrays
 from engine.bundles.exported import Entry
 from engine.bundles.forward import Specs, forward_of
@@ -20,8 +21,7 @@ from engine.bundles.parity import checked, differences, run_frames, variants
 from engine.bundles.program import compiled, export_program, input_specs
 from engine.bundles.quantized import TOLERANCE as QUANTIZED_TOLERANCE
 from engine.bundles.quantized import QuantizedForward, quantized_forward
-from engine.bundles.samples import ROWS, SampleData, engine_function, entry_batches, first_state
-from engine.data.source import ArraySource, example_spec
+from engine.bundles.samples import SampleData, engine_function, entry_batches, example_of, first_state, with_rows
 from engine.metrics.values import pad_rows
 from engine.quantization.plan import Plan
 from engine.quantization.runs import Settings
@@ -77,18 +77,22 @@ class EntryExporter:
     ):
         self.name, self.where = entry.name, f"{type(found.task).__name__}.{entry.name}"
         self._options, self._say = options, say
-        self.example = data.example
-        if entry.inputs is not None:
-            arrays = {name: np.asarray(x) for name, x in entry.inputs(data.task).items()}
-            self.example = example_spec(ArraySource(arrays))
+        self.example = example_of(entry, data)
         self.dtype = np.dtype(data.program.compute_dtype)
         self._rows = found.config.train.global_batch_size
         self.forward = forward_of(data.task, found.model, self.dtype, self.example, entry.name, self._rows)
+        if unknown := [name for name in entry.shapes if name not in self.forward.inputs]:
+            raise TaskError(
+                f"{self.where}: shapes= names {unknown[0]}, which the method does not read. Inputs: "
+                f"{', '.join(self.forward.inputs)}."
+            )
         shapes = {**entry.shapes, **{name: x for name, x in options.shapes.items() if name in self.forward.inputs}}
         self.inputs = input_specs(self.forward, options.rows, shapes)
-        self._batches = entry_batches(entry, data, bool(self.forward.state), options.rows or ROWS)
+        rows = next((n for x in self.inputs.values() for n in x.shape[:1] if isinstance(n, int)), None)
+        self._batches = entry_batches(entry, data, bool(self.forward.state), rows)
         self._frames = [_fitted(batch, self.inputs) for batch in self._batches]
-        self._state = first_state(data, self.forward.state)
+        state = first_state(data, self.forward.state)
+        self._state = state if rows is None else with_rows(state, rows)
         self._engine = engine_function(found, data, entry, self.example)
         self.quantized: QuantizedForward | None = None
         self.tolerance = TOLERANCE[self.dtype.name]

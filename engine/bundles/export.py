@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from jax.export import default_export_platform
 
 from engine.api.lineage import record_export
 from engine.api.saved_evaluations import log
@@ -15,7 +16,7 @@ from engine.bundles.entry_export import WEIGHTS, EntryExporter, ExportedEntry
 from engine.bundles.exported import entries_of
 from engine.bundles.manifest import FORMAT, MANIFEST, entry_json
 from engine.bundles.onnx.convert import PRECISION, OnnxProgram, convert, find_python
-from engine.bundles.options import ONNX, Options
+from engine.bundles.options import ONNX, STABLEHLO, Options
 from engine.bundles.provenance import provenance
 from engine.bundles.samples import sample_data
 from engine.config.schema import Config
@@ -52,6 +53,7 @@ def export_bundle(
     """
     path, options = Path(out), options or Options()
     bundle.check_replaceable(path)
+    _check_platforms(options)
     saved = SavedRun(run)
     config = _config(saved, options, on_message)
     found = dataclasses.replace(load(run, step=saved.choose(step), task=task), config=config)
@@ -63,7 +65,7 @@ def export_bundle(
     files = dict(bundle.standalone_files())
     for one in exported:
         files |= one.files
-    if weights := _weights(exported):
+    if weights := weights_of(exported):
         files[WEIGHTS] = bundle.save_arrays(weights)
     entries = {one.entry.name: entry_json(one.entry) for one in exported}
     manifest = {"format": FORMAT, "entries": entries, **provenance(saved, found)}
@@ -108,15 +110,29 @@ def _exporters(found: LoadedRun, options: Options, say: Callable[[str], None]) -
     return exporters
 
 
-def _weights(exported: Sequence[ExportedEntry]) -> dict[str, np.ndarray]:
+def weights_of(exported: Sequence[ExportedEntry]) -> dict[str, np.ndarray]:
     """Returns the weights of all entry points. Raises ConfigError if two need other arrays of one name."""
     found: dict[str, np.ndarray] = {}
     for one in exported:
         for name, x in one.weights.items():
-            if name in found and not (found[name].dtype == x.dtype and np.array_equal(found[name], x)):
+            if name in found and not _same(found[name], x):
                 raise ConfigError(
                     f"--weights=file: {one.entry.name} quantizes {name} in another way than an entry point before it. "
                     "Use --weights=inside."
                 )
             found[name] = x
     return found
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether two arrays have the same bits, so that NaN is NaN."""
+    return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()
+
+
+def _check_platforms(options: Options) -> None:
+    here = default_export_platform()
+    if STABLEHLO in options.formats and here not in options.platforms:
+        raise ConfigError(
+            f"--platforms={','.join(options.platforms)}: the programs are compared with the engine on this machine, "
+            f"where JAX uses {here}. Add {here}, or set JAX_PLATFORMS."
+        )

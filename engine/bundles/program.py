@@ -70,6 +70,10 @@ def input_specs(forward: Forward, rows: int | None, shapes: Shapes) -> dict[str,
                 f"--shape={name}:{text}: found {len(dimensions)} dimensions, but {name} has {len(wanted) + 1}: "
                 f"{', '.join([batch, *wanted])}."
             )
+        if wrong := [
+            size for size in map(str, dimensions) if not (size.isidentifier() or (size.isdecimal() and int(size)))
+        ]:
+            raise ConfigError(f"--shape={name}:{text}: found {wrong[0]}. Write numbers from 1 and names: batch, 8.")
         found[name] = jax.ShapeDtypeStruct(dimensions, x.dtype)
     return found
 

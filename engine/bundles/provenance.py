@@ -22,6 +22,7 @@ def provenance(saved: SavedRun, found: LoadedRun) -> dict[str, Any]:
         "run": {
             "name": found.config.name,
             "step": step,
+            "weights": "trained" if found.config.train.ema_decay is None else "averaged",
             "checkpoint": manifest_hash(directory.checkpoints / str(step)),
             "task": type(found.task).__name__,
             "commit": stored.commit,

@@ -10,8 +10,9 @@ import numpy as np
 from flax import nnx
 
 from engine.api.saved_run import LoadedRun
-from engine.base.errors import ConfigError, did_you_mean
+from engine.base.errors import ConfigError, TaskError, did_you_mean
 from engine.base.types import PyTree
+from engine.bundles.bundle import array_text
 from engine.bundles.exported import Entry
 from engine.bundles.forward import STATE, key, name_of, outputs_of
 from engine.compile.build import build_evaluation_program
@@ -95,7 +96,33 @@ def sample_data(found: LoadedRun, evaluation: str | None) -> SampleData:
     return SampleData(task, program, source, settings, where, example_spec(source))
 
 
-def entry_batches(entry: Entry, data: SampleData, has_state: bool, rows: int) -> list[dict[str, np.ndarray]]:
+def example_inputs(entry: Entry, task: Task) -> dict[str, np.ndarray]:
+    """Returns the example inputs of an entry point by name, in the dtypes of JAX; {} if they come from a dataset.
+
+    Raises:
+        TaskError: they are not arrays by name with the same number of rows.
+    """
+    if entry.inputs is None:
+        return {}
+    where = f"{type(task).__name__}.{entry.name}: inputs="
+    given = entry.inputs(task)
+    if not isinstance(given, Mapping) or not given:
+        raise TaskError(f"{where}: returns {type(given).__name__}. Return a dict of at least one array [rows, ...].")
+    arrays = {str(name): np.asarray(x) for name, x in given.items()}
+    for name, x in arrays.items():
+        if x.dtype.kind not in "biufV" or not x.shape or x.shape[0] != len(next(iter(arrays.values()))) or not len(x):
+            shapes = ", ".join(f"{key} {array_text(x)}" for key, x in arrays.items())
+            raise TaskError(f"{where}: {name} is not an array of numbers with as many rows as the others: {shapes}.")
+    return {name: x.astype(jax.dtypes.canonicalize_dtype(x.dtype)) for name, x in arrays.items()}
+
+
+def example_of(entry: Entry, data: SampleData) -> PyTree:
+    """Returns one example as the method receives it. Raises TaskError as `example_inputs`."""
+    inputs = example_inputs(entry, data.task)
+    return {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in inputs.items()} or data.example
+
+
+def entry_batches(entry: Entry, data: SampleData, has_state: bool, rows: int | None) -> list[dict[str, np.ndarray]]:
     """Returns the batches of the samples by name: one, or, of a model with memory, frames of one row.
 
     They also have the entries that the method does not read.
@@ -104,11 +131,18 @@ def entry_batches(entry: Entry, data: SampleData, has_state: bool, rows: int) ->
         entry: the entry point.
         data: the dataset.
         has_state: whether the model has memory.
-        rows: rows of the batch.
+        rows: rows of a batch, for which rows are repeated if there are too few; None: `ROWS`, or those there are.
     """
-    if entry.inputs is not None:
-        return [{name: np.asarray(x) for name, x in entry.inputs(data.task).items()}]
-    return data.batches(1, FRAMES) if has_state else data.batches(rows, 1)
+    if given := example_inputs(entry, data.task):
+        found = [given]
+    else:
+        found = data.batches(1, FRAMES) if has_state else data.batches(rows or ROWS, 1)
+    return found if rows is None else [with_rows(batch, rows) for batch in found]
+
+
+def with_rows(arrays: Arrays, rows: int) -> dict[str, np.ndarray]:
+    """Returns the first rows of arrays, which are repeated if there are too few."""
+    return {name: np.take(x, range(rows), axis=0, mode="wrap") for name, x in arrays.items()}
 
 
 def engine_function(found: LoadedRun, data: SampleData, entry: Entry, example: PyTree) -> Callable[[Arrays], Any]:

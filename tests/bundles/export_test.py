@@ -3,6 +3,7 @@
 import json
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +13,8 @@ import pytest
 import engine
 from engine.base.errors import ConfigError, TaskError
 from engine.bundles import bundle, parity
-from engine.bundles.export import export_bundle
+from engine.bundles.entry_export import ExportedEntry
+from engine.bundles.export import export_bundle, weights_of
 from engine.bundles.manifest import BundleError
 from engine.bundles.options import Options
 from engine.lineage.things import thing_at
@@ -164,6 +166,49 @@ def test_task_that_a_source_adapts_is_not_converted(tmp_path, monkeypatch):
     overrides = [f"evaluations.heldout.data={json.dumps(joint)}"]
     with pytest.raises(ConfigError, match=r"--format=onnx: evaluations.heldout.data adapts the Task, as engine.Joint"):
         export_bundle(subjects.reader_run(), tmp_path / "out", options=Options(("onnx",), overrides=overrides))
+
+
+@pytest.mark.parametrize(
+    ("run", "options"),
+    [
+        (subjects.reader_run, Options(shapes={"x": "16, 16", "valid": "16", "frames": "9, t, 16"})),
+        (subjects.track_run, Options(rows=2, overrides=["evaluations.heldout.data.length=1"])),
+    ],
+)
+def test_samples_have_the_fixed_rows_of_a_program(run, options, tmp_path):
+    found = export_bundle(run(), tmp_path / "out", options=options)
+    for name, entry in found.entries.items():
+        inputs, outputs = found.samples(name)
+        frames = [inputs] if not entry.state else [{n: x[0] for n, x in inputs.items() if n not in entry.state}]
+        state = {n: inputs[n] for n in entry.state}
+        computed = parity.run_frames(found.function(name), frames, state)
+        assert computed.keys() == outputs.keys()
+
+
+class Misnamed(subjects.Reader):
+    """A Task that says the shape of an input that its method does not read."""
+
+    @engine.exported(shapes={"frame": "n, 16"})
+    def embed(self, model, batch):
+        return model(batch["x"])
+
+
+def test_weights_of_entry_points_are_equal_if_their_bits_are():
+    def entries(*values):
+        return [ExportedEntry(exporter_entry, {}, {"w": np.float32([x])}) for x in values]
+
+    exporter_entry = bundle.Bundle(Path(__file__).parent / "fixtures" / "jax_0_11_2.zip").entry("predict")
+    assert np.isnan(weights_of(entries(np.nan, np.nan))["w"])
+    with pytest.raises(ConfigError, match="--weights=file: predict quantizes w in another way"):
+        weights_of(entries(1, 2))
+
+
+def test_platforms_and_shapes_that_cannot_be_used_are_refused(tmp_path):
+    run, out = subjects.reader_run(), tmp_path / "out"
+    with pytest.raises(ConfigError, match=r"--platforms=cuda,tpu: the programs are compared .* JAX uses cpu. Add cpu"):
+        export_bundle(run, out, options=Options(platforms=("cuda", "tpu")))
+    with pytest.raises(TaskError, match=r"Misnamed.embed: shapes= names frame, which .* Inputs: x\."):
+        export_bundle(run, out, task=Misnamed())
 
 
 def test_older_bundle_is_replaced(written, tmp_path):

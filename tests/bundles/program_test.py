@@ -53,6 +53,9 @@ def test_shapes_are_read(rows, shapes, expected):
 def test_wrong_shapes_are_named():
     with pytest.raises(ConfigError, match=re.escape("--shape=x:n: found 1 dimensions, but x has 3: batch, 4, 2.")):
         input_specs(forward(), None, {"x": "n"})
+    for size in ("2*n", "0", "-1"):
+        with pytest.raises(ConfigError, match=re.escape(f"--shape=x:{size},4,2: found {size}. Write numbers from 1")):
+            input_specs(forward(), None, {"x": f"{size},4,2"})
     with pytest.raises(ConfigError, match=r"--shape=x:n,%,2: syntax error .* Write numbers and names: batch, 8\."):
         input_specs(forward(), None, {"x": "n,%,2"})
 
