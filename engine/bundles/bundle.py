@@ -148,7 +148,8 @@ class Bundle:
             found = [str(file.relative_to(self.path)) for file in self.path.rglob("*") if file.is_file()]
             return [name for name in found if "__pycache__" not in name]
         with zipfile.ZipFile(self.path) as file:
-            return file.namelist()
+            inner = [name.removeprefix(_prefix(file)) for name in file.namelist()]
+        return [name for name in inner if name and not name.endswith("/")]
 
 
 _UNREADABLE = (OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error, struct.error)
@@ -161,9 +162,15 @@ def content_of(path: Path, name: str) -> bytes | None:
         if path.is_dir():
             return (path / name).read_bytes()
         with zipfile.ZipFile(path) as file:
-            return file.read(name)
+            return file.read(_prefix(file) + name)
     except _UNREADABLE:
         return None
+
+
+def _prefix(file: zipfile.ZipFile) -> str:
+    """Returns what stands before the names in a zip file: "digits/" if the folder of a bundle was packed."""
+    found = [name for name in file.namelist() if name.split("/")[-1] == MANIFEST]
+    return min(found, key=len, default="").removesuffix(MANIFEST)
 
 
 def checked_inputs(entry: EntryPoint, inputs: Arrays, where: str) -> dict[str, np.ndarray]:

@@ -20,6 +20,7 @@ from engine.bundles.options import ONNX, STABLEHLO, Options
 from engine.bundles.provenance import provenance
 from engine.bundles.samples import sample_data
 from engine.config.schema import Config
+from engine.storage.mounts import local_path
 from engine.training.task import Task
 
 
@@ -40,7 +41,7 @@ def export_bundle(
 
     Args:
         run: the run directory.
-        out: the folder, or a zip file if it ends with ".zip". A bundle there is replaced.
+        out: the folder, or a zip file if it ends with ".zip", also the address of one. A bundle there is replaced.
         step: step of the checkpoint, "latest", or "best"; None as for `engine.load`.
         task: the Task, if the run was started with a Task object.
         options: what the bundle holds; None: a StableHLO program for any number of rows.
@@ -51,7 +52,7 @@ def export_bundle(
         TaskError: an entry point cannot be exported.
         ConfigError: an option is not valid, or the bundle cannot be written.
     """
-    path, options = Path(out), options or Options()
+    path, options = local_path(out), options or Options()
     bundle.check_replaceable(path)
     _check_platforms(options)
     saved = SavedRun(run)

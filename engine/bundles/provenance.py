@@ -18,7 +18,7 @@ def provenance(saved: SavedRun, found: LoadedRun) -> dict[str, Any]:
     directory, step = saved.directory, found.step
     stored = code.read(directory.code)
     return {
-        "name": directory.path.name,
+        "name": directory.path.absolute().name,
         "run": {
             "name": found.config.name,
             "step": step,

@@ -110,6 +110,17 @@ def test_wrong_inputs_are_named(inputs, problem):
         bundle.checked_inputs(ENTRY, inputs, "here")
 
 
+@pytest.mark.parametrize("prefix", ["", "bundles/digits/"])
+def test_zip_file_of_a_packed_folder_is_read(tmp_path, prefix):
+    make(tmp_path / "b")
+    with zipfile.ZipFile(tmp_path / "packed.zip", "w") as file:
+        for path in sorted((tmp_path / "b").rglob("*")):  # with entries for folders, as other programs write them
+            file.write(path, f"{prefix}{path.relative_to(tmp_path / 'b').as_posix()}")
+    found = Bundle(tmp_path / "packed.zip")
+    found.check_files()
+    assert found.read("b") == b"text"
+
+
 def test_nothing_else_is_replaced(tmp_path):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(ConfigError, match="a file exists there, and it is no bundle"):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import engine
-from engine.base.errors import ConfigError, TaskError
+from engine.base.errors import ConfigError, RunError, TaskError
 from engine.bundles import bundle, parity
 from engine.bundles.entry_export import ExportedEntry
 from engine.bundles.export import export_bundle, weights_of
@@ -153,6 +153,8 @@ def test_errors_name_the_line_and_what_to_do(tmp_path):
         export_bundle(run, out, options=Options(evaluation="held"))
     with pytest.raises(TaskError, match=r"Classify: has no entry point to export. Define predict"):
         export_bundle(run, out, task=zoo.Classify())
+    with pytest.raises(RunError, match=r"ftp://bucket/out: this address cannot be mounted"):
+        export_bundle(run, "ftp://bucket/out")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "file").write_text("text")
     with pytest.raises(ConfigError, match="the folder exists and holds no bundle"):

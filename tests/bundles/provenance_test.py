@@ -16,6 +16,11 @@ def test_averaged_weights_are_said_to_be_averaged():
     assert provenance(saved, found)["run"]["weights"] == "averaged"
 
 
+def test_run_in_the_working_directory_has_a_name(monkeypatch):
+    monkeypatch.chdir(subjects.reader_run())
+    assert provenance(SavedRun("."), engine.load(".", step=4))["name"] == "reader"
+
+
 def test_origin_holds_no_time_and_no_path():
     run = subjects.reader_run()
     found = provenance(SavedRun(run), engine.load(run, step=4))
