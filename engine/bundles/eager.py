@@ -12,15 +12,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from engine.api.saved_run import SavedRun, load
 from engine.base.errors import ConfigError, ConvoyError
 from engine.bundles.exported import entries_of
-from engine.bundles.forward import SINGLE, STATE, key, name_of
-from engine.bundles.samples import first_state, sample_data
+from engine.bundles.forward import STATE, key, outputs_of, values_of
+from engine.bundles.samples import example_of, first_state, sample_data
 from engine.checkpoint.manifest import manifest_hash
-from engine.data.source import ArraySource, example_spec
 from engine.parallel.layout import with_layout
 from engine.training.arrays import cast
 
@@ -48,21 +46,14 @@ def eager_function(run: str | Path, manifest: Mapping[str, Any], name: str, rows
     found = load(run, step=step)
     data = sample_data(found, None)
     entry = next(entry for entry in entries_of(found.task) if entry.name == name)
-    example = data.example
-    if entry.inputs is not None:
-        example = example_spec(ArraySource({k: np.asarray(x) for k, x in entry.inputs(data.task).items()}))
-    program, dtype = data.program, data.program.compute_dtype
-    values = {
-        name_of(path): variable.get_value()
-        for path, variable in nnx.to_flat_state(nnx.state(found.model, nnx.Not(nnx.RngState)))
-    }
+    program, dtype, values = data.program, data.program.compute_dtype, values_of(found.model)
     state_names = tuple(manifest["entries"][name]["state"])
     state = {path: values[path] for path in program.model.model_state}
     for path, x in first_state(data, state_names).items():
         state[path.removeprefix(STATE)] = np.repeat(x, rows, 0)
     module = program.model.module(cast({path: values[path] for path in program.model.params}, dtype), state, None)
     module.eval()
-    leaves, structure = jax.tree.flatten_with_path(example)
+    leaves, structure = jax.tree.flatten_with_path(example_of(entry, data))
     unread = {key(path): np.zeros((rows, *x.shape), x.dtype) for path, x in leaves}
 
     def predict(inputs: Mapping[str, Any]) -> Any:
@@ -74,8 +65,9 @@ def eager_function(run: str | Path, manifest: Mapping[str, Any], name: str, rows
 
     def call(inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
         outputs = jax.device_get(predict(inputs))
-        found = {key(path) or SINGLE: x for path, x in jax.tree.leaves_with_path(outputs)}
-        return found | {path: inputs[path] for path in state_names}  # the model itself keeps its state
+        return outputs_of(outputs, name) | {
+            path: inputs[path] for path in state_names
+        }  # the model itself keeps its state
 
     return call
 

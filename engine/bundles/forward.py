@@ -129,8 +129,7 @@ class _Call:
         model = nnx.merge(self._definition, self._keys, nnx.from_flat_state(state))
         examples = jax.tree.unflatten(self.structure, [batch[name] for name in self._entries])
         result = getattr(self._task, self._method)(model, cast(examples, self._dtype, self._task.full_precision))
-        after = {name_of(path): variable.get_value() for path, variable in nnx.to_flat_state(nnx.state(model))}
-        return outputs_of(result, f"{type(self._task).__name__}.{self._method}"), after
+        return outputs_of(result, f"{type(self._task).__name__}.{self._method}"), values_of(model)
 
     def model_state(self) -> list[str]:
         """Returns the names of the variables that a method may change: those of `Task.model_state`."""
@@ -160,6 +159,12 @@ def outputs_of(result: PyTree, where: str) -> dict[str, Any]:
 def name_of(path: Sequence[Any]) -> str:
     """Returns the name of a variable: "hidden/0/kernel"."""
     return "/".join(map(str, path))
+
+
+def values_of(model: nnx.Module) -> dict[str, Any]:
+    """Returns the values of the variables of a model by name, without those of random numbers."""
+    state = nnx.state(model, nnx.Not(nnx.RngState))
+    return {name_of(path): variable.get_value() for path, variable in nnx.to_flat_state(state)}
 
 
 def key(path: Any) -> str:

@@ -8,6 +8,7 @@ import numpy as np
 
 from engine.bundles.forward import Specs
 from engine.bundles.manifest import BundleError
+from engine.bundles.program import symbols_of
 
 type Arrays = Mapping[str, Any]
 type Call = Callable[[Arrays], Mapping[str, np.ndarray]]
@@ -37,8 +38,7 @@ def run_frames(call: Call, frames: Sequence[Arrays], state: Arrays) -> dict[str,
 def variants(inputs: Specs, frames: Sequence[Arrays], state: Arrays) -> Iterator[tuple[Sequence[Arrays], Arrays]]:
     """Yields the inputs of the samples, and inputs with half the size of each dimension of any size."""
     yield frames, state
-    names = dict.fromkeys(str(size) for x in inputs.values() for size in x.shape if not isinstance(size, int))
-    for symbol in names:
+    for symbol in symbols_of(inputs):
         half = [_halved(inputs, frame, symbol) for frame in frames]
         if any(
             x.shape != frame[name].shape for frame, new in zip(frames, half, strict=True) for name, x in new.items()

@@ -7,14 +7,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from engine.api.saved_run import LoadedRun
 from engine.base.errors import ConfigError, TaskError, did_you_mean
 from engine.base.types import PyTree
 from engine.bundles.bundle import array_text
 from engine.bundles.exported import Entry
-from engine.bundles.forward import STATE, key, name_of, outputs_of
+from engine.bundles.forward import STATE, key, outputs_of, values_of
 from engine.compile.build import build_evaluation_program
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.config.schema import Data, MeshSpec
@@ -156,9 +155,7 @@ def engine_function(found: LoadedRun, data: SampleData, entry: Entry, example: P
         entry: the entry point.
         example: one example, as the method receives it.
     """
-    program, values = data.program, {}
-    for path, variable in nnx.to_flat_state(nnx.state(found.model, nnx.Not(nnx.RngState))):
-        values[name_of(path)] = variable.get_value()
+    program, values = data.program, values_of(found.model)
     params = {name: values[name] for name in program.model.params}
     state = {name: values[name] for name in program.model.model_state}
     leaves, structure = jax.tree.flatten_with_path(example)
