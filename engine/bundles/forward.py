@@ -43,7 +43,7 @@ class Forward:
 
     Attributes:
         function: the function, which `jax.jit` can trace with any number of rows. Layers use their plain formula in it.
-        weights: name -> array on this host, in the precision of the forward pass.
+        weights: name -> array on this host, in the precision of the forward pass; without those it does not read.
         inputs: name -> shape and dtype of one row of what the method reads: entries of a batch, and the state.
         state: names of the state among the inputs, "state/memory"; outputs of these names are its next values.
     """
@@ -88,7 +88,7 @@ def forward_of(
     batch = {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in entries.items()}
     try:
         with author_errors_reported(task, method, jax.tree.unflatten(call.structure, list(batch.values()))):
-            read, changed = with_layout(PORTABLE, _trace)(call, specs, batch)
+            read, needed, changed = with_layout(PORTABLE, _trace)(call, specs, batch)
     except jax.errors.JAXTypeError as error:
         raise TaskError(
             f"{type(task).__name__}.{method}: cannot be exported, since it needs the values of a batch in Python "
@@ -99,7 +99,8 @@ def forward_of(
     def function(weights: Arrays, inputs: Arrays) -> dict[str, Any]:
         rows = next(iter(inputs.values())).shape[0]
         zeros = {name: jnp.zeros((rows, *x.shape), x.dtype) for name, x in entries.items() if name not in read}
-        values = {**weights, **{name: inputs[outer] for outer, name in state.items()}}
+        unread = {name: jnp.zeros(x.shape, x.dtype) for name, x in specs.items() if name not in needed}
+        values = {**unread, **weights, **{name: inputs[outer] for outer, name in state.items()}}
         outputs, after = call(values, {**zeros, **{name: x for name, x in inputs.items() if name not in state}})
         return outputs | {outer: after[name].astype(inputs[outer].dtype) for outer, name in state.items()}
 
@@ -107,7 +108,7 @@ def forward_of(
     inputs |= {outer: jax.ShapeDtypeStruct(specs[name].shape[1:], specs[name].dtype) for outer, name in state.items()}
     if not inputs:
         raise TaskError(f"{type(task).__name__}.{method}: reads nothing of a batch, so there is no program to export.")
-    arrays = {name: np.asarray(x) for name, x in weights.items() if name not in state.values()}
+    arrays = {name: np.asarray(x) for name, x in weights.items() if name in needed and name not in state.values()}
     return Forward(with_layout(PORTABLE, function), arrays, inputs, tuple(state))
 
 
@@ -172,8 +173,8 @@ def key(path: Any) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _trace(call: _Call, weights: Specs, batch: Specs) -> tuple[set[str], set[str]]:
-    """Returns the names of the entries of a batch that the call reads, and of the variables that it changes."""
+def _trace(call: _Call, weights: Specs, batch: Specs) -> tuple[set[str], set[str], set[str]]:
+    """Returns the entries of a batch and the variables that the call reads, and the variables that it changes."""
     changed: set[str] = set()
 
     def function(batch: Arrays, weights: Arrays) -> tuple[Any, Any]:
@@ -186,4 +187,7 @@ def _trace(call: _Call, weights: Specs, batch: Specs) -> tuple[set[str], set[str
     for equation in reversed(jaxpr.eqns):
         if any(id(x) in used for x in equation.outvars):
             used |= {id(x) for x in equation.invars}
-    return {name for name, x in zip(sorted(batch), jaxpr.invars[: len(batch)], strict=True) if id(x) in used}, changed
+    reads = [id(x) in used for x in jaxpr.invars]  # of a dict in the order of its names
+    read = {name for name, is_read in zip(sorted(batch), reads, strict=False) if is_read}
+    needed = {name for name, is_read in zip(sorted(weights), reads[len(batch) :], strict=True) if is_read}
+    return read, needed, changed

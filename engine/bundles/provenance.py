@@ -23,6 +23,7 @@ def provenance(saved: SavedRun, found: LoadedRun) -> dict[str, Any]:
             "name": found.config.name,
             "step": step,
             "weights": "trained" if found.config.train.ema_decay is None else "averaged",
+            "precision": found.config.train.precision,
             "checkpoint": manifest_hash(directory.checkpoints / str(step)),
             "task": type(found.task).__name__,
             "commit": stored.commit,

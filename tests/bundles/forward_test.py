@@ -44,6 +44,15 @@ def test_only_what_the_method_reads_is_an_input(dtype):
     assert sorted(forward(subjects.Reader(), "certain", dtype)[0].inputs) == ["valid", "x"]
 
 
+def test_only_what_the_method_reads_is_a_weight():
+    example = {"frames": jax.ShapeDtypeStruct((3, 16), jnp.float32)}
+    found, model = forward(subjects.Reader(), "embed", example=example)
+    assert sorted(found.weights) == ["hidden/0/bias", "hidden/0/kernel"]
+    frames = zoo.examples(6)["x"].reshape(2, 3, -1)
+    have = jax.jit(found.function)(found.weights, {"frames": frames})["prediction"]
+    np.testing.assert_allclose(have, subjects.Reader().embed(model, {"frames": frames}), rtol=1e-6)
+
+
 def test_parameters_have_the_precision_of_the_step_and_statistics_their_own():
     found, _ = forward(subjects.Reader(model="cnn"), dtype=jnp.bfloat16)
     dtypes = {name.split("/")[-1]: x.dtype.name for name, x in found.weights.items()}

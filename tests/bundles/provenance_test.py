@@ -25,7 +25,7 @@ def test_origin_holds_no_time_and_no_path():
     run = subjects.reader_run()
     found = provenance(SavedRun(run), engine.load(run, step=4))
     assert found["run"]["step"] == 4 and len(found["run"]["checkpoint"]) > 10
-    assert found["run"]["weights"] == "trained"
+    assert (found["run"]["weights"], found["run"]["precision"]) == ("trained", "float32")
     assert found["run"]["trained_with"]["jax"] == found["versions"]["jax"]
     text = json.dumps(found)
     assert str(run.parent) not in text and '"time"' not in text
