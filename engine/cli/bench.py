@@ -68,10 +68,13 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         eager=args.eager,
     )
     _checked("layers", args.layers, 0)
+    report = local_path(args.json) if args.json else None
+    if report is not None and (report.is_dir() or not report.parent.is_dir()):
+        raise ConfigError(f"--json={args.json}: no file can be written there. Name a file in a folder that exists.")
     found = bench.bench(args.bundle, options, on_message=common.say)
     exceeded = bench.check_limits(limits, found)
-    if args.json:
-        atomic.write_text(local_path(args.json), json_text.dumps(bench_text.to_json(found)) + "\n")
+    if report is not None:
+        atomic.write_text(report, json_text.dumps(bench_text.to_json(found)) + "\n")
     print(bench_text.text(found, args.layers))
     for sentence in exceeded:
         print(sentence, file=sys.stderr)

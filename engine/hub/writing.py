@@ -74,7 +74,8 @@ def _whole(name: str, parts: Mapping[Piece, np.ndarray]) -> np.ndarray:
     found = {piece.part: value for piece, value in parts.items()}
     if missing := set(range(count)) - found.keys():
         raise CheckpointError(f"save: {name}: part {min(missing)} of {count} is in no array of the module.")
-    return np.ascontiguousarray(np.concatenate([found[part] for part in range(count)]) if count > 1 else found[0])
+    whole = np.concatenate([found[part] for part in range(count)]) if count > 1 else found[0]
+    return np.asarray(whole, order="C")  # unlike ascontiguousarray, it keeps scalars
 
 
 def _check(whole: Mapping[str, np.ndarray], stored: Mapping[str, Stored], path: Path) -> None:

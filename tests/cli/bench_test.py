@@ -41,6 +41,7 @@ def test_results_are_printed_and_written_and_a_limit_decides_the_exit_code(bundl
         ("--cores=0;1", "--cores=0;1: found '0;1'. Write numbers of cores: 0, or 0,2-3."),
         ("--cores=5000", "--cores: core 5000 is not usable here."),
         ("--limit=p99:2ms", "--limit=p99:2ms: write ENTRY:NAME:VALUE"),
+        ("--json=/nowhere/x.json", "--json=/nowhere/x.json: no file can be written there. Name a file in a folder"),
         ("--entry=predct", "no entry point 'predct'. Did you mean predict?"),
         ("--config.x=1", "convoy bench reads the run's own config and takes no overrides"),
     ],

@@ -1,5 +1,6 @@
 """Modules written with the names of another program: bit for bit what was read, or one sentence."""
 
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -40,3 +41,15 @@ def test_dtypes_are_those_of_the_module(tmp_path):
     found = load_file(tmp_path / "out.safetensors")
     np.testing.assert_array_equal(found["weight"], np.asarray(layer.kernel[...]).T)
     assert found["bias"].dtype == ml_dtypes.bfloat16
+
+
+class Scaled(nnx.Module):
+    """A module with a scalar, such as the temperature of CLIP."""
+
+    def __init__(self):
+        self.logit_scale = nnx.Param(jnp.float32(2.5))
+
+
+def test_scalar_stays_a_scalar(tmp_path):
+    assert hub.save(Scaled(), tmp_path / "out.safetensors") == ["logit_scale"]
+    assert load_file(tmp_path / "out.safetensors")["logit_scale"].shape == ()
