@@ -101,9 +101,9 @@ def reader_run(precision: str = "float32") -> Path:
 
 @functools.cache
 def track_run() -> Path:
-    """Returns a trained run of `Track`, whose windows have 5 frames."""
+    """Returns a trained run of `Track`, whose windows have 2 frames."""
     path = Path(tempfile.mkdtemp()) / "track"
-    data = dict(target="engine.Sequences", source=dict(target="tests.bundles.subjects.drives"), length=5, carry=True)
+    data = dict(target="engine.Sequences", source=dict(target="tests.bundles.subjects.drives"), length=2, carry=True)
     task, heldout = dict(target="tests.bundles.subjects.Track"), dict(data=data, batch_size=8)
     settings = dict(task=task, data=data, evaluations__heldout=heldout, train__global_batch_size=8)
     engine.train(runs.config(**settings, train__total="3 steps"), workdir=path)
