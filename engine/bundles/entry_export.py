@@ -42,7 +42,7 @@ class ExportedEntry:
     Attributes:
         entry: its description in the manifest.
         files: name -> content.
-        weights: name -> array, for the file of weights.
+        weights: name -> array, for the file of weights that the entry points share.
     """
 
     entry: EntryPoint
@@ -163,7 +163,14 @@ class EntryExporter:
             self.name, _arrays(self.inputs), _arrays(outputs), programs, samples, self.tolerance, self.forward.state
         )
         has_file = STABLEHLO in self._options.formats and not self._options.holds_weights
-        return ExportedEntry(entry, files, self.forward.weights if has_file else {})
+        if has_file and self.quantized is not None:
+            files[self._weights_file] = save_arrays(self.forward.weights)
+        return ExportedEntry(entry, files, self.forward.weights if has_file and self.quantized is None else {})
+
+    @property
+    def _weights_file(self) -> str:
+        """The file of weights: one for all entry points, unless each has scales of its own."""
+        return WEIGHTS if self.quantized is None else f"{self.name}.{WEIGHTS}"
 
     def _stablehlo(self, files: dict[str, bytes]) -> dict[str, Any]:
         """Adds the program to the files, and returns its properties."""
@@ -173,7 +180,7 @@ class EntryExporter:
         call = compiled(program.stablehlo, None if inside else self.forward.weights)
         return {
             "file": file,
-            "weights": None if inside else WEIGHTS,
+            "weights": None if inside else self._weights_file,
             "platforms": list(self._options.platforms),
             "version": program.version,
             "parity": self.parity([run_frames(call, *case) for case in self.cases], "StableHLO"),

@@ -4,7 +4,6 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 from jax.export import default_export_platform
 
 from engine.api.lineage import record_export
@@ -12,7 +11,7 @@ from engine.api.saved_evaluations import log
 from engine.api.saved_run import LoadedRun, SavedRun, load
 from engine.base.errors import ConfigError, did_you_mean
 from engine.bundles import bundle
-from engine.bundles.entry_export import WEIGHTS, EntryExporter, ExportedEntry
+from engine.bundles.entry_export import WEIGHTS, EntryExporter
 from engine.bundles.exported import entries_of
 from engine.bundles.manifest import FORMAT, MANIFEST, entry_json
 from engine.bundles.onnx.convert import PRECISION, OnnxProgram, convert, find_python
@@ -66,7 +65,7 @@ def export_bundle(
     files = dict(bundle.standalone_files())
     for one in exported:
         files |= one.files
-    if weights := weights_of(exported):
+    if weights := {name: x for one in exported for name, x in one.weights.items()}:
         files[WEIGHTS] = bundle.save_arrays(weights)
     entries = {one.entry.name: entry_json(one.entry) for one in exported}
     manifest = {"format": FORMAT, "entries": entries, **provenance(saved, found)}
@@ -109,25 +108,6 @@ def _exporters(found: LoadedRun, options: Options, say: Callable[[str], None]) -
                 f"{', '.join(sorted(inputs))}."
             )
     return exporters
-
-
-def weights_of(exported: Sequence[ExportedEntry]) -> dict[str, np.ndarray]:
-    """Returns the weights of all entry points. Raises ConfigError if two need other arrays of one name."""
-    found: dict[str, np.ndarray] = {}
-    for one in exported:
-        for name, x in one.weights.items():
-            if name in found and not _same(found[name], x):
-                raise ConfigError(
-                    f"--weights=file: {one.entry.name} quantizes {name} in another way than an entry point before it. "
-                    "Use --weights=inside."
-                )
-            found[name] = x
-    return found
-
-
-def _same(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether two arrays have the same bits, so that NaN is NaN."""
-    return (a.dtype, a.shape) == (b.dtype, b.shape) and a.tobytes() == b.tobytes()
 
 
 def _check_platforms(options: Options) -> None:

@@ -3,7 +3,6 @@
 import json
 import re
 import sys
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,8 +12,7 @@ import pytest
 import engine
 from engine.base.errors import ConfigError, RunError, TaskError
 from engine.bundles import bundle, parity
-from engine.bundles.entry_export import ExportedEntry
-from engine.bundles.export import export_bundle, weights_of
+from engine.bundles.export import export_bundle
 from engine.bundles.manifest import BundleError
 from engine.bundles.options import Options
 from engine.lineage.things import thing_at
@@ -193,16 +191,6 @@ class Misnamed(subjects.Reader):
     @engine.exported(shapes={"frame": "n, 16"})
     def embed(self, model, batch):
         return model(batch["x"])
-
-
-def test_weights_of_entry_points_are_equal_if_their_bits_are():
-    def entries(*values):
-        return [ExportedEntry(exporter_entry, {}, {"w": np.float32([x])}) for x in values]
-
-    exporter_entry = bundle.Bundle(Path(__file__).parent / "fixtures" / "jax_0_11_2.zip").entry("predict")
-    assert np.isnan(weights_of(entries(np.nan, np.nan))["w"])
-    with pytest.raises(ConfigError, match="--weights=file: predict quantizes w in another way"):
-        weights_of(entries(1, 2))
 
 
 def test_platforms_and_shapes_that_cannot_be_used_are_refused(tmp_path):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 import engine
-from engine.base.errors import ConfigError
 from engine.bundles import bundle
 from engine.bundles.export import export_bundle
 from engine.bundles.options import Options
+from engine.bundles.parity import differences
 from engine.quantization.runs import Settings
 from tests import zoo
 from tests.bundles import subjects
@@ -52,15 +52,20 @@ class Single(zoo.Classify):
 def test_weights_are_stored_in_int8_with_scales(tmp_path, scheme):
     options = Options(quantize=Settings(scheme, keep=["head/kernel"]), platforms=("cpu",))
     found = export_bundle(subjects.reader_run(), tmp_path / "b", task=Single(), options=options)
-    arrays = bundle.load_arrays(found.read("weights.safetensors"))
+    arrays = bundle.load_arrays(found.read("predict.weights.safetensors"))
     assert arrays["hidden/0/kernel"].dtype == np.int8 and arrays["hidden/0/kernel_scale"].shape == (1, 32)
     assert arrays["head/kernel"].dtype == np.float32
     inputs, outputs = found.samples("predict")
     np.testing.assert_allclose(found.function("predict")(inputs)["prediction"], outputs["prediction"], atol=1e-6)
 
 
-def test_entry_points_that_need_other_weights_of_one_name_are_refused(tmp_path):
+def test_each_entry_point_has_its_own_scales_of_inputs(tmp_path):
     options = Options(quantize=Settings("int8"), platforms=("cpu",))
-    with pytest.raises(ConfigError, match=r"--weights=file: embed quantizes .* Use --weights=inside"):
-        export_bundle(subjects.reader_run(), tmp_path / "b", options=options)
-    assert not (tmp_path / "b").exists()
+    found = export_bundle(subjects.reader_run(), tmp_path / "b", options=options)
+    files = [name for name in found.manifest["files"] if name.endswith(".weights.safetensors")]
+    assert files == [f"{name}.weights.safetensors" for name in ("certain", "embed", "predict")]
+    scales = [bundle.load_arrays(found.read(file))["hidden/0/kernel_input_scale"] for file in files]
+    assert scales[0] == scales[2] != scales[1]  # the frames of embed are others
+    for name, entry in found.entries.items():
+        inputs, outputs = found.samples(name)
+        assert max(differences(found.function(name)(inputs), outputs).values()) <= entry.tolerance

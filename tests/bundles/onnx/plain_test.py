@@ -107,7 +107,7 @@ def test_only_plain_operations_are_left():
     assert not left & (rewritten | {"rem", "reduce_window_max", "reduce_window_sum", "call_hi_primitive"})
     assert {"while", "scan", "cond"} <= left
     choices = [equation for equation in jaxpr.eqns if equation.primitive.name == "select_n"]
-    assert choices and not any(equation.outvars[0].aval.dtype == bool for equation in choices)
+    assert choices and not any(equation.outvars[0].aval.dtype == bool for equation in choices)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def test_constants_are_computed_only_if_they_are_small():
