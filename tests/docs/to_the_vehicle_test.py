@@ -53,7 +53,7 @@ def environment(names: list[str], folder: Path) -> Path:
     for name in names:
         with_requirements(name, found)
     for distribution in found.values():
-        for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+        for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__", "bin"}:
             (folder / top).symlink_to(str(distribution.locate_file(top)))
     return folder
 
