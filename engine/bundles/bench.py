@@ -20,11 +20,10 @@ from engine.base.formatting import size_text
 from engine.bundles.bundle import Bundle
 from engine.bundles.layer_costs import Layer, layers_of_hlo, layers_of_onnx
 from engine.bundles.manifest import BundleError, EntryPoint
+from engine.bundles.onnx import PYTHON_VARIABLE
 from engine.bundles.onnx_equations import einsum_equations
 
 STABLEHLO, ONNX, EAGER = "stablehlo", "onnx", "eager"
-PYTHON_VARIABLE = "CONVOY_ONNX_PYTHON"
-"""Environment variable that names the interpreter with which runs are exported as ONNX."""
 TIMES = ("p50", "p90", "p99", "worst", "first", "load")
 MEMORY = "memory"
 _MEASURE = Path(__file__).parent / "standalone" / "measure.py"

@@ -292,6 +292,6 @@ def _write_zip(path: Path, content: Mapping[str, bytes]) -> None:
 
 @functools.cache
 def standalone_files() -> dict[str, bytes]:
-    """Returns the programs that every bundle holds: `load.py` and `check.py`, which do not need Convoy."""
+    """Returns the programs that every bundle holds, such as `check.py`; they do not need Convoy."""
     folder = Path(__file__).parent / "standalone"
     return {path.name: path.read_bytes() for path in sorted(folder.glob("*.py"))}

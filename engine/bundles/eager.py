@@ -64,10 +64,8 @@ def eager_function(run: str | Path, manifest: Mapping[str, Any], name: str, rows
     predict = with_layout(program.layout, predict)
 
     def call(inputs: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        outputs = jax.device_get(predict(inputs))
-        return outputs_of(outputs, name) | {
-            path: inputs[path] for path in state_names
-        }  # the model itself keeps its state
+        outputs = outputs_of(jax.device_get(predict(inputs)), name)
+        return outputs | {path: inputs[path] for path in state_names}  # the model itself keeps its state
 
     return call
 

@@ -16,8 +16,10 @@ from engine.bundles.exported import entries_of
 from engine.bundles.manifest import FORMAT, MANIFEST, entry_json
 from engine.bundles.onnx.convert import PRECISION, OnnxProgram, convert, find_python
 from engine.bundles.options import ONNX, STABLEHLO, Options
+from engine.bundles.program import check_writable
 from engine.bundles.provenance import provenance
 from engine.bundles.samples import sample_data
+from engine.bundles.signing import sign
 from engine.config.schema import Config
 from engine.storage.mounts import local_path
 from engine.training.task import Task
@@ -53,7 +55,7 @@ def export_bundle(
     """
     path, options = local_path(out), options or Options()
     bundle.check_replaceable(path)
-    _check_platforms(options)
+    _check_environment(options)
     saved = SavedRun(run)
     config = _config(saved, options, on_message)
     found = dataclasses.replace(load(run, step=saved.choose(step), task=task), config=config)
@@ -110,9 +112,14 @@ def _exporters(found: LoadedRun, options: Options, say: Callable[[str], None]) -
     return exporters
 
 
-def _check_platforms(options: Options) -> None:
-    here = default_export_platform()
-    if STABLEHLO in options.formats and here not in options.platforms:
+def _check_environment(options: Options) -> None:
+    """Raises ConfigError for what would fail at the end: a missing package, a wrong key, another platform."""
+    if options.sign is not None:
+        sign(b"", options.sign)
+    if STABLEHLO not in options.formats:
+        return
+    check_writable()
+    if (here := default_export_platform()) not in options.platforms:
         raise ConfigError(
             f"--platforms={','.join(options.platforms)}: the programs are compared with the engine on this machine, "
             f"where JAX uses {here}. Add {here}, or set JAX_PLATFORMS."

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import jax
@@ -109,7 +110,7 @@ def export_program(
         raise _explained(error, where, inputs) from error
     outputs = jax.tree.unflatten(exported.out_tree, exported.out_avals)
     specs = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in outputs.items()}
-    return Program(_serialized(exported), inputs, specs, exported.calling_convention_version)
+    return Program(bytes(exported.serialize()), inputs, specs, exported.calling_convention_version)
 
 
 def compiled(stablehlo: bytes, weights: Arrays | None) -> Callable[[Arrays], dict[str, Any]]:
@@ -149,14 +150,13 @@ def _without_source_lines() -> Iterator[None]:
             jax.config.update(name, value)
 
 
-def _serialized(exported: export.Exported) -> bytes:
-    try:
-        return bytes(exported.serialize())
-    except ImportError as error:
+def check_writable() -> None:
+    """Raises ConfigError if the package is missing with which JAX writes programs."""
+    if find_spec("flatbuffers") is None:
         raise ConfigError(
-            f"--format=stablehlo: JAX needs the package {error.name or 'flatbuffers'} to write programs. Install it: "
+            "--format=stablehlo: JAX needs the package flatbuffers to write programs. Install it: "
             f"{install_command('bundle')}."
-        ) from error
+        )
 
 
 def _explained(error: Exception, where: str, inputs: Specs) -> TaskError:

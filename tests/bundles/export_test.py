@@ -11,7 +11,7 @@ import pytest
 
 import engine
 from engine.base.errors import ConfigError, RunError, TaskError
-from engine.bundles import bundle, parity
+from engine.bundles import bundle, parity, program
 from engine.bundles.export import export_bundle
 from engine.bundles.manifest import BundleError
 from engine.bundles.options import Options
@@ -199,6 +199,14 @@ def test_platforms_and_shapes_that_cannot_be_used_are_refused(tmp_path):
         export_bundle(run, out, options=Options(platforms=("cuda", "tpu")))
     with pytest.raises(TaskError, match=r"Misnamed.embed: shapes= names frame, which .* Inputs: x\."):
         export_bundle(run, out, task=Misnamed())
+
+
+def test_missing_package_and_wrong_key_are_found_before_the_run_is_read(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match=r"--sign=none: cannot be read"):
+        export_bundle(tmp_path / "no run", tmp_path / "out", options=Options(sign="none"))
+    monkeypatch.setattr(program, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"JAX needs the package flatbuffers to write programs. Install it: .*bundle"):
+        export_bundle(tmp_path / "no run", tmp_path / "out")
 
 
 def test_older_bundle_is_replaced(written, tmp_path):

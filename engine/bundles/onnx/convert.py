@@ -24,13 +24,12 @@ from flax import nnx
 from engine.api.saved_run import LoadedRun
 from engine.base.errors import ConfigError, TaskError
 from engine.bundles.forward import name_of
-from engine.bundles.onnx import request
+from engine.bundles.onnx import PYTHON_VARIABLE, request
 from engine.bundles.onnx.request import Method
 from engine.config.instances import INSTANCE
 from engine.config.schema import Target
 from engine.config.text import to_text
 
-PYTHON_VARIABLE = "CONVOY_ONNX_PYTHON"
 LOCK = Path(__file__).parent / "requirements.lock"
 PRECISION = "float32"
 """The only precision: onnxruntime has no kernels for bfloat16 on CPUs."""
