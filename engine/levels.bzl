@@ -72,6 +72,7 @@ GROUPS = {
         {
             "augmentation": "random augmentations of driving scenes, keyed by the position of the example",
             "hub": "weights of other programs: safetensors files, tables of names",
+            "ray": "Ray: training in actors on several nodes, pools of workers for data, jobs",
             "report": "reports of runs and of comparisons as HTML, one file each that needs no network",
             "sequences": "windows of the frames of drives, and rows that continue drives from step to step",
             "submissions": "writes predictions in the formats of public benchmarks",
@@ -79,6 +80,8 @@ GROUPS = {
         {
             "adapters": "adapters of frozen kernels, chosen in the config: LoRA, DoRA, QLoRA; the files of PEFT",
             "quantization": "weights and activations in fewer bits, after training or in it; what each layer costs",
+            "sweeps": "searches of settings with Optuna: trials are runs, on this machine or on a cluster",
+            "tuning": "suggests a learning rate and a batch size from a short measurement, each with its curve",
         },
         {
             "bundles": "bundles of a trained model that run without the engine: StableHLO, ONNX, checks, latency",

@@ -1,0 +1,1 @@
+"""Suggests a learning rate and a batch size, each from a short measurement with its curve."""
