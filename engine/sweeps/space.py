@@ -97,8 +97,8 @@ _FORMS = ", ".join(FORMS)
 
 
 def overrides(values: Mapping[str, object]) -> list[str]:
-    """Returns `--config.NAME=VALUE` for each value; overrides parse them to exactly these values."""
-    return [f"--config.{name}={value_text(name, as_plain(value))}" for name, value in values.items()]
+    """Returns `NAME=VALUE` for each value, as `--config.NAME=VALUE` has it; it is parsed to exactly this value."""
+    return [f"{name}={value_text(name, as_plain(value))}" for name, value in values.items()]
 
 
 def as_plain(value: Any) -> Plain:

@@ -41,7 +41,7 @@ def test_values_survive_optuna_and_overrides_exactly(domains):
     for values in space.grid()[:20]:
         assert space.suggest(optuna.trial.FixedTrial(space.params(values))) == values
         draft = defaults()
-        apply(draft, [text.removeprefix("--config.") for text in overrides(values)])
+        apply(draft, overrides(values))
         for name, value in values.items():
             section, _, leaf = name.partition(".")
             found: Any = draft[section]
