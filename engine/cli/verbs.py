@@ -65,6 +65,13 @@ _VERBS = (
         runs_user_code=False,
         actions=("list", "lineage", "push"),
     ),
+    Verb(
+        "sweep",
+        "search settings of a config with many runs, on this machine or on a cluster",
+        short_overrides=("--space.",),
+        prints_result=False,
+        actions=("run", "status", "best"),
+    ),
     Verb("compare", "print what differs between runs, and whether it is noise", runs_user_code=False),
     Verb("goodput", "print how the time of a run was spent, per attempt", runs_user_code=False),
     Verb(

@@ -1,0 +1,265 @@
+"""The driver of a sweep: starts the runs of trials, reports their results to Optuna, prunes, and continues after a kill.
+
+What counts is in Optuna's storage and in the run directories. The driver itself keeps nothing that a restart needs: a
+running trial is started again, resumes from its checkpoint, and ends at once if it was finished.
+"""
+
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from engine.base.errors import ConvoyError
+from engine.checkpoint.store import CheckpointStore
+from engine.cluster.exit_status import ExitStatus
+from engine.config.schema import Plain
+from engine.launch.signals import Signals
+from engine.launch.supervisor import Exit, Failure, Supervisor, kill_signature
+from engine.run.directory import RunDirectory
+from engine.sweeps import study as attributes
+from engine.sweeps import timeouts
+from engine.sweeps.decisions import read_decision, write_decision
+from engine.sweeps.folder import Definition, SweepFolder
+from engine.sweeps.study import Study
+from engine.sweeps.trials import (
+    FAILED,
+    Ended,
+    SeedRun,
+    Trial,
+    is_done,
+    kind_of,
+    mean_of,
+    new_results,
+    problem_of,
+    read_end,
+)
+from engine.sweeps.workers import Job, Workers
+
+RESTARTS = 10
+"""Restarts of a run that was killed or lost, before its trial counts as failed."""
+
+
+class SweepStopped(ConvoyError):
+    """A signal has stopped the sweep; the same command continues it."""
+
+
+class Plan(Protocol):
+    """What the driver must know about the trials of a sweep (`sweep.py`)."""
+
+    def ask(self) -> tuple[int, dict[str, Plain]] | None:
+        """Creates the next trial in the study; None if there is none left."""
+        ...
+
+    def words(self, values: dict[str, Plain], seed: int, job: Job) -> list[str]:
+        """Returns the words after `convoy` of a run; may raise ConfigError for values that are not allowed."""
+        ...
+
+    def should_prune(self, trial: int) -> bool:
+        """Returns whether the trial ends at the evaluation that was reported last."""
+        ...
+
+
+class Driver:
+    """Runs the trials of a sweep until all are finished.
+
+    Args:
+        folder: the folder of the sweep, which this process has locked.
+        definition: the definition of the sweep.
+        study: Optuna's study.
+        plan: creates trials.
+        workers: executes runs.
+        say: called with sentences for the user.
+        on_change: called when a trial has ended.
+    """
+
+    def __init__(
+        self,
+        folder: SweepFolder,
+        definition: Definition,
+        study: Study,
+        plan: Plan,
+        workers: Workers,
+        say: Callable[[str], None],
+        on_change: Callable[[], None] = lambda: None,
+    ):
+        self._folder, self._definition, self._study = folder, definition, study
+        self._plan, self._workers, self._say, self._on_change = plan, workers, say, on_change
+        self._waiting: list[SeedRun] = []
+        self._running: dict[str, SeedRun] = {}
+        self._trials: dict[int, Trial] = {}
+
+    def run(self, signals: Signals) -> None:
+        """Runs all trials that are not finished.
+
+        Raises:
+            SweepStopped: a signal was received. The runs have saved.
+        """
+        for frozen in self._study.recover():
+            began = frozen.datetime_start.timestamp() if frozen.datetime_start else time.time()
+            self._add(Trial(frozen.number, attributes.values_of(frozen), began))
+            self._say(f"trial {frozen.number} continues")
+        while True:
+            self._start_jobs()
+            if not self._running and not self._waiting:
+                return
+            signals.wait(timeouts.POLL_S)
+            if signals.received:
+                self._stop(signals)
+            for run in self._running.values():
+                self._report(run)
+            for name, code in self._workers.ended().items():
+                self._end(self._running.pop(name), code)
+
+    def _start_jobs(self) -> None:
+        """Starts runs while there are free slots: those that wait, then those of new trials."""
+        while len(self._running) < self._workers.slots:
+            now = time.monotonic()
+            run = next((run for run in self._waiting if run.start_at <= now), None)
+            if run is not None:
+                self._waiting.remove(run)
+                if is_done(run.job.run):  # the driver was killed before it had recorded the end
+                    self._end(run, ExitStatus.DONE)
+                    continue
+                self._workers.start(run.job)
+                self._running[run.job.name] = run
+                continue
+            asked = self._plan.ask()
+            if asked is None:
+                return
+            self._add(Trial(*asked, began=time.time()))
+
+    def _add(self, trial: Trial) -> None:
+        """Adds the runs of a trial: all seeds, or the first one if it may be pruned."""
+        self._trials[trial.number] = trial
+        seeds = self._definition.seeds
+        try:
+            for run in self._seed_runs(trial, 1 if self._definition.prune else seeds):
+                trial.runs.append(run)
+                self._waiting.append(run)
+        except ConvoyError as error:
+            self._waiting = [run for run in self._waiting if run.trial != trial.number]
+            self._fail(trial, str(error))
+
+    def _seed_runs(self, trial: Trial, count: int) -> Iterator[SeedRun]:
+        """Yields the next runs of a trial, up to `count` in all."""
+        for seed in range(len(trial.runs), count):
+            seeds = self._definition.seeds
+            path = self._folder.run(trial.number, seed, seeds)
+            job = Job(self._folder.job_name(trial.number, seed, seeds), [], path)
+            job = Job(job.name, self._plan.words(dict(trial.values), seed, job), path)
+            supervisor = Supervisor(_checkpoint(job), max_restarts=RESTARTS)
+            yield SeedRun(trial.number, seed, job, supervisor)
+
+    def _report(self, run: SeedRun) -> None:
+        """Reports the evaluations of a run to Optuna, and decides whether it is pruned. Only the first seed counts."""
+        if run.seed:
+            return
+        for step, value in new_results(run, self._definition.metric):
+            run.reported = step
+            is_new = self._study.report(run.trial, step, value)
+            if self._definition.prune:
+                prune = is_new and self._plan.should_prune(run.trial)
+                write_decision(self._folder.decision(run.job), step, prune)
+                if prune:
+                    return
+
+    def _end(self, run: SeedRun, code: int) -> None:
+        """Decides what follows from the end of a run: its trial goes on, ends, or the run is started again."""
+        if (trial := self._trials.get(run.trial)) is None:  # another seed of it has failed
+            return
+        self._report(run)
+        if code != ExitStatus.DONE:
+            self._after_failure(run, trial, code)
+            return
+        ended = read_end(run.job.run, self._definition.metric)
+        if ended.value is None:
+            measured = ", ".join(name for name in ended.metrics if "/" in name) or "nothing"
+            self._fail(trial, f"the run has not measured {self._definition.metric}; it measured {measured}")
+            return
+        run.value = ended.value
+        if self._is_pruned(run, ended):
+            self._prune(trial)
+            return
+        if len(trial.runs) < self._definition.seeds:
+            more = list(self._seed_runs(trial, self._definition.seeds))
+            trial.runs += more
+            self._waiting += more
+        elif all(each.value is not None for each in trial.runs):
+            self._complete(trial)
+
+    def _is_pruned(self, run: SeedRun, ended: Ended) -> bool:
+        return bool(self._definition.prune) and ended.is_early and read_decision(self._folder.decision(run.job))[1]
+
+    def _after_failure(self, run: SeedRun, trial: Trial, code: int) -> None:
+        checkpoint = _checkpoint(run.job)
+        problem = problem_of(run, self._folder.logs / f"{run.job.name}.log", code)
+        failure = Failure(
+            code, kill_signature(code), checkpoint or 0, checkpoint, out_of_memory=kind_of(problem) != FAILED
+        )
+        decision = run.supervisor.after(failure)
+        if isinstance(decision, Exit):
+            self._fail(trial, problem)
+            return
+        run.start_at = time.monotonic() + decision.wait_s
+        self._waiting.append(run)
+        self._say(f"{run.job.name} ended with {code} and is started again in {decision.wait_s:g} s: {problem}")
+
+    def _complete(self, trial: Trial) -> None:
+        values = [run.value for run in trial.runs if run.value is not None]
+        mean, interval = mean_of(values)
+        found = self._attributes(trial) | {attributes.RESULTS: values, attributes.INTERVAL: interval}
+        self._study.complete(trial.number, mean, found)
+        self._forget(trial, f"{self._definition.metric} {mean:.4g}")
+
+    def _prune(self, trial: Trial) -> None:
+        values = [run.value for run in trial.runs if run.value is not None]
+        self._study.prune(trial.number, self._attributes(trial) | {attributes.RESULTS: values})
+        last = trial.runs[0].reported
+        self._forget(trial, f"pruned at step {last} with {self._definition.metric} {values[0]:.4g}")
+
+    def _fail(self, trial: Trial, problem: str) -> None:
+        """Ends a trial as failed, and stops its other runs."""
+        for run in trial.runs:
+            if run.job.name in self._running:
+                self._workers.stop(run.job.name)
+        self._waiting = [run for run in self._waiting if run.trial != trial.number]
+        kind = kind_of(problem)
+        found = self._attributes(trial) | {attributes.PROBLEM: problem, attributes.KIND: kind}
+        self._study.fail(trial.number, found)
+        self._forget(trial, f"{kind}: {problem}")
+
+    def _attributes(self, trial: Trial) -> dict[str, Any]:
+        paths = [run.job.run for run in trial.runs]
+        return {
+            attributes.RUNS: [str(path.relative_to(self._folder.path)) for path in paths],
+            attributes.STEPS: sum(read_end(path, "").step for path in paths if path.exists()),
+            attributes.SECONDS: round(time.time() - trial.began, 3),
+        }
+
+    def _forget(self, trial: Trial, text: str) -> None:
+        """Removes a trial that has ended, and says how."""
+        self._trials.pop(trial.number, None)
+        values = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in trial.values.items())
+        done = sum(found.state.is_finished() for found in self._study.trials())
+        self._say(f"trial {trial.number} ({values}): {text}. {done} of {self._definition.trials} trials are finished.")
+        self._on_change()
+
+    def _stop(self, signals: Signals) -> None:
+        """Asks all runs to save and end, and waits for them. Raises SweepStopped."""
+        self._say(f"stopping: {len(self._running)} runs save and end")
+        for name in self._running:
+            self._workers.stop(name)
+        end = time.monotonic() + timeouts.STOP_S
+        while self._running and time.monotonic() < end:
+            time.sleep(timeouts.POLL_S)
+            for name, code in self._workers.ended().items():
+                run = self._running.pop(name)
+                if code == ExitStatus.DONE:
+                    self._end(run, code)
+        stopped = SweepStopped(f"{self._folder}: the sweep was stopped. The same command continues it.")
+        stopped.exit_code = ExitStatus.INTERRUPTED if signal.SIGINT in signals.received else ExitStatus.RETRY
+        raise stopped
+
+
+def _checkpoint(job: Job) -> int | None:
+    return CheckpointStore(RunDirectory(job.run).checkpoints).latest()

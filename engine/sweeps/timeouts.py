@@ -1,0 +1,9 @@
+"""Time limits of sweeps, in seconds."""
+
+from typing import Final
+
+POLL_S: Final = 0.05  # between two polls of the runs by the driver
+MEMORY_POLL_S: Final = 1.0  # between two looks at the free memory of this machine
+DECISION_S: Final = 15.0  # that a trial waits for the decision of the driver; longer than a save of its storage takes
+DECISION_POLL_S: Final = 0.02
+STOP_S: Final = 120.0  # for the runs to save and end after a signal to the driver
