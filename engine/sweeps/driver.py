@@ -1,4 +1,4 @@
-"""The driver of a sweep: starts the runs of trials, reports their results to Optuna, prunes, and continues after a kill.
+"""The driver of a sweep: starts the runs of trials, reports their results to Optuna, prunes, continues after a kill.
 
 What counts is in Optuna's storage and in the run directories. The driver itself keeps nothing that a restart needs: a
 running trial is started again, resumes from its checkpoint, and ends at once if it was finished.
@@ -22,7 +22,7 @@ from engine.sweeps.decisions import read_decision, write_decision
 from engine.sweeps.folder import Definition, SweepFolder
 from engine.sweeps.study import Study
 from engine.sweeps.trials import (
-    FAILED,
+    OUT_OF_MEMORY,
     Ended,
     SeedRun,
     Trial,
@@ -154,12 +154,13 @@ class Driver:
         """Reports the evaluations of a run to Optuna, and decides whether it is pruned. Only the first seed counts."""
         if run.seed:
             return
+        file = self._folder.decision(run.job)
         for step, value in new_results(run, self._definition.metric):
             run.reported = step
             is_new = self._study.report(run.trial, step, value)
-            if self._definition.prune:
+            if self._definition.prune and step > read_decision(file)[0]:  # else an earlier driver has decided
                 prune = is_new and self._plan.should_prune(run.trial)
-                write_decision(self._folder.decision(run.job), step, prune)
+                write_decision(file, step, prune)
                 if prune:
                     return
 
@@ -193,9 +194,8 @@ class Driver:
     def _after_failure(self, run: SeedRun, trial: Trial, code: int) -> None:
         checkpoint = _checkpoint(run.job)
         problem = problem_of(run, self._folder.logs / f"{run.job.name}.log", code)
-        failure = Failure(
-            code, kill_signature(code), checkpoint or 0, checkpoint, out_of_memory=kind_of(problem) != FAILED
-        )
+        lacks_memory = kind_of(problem) == OUT_OF_MEMORY
+        failure = Failure(code, kill_signature(code), checkpoint or 0, checkpoint, out_of_memory=lacks_memory)
         decision = run.supervisor.after(failure)
         if isinstance(decision, Exit):
             self._fail(trial, problem)

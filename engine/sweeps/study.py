@@ -98,7 +98,7 @@ class Study:
         optuna = self._optuna = load_optuna()
         self._storage = open_storage(where)
         with _quiet():
-            self._study: optuna.Study = optuna.create_study(
+            self._study: Any = optuna.create_study(
                 storage=self._storage, study_name=name, direction=f"{direction}imize", load_if_exists=True
             )
         self._id = self._storage.get_study_id_from_name(name)
@@ -108,9 +108,9 @@ class Study:
         found = self._study.get_trials(deepcopy=False)
         return [trial for trial in found if trial.user_attrs.get(KIND) != ABANDONED]
 
-    def reported(self) -> "list[FrozenTrial]":
-        """Returns the trials with at least one reported value."""
-        return [trial for trial in self.trials() if trial.intermediate_values]
+    def first_step(self) -> int:
+        """Returns the first step of any trial that was reported; 1 before that."""
+        return min((min(each.intermediate_values) for each in self.trials() if each.intermediate_values), default=1)
 
     def recover(self) -> "list[FrozenTrial]":
         """Marks trials without values as abandoned; returns those that were running when the last driver ended."""

@@ -210,9 +210,7 @@ class ConfigPlan:
     def should_prune(self, trial: int) -> bool:
         """Returns whether Optuna's pruner ends a trial at the evaluation that was reported last."""
         if self._pruner is None:
-            first = self._search.rung or min(
-                min(each.intermediate_values, default=1) for each in self._study.reported()
-            )
+            first = self._search.rung or self._study.first_step()
             self._pruner = make_pruner(self._search.prune, first, self._search.factor)
         return self._study.should_prune(trial, self._pruner)
 
