@@ -92,7 +92,17 @@ def _run_slurm(args: argparse.Namespace, overrides: list[str]) -> int:
     common.refuse_overrides_before_command(overrides)
     if args.container_image is None:
         _check_command(args)
-    job = slurm.SlurmJob(
+    job = slurm_job(args)
+    if args.dry_run:
+        print(job.script(), end="")
+    else:
+        job.submit()
+    return ExitStatus.DONE
+
+
+def slurm_job(args: argparse.Namespace) -> slurm.SlurmJob:
+    """Returns the job that the arguments of `convoy launch slurm` describe."""
+    return slurm.SlurmJob(
         command=args.command,
         nodes=args.nodes,
         time=args.time,
@@ -110,11 +120,6 @@ def _run_slurm(args: argparse.Namespace, overrides: list[str]) -> int:
         stop_before_s=args.stop_before,
         restarts=args.restarts,
     )
-    if args.dry_run:
-        print(job.script(), end="")
-    else:
-        job.submit()
-    return ExitStatus.DONE
 
 
 def _check_command(args: argparse.Namespace) -> None:
@@ -171,10 +176,20 @@ def _add_k8s(parser: argparse.ArgumentParser) -> None:
 
 def _run_k8s(args: argparse.Namespace, overrides: list[str]) -> int:
     common.refuse_overrides_before_command(overrides)
+    jobset = kubernetes_jobset(args)
+    if args.apply:
+        jobset.apply()
+    else:
+        print(jobset.text(), end="")
+    return ExitStatus.DONE
+
+
+def kubernetes_jobset(args: argparse.Namespace) -> kubernetes.JobSet:
+    """Returns the JobSet that the arguments of `convoy launch k8s` describe."""
     if (args.tpu is None) != (args.topology is None):
         raise ConfigError("--tpu and --topology are required together, such as --tpu=v5p --topology=4x4x8.")
     tpu = None if args.tpu is None else kubernetes.Tpu(args.tpu, args.topology, args.slices, args.chips_per_host)
-    jobset = kubernetes.JobSet(
+    return kubernetes.JobSet(
         name=args.name,
         image=args.image,
         command=args.command,
@@ -195,11 +210,6 @@ def _run_k8s(args: argparse.Namespace, overrides: list[str]) -> int:
         restarts=args.restarts,
         grace_s=args.grace,
     )
-    if args.apply:
-        jobset.apply()
-    else:
-        print(jobset.text(), end="")
-    return ExitStatus.DONE
 
 
 def _add_tpu_vm(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 import argparse
 import functools
+import shlex
 import sys
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 
 PLACES = ("local", "slurm", "k8s", "ray")
 SPACE = "space."
+PARALLEL_JOBS = 8  # jobs of a cluster at the same time, by default
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_place_flags(parser: argparse.ArgumentParser) -> None:
     place = parser.add_argument_group("where trials run")
-    place.add_argument("--on", default="local", help="local (default), slurm, k8s or ray")
-    place.add_argument("--parallel", type=int, help="trials at a time (default: one per device, or per CPU core)")
+    place.add_argument("--on", default="local", choices=PLACES, help="this machine or a cluster (default: local)")
+    place.add_argument("--launch", default="", help="flags of convoy launch slurm or k8s for each trial, in quotes")
+    place.add_argument("--parallel", type=int, help="trials at a time (default: one per device or core; 8 jobs)")
     place.add_argument("--devices-per-trial", type=int, help="GPUs or TPU chips of a trial (default: an equal share)")
 
 
@@ -96,12 +99,41 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def _workers(args: argparse.Namespace, folder: "SweepFolder") -> "Workers":
     """Returns where the runs are executed, from the flags."""
-    if args.on not in PLACES:
-        raise ConfigError(f"--on={args.on}: allowed is {', '.join(PLACES)}.")
+    if args.on in ("local", "ray") and args.launch:
+        raise ConfigError(f"--launch: has no meaning with --on={args.on}. Remove it.")
+    if args.on in ("slurm", "k8s"):
+        return _cluster_workers(args, folder)
+    if args.on == "ray":
+        from engine.sweeps.ray_workers import RayWorkers
+
+        return RayWorkers(folder.logs, slots=args.parallel, gpus=args.devices_per_trial)
     from engine.sweeps.local import LocalWorkers
     from engine.sweeps.machine import shares
 
     return LocalWorkers(shares(args.parallel, args.devices_per_trial), folder.logs)
+
+
+def _cluster_workers(args: argparse.Namespace, folder: "SweepFolder") -> "Workers":
+    """Returns the workers of Slurm or Kubernetes; `--launch` has the flags of its launcher."""
+    from engine.cli import launch
+    from engine.cli.arguments import parse
+    from engine.sweeps.cluster_workers import ClusterWorkers, Scheduler
+    from engine.sweeps.kubernetes_jobs import KubernetesScheduler
+    from engine.sweeps.slurm_jobs import SlurmScheduler
+
+    words = ["launch", args.on, *shlex.split(args.launch)]
+    scheduler: Scheduler
+    if args.on == "slurm":
+        found = parse([*words, f"--logs={folder.logs}"], ["--", "train"])
+        scheduler = SlurmScheduler(launch.slurm_job(found))
+    else:
+        if folder.path.is_absolute() or folder.path.parts[:1] != ("runs",):
+            raise ConfigError(f"--workdir={folder}: with --on=k8s, name a folder in runs/, which all pods share.")
+        scheduler = KubernetesScheduler(launch.kubernetes_jobset(parse([*words, "--name=sweep"], ["--", "train"])))
+    slots = PARALLEL_JOBS if args.parallel is None else args.parallel
+    if slots < 1:
+        raise ConfigError(f"--parallel={slots}: allowed is a whole number from 1.")
+    return ClusterWorkers(scheduler, folder.path, slots)
 
 
 def _say(text: str) -> None:

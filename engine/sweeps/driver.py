@@ -102,7 +102,7 @@ class Driver:
             self._start_jobs()
             if not self._running and not self._waiting:
                 return
-            signals.wait(timeouts.POLL_S)
+            signals.wait(self._workers.poll_s)
             if signals.received:
                 self._stop(signals)
             for run in self._running.values():
@@ -245,18 +245,20 @@ class Driver:
         self._on_change()
 
     def _stop(self, signals: Signals) -> None:
-        """Asks all runs to save and end, and waits for them. Raises SweepStopped."""
-        self._say(f"stopping: {len(self._running)} runs save and end")
-        for name in self._running:
-            self._workers.stop(name)
+        """Asks all runs to save and end, and waits for them, unless they outlive the driver. Raises SweepStopped."""
+        if self._running and not self._workers.outlive_driver:
+            self._say(f"stopping: {len(self._running)} runs save and end")
+            for name in self._running:
+                self._workers.stop(name)
         end = time.monotonic() + timeouts.STOP_S
-        while self._running and time.monotonic() < end:
-            time.sleep(timeouts.POLL_S)
+        while self._running and not self._workers.outlive_driver and time.monotonic() < end:
+            time.sleep(self._workers.poll_s)
             for name, code in self._workers.ended().items():
                 run = self._running.pop(name)
                 if code == ExitStatus.DONE:
                     self._end(run, code)
-        stopped = SweepStopped(f"{self._folder}: the sweep was stopped. The same command continues it.")
+        rest = f" {len(self._running)} of its jobs still run." if self._running else ""
+        stopped = SweepStopped(f"{self._folder}: the sweep was stopped.{rest} The same command continues it.")
         stopped.exit_code = ExitStatus.INTERRUPTED if signal.SIGINT in signals.received else ExitStatus.RETRY
         raise stopped
 

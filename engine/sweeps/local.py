@@ -43,6 +43,8 @@ class LocalWorkers:
 
     shares: Sequence[Share]
     logs: Path
+    poll_s: float = timeouts.POLL_S
+    outlive_driver: bool = False
     _running: dict[str, _Running] = field(default_factory=dict)
     _check_memory_at: float = 0.0
 

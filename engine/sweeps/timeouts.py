@@ -3,6 +3,8 @@
 from typing import Final
 
 POLL_S: Final = 0.05  # between two polls of the runs by the driver
+CLUSTER_POLL_S: Final = 2.0  # the same on a cluster, whose scheduler every poll asks
+SCHEDULER_S: Final = 600.0  # that a scheduler may fail to answer before the driver ends
 MEMORY_POLL_S: Final = 1.0  # between two looks at the free memory of this machine
 DECISION_S: Final = 15.0  # that a trial waits for the decision of the driver; longer than a save of its storage takes
 DECISION_POLL_S: Final = 0.02

@@ -25,6 +25,11 @@ class Job:
 class Workers(Protocol):
     """Executes jobs. All methods are called by one thread of the driver and return soon."""
 
+    poll_s: float
+    """Seconds between two polls of the runs by the driver."""
+    outlive_driver: bool
+    """Whether jobs continue after the driver has ended."""
+
     @property
     def slots(self) -> int:
         """Number of jobs that may run at the same time."""
