@@ -68,6 +68,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     from engine.sweeps.folder import SweepFolder
+    from engine.sweeps.results import write_results
     from engine.sweeps.space import Space
     from engine.sweeps.sweep import Search, run_search
 
@@ -93,8 +94,8 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
     from pathlib import Path
 
     folder = SweepFolder(Path(args.workdir or f"sweeps/{config.name}"))
-    result = run_search(search, folder, functools.partial(_workers, args), _say)
-    return _report(result, search.metric)
+    result = run_search(search, folder, functools.partial(_workers, args), _say, write_results)
+    return _report(result)
 
 
 def _workers(args: argparse.Namespace, folder: "SweepFolder") -> "Workers":
@@ -140,10 +141,10 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def _report(result: "SweepResult", metric: str) -> int:
+def _report(result: "SweepResult") -> int:
     if result.best is None:
         _say(f"{result.folder}: no trial has completed; {result.failed} of {result.trials} failed.")
         return ExitStatus.USER_ERROR
     values = " ".join(f"--config.{name}={value}" for name, value in result.values.items())
-    print(f"best: trial {result.best}, {metric} {result.value:.6g}: {values}")
+    print(f"best: trial {result.best}, {result.metric} {result.value:.6g}: {values}")
     return ExitStatus.DONE

@@ -7,17 +7,18 @@ running trial is started again, resumes from its checkpoint, and ends at once if
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 from engine.base.errors import ConvoyError
 from engine.checkpoint.store import CheckpointStore
 from engine.cluster.exit_status import ExitStatus
-from engine.config.schema import Plain
 from engine.launch.signals import Signals
 from engine.launch.supervisor import Exit, Failure, Supervisor, kill_signature
 from engine.run.directory import RunDirectory
 from engine.sweeps import study as attributes
 from engine.sweeps import timeouts
+from engine.sweeps.asking import Asking
+from engine.sweeps.commands import Commands
 from engine.sweeps.decisions import read_decision, write_decision
 from engine.sweeps.folder import Definition, SweepFolder
 from engine.sweeps.study import Study
@@ -43,22 +44,6 @@ class SweepStopped(ConvoyError):
     """A signal has stopped the sweep; the same command continues it."""
 
 
-class Plan(Protocol):
-    """What the driver must know about the trials of a sweep (`sweep.py`)."""
-
-    def ask(self) -> tuple[int, dict[str, Plain]] | None:
-        """Creates the next trial in the study; None if there is none left."""
-        ...
-
-    def words(self, values: dict[str, Plain], seed: int, job: Job) -> list[str]:
-        """Returns the words after `convoy` of a run; may raise ConfigError for values that are not allowed."""
-        ...
-
-    def should_prune(self, trial: int) -> bool:
-        """Returns whether the trial ends at the evaluation that was reported last."""
-        ...
-
-
 class Driver:
     """Runs the trials of a sweep until all are finished.
 
@@ -66,7 +51,8 @@ class Driver:
         folder: the folder of the sweep, which this process has locked.
         definition: the definition of the sweep.
         study: Optuna's study.
-        plan: creates trials.
+        asking: creates trials, and decides which are pruned.
+        commands: makes the command of each run.
         workers: executes runs.
         say: called with sentences for the user.
         on_change: called when a trial has ended.
@@ -77,13 +63,15 @@ class Driver:
         folder: SweepFolder,
         definition: Definition,
         study: Study,
-        plan: Plan,
+        asking: Asking,
+        commands: Commands,
         workers: Workers,
         say: Callable[[str], None],
         on_change: Callable[[], None] = lambda: None,
     ):
         self._folder, self._definition, self._study = folder, definition, study
-        self._plan, self._workers, self._say, self._on_change = plan, workers, say, on_change
+        self._asking, self._commands, self._workers = asking, commands, workers
+        self._say, self._on_change = say, on_change
         self._waiting: list[SeedRun] = []
         self._running: dict[str, SeedRun] = {}
         self._trials: dict[int, Trial] = {}
@@ -123,7 +111,7 @@ class Driver:
                 self._workers.start(run.job)
                 self._running[run.job.name] = run
                 continue
-            asked = self._plan.ask()
+            asked = self._asking.ask()
             if asked is None:
                 return
             self._add(Trial(*asked, began=time.time()))
@@ -146,7 +134,7 @@ class Driver:
             seeds = self._definition.seeds
             path = self._folder.run(trial.number, seed, seeds)
             job = Job(self._folder.job_name(trial.number, seed, seeds), [], path)
-            job = Job(job.name, self._plan.words(dict(trial.values), seed, job), path)
+            job = Job(job.name, self._commands.words(trial.values, seed, job), path)
             supervisor = Supervisor(_checkpoint(job), max_restarts=RESTARTS)
             yield SeedRun(trial.number, seed, job, supervisor)
 
@@ -159,7 +147,7 @@ class Driver:
             run.reported = step
             is_new = self._study.report(run.trial, step, value)
             if self._definition.prune and step > read_decision(file)[0]:  # else an earlier driver has decided
-                prune = is_new and self._plan.should_prune(run.trial)
+                prune = is_new and self._asking.should_prune(run.trial)
                 write_decision(file, step, prune)
                 if prune:
                     return

@@ -27,7 +27,8 @@ class KubernetesScheduler:
     def submit(self, name: str, job: Job) -> None:
         """Applies the JobSet of a run, in place of one that has ended."""
         self._run("delete", "jobset", name, "--ignore-not-found", "--wait=true")
-        dataclasses.replace(self.template, name=name, command=job.words).apply()
+        jobset = dataclasses.replace(self.template, name=name, command=job.words)
+        self._run("apply", "--filename=-", text=jobset.text())
 
     def states(self, names: Collection[str]) -> Mapping[str, bool]:
         """Returns name -> whether the JobSet has neither completed nor failed."""
@@ -39,10 +40,11 @@ class KubernetesScheduler:
         """Deletes a JobSet: its pods get SIGTERM, and SIGKILL later."""
         self._run("delete", "jobset", name, "--ignore-not-found", "--wait=false")
 
-    def _run(self, *words: str) -> str:
+    def _run(self, *words: str, text: str | None = None) -> str:
         namespace = [f"--namespace={self.template.namespace}"] if self.template.namespace else []
         try:
-            done = subprocess.run(["kubectl", *words, *namespace], capture_output=True, text=True, timeout=TIMEOUT_S)
+            command = ["kubectl", *words, *namespace]
+            done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=TIMEOUT_S)
         except FileNotFoundError as error:
             raise LaunchError("kubectl: not installed on this machine. Start the sweep where it is.") from error
         except subprocess.TimeoutExpired as error:

@@ -4,6 +4,7 @@ import dataclasses
 import subprocess
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from engine.launch.cli_args import LaunchError
 from engine.launch.slurm import SlurmJob
@@ -25,7 +26,9 @@ class SlurmScheduler:
 
     def submit(self, name: str, job: Job) -> None:
         """Submits the batch script of a run."""
-        dataclasses.replace(self.template, name=name, command=job.words).submit()
+        script = dataclasses.replace(self.template, name=name, command=job.words).script()
+        Path(self.template.logs).mkdir(parents=True, exist_ok=True)  # Slurm creates no folder
+        _run("sbatch", text=script)
 
     def states(self, names: Collection[str]) -> Mapping[str, bool]:
         """Returns name -> whether the newest job of that name is queued or running."""
@@ -41,13 +44,11 @@ class SlurmScheduler:
         _run("scancel", "--me", f"--name={name}")
 
 
-def _run(*words: str) -> str:
+def _run(*words: str, text: str | None = None) -> str:
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S)
+        done = subprocess.run(words, input=text, capture_output=True, text=True, timeout=TIMEOUT_S)
     except FileNotFoundError as error:
-        raise LaunchError(
-            f"{words[0]}: not installed on this machine. Start it on a node with Slurm."
-        ) from error
+        raise LaunchError(f"{words[0]}: not installed on this machine. Start it on a node with Slurm.") from error
     except subprocess.TimeoutExpired as error:
         raise LaunchError(f"{words[0]} has not answered in {TIMEOUT_S:.0f} s. The same command continues.") from error
     if done.returncode:

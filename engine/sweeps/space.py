@@ -44,15 +44,24 @@ class Space:
         return cls.of({**domains, **flags}, {**origins, **{name: f"--space.{name}={flags[name]}" for name in flags}})
 
     @classmethod
-    def of(cls, domains: Mapping[str, object], origins: Mapping[str, str] | None = None) -> "Space":
-        """Returns the space of setting -> domain, or its text. `origins` are where they were written, for errors."""
+    def of(
+        cls, domains: Mapping[str, object], origins: Mapping[str, str] | None = None, of_config: bool = True
+    ) -> "Space":
+        """Returns the space of setting -> domain, or its text.
+
+        Args:
+            domains: the domains.
+            origins: setting -> where it was written, for errors.
+            of_config: whether the names are settings of a config, and not arguments of a function.
+        """
         if not domains:
             advice = f'Write --space.optimizer.learning_rate="log(1e-4, 1e-2)", or --space=FILE. Domains: {_FORMS}.'
             raise ConfigError(f"The sweep has no search space. {advice}")
         origins = origins or {name: f"space[{name!r}]" for name in domains}
         read = {name: _domain(domain, origins[name]) for name, domain in domains.items()}
         for name, domain in read.items():
-            _check_setting(name, domain.domain if isinstance(domain, When) else domain, origins[name])
+            if of_config:
+                _check_setting(name, _inner(domain), origins[name])
             if isinstance(domain, When):
                 _check_condition(domain, read, origins[name])
         return cls(_ordered(read, origins))

@@ -1,11 +1,11 @@
-"""Searches settings of a config, or of a function, with Optuna: `engine.sweep`."""
+"""Searches settings of a config, or arguments of a function, with Optuna."""
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from engine.base.errors import ConfigError, did_you_mean
 from engine.config.loading import load
@@ -13,27 +13,16 @@ from engine.config.schema import Config, Plain
 from engine.config.text import field_texts
 from engine.launch.signals import Signals
 from engine.metrics.direction import mode_of
+from engine.sweeps.asking import Asking
 from engine.sweeps.budget import Budget
+from engine.sweeps.commands import Commands
 from engine.sweeps.driver import Driver
 from engine.sweeps.folder import Definition, SweepFolder
-from engine.sweeps.space import Space, overrides
-from engine.sweeps.study import (
-    PRUNERS,
-    SAMPLERS,
-    Study,
-    best_first,
-    make_pruner,
-    make_sampler,
-    repair_journal,
-    values_of,
-)
-from engine.sweeps.workers import Job, Workers
+from engine.sweeps.objective import Objective, search_function
+from engine.sweeps.space import Space, as_plain
+from engine.sweeps.study import PRUNERS, SAMPLERS, Study, best_first, load_optuna, repair_journal, values_of
+from engine.sweeps.workers import Workers
 
-if TYPE_CHECKING:
-    import optuna
-
-HOOK = "sweep"
-"""Name of the hook of each trial."""
 DEFAULT_TRIALS, DEFAULT_FACTOR = 20, 3
 
 
@@ -42,6 +31,7 @@ class SweepResult:
     """What a sweep has found."""
 
     folder: Path
+    metric: str
     trials: int
     """Finished trials, pruned and failed ones included."""
     failed: int
@@ -94,36 +84,33 @@ class Search:
         return load(self.reference, self.overrides)
 
     def define(self, folder: SweepFolder, config: Config) -> Definition:
-        """Checks the search; returns its definition.
+        """Checks the search of a config; returns its definition.
 
         Raises:
             ConfigError: a value is not allowed, or the config does not measure the metric.
         """
-        for name, value, allowed in (("--sampler", self.sampler, SAMPLERS), ("--prune", self.prune, ("", *PRUNERS))):
-            if value not in allowed:
-                names = ", ".join(filter(None, allowed))
-                raise ConfigError(f"{name}={value}: unknown.{did_you_mean(value, allowed)} Allowed: {names}.")
-        for name, value in (("--trials", self.trials), ("--seeds", self.seeds)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name}={value}: allowed is a whole number from 1.")
-        if self.rung < 0:
-            raise ConfigError(f"--rung={self.rung}: allowed is a step from 1, or 0 for the first evaluation.")
-        if self.factor < 2:
-            raise ConfigError(f"--factor={self.factor}: allowed is a whole number from 2.")
         metric = self.metric or str(config.checkpoint.best or "")
         _check_metric(metric, config, bool(self.prune))
         Budget.parse(self.budget)
+        mode = config.checkpoint.best_mode if self.mode == "auto" and metric == config.checkpoint.best else self.mode
+        return self._definition(folder, metric, mode_of(mode, metric), field_texts(config))
+
+    def define_function(self, folder: SweepFolder) -> Definition:
+        """Does what `define` does for a function, whose `mode` is "max" or "min"."""
+        return self._definition(folder, "objective", self.mode, {})
+
+    def _definition(self, folder: SweepFolder, metric: str, direction: str, config: dict[str, str]) -> Definition:
+        self._check()
         points = len(self.space.grid()) if self.sampler == "grid" else None
         trials = self.trials or points or DEFAULT_TRIALS
-        mode = config.checkpoint.best_mode if self.mode == "auto" and metric == config.checkpoint.best else self.mode
         return Definition(
             name=folder.path.name,
             reference=self.reference,
             overrides=list(self.overrides),
-            config=field_texts(config),
+            config=config,
             space=self.space.to_texts(),
             metric=metric,
-            direction=mode_of(mode, metric),
+            direction=direction,
             sampler=self.sampler,
             prune=self.prune,
             rung=self.rung,
@@ -134,6 +121,20 @@ class Search:
             seed=self.seed,
             storage=self.storage,
         )
+
+    def _check(self) -> None:
+        """Raises ConfigError for a value that is not allowed."""
+        choices = (("--sampler", self.sampler, SAMPLERS), ("--prune", self.prune, ("", *PRUNERS)))
+        for name, value, allowed in (*choices, ("--mode", self.mode, ("auto", "max", "min"))):
+            if value not in allowed:
+                names = ", ".join(filter(None, allowed))
+                raise ConfigError(f"{name}={value}: unknown.{did_you_mean(value, allowed)} Allowed: {names}.")
+        for name, value, least in (
+            ("--trials", self.trials, 1), ("--seeds", self.seeds, 1), ("--rung", self.rung, 0),
+            ("--factor", self.factor, 2), ("--seed", self.seed, 0),
+        ):  # fmt: skip
+            if value is not None and value < least:
+                raise ConfigError(f"{name}={value}: allowed is a whole number from {least}.")
 
 
 def _check_metric(metric: str, config: Config, prune: bool) -> None:
@@ -150,74 +151,6 @@ def _check_metric(metric: str, config: Config, prune: bool) -> None:
         raise ConfigError(f"--prune: {metric} is of a hook. Trials are pruned by the metric of an evaluation.")
     if prune and config.evaluations[evaluation].every is None:
         raise ConfigError(f"--prune: evaluations.{evaluation}.every is None, so nothing is measured before the end.")
-
-
-class ConfigPlan:
-    """Creates the trials of a sweep of a config, and the commands of their runs."""
-
-    def __init__(self, search: Search, definition: Definition, folder: SweepFolder, study: Study, config: Config):
-        self._search, self._definition, self._folder, self._study = search, definition, folder, study
-        self._config, self._budget = config, Budget.parse(search.budget)
-        self._points = [dict(point) for point in search.space.grid()] if search.sampler == "grid" else None
-        self._pruner: optuna.pruners.BasePruner | None = None
-        self.parallel = False
-        """Whether several trials run at once."""
-
-    def ask(self) -> tuple[int, dict[str, Plain]] | None:
-        """Creates the next trial; None if there are as many as the definition asks for."""
-        before = self._study.trials()
-        if len(before) >= self._definition.trials:
-            return None
-        space, fixed = self._search.space, None
-        if self._points is not None:
-            used = [values_of(trial) for trial in before]
-            point = next((point for point in self._points if _plain(point) not in used), None)
-            if point is None:
-                return None
-            fixed = space.params(point)
-        sampler = make_sampler(self._search.sampler, self._search.seed, len(before), self.parallel)
-        return self._study.ask(space.suggest, sampler, fixed)
-
-    def words(self, values: dict[str, Plain], seed: int, job: Job) -> list[str]:
-        """Returns the words after `convoy` of a run."""
-        mine = [*self._search.overrides, *overrides(values)]
-        mine += self._budget.overrides(self._search.reference, mine)
-        if self._search.seeds > 1:
-            mine.append(f"train.seed={(self._config.train.seed + seed) % 2**32}")
-        hook = self._hook(seed, job)
-        load(self._search.reference, [*mine, *hook])  # a value that the config refuses fails the trial at once
-        return [
-            "train",
-            f"--config={self._search.reference}",
-            *(f"--config.{text}" for text in [*mine, *hook]),
-            f"--workdir={job.run}",
-        ]
-
-    def _hook(self, seed: int, job: Job) -> list[str]:
-        """Returns the overrides that add the hook of the trial, if it has a task there."""
-        arguments = {}
-        if self._search.prune and seed == 0:
-            arguments["decisions"] = str(self._folder.decision(job))
-        if self._budget.seconds is not None:
-            arguments |= {"seconds": str(self._budget.seconds), "clock": str(self._folder.clock(job))}
-        if not arguments:
-            return []
-        evaluation = self._config.evaluations.get(self._definition.metric.partition("/")[0])
-        every = {} if evaluation is None or evaluation.every is None else {"every": str(evaluation.every)}
-        fields = {"target": "engine.sweeps.pruning.Pruning", **every, **arguments}
-        return [f"hooks.{HOOK}.{name}={value}" for name, value in fields.items()]
-
-    def should_prune(self, trial: int) -> bool:
-        """Returns whether Optuna's pruner ends a trial at the evaluation that was reported last."""
-        if self._pruner is None:
-            first = self._search.rung or self._study.first_step()
-            self._pruner = make_pruner(self._search.prune, first, self._search.factor)
-        return self._study.should_prune(trial, self._pruner)
-
-
-def _plain(values: Mapping[str, Plain]) -> dict[str, Any]:
-    """Returns values as JSON gives them back: tuples are lists."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
 
 def run_search(
@@ -242,20 +175,42 @@ def run_search(
     """
     config = search.config()
     definition = search.define(folder, config)
-    with folder.locked(), stoppable() as signals, contextlib.ExitStack() as stack:
+    with open_sweep(folder, definition) as (study, continues), stoppable() as signals, contextlib.ExitStack() as stack:
+        workers = make_workers(folder)
+        stack.callback(workers.close)
+        asking = Asking(definition, search.space, study, workers.slots > 1)
+        commands = Commands(definition, folder, config)
+        say(_first_sentence(folder, definition, study, continues, min(workers.slots, definition.trials)))
+        changed = functools.partial(on_change, folder)
+        Driver(folder, definition, study, asking, commands, workers, say, changed).run(signals)
+        return result_of(folder, study, definition)
+
+
+def run_function(
+    objective: Objective, space: Space, folder: SweepFolder, definition: Definition, say: Callable[[str], None]
+) -> SweepResult:
+    """Runs a sweep of a function in this process, or continues it."""
+    with open_sweep(folder, definition) as (study, continues):
+        say(_first_sentence(folder, definition, study, continues, 1))
+        search_function(objective, folder, study, Asking(definition, space, study, False), say)
+        return result_of(folder, study, definition)
+
+
+@contextlib.contextmanager
+def open_sweep(folder: SweepFolder, definition: Definition) -> Iterator[tuple[Study, bool]]:
+    """Yields the study of a sweep, which this process alone may change, and whether the sweep continues."""
+    load_optuna()  # before a folder is made
+    with folder.locked():
         continues = folder.agree(definition)
         if not definition.storage:
             repair_journal(folder.journal)
-        study = Study(folder.storage(definition), definition.name, definition.direction)
-        plan = ConfigPlan(search, definition, folder, study, config)
-        workers = make_workers(folder)
-        stack.callback(workers.close)
-        plan.parallel = workers.slots > 1
-        finished = sum(trial.state.is_finished() for trial in study.trials())
-        verb = f"continues with {finished} of" if continues else "searches with"
-        say(f"{folder} {verb} {definition.trials} trials, {min(workers.slots, definition.trials)} at a time")
-        Driver(folder, definition, study, plan, workers, say, lambda: on_change(folder)).run(signals)
-        return result_of(folder, study, definition.direction)
+        yield Study(folder.storage(definition), definition.name, definition.direction), continues
+
+
+def _first_sentence(folder: SweepFolder, definition: Definition, study: Study, continues: bool, slots: int) -> str:
+    finished = sum(trial.state.is_finished() for trial in study.trials())
+    trials = f"{definition.trials} trials, {slots} at a time"
+    return f"{folder}: continues with {finished} of {trials}" if continues else f"{folder}: searches with {trials}"
 
 
 @contextlib.contextmanager
@@ -269,12 +224,13 @@ def stoppable() -> Iterator[Signals]:
         yield signals
 
 
-def result_of(folder: SweepFolder, study: Study, direction: str) -> SweepResult:
+def result_of(folder: SweepFolder, study: Study, definition: Definition) -> SweepResult:
     """Returns the result of a sweep so far."""
     trials = study.trials()
     failed = sum(trial.state.name == "FAIL" for trial in trials)
     finished = sum(trial.state.is_finished() for trial in trials)
-    best = next(iter(best_first(trials, direction)), None)
+    best = next(iter(best_first(trials, definition.direction)), None)
     if best is None:
-        return SweepResult(folder.path, finished, failed, None, None, {})
-    return SweepResult(folder.path, finished, failed, best.number, best.value, values_of(best))
+        return SweepResult(folder.path, definition.metric, finished, failed, None, None, {})
+    values = {name: as_plain(value) for name, value in values_of(best).items()}
+    return SweepResult(folder.path, definition.metric, finished, failed, best.number, best.value, values)
