@@ -138,7 +138,8 @@ def _parse_known(top: Parser, words: Sequence[str]) -> tuple[argparse.Namespace,
     try:
         return top.parse_known_args(words)
     except ConfigError as error:
-        positional = [word for word in words[1:] if not word.startswith("-")]
+        actions = VERBS[words[0]].actions
+        positional = [word for word in words[1:] if not word.startswith("-") and word not in actions]
         if positional and str(error).partition(". ")[0].endswith("required: --config"):
             raise ConfigError(f"{error}. Did you mean --config={positional[-1]}?") from None
         raise

@@ -9,11 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from engine.base.errors import ConvoyError
+from engine.base.errors import ConfigError, ConvoyError, did_you_mean
 from engine.checkpoint.store import CheckpointStore
 from engine.cluster.exit_status import ExitStatus
 from engine.launch.signals import Signals
-from engine.launch.supervisor import Exit, Failure, Supervisor, kill_signature
+from engine.launch.supervisor import Exit, Supervisor
 from engine.run.directory import RunDirectory
 from engine.sweeps import study as attributes
 from engine.sweeps import timeouts
@@ -23,10 +23,10 @@ from engine.sweeps.decisions import read_decision, write_decision
 from engine.sweeps.folder import Definition, SweepFolder
 from engine.sweeps.study import Study
 from engine.sweeps.trials import (
-    OUT_OF_MEMORY,
     Ended,
     SeedRun,
     Trial,
+    failure_of,
     is_done,
     kind_of,
     mean_of,
@@ -162,9 +162,7 @@ class Driver:
             return
         ended = read_end(run.job.run, self._definition.metric)
         if ended.value is None:
-            measured = ", ".join(name for name in ended.metrics if "/" in name) or "nothing"
-            self._fail(trial, f"the run has not measured {self._definition.metric}; it measured {measured}")
-            return
+            raise _not_measured(run, self._definition.metric, ended)
         run.value = ended.value
         if self._is_pruned(run, ended):
             self._prune(trial)
@@ -180,17 +178,14 @@ class Driver:
         return bool(self._definition.prune) and ended.is_early and read_decision(self._folder.decision(run.job))[1]
 
     def _after_failure(self, run: SeedRun, trial: Trial, code: int) -> None:
-        checkpoint = _checkpoint(run.job)
         problem = problem_of(run, self._folder.logs / f"{run.job.name}.log", code)
-        lacks_memory = kind_of(problem) == OUT_OF_MEMORY
-        failure = Failure(code, kill_signature(code), checkpoint or 0, checkpoint, out_of_memory=lacks_memory)
-        decision = run.supervisor.after(failure)
+        decision = run.supervisor.after(failure_of(run, problem, code))
         if isinstance(decision, Exit):
             self._fail(trial, problem)
             return
         run.start_at = time.monotonic() + decision.wait_s
         self._waiting.append(run)
-        self._say(f"{run.job.name} ended with {code} and is started again in {decision.wait_s:g} s: {problem}")
+        self._say(f"{run.job.name} ended with {code} and is started again in {decision.wait_s:g} s: {problem}.")
 
     def _complete(self, trial: Trial) -> None:
         values = [run.value for run in trial.runs if run.value is not None]
@@ -249,6 +244,13 @@ class Driver:
         stopped = SweepStopped(f"{self._folder}: the sweep was stopped.{rest} The same command continues it.")
         stopped.exit_code = ExitStatus.INTERRUPTED if signal.SIGINT in signals.received else ExitStatus.RETRY
         raise stopped
+
+
+def _not_measured(run: SeedRun, metric: str, ended: Ended) -> ConfigError:
+    """Returns the error that ends a sweep whose runs do not have its metric."""
+    names = [name for name in ended.metrics if "/" in name]
+    near = did_you_mean(metric, names)
+    return ConfigError(f"--metric={metric}: {run.job.run} has not measured it.{near} It has: {', '.join(names)}.")
 
 
 def _checkpoint(job: Job) -> int | None:

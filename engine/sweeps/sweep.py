@@ -20,7 +20,7 @@ from engine.sweeps.driver import Driver
 from engine.sweeps.folder import Definition, SweepFolder
 from engine.sweeps.objective import Objective, search_function
 from engine.sweeps.space import Space, as_plain
-from engine.sweeps.study import PRUNERS, SAMPLERS, Study, best_first, load_optuna, repair_journal, values_of
+from engine.sweeps.study import PRUNERS, SAMPLERS, Study, best_first, make_sampler, repair_journal, values_of
 from engine.sweeps.workers import Workers
 
 DEFAULT_TRIALS, DEFAULT_FACTOR = 20, 3
@@ -199,7 +199,7 @@ def run_function(
 @contextlib.contextmanager
 def open_sweep(folder: SweepFolder, definition: Definition) -> Iterator[tuple[Study, bool]]:
     """Yields the study of a sweep, which this process alone may change, and whether the sweep continues."""
-    load_optuna()  # before a folder is made
+    make_sampler(definition.sampler, 0, 0, False)  # a missing library, before a folder is made
     with folder.locked():
         continues = folder.agree(definition)
         if not definition.storage:

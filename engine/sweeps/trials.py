@@ -3,20 +3,24 @@
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from engine.base.errors import ConvoyError
 from engine.checkpoint.policy import read_results
+from engine.checkpoint.store import CheckpointStore
 from engine.config.schema import Plain
 from engine.experiments.record import STATUS, read_record
 from engine.experiments.statistics import t_interval
-from engine.launch.supervisor import Supervisor
+from engine.launch.supervisor import Failure, Supervisor, kill_signature
 from engine.run import status
+from engine.run.directory import RunDirectory
 from engine.sweeps.workers import Job
 
 FAILED, OUT_OF_MEMORY = "failed", "out of memory"
 _OUT_OF_MEMORY = re.compile(r"out of memory|lack of memory", re.IGNORECASE)
+_NUMBERS = re.compile(r"[\d.]+")
 _LOG_BYTES = 1 << 14  # of the end of a log that are read for its last line
 
 
@@ -54,7 +58,6 @@ class Ended:
     step: int
     total: int | None
     value: float | None
-    problem: str
     metrics: tuple[str, ...]
 
     @property
@@ -67,7 +70,7 @@ def read_end(run: Path, metric: str) -> Ended:
     """Returns how a run has ended. Its value is that of its best checkpoint if it selects one, else the latest."""
     record = read_record(run, run.name)
     value = record.metrics.get(metric)
-    return Ended(record.step, record.total_steps, value, record.problem, tuple(record.metrics))
+    return Ended(record.step, record.total_steps, value, tuple(record.metrics))
 
 
 def is_done(run: Path) -> bool:
@@ -89,11 +92,23 @@ def new_results(run: SeedRun, metric: str) -> list[tuple[int, float]]:
 
 
 def problem_of(run: SeedRun, log: Path, code: int) -> str:
-    """Returns why a run has failed: the sentence in its status, else the last line of its output."""
-    found = read_end(run.job.run, "").problem
+    """Returns why a run has failed, without a full stop: the sentence in its status, else the last line of its log."""
+    found = ""
+    with suppress(ConvoyError):
+        found = status.read(run.job.run / STATUS).reason
     if (line := last_line(log)) and (not found or _OUT_OF_MEMORY.search(line)):
         found = line
-    return found or f"ended with exit code {code}; its output is in {log}"
+    return (found or f"ended with exit code {code}; its output is in {log}").rstrip(".")
+
+
+def failure_of(run: SeedRun, problem: str, code: int) -> Failure:
+    """Returns the failure of a run for its supervisor: the same sentence again, whatever its numbers, is a loop."""
+    checkpoint = CheckpointStore(RunDirectory(run.job.run).checkpoints).latest()
+    signature = kill_signature(code) or _NUMBERS.sub("", problem)
+    with suppress(ConvoyError):
+        if status.read(run.job.run / STATUS).state == "preempted":
+            signature = ""
+    return Failure(code, signature, checkpoint or 0, checkpoint, out_of_memory=kind_of(problem) == OUT_OF_MEMORY)
 
 
 def kind_of(problem: str) -> str:
