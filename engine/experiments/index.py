@@ -20,6 +20,8 @@ from engine.experiments.record import FILES, STATUS, RunRecord, is_run, read_rec
 from engine.run import status
 
 INDEX = ".convoy_runs.json"
+SWEEP, TRIALS = "sweep.json", "trials"
+"""The definition of a sweep in its folder, and the folder beside it that holds the runs."""
 _VERSION = 3  # of the index; another one is ignored
 _SHAPE = {
     "version": int,
@@ -80,7 +82,7 @@ class Found:
 def find_runs(folder: Path, deadline: Deadline | None = None) -> Found:
     """Returns the runs below a folder, or the run that the folder itself is.
 
-    Hidden folders, links to folders, and folders inside of runs are not searched.
+    Hidden folders, links to folders, and folders inside of runs are not searched. Of a sweep, only its trials are.
 
     Args:
         folder: the folder.
@@ -121,6 +123,8 @@ def _walk(folder: Path, others: list[str], deadline: Deadline) -> list[str]:
             others.append(name)
             continue
         below = [entry for entry in inside if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False)]
+        if any(entry.name == SWEEP for entry in inside):
+            below = [entry for entry in below if entry.name == TRIALS]
         if not below and inside and name:
             others.append(name)
         for entry in below:

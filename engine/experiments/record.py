@@ -26,6 +26,9 @@ STATUS, CONFIG = "status.json", "config.txt"
 FILES = (STATUS, CONFIG, f"checkpoints/{RESULTS}")
 """The files of a run that its record is made of."""
 
+SWEEP_HOOK = "hooks.sweep."
+"""Settings that a sweep adds to its trials: they name files of the trial, and are no difference between two runs."""
+
 _SETTINGS = re.compile(rb"\A# \d+ settings\n|^(task|data)\.target: ", re.MULTILINE)
 _HEAD = re.compile(r"# (\d{1,9}) settings\n")
 _BEGINNING = 1 << 16  # bytes that are read to see whether a file is a config

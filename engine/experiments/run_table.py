@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from engine.base import formatting
-from engine.experiments.record import RunRecord
+from engine.experiments.record import SWEEP_HOOK, RunRecord
 
 MOST_SETTINGS, MOST_METRICS = 5, 3  # columns
 _LONGEST = 40  # characters of a cell
@@ -14,8 +14,8 @@ _LONGEST = 40  # characters of a cell
 def differing_settings(runs: Sequence[RunRecord]) -> list[str]:
     """Returns the names of the settings that are not equal in all runs whose config can be read, in their order.
 
-    The name of the run, its parent, and settings of logs, caches and profiles are left out: they change no result, or
-    have a column of their own.
+    The name of the run, its parent, and settings of logs, caches, profiles and of a sweep are left out: they change no
+    result, or have a column of their own.
     """
     configs = [run.config for run in runs if run.config]
     names = dict.fromkeys(name for config in configs for name in config if not _is_label(name))
@@ -23,7 +23,8 @@ def differing_settings(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _is_label(name: str) -> bool:
-    return name == "name" or name.split(".")[0] in ("log", "cache", "profile", "tiny", "init")
+    sections = ("log", "cache", "profile", "tiny", "init")
+    return name == "name" or name.split(".")[0] in sections or name.startswith(SWEEP_HOOK)
 
 
 def metric_columns(runs: Sequence[RunRecord]) -> list[str]:

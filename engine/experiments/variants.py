@@ -9,7 +9,7 @@ from typing import Any
 from engine.base import json_text
 from engine.base.errors import RunError
 from engine.experiments.comparison import Variant
-from engine.experiments.record import DAMAGED, RunRecord, read_record
+from engine.experiments.record import DAMAGED, SWEEP_HOOK, RunRecord, read_record
 from engine.metrics.example_file import FOLDER
 from engine.run import code
 from engine.run.directory import RunDirectory
@@ -64,7 +64,7 @@ class Run:
         return {
             name: value
             for name, value in self.record.config.items()
-            if name != "name" and name.split(".")[0] not in _LABELS
+            if name != "name" and name.split(".")[0] not in _LABELS and not name.startswith(SWEEP_HOOK)
         }
 
     @cached_property

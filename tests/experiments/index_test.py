@@ -108,3 +108,15 @@ def test_search_ends_at_its_deadline_and_keeps_the_index(tmp_path):
 def test_missing_folder_is_an_error(tmp_path):
     with pytest.raises(RunError, match="nowhere: cannot be read"):
         index.find_runs(tmp_path / "nowhere")
+
+
+def test_of_a_sweep_only_its_trials_are_searched(tmp_path):
+    make_run(tmp_path / "sweep" / "trials" / "0000")
+    make_run(tmp_path / "sweep" / "trials" / "0001" / "seed-0")
+    for name in ("sweep.json", "journal.log", "logs/trial-0000.log", "decisions/trial-0000.json"):
+        (tmp_path / "sweep" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "sweep" / name).touch()
+    for folder, before in ((tmp_path, "sweep/"), (tmp_path / "sweep", "")):
+        found = index.find_runs(folder)
+        assert [run.path for run in found.runs] == [f"{before}trials/0000", f"{before}trials/0001/seed-0"]
+        assert found.others == []

@@ -43,3 +43,8 @@ def test_runs_without_evaluations_show_their_loss():
 def test_settings_beyond_the_columns_are_counted():
     runs = [run("a", {}, **{f"x{i}": i for i in range(9)}), run("b", {}, **{f"x{i}": -i - 1 for i in range(9)})]
     assert run_table.table(runs, NOW).splitlines()[-1] == "4 more settings differ: --json prints all."
+
+
+def test_files_that_a_sweep_gives_to_its_trials_are_no_difference():
+    name = "hooks__sweep__decisions"
+    assert run_table.differing_settings([run("a", {}, **{name: "a.json"}), run("b", {}, **{name: "b.json"})]) == []

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +27,12 @@ def test_runs_that_differ_in_the_seed_only_are_one_variant():
     assert names(found) == ["a0 a1", "b0 b1"] and notes == []
     assert describe(found[0]).seeds == (0, 1)
     assert differences(found)["settings"] == {"width": (None, 2)}
+
+
+def test_seeds_of_a_trial_are_one_variant_although_only_the_first_can_be_pruned():
+    hook: Any = {"hooks.sweep.decisions": "a.json"}
+    found, _ = variants_of([run("a0", **hook), run("a1", 1), run("b0", width=2, **hook)])
+    assert names(found) == ["a0 a1", "b0"] and "hooks.sweep.decisions" not in differences(found)["settings"]
 
 
 def test_equal_seeds_are_no_two_seeds():
