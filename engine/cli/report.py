@@ -16,6 +16,7 @@ also while they train.
   convoy report runs/digits                      runs/digits/report.html
   convoy report runs/digits --out=report.html
   convoy report runs/a runs/b --out=both.html    curves of both, and how the runs differ
+  convoy report sweeps/digits                    trials, importance of settings, curves of a sweep
 """
 NAME = "report.html"
 
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of `convoy report`."""
     parser.description = DESCRIPTION
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="run directory, or the folder of a sweep")
     parser.add_argument(
         "--out", metavar="FILE", help=f"the file (default: {NAME} in the run directory; of several runs in this folder)"
     )
@@ -32,12 +33,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """Runs `convoy report`."""
+    from engine.experiments.index import SWEEP
     from engine.report.page import write_report
 
     common.refuse_overrides(overrides, "report")
     output = local_path(args.out or (Path(args.runs[0]) / NAME if len(args.runs) == 1 else NAME))
     if output.suffix not in (".html", ".htm"):
         raise ConfigError(f"--out = {output}: found the ending {output.suffix!r}. Allowed: NAME.html.")
-    write_report(args.runs, output)
+    if len(args.runs) == 1 and (local_path(args.runs[0]) / SWEEP).is_file():
+        from engine.sweeps.report import write_sweep_report
+
+        write_sweep_report(local_path(args.runs[0]), output)
+    else:
+        write_report(args.runs, output)
     print(f"wrote {shown(output)}")
     return ExitStatus.DONE

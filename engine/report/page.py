@@ -28,7 +28,17 @@ if TYPE_CHECKING:
 
 LIBRARY = "uPlot.json"
 """File in `vendor/` with name, version, licence and hashes of the chart library."""
-SCRIPTS = ("dom.js", "chart.js", "curves.js", "run.js", "lineage.js", "compare.js", "parallel.js", "main.js")
+SCRIPTS = (
+    "dom.js",
+    "chart.js",
+    "curves.js",
+    "run.js",
+    "lineage.js",
+    "compare.js",
+    "parallel.js",
+    "sweep.js",
+    "main.js",
+)
 SEED = "train.seed"
 _LISTS = ("variants", "differences", "results", "changes", "meanings")  # of a comparison
 
@@ -51,26 +61,38 @@ def write_report(
 
 
 def report(
-    runs: Sequence[Gathered], comparison: "Comparison | None" = None, search_s: float = SEARCH_S
+    runs: Sequence[Gathered],
+    comparison: "Comparison | None" = None,
+    search_s: float = SEARCH_S,
+    sweep: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Returns the data of a report; `comparison` and `search_s` as for `write_report`."""
+    """Returns the data of a report.
+
+    Args:
+        runs: the runs.
+        comparison, search_s: as for `write_report`.
+        sweep: the data of the sweep whose trials the runs are (`engine/sweeps/report.py`); "title", "groups" and
+            "settings" are those of the page. The trials are not compared in pairs.
+    """
     trees = lineages([run.directory.path for run in runs], search_s)
     found = [{**run, "lineage": tree} for run, tree in zip(all_data(runs), trees, strict=True)]
-    grouped = groups(runs, [run["name"] for run in found])
-    compared = _comparison(runs, comparison, grouped) if len(runs) > 1 else None
+    grouped = groups(runs, [run["name"] for run in found]) if sweep is None else sweep["groups"]
+    compared = _comparison(runs, comparison, grouped) if len(runs) > 1 and sweep is None else None
     records = [run.record for run in runs]
     names = differing_settings(records) if len(runs) > 1 else []
+    settings = [[name, [record.config.get(name) for record in records]] for name in names]
     selects = list(dict.fromkeys(run["select"] for run in found if run["select"]))
     return {
-        "title": _title(found, grouped, " against " if comparison and len(grouped) == 2 else ", "),
+        "title": sweep["title"] if sweep else _title(found, grouped, comparison is not None),
         "made": now(),
         "version": __version__,
         "runs": found,
         "groups": grouped,
-        "settings": [[name, [record.config.get(name) for record in records]] for name in names],
+        "settings": settings if sweep is None else sweep["settings"],
         "columns": [name for name in metric_columns(records) if any(name in run["metrics"] for run in found)],
         "panels": panels((name for run in found for name in run["curves"]), selects),
         "comparison": compared,
+        "sweep": sweep,
         "focus": "runs" if comparison is None else "comparison",
     }
 
@@ -96,7 +118,8 @@ def _comparison(
     return comparison_data(found, paths, Budget(IMAGE_BYTES // 2))
 
 
-def _title(found: Sequence[Mapping[str, Any]], grouped: Sequence[Mapping[str, Any]], between: str) -> str:
+def _title(found: Sequence[Mapping[str, Any]], grouped: Sequence[Mapping[str, Any]], is_comparison: bool) -> str:
+    between = " against " if is_comparison and len(grouped) == 2 else ", "
     names = [group["label"] for group in grouped] if len(grouped) > 1 else [run["name"] for run in found]
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return between.join(reversed(names) if between != ", " else names[:4]) + more

@@ -9,14 +9,13 @@ from engine.base.files import read_text
 from engine.base.formatting import number
 from engine.config.loading import CONFIG_TEXT, load
 from engine.config.text import field_texts, from_text
+from engine.experiments.record import SWEEP_HOOK
 from engine.run.atomic import write_text
 from engine.storage.mounts import shown
 from engine.sweeps.records import SweepRecord, TrialRecord, read_sweep
 from engine.sweeps.space import overrides
-from engine.sweeps.sweep import HOOK
 
 NAME = "best.py"
-_HOOK = f"hooks.{HOOK}."
 _LENGTH = "train.total"
 
 
@@ -32,7 +31,7 @@ def write_best(folder: Path) -> Path:
     best = sweep.best
     if best is None:
         raise RunError(f"{folder}: no trial is complete, so there is no best one. See convoy sweep status {folder}.")
-    if not best.runs:
+    if not sweep.definition.reference:
         values = ", ".join(overrides(best.values))
         raise RunError(f"{folder}: is a search of a function, which has no config. Its best values are: {values}.")
     trained = _config_of(folder / best.runs[0])
@@ -88,4 +87,4 @@ def _config_of(run: Path) -> dict[str, str]:
         texts = field_texts(from_text(read_text(file), str(file)))
     except OSError as error:
         raise RunError(f"{file}: cannot be read ({error.strerror}). The best trial needs its run.") from error
-    return {name: text for name, text in texts.items() if not name.startswith(_HOOK)}
+    return {name: text for name, text in texts.items() if not name.startswith(SWEEP_HOOK)}

@@ -51,7 +51,8 @@ class SweepStatus:
         rows += [("running" if not row else "", _running(sweep, each)) for row, each in enumerate(self._running)]
         if best is not None:
             rows += [("best", f"trial {best.number}: {sweep.definition.metric} {_measured(best)}")]
-            rows += [("", f"--config.{text}") for text in overrides(best.values)]
+            flag = "--config." if sweep.definition.reference else ""  # a function has arguments
+            rows += [("", f"{flag}{text}") for text in overrides(best.values)]
         else:
             rows += [("best", "none yet: no trial is complete")]
         rows += [("steps", f"{self.steps:,} trained"), ("time", self._time())]

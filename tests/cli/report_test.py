@@ -6,6 +6,8 @@ import sys
 from engine.cli.main import main
 from tests import runs
 from tests.levels import TOP
+from tests.report.made import full_run
+from tests.sweeps.made import complete, make_sweep
 
 PROGRAM = """
 import sys
@@ -29,6 +31,14 @@ def test_report_is_in_the_run_directory_by_default(digits, capsys, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     assert main(["report", str(digits[0]), str(digits[0])]) == 0
     assert (tmp_path / "report.html").exists()
+
+
+def test_report_of_a_sweep_has_its_trials(tmp_path, capsys):
+    made = make_sweep(tmp_path / "sweep", [complete(1e-3, 16, 0.5, runs=["trials/0000"])])
+    full_run(made / "trials" / "0000")
+    assert main(["report", str(made)]) == 0
+    assert capsys.readouterr().out == f"wrote {made / 'report.html'}\n"
+    assert '"importanceNote"' in (made / "report.html").read_text()
 
 
 def test_mistakes_are_one_sentence(digits, capsys):

@@ -71,4 +71,4 @@ def test_sweep_without_a_completed_trial_or_without_runs_is_refused(tmp_path):
     with pytest.raises(RunError, match="no trial is complete"):
         write_best(make_sweep(tmp_path / "none", [pruned(1e-3, 0.5)]))
     with pytest.raises(RunError, match=r"is a search of a function.*optimizer\.learning_rate=0\.001"):
-        write_best(make_sweep(tmp_path / "function", [complete(1e-3, 16, 0.5)]))
+        write_best(make_sweep(tmp_path / "function", [complete(1e-3, 16, 0.5, runs=["trials/0000"])], reference=""))

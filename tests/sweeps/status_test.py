@@ -97,3 +97,8 @@ def test_running_trial_whose_process_was_killed_says_so(tmp_path):
 def test_status_without_a_complete_trial_says_so(tmp_path):
     text = status_of(make_sweep(tmp_path / "sweep", [])).text()
     assert "none yet: no trial is complete" in text and "No trial has begun." in text
+
+
+def test_values_of_a_function_are_no_settings(tmp_path):
+    text = status_of(make_sweep(tmp_path / "sweep", TRIALS, reference="", metric="objective")).text()
+    assert "trial 1: objective 0.9" in text and "            optimizer.learning_rate=0.002\n" in text

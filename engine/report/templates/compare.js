@@ -92,7 +92,7 @@ function changesCard(changes, names) {
 
 function comparisonSections() {
   const found = data.comparison;
-  if (data.runs.length < 2) return [];
+  if (!found) return [];
   const differences = found.differences.map(([part, ...rows]) => card(`Different ${part}`, null,
     scroller(true, h("table", { class: "fit" },
       h("thead", null, h("tr", null, head(""), found.variants.map((name) => h("th", null, name)))),

@@ -21,7 +21,7 @@ function subtitle(run) {
 function header() {
   const single = data.runs.length === 1, run = data.runs[0];
   return h("header", { class: "top" }, h("div", null,
-    h("div", { class: "brand" }, h("span", null, data.focus === "comparison" ? "Convoy comparison" : "Convoy report"), themeButton()),
+    h("div", { class: "brand" }, h("span", null, data.sweep ? "Convoy sweep" : data.focus === "comparison" ? "Convoy comparison" : "Convoy report"), themeButton()),
     h("div", { class: "title" }, h("h1", null, data.title), single ? h("span", { class: `pill ${run.state}` }, run.state) : null),
     h("p", { class: "subtitle" }, single ? subtitle(run) : `${data.runs.length} runs${data.groups.length < data.runs.length ? ` in ${data.groups.length} groups of seeds` : ""}`),
     single && run.slowest ? h("p", { class: "subtitle" }, run.slowest) : null));
@@ -72,6 +72,7 @@ function printing() {
 
 const warnings = detail("warnings", "Warnings", null, warningsOf);
 const sections = [
+  sweepSection(),
   overview(),
   ...(data.runs.length > 1 ? [...comparisonSections(), warnings] : [warnings]),
   curvesSection(),
