@@ -240,8 +240,10 @@ def _exact(value: float) -> Decimal:
 def _option(value: object, shown: object) -> Plain:
     if isinstance(value, list | tuple):
         return tuple(_option(item, shown) for item in value)
-    if value is not None and type(value) not in (bool, int, float, str):
+    if value is None:
+        return None
+    if not isinstance(value, bool | int | float | str) or type(value) not in (bool, int, float, str):
         raise ConfigError(f"{shown}: found {value!r}. Allowed: texts, numbers, True, False, None, and tuples of them.")
     if isinstance(value, float) and not math.isfinite(value):
         raise ConfigError(f"{shown}: found {value}. Values are finite numbers.")
-    return value  # type: ignore[return-value]
+    return value
