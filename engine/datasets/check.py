@@ -18,8 +18,8 @@ from engine.data.sampling.shuffle import random_generators
 from engine.data.source import BaseSource, source_name
 from engine.data.stages import recorded, stage
 from engine.data.streams.cursor import StreamReadError
-from engine.datasets import pool
 from engine.datasets.given import Given, given_source, is_stream_source, sample_indices, with_inner
+from engine.datasets.pool import Pool, ReportProgress, as_pool, in_order
 from engine.datasets.report import DatasetReport, make_report
 from engine.datasets.statistics import BadExample, Statistics, Structure, structure, structure_text
 from engine.readers.record_manifest import checksum
@@ -34,7 +34,7 @@ SHORT_S = 5.0  # a check that takes one process no longer starts no others
 def check_dataset(
     data: Given,
     *,
-    processes: int | None = None,
+    processes: int | Pool | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> DatasetReport:
     """Reads every example of a dataset once, and returns a report.
@@ -46,7 +46,8 @@ def check_dataset(
     Args:
         data: a source, a stream, or a config section such as {"target": "package.module.Name", "split": "train"}.
         processes: number of processes. None: one per core, or one if that takes a few seconds only, or for a stream,
-            of which each process reads all. The source is pickled to them.
+            of which each process reads all. The source is pickled to them. Or a pool whose workers are elsewhere, such
+            as `engine.ray.pool.RayPool`.
         on_progress: called with the number of finished examples and of all examples.
 
     Raises:
@@ -62,9 +63,9 @@ def check_dataset(
     size = max(MIN_JOB, min(MAX_JOB, len(source) // JOBS))
     jobs: list[Any] = [_File(path, expected) for path, expected in files.items()]
     jobs += [_Range(start, min(start + size, len(source))) for start in range(0, len(source), size)]
-    if processes is None and (is_stream_source(source) or seconds * len(source) < SHORT_S):
-        processes = 1
-    count, done = pool.process_count(processes, len(jobs)), 0
+    is_short = is_stream_source(source) or seconds * len(source) < SHORT_S
+    pool, done = as_pool(processes), 0
+    count = pool.count(len(jobs), 1 if is_short else None)
 
     def report(examples: int) -> None:
         nonlocal done
@@ -73,7 +74,7 @@ def check_dataset(
 
     begin = time.perf_counter()
     total, damaged = Statistics(), []
-    for result in pool.in_order(pool.run(Checker(source, reference), jobs, count, report)):
+    for result in in_order(pool.run(Checker(source, reference), jobs, count, report)):
         if isinstance(result, Statistics):
             total.merge(result)
         elif result:
@@ -110,6 +111,9 @@ class _Range:
     start: int
     stop: int
 
+    def __str__(self) -> str:
+        return f"examples {self.start} to {self.stop - 1}"
+
 
 @dataclass(frozen=True)
 class _File:
@@ -117,6 +121,9 @@ class _File:
 
     path: str
     expected: str
+
+    def __str__(self) -> str:
+        return self.path
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ class Checker:
     source: BaseSource
     reference: Structure | None
 
-    def __call__(self, job: "_Range | _File", report: pool.ReportProgress) -> Statistics | str:
+    def __call__(self, job: "_Range | _File", report: ReportProgress) -> Statistics | str:
         """Returns the statistics of a range; of a file, its path if it is damaged, else an empty text."""
         if isinstance(job, _File):
             try:

@@ -1,9 +1,13 @@
 """Runs jobs in several processes, which get a pickled copy of the function and send progress and results.
 
+`Pool` is what writes and checks of datasets need of a place where jobs run: here in processes of this machine, in
+`engine/ray/pool.py` on many machines.
+
 Python's own pools wait for ever, or do not say why, when a process is killed. Here the caller gets an error that names
 the signal. All processes end with the caller, also if it is killed (`data/processes.py`).
 """
 
+import dataclasses
 import functools
 import pickle
 import time
@@ -41,6 +45,59 @@ class JobFunction[J, R](Protocol):
     def __call__(self, job: J, report: ReportProgress, /) -> R: ...
 
 
+class Pool(Protocol):
+    """A place where jobs run."""
+
+    def count(self, jobs: int, usual: int | None = None) -> int:
+        """Returns the number of workers for so many jobs.
+
+        Args:
+            jobs: number of jobs.
+            usual: the number if the user chose none; None: as many as are useful there.
+
+        Raises:
+            ConfigError: the number that the user chose is not allowed, or the place does not exist.
+        """
+        ...
+
+    def run[J, R](
+        self, function: JobFunction[J, R], jobs: Sequence[J], workers: int, report: ReportProgress
+    ) -> Iterator[tuple[int, R]]:
+        """Yields (index of the job, result) for each job when it is done.
+
+        Args:
+            function: called with each job.
+            jobs: the jobs, which begin in this order. Their text names them in errors.
+            workers: number of workers.
+            report: called with numbers of finished examples.
+
+        Raises:
+            DataError: the function cannot be pickled, or it raises one. The first error of a job stops all workers.
+            ProcessError: a worker was killed, so the command can be repeated.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LocalPool:
+    """Processes of this machine; None asks for one per core."""
+
+    processes: int | None = None
+
+    def count(self, jobs: int, usual: int | None = None) -> int:
+        return process_count(usual if self.processes is None else self.processes, jobs)
+
+    def run[J, R](
+        self, function: JobFunction[J, R], jobs: Sequence[J], workers: int, report: ReportProgress
+    ) -> Iterator[tuple[int, R]]:
+        return run(function, jobs, workers, report)
+
+
+def as_pool(given: int | Pool | None) -> Pool:
+    """Returns a pool, or that of so many processes of this machine."""
+    return LocalPool(given) if given is None or isinstance(given, int) else given
+
+
 def process_count(asked: int | None, jobs: int) -> int:
     """Returns the number of processes for so many jobs; None asks for one per core that this process may use.
 
@@ -73,7 +130,7 @@ def run[J, R](
                 result = function(job, report)
             yield number, result
         return
-    pool, patience = Processes(_pickled(function), processes), 0.0
+    pool, patience = Processes(pickled(functools.partial(_do, function), function.source), processes), 0.0
     try:
         yield from _collect(pool, processes, jobs, report)
         patience = EXIT_S
@@ -127,12 +184,13 @@ def _receive(pool: Processes, process: int) -> Any:
         raise DataError(describe(error)) from error
 
 
-def _pickled(function: JobFunction[Any, Any]) -> bytes:
+def pickled(function: Callable[..., Any], source: BaseSource) -> bytes:
+    """Returns a function pickled for other processes. Raises DataError if that fails, which names its source."""
     try:
-        return pickle.dumps(functools.partial(_do, function))
+        return pickle.dumps(function)
     except Exception as error:
         raise DataError(
-            f"{source_name(function.source)} cannot be sent to other processes ({type(error).__name__}: {error}). "
+            f"{source_name(source)} cannot be sent to other processes ({type(error).__name__}: {error}). "
             "Define its class in a module, open files on first use, or use one process: --processes=1."
         ) from error
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from engine.data.examples import Example
 from engine.data.source import BaseSource, source_name
 from engine.data.streams.cursor import StreamReadError
 from engine.datasets.lineage import NameCollector, shard_names
+from engine.datasets.output_lock import OutputLock
 from engine.datasets.pool import ReportProgress
 from engine.readers.array_record import cannot_write, write_records
 from engine.readers.record import encode
@@ -33,6 +35,9 @@ class ShardJob:
     known: Shard | None = None
     """What the manifest says of a shard that is finished."""
 
+    def __str__(self) -> str:
+        return str(self.path)
+
 
 @dataclass(frozen=True)
 class ShardWriter:
@@ -42,21 +47,25 @@ class ShardWriter:
     on_error: str
     complete: bool = False
     """Whether the dataset was complete, so that its length index replaces those of the shards."""
+    lock: OutputLock | None = None
+    """The lock of the call, which is checked before a file gets its name."""
 
     def __call__(self, job: ShardJob, report: ReportProgress) -> tuple[Shard, bool]:
         """Returns the finished shard, and whether it was kept: a known one whose file is as it was written.
 
         Raises:
             DataError: the file cannot be written; an example cannot be read or written, and `on_error` is stop; or too
-                many cannot.
+                many cannot; or the call does not hold its lock any more.
         """
+        self._check_lock()
         if job.known is not None and self._is_intact(job.path, job.known):
             report(job.stop - job.start)
             return job.known, True
         examples = _Examples(self.source, self.on_error, job, report)
-        # Without the process in its name, a process that is being killed might still write to the file.
-        unfinished = str(job.path.with_name(f"{job.path.name}.{os.getpid()}.unfinished"))
-        count = write_records(examples.records(), str(job.path), unfinished)
+        # A random number, not the process id, which is not unique among machines: a worker that is being killed, or
+        # that is cut off, may still write to its file.
+        unfinished = str(job.path.with_name(f"{job.path.name}.{secrets.randbits(64)}.unfinished"))
+        count = write_records(self._while_locked(examples.records()), str(job.path), unfinished)
         try:
             save_lengths(shard_lengths(job.path), examples.lengths())
             examples.names.save(job.path)
@@ -64,6 +73,15 @@ class ShardWriter:
             raise cannot_write(job.path, error.strerror or str(error)) from error
         size = os.path.getsize(job.path)
         return Shard(job.path.name, job.start, job.stop, count, size, checksum(job.path), examples.bad), False
+
+    def _check_lock(self) -> None:
+        if self.lock is not None:
+            self.lock.check()
+
+    def _while_locked(self, records: Iterator[bytes]) -> Iterator[bytes]:
+        """Yields the records, and checks the lock before the end, after which the file gets its name."""
+        yield from records
+        self._check_lock()
 
     def _is_intact(self, path: Path, known: Shard) -> bool:
         with contextlib.suppress(OSError):

@@ -9,20 +9,19 @@ import glob
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 
 from engine.base.errors import ConfigError, DataError, RunError
-from engine.base.files import lock_if_supported
 from engine.data.source import BaseSource, source_name
-from engine.datasets import pool
 from engine.datasets.bucket_output import BucketOutput, remove_empty
 from engine.datasets.given import Given, given_source, is_stream_source, sample_indices, with_inner
 from engine.datasets.lineage import SHARD_NAMES, dataset_names, remove_record, save_record
+from engine.datasets.output_lock import OutputLock, locked
+from engine.datasets.pool import Pool, as_pool
 from engine.datasets.shards import (
     SHARD_LENGTHS,
     ShardJob,
@@ -35,7 +34,6 @@ from engine.datasets.shards import (
 from engine.readers.array_record import cannot_write, check_name
 from engine.readers.record import encode
 from engine.readers.record_manifest import (
-    LOCK,
     SEQUENCES,
     SIDECARS,
     RecordManifest,
@@ -54,7 +52,6 @@ from engine.storage.object_store import is_selected
 SHARD_BYTES = 64 << 20  # a shard of the default size: large reads, and enough shards for all cores
 MAX_SHARDS, MAX_DEFAULT_SHARDS = 99_999, 1024
 SAVE_S = 3.0  # between two saves of the manifest, whose size grows with the number of shards
-LOCK_TRIES = 10  # a lock file that its holder removes at the same moment is opened again
 SAMPLE = 16  # examples whose sizes give the default number of shards
 # Names of files of an unfinished write, and in a group the shard or the dataset that they belong to. The hidden files
 # are temporary ones of `save_lengths`, `write_names` and `write_text`.
@@ -84,7 +81,7 @@ def write_dataset(
     out: str | Path,
     *,
     shards: int | None = None,
-    processes: int | None = None,
+    processes: int | Pool | None = None,
     on_error: str | None = None,
     overwrite: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
@@ -102,7 +99,7 @@ def write_dataset(
             files are written there and then sent (`bucket_output.py`).
         shards: number of files. None: one for each 64 MiB, estimated from some examples, at most 1024.
         processes: number of processes. None: one per core, or one for a stream, of which each process reads all. The
-            source is pickled to them.
+            source is pickled to them. Or a pool whose workers are elsewhere, such as `engine.ray.pool.RayPool`.
         on_error: "stop" raises an error for an example that cannot be read; "skip" leaves it out. None: as the config
             section says, else "stop".
         overwrite: replace an existing dataset.
@@ -123,20 +120,19 @@ def write_dataset(
         raise DataError(f"{path}: is a folder. Name a file in it, such as {path / 'scenes.arrayrecord'}.")
     if not len(source):
         raise DataError(f"{source_name(source)}: no examples. Check its files and arguments.")
-    processes = 1 if processes is None and is_stream_source(source) else processes
 
-    def write() -> WrittenDataset:
+    def write(lock: OutputLock) -> WrittenDataset:
         manifest = _begin(path, source, on_error, shards, overwrite)
-        return _Write(path, data, source, manifest, on_progress).run(processes)
+        return _Write(lock, data, source, manifest, on_progress).run(as_pool(processes))
 
     if output is None:
-        with _locked(path):
-            return write()
+        with locked(path) as lock:
+            return write(lock)
     try:
-        with _locked(path):  # until all files are sent and removed here: an equal call may wait for the lock
+        with locked(path) as lock:  # until all files are sent and removed here: an equal call may wait for the lock
             if not overwrite:
                 output.check_new()
-            return replace(write(), paths=output.send(on_sent))
+            return replace(write(lock), paths=output.send(on_sent))
     finally:
         remove_empty(path)
 
@@ -156,30 +152,32 @@ class _Write:
 
     def __init__(
         self,
-        out: Path,
+        lock: OutputLock,
         given: Given,
         source: BaseSource,
         manifest: RecordManifest,
         on_progress: Callable[[int, int], None],
     ):
-        self._out, self._source, self._manifest, self._on_progress = out, source, manifest, on_progress
-        self._given = given
+        self._lock, self._out, self._given, self._source = lock, lock.out, given, source
+        self._manifest, self._on_progress = manifest, on_progress
         self._shards = list(manifest.shards)
         self._unsaved, self._save_at = False, 0.0  # shards that the saved manifest lacks, and the time to save them
         count, size = len(manifest.shards), len(source)
         self._jobs = [
-            ShardJob(out.with_name(shard_name(out, n, count)), n * size // count, (n + 1) * size // count, known)
+            ShardJob(
+                self._out.with_name(shard_name(self._out, n, count)), n * size // count, (n + 1) * size // count, known
+            )
             for n, known in enumerate(manifest.shards)
         ]
         self._done = self._kept = 0
 
-    def run(self, processes: int | None) -> WrittenDataset:
+    def run(self, pool: Pool) -> WrittenDataset:
         before = self._indexed_lengths() if self._manifest.complete else None
         self._manifest = replace(self._manifest, complete=before is not None)
-        work = ShardWriter(self._source, self._manifest.on_error, self._manifest.complete)
-        processes = pool.process_count(processes, len(self._jobs))
+        work = ShardWriter(self._source, self._manifest.on_error, self._manifest.complete, self._lock)
+        workers = pool.count(len(self._jobs), 1 if is_stream_source(self._source) else None)
         try:
-            for number, (shard, kept) in pool.run(work, self._jobs, processes, self._report):
+            for number, (shard, kept) in pool.run(work, self._jobs, workers, self._report):
                 self._kept += kept
                 if not kept:
                     self._shards[number], self._unsaved = shard, True
@@ -330,38 +328,3 @@ def _remove_unfinished(out: Path) -> None:
         found = _UNFINISHED.fullmatch(path.name)
         if found is not None and dataset_of(path.with_name(found[found.lastindex or 0])) == out:
             path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
-    """Holds the lock of an output. Raises DataError if another process holds it, or if the folder cannot be written."""
-    path = out.with_name(out.name + LOCK)
-    try:
-        file = _lock(path)
-    except BlockingIOError:
-        raise DataError(f"{out}: another process writes this dataset. Wait until it ends, or stop it.") from None
-    except OSError as error:
-        raise cannot_write(out, error.strerror or str(error)) from error
-    with file:
-        try:
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-
-
-def _lock(path: Path) -> IO[str]:
-    """Opens and locks a file. Raises BlockingIOError if another process holds the lock."""
-    for _ in range(LOCK_TRIES):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            file = open(path, "w")  # noqa: SIM115, closed by the caller
-        except FileNotFoundError:  # `remove_empty` of another process has removed the folder
-            continue
-        if not lock_if_supported(file, wait=False):
-            file.close()
-            raise BlockingIOError
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
-                return file
-        file.close()  # the process that held the lock has removed the file since it was opened here
-    raise BlockingIOError

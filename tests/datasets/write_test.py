@@ -17,9 +17,10 @@ from engine.data.ragged.padded import Bucketed
 from engine.data.source import ArraySource, BaseSource, limited
 from engine.datasets import write
 from engine.datasets.check import check_dataset
+from engine.datasets.output_lock import open_locked
 from engine.datasets.write import default_shards, write_dataset
 from engine.readers.array_record import ArrayRecordSource
-from engine.readers.record_manifest import SEQUENCES, SIDECARS, lengths_path, manifest_path, save_lengths
+from engine.readers.record_manifest import LOCK, SEQUENCES, SIDECARS, lengths_path, manifest_path, save_lengths
 from tests import runs
 from tests.data.streams.counting import Counting
 from tests.datasets.scans import Scans, content
@@ -47,7 +48,7 @@ def wait_until(condition):
 
 def is_unlocked(out):
     """Whether no process holds the lock of an output; those of a killed command end a moment after it."""
-    with open(out.with_name(out.name + write.LOCK), "w") as file:
+    with open(out.with_name(out.name + LOCK), "w") as file:
         return lock(file, wait=False)
 
 
@@ -235,7 +236,7 @@ def test_temporary_files_of_a_killed_write_are_removed(tmp_path):
     for name in (*own, *others):
         (tmp_path / name).touch()
     write_dataset(Scans(2), out, processes=1)
-    kept = [suffix for suffix in SIDECARS if suffix not in (write.LOCK, SEQUENCES)]
+    kept = [suffix for suffix in SIDECARS if suffix not in (LOCK, SEQUENCES)]
     assert {path.name for path in tmp_path.iterdir()} == {
         "a.arrayrecord", *(f"a.arrayrecord{suffix}" for suffix in kept), *others,
     }  # fmt: skip
@@ -274,7 +275,7 @@ def test_lock_of_a_file_that_its_holder_removes_is_taken_again(tmp_path, monkeyp
         locked.append(operation)
 
     monkeypatch.setattr(fcntl, "flock", removed_at_first)
-    with write._lock(path) as file:
+    with open_locked(path) as file:
         assert len(locked) == 2 and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
