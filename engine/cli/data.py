@@ -4,11 +4,12 @@ import argparse
 from typing import TYPE_CHECKING
 
 from engine.base.errors import ConfigError, did_you_mean
-from engine.cli import common
+from engine.cli import common, ray_flags
 from engine.cluster.exit_status import ExitStatus
 
 if TYPE_CHECKING:
     from engine.config.schema import Data
+    from engine.datasets.pool import Pool
 
 SHOWN = 10  # bad examples that are printed
 
@@ -31,17 +32,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for action in (write, check):
         common.add_config_flag(action, required=False)
         action.add_argument("--evaluation", metavar="NAME", help="the data of this evaluation, instead of training")
-        action.add_argument("--processes", type=int, help="number of processes (default: one per core)")
+        action.add_argument(
+            "--processes", type=int, help="number of processes (default: one per core; with --on=ray one per CPU)"
+        )
         action.add_argument_group(
             "data", "--data.target=NAME and --data.ARGUMENT=VALUE give a dataset without a config"
         )
+        ray_flags.add_flags(action)
         action.set_defaults(parser=action)
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
     """Runs `convoy data ACTION`."""
     section = _section(args, overrides)
-    return _write(args, section) if args.action == "write" else _check(args, section)
+    processes = ray_flags.ray_pool(args) or args.processes
+    return _write(args, section, processes) if args.action == "write" else _check(args, section, processes)
 
 
 def _section(args: argparse.Namespace, overrides: list[str]) -> "Data":
@@ -65,7 +70,7 @@ def _section(args: argparse.Namespace, overrides: list[str]) -> "Data":
     return data_section(overrides)
 
 
-def _write(args: argparse.Namespace, section: "Data") -> int:
+def _write(args: argparse.Namespace, section: "Data", processes: "int | Pool | None") -> int:
     with common.fast_import():
         from engine.datasets.write import write_dataset
     from engine.observe.progress import CountProgress
@@ -80,7 +85,7 @@ def _write(args: argparse.Namespace, section: "Data") -> int:
             section,
             args.out,
             shards=args.shards,
-            processes=args.processes,
+            processes=processes,
             overwrite=args.overwrite,
             on_progress=progress.update,
             on_sent=show_sent,
@@ -96,12 +101,12 @@ def _write(args: argparse.Namespace, section: "Data") -> int:
     return ExitStatus.DONE
 
 
-def _check(args: argparse.Namespace, section: "Data") -> int:
+def _check(args: argparse.Namespace, section: "Data", processes: "int | Pool | None") -> int:
     with common.fast_import():
         from engine.datasets.check import check_dataset
     from engine.observe.progress import CountProgress
 
     with CountProgress("checking", "examples") as progress:
-        report = check_dataset(section, processes=args.processes, on_progress=progress.update)
+        report = check_dataset(section, processes=processes, on_progress=progress.update)
     print(report.to_json() if args.json else report.to_text())
     return ExitStatus.USER_ERROR if report.faults else ExitStatus.DONE

@@ -1,0 +1,41 @@
+"""The flags of the verbs whose jobs may run on a Ray cluster."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from engine.base.errors import ConfigError
+
+if TYPE_CHECKING:
+    from engine.ray.pool import RayPool
+
+PLACES = ("local", "ray")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that choose where jobs run."""
+    group = parser.add_argument_group("many machines")
+    group.add_argument("--on", choices=PLACES, default="local", help="this machine (default), or a Ray cluster")
+    group.add_argument(
+        "--address", metavar="HOST:PORT", help="of the Ray cluster (default: $RAY_ADDRESS, or the local one)"
+    )
+
+
+def ray_pool(args: argparse.Namespace, devices: bool = False) -> "RayPool | None":
+    """Returns the pool of `--on=ray` with as many workers as `--processes` states; None for `--on=local`.
+
+    Args:
+        args: the parsed arguments.
+        devices: as for `RayPool`.
+
+    Raises:
+        ConfigError: --address without --on=ray, or no such cluster.
+    """
+    if args.on == "local":
+        if args.address is not None:
+            raise ConfigError("--address is that of a Ray cluster. Add --on=ray.")
+        return None
+    from engine.ray.connection import connect
+    from engine.ray.pool import RayPool
+
+    connect(args.address)  # before the data is read
+    return RayPool(args.address, args.processes, devices)
