@@ -21,6 +21,8 @@ from typing import TextIO
 from engine.cluster import output, timeouts
 from engine.cluster.shutdown import RunThread
 
+type Write = Callable[[TextIO | None, str | bytes], None]
+
 _MOST = 1 << 16  # bytes of a copied piece, the capacity of a pipe, and characters of a line
 _CAPACITY = 1 << 20  # bytes that the largest pipe holds
 
@@ -32,13 +34,15 @@ class Forwarder:
 
     Args:
         prefix: stands before each line; None copies every byte unchanged.
+        write: called in these threads, with a stream of this process and whole lines or bytes for it (default:
+            `output.write`).
 
     Raises:
         OSError: this process has too many open files.
     """
 
-    def __init__(self, prefix: str | None = None):
-        self._prefix = prefix
+    def __init__(self, prefix: str | None = None, write: Write | None = None):
+        self._prefix, self._write = prefix, write or output.write
         self._threads: list[threading.Thread] = []
         with contextlib.ExitStack() as opened:
             self._ended, self._running = _pipe(opened)  # the latter is closed when the process has ended
@@ -111,7 +115,7 @@ class Forwarder:
         with os.fdopen(source, "rb", buffering=0):  # closed also if this thread fails: the process must not wait
             for chunk in chunks:
                 with contextlib.suppress(OSError, ValueError):  # a stream that is closed
-                    output.write(target, chunk)
+                    self._write(target, chunk)
 
     def _read(self, source: int, descriptor: int) -> Iterator[bytes]:
         """Yields everything that a process writes, as it arrives; its terminal keeps the size of the one here.

@@ -5,7 +5,7 @@ import dataclasses
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from engine.base.errors import RunError
@@ -53,13 +53,13 @@ def explain_exit(code: int, text: str, out_of_memory: bool) -> str:
     return f"{meaning}; if nobody sent the signal, memory ran out: see the kernel log (dmesg)"
 
 
-def unfinished(folder: Path, index: int, pids: Sequence[int]) -> str:
+def unfinished(folder: Path, index: int, pid: int) -> str:
     """Returns why the exit code 0 of a process is not believed, as a sentence; "" if it is.
 
     Args:
         folder: the folder of verdicts, which also names the status file of the run.
         index: index of the process.
-        pids: processes of the job; a status that another process wrote is not read.
+        pid: its pid; a status that another process wrote is not read.
     """
     if verdict.is_unfinished(folder, index):
         return _not_done(f"process {index}", ExitStatus.DONE)
@@ -70,7 +70,7 @@ def unfinished(folder: Path, index: int, pids: Sequence[int]) -> str:
         )
     with contextlib.suppress(RunError):
         path = _status_path(folder)
-        if path is not None and (found := status.read(path)).pid == pids[index] and found.state != "done":
+        if path is not None and (found := status.read(path)).pid == pid and found.state != "done":
             return f"process {index} ended with exit code 0, but the status of its run is {found.state}: {path}."
     return ""
 
@@ -138,7 +138,7 @@ def _existing(name: str) -> Path | None:
     return path if name and (path := local_path(name)).exists() else None
 
 
-def correct_status(folder: Path, pids: Sequence[int], code: int, reason: str) -> None:
+def correct_status(folder: Path, pids: Collection[int], code: int, reason: str) -> None:
     """Writes the end of a job to the status of its run, if that still states "training" or only a lost peer.
 
     Args:
@@ -151,7 +151,7 @@ def correct_status(folder: Path, pids: Sequence[int], code: int, reason: str) ->
         _correct(path, pids, code, reason)
 
 
-def _correct(path: Path, pids: Sequence[int], code: int, reason: str) -> None:
+def _correct(path: Path, pids: Collection[int], code: int, reason: str) -> None:
     with contextlib.suppress(RunError):
         found = status.read(path)
         later = code in (ExitStatus.USER_ERROR, *KILLED)  # the loss of the process that ended so

@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 
@@ -9,18 +10,23 @@ from engine.launch import timeouts
 
 
 class Signals:
-    """Context manager for the main thread: while it is open, SIGINT and SIGTERM do not end this process."""
+    """The signals that a job has received so far, and their way to its processes.
+
+    A context manager for the main thread: while it is open, SIGINT and SIGTERM do not end this process. On another
+    machine than that of the launcher, `receive` is called instead.
+    """
 
     def __init__(self):
         self._received: list[int] = []
         self._forwarded = 0  # number of received signals that were forwarded
         self._forward: Callable[[int], None] | None = None
         self._restore = contextlib.ExitStack()
+        self._delivering = threading.RLock()  # a signal may interrupt the main thread that holds it
 
     def __enter__(self) -> "Signals":
         for number in (signal.SIGINT, signal.SIGTERM):
             self._restore.callback(signal.signal, number, signal.getsignal(number))
-            signal.signal(number, self._on_signal)
+            signal.signal(number, lambda number, frame: self.receive(number))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -47,11 +53,13 @@ class Signals:
         while not self._received and (left := end - time.monotonic()) > 0:
             time.sleep(min(timeouts.SIGNAL_POLL_S, left))
 
-    def _on_signal(self, number: int, frame: object) -> None:
+    def receive(self, number: int) -> None:
+        """Records a signal, and forwards it."""
         self._received.append(number)
         self._deliver()
 
     def _deliver(self) -> None:
-        while self._forward is not None and self._forwarded < len(self._received):
-            self._forwarded += 1  # before the call, since another signal may interrupt it
-            self._forward(self._received[self._forwarded - 1])
+        with self._delivering:
+            while self._forward is not None and self._forwarded < len(self._received):
+                self._forwarded += 1  # before the call, since another signal may interrupt it
+                self._forward(self._received[self._forwarded - 1])

@@ -7,10 +7,11 @@ lengthen the wait before a restart.
 
 import contextlib
 import dataclasses
+import functools
 import os
 import signal
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from engine.base.errors import RunError
@@ -31,6 +32,8 @@ from engine.run.owner import TOKEN
 KILLS = "CONVOY_KILLED_FROM_OUTSIDE"  # environment variable: path of the file of announced kills
 FRESH = "--fresh"
 
+type RunAttempt = Callable[[Sequence[str], Signals], list[ProcessExit]]
+
 
 def supervise(
     command: Sequence[str],
@@ -40,6 +43,7 @@ def supervise(
     devices: int | None = None,
     restarts: int | None = None,
     first_wait_s: float = FIRST_RESTART_S,
+    run_attempt: RunAttempt | None = None,
 ) -> int:
     """Runs a training command, and again after each failure, until the run is done or a restart is pointless.
 
@@ -51,6 +55,7 @@ def supervise(
         processes, devices: as for `local.run`.
         restarts: maximum number of restarts; None for no limit.
         first_wait_s: seconds before the first restart. The wait doubles while restarts make no progress.
+        run_attempt: runs the command once, instead of `local.run`, and returns how its processes ended, failures first.
 
     Returns:
         The exit code of the last attempt; 43 after a crash loop. After a signal: 0, 1 or 43 if the last attempt ended
@@ -63,9 +68,11 @@ def supervise(
     supervisor = Supervisor(_latest_checkpoint(run), max_restarts=restarts, first_wait_s=first_wait_s)
     commands = _AttemptCommands(command, run)
     kills = AnnouncedKills(Path(os.environ[KILLS]) if os.environ.get(KILLS) else None)
+    if run_attempt is None:
+        run_attempt = functools.partial(_run_here, processes, devices)
     with Signals() as signals:
         while True:
-            exits = local.run(commands.next(), processes=processes, devices=devices, signals=signals)
+            exits = run_attempt(commands.next(), signals)
             _record_death(run, exits)
             local.report(exits, prefixed=processes is not None)
             if signals.received:
@@ -79,6 +86,12 @@ def supervise(
             signals.wait(decision.wait_s)
             if signals.received:
                 return _code_after_signal(ExitStatus.RETRY, signals.received)
+
+
+def _run_here(
+    processes: int | None, devices: int | None, command: Sequence[str], signals: Signals
+) -> list[ProcessExit]:
+    return local.run(command, processes=processes, devices=devices, signals=signals)
 
 
 def _failure(exits: Sequence[ProcessExit], checkpoint: int | None, from_outside: bool) -> Failure:

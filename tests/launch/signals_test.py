@@ -54,3 +54,13 @@ def test_previous_signal_handlers_are_restored():
     with Signals():
         pass
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_signal_that_another_machine_reports_is_forwarded_without_a_handler():
+    before, forwarded = signal.getsignal(signal.SIGTERM), []
+    signals = Signals()
+    signals.receive(signal.SIGTERM)
+    with signals.forwarded_to(forwarded.append):
+        signals.receive(signal.SIGINT)
+    assert forwarded == [signal.SIGTERM, signal.SIGINT] and signals.received == (signal.SIGTERM, signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) is before
