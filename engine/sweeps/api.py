@@ -17,7 +17,6 @@ from engine.sweeps.folder import SweepFolder
 from engine.sweeps.local import LocalWorkers
 from engine.sweeps.machine import shares
 from engine.sweeps.objective import Objective
-from engine.sweeps.results import write_results
 from engine.sweeps.space import Space
 from engine.sweeps.sweep import DEFAULT_FACTOR, Search, SweepResult, run_function, run_search
 
@@ -96,7 +95,7 @@ def sweep(
     def workers(folder: SweepFolder) -> LocalWorkers:
         return LocalWorkers(shares(parallel, devices_per_trial), folder.logs)
 
-    return run_search(search, folder, workers, on_message, write_results)
+    return run_search(search, folder, workers, on_message)
 
 
 def _reference(

@@ -55,7 +55,6 @@ class Driver:
         commands: makes the command of each run.
         workers: executes runs.
         say: called with sentences for the user.
-        on_change: called when a trial has ended.
     """
 
     def __init__(
@@ -67,11 +66,10 @@ class Driver:
         commands: Commands,
         workers: Workers,
         say: Callable[[str], None],
-        on_change: Callable[[], None] = lambda: None,
     ):
         self._folder, self._definition, self._study = folder, definition, study
         self._asking, self._commands, self._workers = asking, commands, workers
-        self._say, self._on_change = say, on_change
+        self._say = say
         self._waiting: list[SeedRun] = []
         self._running: dict[str, SeedRun] = {}
         self._trials: dict[int, Trial] = {}
@@ -225,7 +223,6 @@ class Driver:
         values = ", ".join(f"{name.rpartition('.')[2]}={value}" for name, value in trial.values.items())
         done = sum(found.state.is_finished() for found in self._study.trials())
         self._say(f"trial {trial.number} ({values}): {text}. {done} of {self._definition.trials} trials are finished.")
-        self._on_change()
 
     def _stop(self, signals: Signals) -> None:
         """Asks all runs to save and end, and waits for them, unless they outlive the driver. Raises SweepStopped."""

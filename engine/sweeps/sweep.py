@@ -1,7 +1,6 @@
 """Searches settings of a config, or arguments of a function, with Optuna."""
 
 import contextlib
-import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from engine.sweeps.commands import Commands
 from engine.sweeps.driver import Driver
 from engine.sweeps.folder import Definition, SweepFolder
 from engine.sweeps.objective import Objective, search_function
+from engine.sweeps.results import write_results
 from engine.sweeps.space import Space, as_plain
 from engine.sweeps.study import PRUNERS, SAMPLERS, Study, best_first, make_sampler, repair_journal, values_of
 from engine.sweeps.workers import Workers
@@ -158,7 +158,6 @@ def run_search(
     folder: SweepFolder,
     make_workers: Callable[[SweepFolder], Workers],
     say: Callable[[str], None],
-    on_change: Callable[[SweepFolder], None] = lambda folder: None,
 ) -> SweepResult:
     """Runs a sweep of a config, or continues it.
 
@@ -167,7 +166,6 @@ def run_search(
         folder: the folder of the sweep.
         make_workers: returns where the runs are executed.
         say: called with sentences for the user.
-        on_change: called when a trial has ended.
 
     Raises:
         ConfigError: the search is not valid, or the folder holds another one.
@@ -181,9 +179,10 @@ def run_search(
         asking = Asking(definition, search.space, study, workers.slots > 1)
         commands = Commands(definition, folder, config)
         say(_first_sentence(folder, definition, study, continues, min(workers.slots, definition.trials)))
-        changed = functools.partial(on_change, folder)
-        Driver(folder, definition, study, asking, commands, workers, say, changed).run(signals)
-        return result_of(folder, study, definition)
+        Driver(folder, definition, study, asking, commands, workers, say).run(signals)
+        result = result_of(folder, study, definition)
+        say(write_results(folder, result.best is not None))
+        return result
 
 
 def run_function(
@@ -193,6 +192,7 @@ def run_function(
     with open_sweep(folder, definition) as (study, continues):
         say(_first_sentence(folder, definition, study, continues, 1))
         search_function(objective, folder, study, Asking(definition, space, study, False), say)
+        say(write_results(folder, False))
         return result_of(folder, study, definition)
 
 
