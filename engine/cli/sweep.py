@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from engine.base.errors import ConfigError
-from engine.cli import common
+from engine.cli import common, sweep_show
 from engine.cluster.exit_status import ExitStatus
 
 if TYPE_CHECKING:
@@ -39,14 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--workdir", help="folder of the sweep (default: sweeps/<name>)")
     run.add_argument("--storage", default="", help="URL of a database for Optuna (default: a journal in the folder)")
     _add_place_flags(run)
-    for name, text in (
-        ("status", "print progress, the best trial, time left"),
-        ("best", "write the best trial's config"),
-    ):
-        below = actions.add_parser(name, help=text)
-        below.add_argument("folder", help="folder of the sweep")
-        below.add_argument("--json", action="store_true", help="print JSON")
-        below.set_defaults(parser=below)
+    sweep_show.add_arguments(actions.add_parser)
     run.set_defaults(parser=run)
 
 
@@ -63,12 +56,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     if args.action == "run":
         return _run(args, overrides)
     common.refuse_overrides(overrides, f"sweep {args.action}")
-    raise NotImplementedError
+    return sweep_show.run(args)
 
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> int:
-    from engine.sweeps.folder import SweepFolder
-    from engine.sweeps.results import write_results
+    from engine.sweeps.folder import open_folder
     from engine.sweeps.space import Space
     from engine.sweeps.sweep import Search, run_search
 
@@ -90,11 +82,8 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
         seed=args.seed,
         storage=args.storage,
     )
-    config = search.config()
-    from pathlib import Path
-
-    folder = SweepFolder(Path(args.workdir or f"sweeps/{config.name}"))
-    result = run_search(search, folder, functools.partial(_workers, args), _say, write_results)
+    folder = open_folder(args.workdir or f"sweeps/{search.config().name}")
+    result = run_search(search, folder, functools.partial(_workers, args), _say)
     return _report(result)
 
 

@@ -12,7 +12,7 @@ from engine.config.schema import Config
 from engine.config.text import to_text
 from engine.config.validation import validate
 from engine.run.atomic import write_text
-from engine.storage.mounts import local_path, local_text
+from engine.storage.mounts import local_text
 from engine.sweeps.folder import SweepFolder
 from engine.sweeps.local import LocalWorkers
 from engine.sweeps.machine import shares
@@ -102,7 +102,7 @@ def _reference(
     target: str | Path | Config | ml_collections.ConfigDict, workdir: str | Path | None
 ) -> tuple[str, SweepFolder | None]:
     """Returns what `--config` names, and the folder of the sweep if it is known already. An object becomes a file."""
-    folder = None if workdir is None else SweepFolder(local_path(workdir))
+    folder = None if workdir is None else open_folder(workdir)
     if isinstance(target, str | Path):
         return local_text(str(target)), folder
     config = target if isinstance(target, Config) else validate(target)
@@ -134,7 +134,7 @@ def _sweep_function(
     if workdir is None:
         raise ConfigError("workdir: is missing. Name the folder of the sweep, such as workdir='sweeps/mine'.")
     found = Space.of(space, of_config=False)
-    folder = SweepFolder(local_path(workdir))
+    folder = open_folder(workdir)
     search = Search(reference="", space=found, **options)
     definition = search.define_function(folder)
     return run_function(objective, found, folder, definition, on_message)

@@ -11,6 +11,7 @@ from engine.base import json_text
 from engine.base.errors import ConfigError, RunError
 from engine.base.files import lock_if_supported
 from engine.run.atomic import write_text
+from engine.storage.mounts import is_address, local_path
 from engine.sweeps.workers import Job
 
 DEFINITION, JOURNAL, LOCK = "sweep.json", "journal.log", "lock"
@@ -189,3 +190,12 @@ class SweepFolder:
                     "progress."
                 )
             yield
+
+
+def open_folder(path: str | Path) -> SweepFolder:
+    """Returns the folder of a sweep at a path. Raises ConfigError for the address of a bucket."""
+    if is_address(path):
+        raise ConfigError(
+            f"--workdir={path}: a sweep needs a folder that its runs share, not a bucket. Mount the bucket."
+        )
+    return SweepFolder(local_path(path))
