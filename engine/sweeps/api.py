@@ -13,7 +13,7 @@ from engine.config.text import to_text
 from engine.config.validation import validate
 from engine.run.atomic import write_text
 from engine.storage.mounts import local_text
-from engine.sweeps.folder import SweepFolder
+from engine.sweeps.folder import SweepFolder, open_folder
 from engine.sweeps.local import LocalWorkers
 from engine.sweeps.machine import shares
 from engine.sweeps.objective import Objective

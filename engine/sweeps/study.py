@@ -104,9 +104,10 @@ class Study:
         self._id = self._storage.get_study_id_from_name(name)
 
     def trials(self) -> "list[FrozenTrial]":
-        """Returns all trials by number, without those that were abandoned."""
+        """Returns all trials by number, without those that were abandoned, or created and never asked for."""
+        waiting = self._optuna.trial.TrialState.WAITING
         found = self._study.get_trials(deepcopy=False)
-        return [trial for trial in found if trial.user_attrs.get(KIND) != ABANDONED]
+        return [each for each in found if each.user_attrs.get(KIND) != ABANDONED and each.state != waiting]
 
     def first_step(self) -> int:
         """Returns the first step of any trial that was reported; 1 before that."""
