@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, launcher in _LAUNCHERS.items():
         below = launchers.add_parser(name, help=launcher.help)
         launcher.add_arguments(below)
-        below.set_defaults(parser=below, prints_result=name != "local")  # local processes have their results on disk
+        below.set_defaults(parser=below, prints_result=name not in ("local", "ray"))  # their results are on disk
 
 
 def run(args: argparse.Namespace, overrides: list[str]) -> int:
@@ -54,6 +54,53 @@ def _run_local(args: argparse.Namespace, overrides: list[str]) -> int:
         return supervise.run(args, overrides)
     words = common.command_words(args, overrides, "convoy launch local", "a command")
     return local.launch(words, processes=args.processes, devices=args.devices_per_process)
+
+
+def _add_ray(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "convoy launch ray --processes N [options] -- VERB ..."
+    parser.add_argument("--processes", type=int, required=True, help="number of processes")
+    parser.add_argument("--cpus", type=float, default=1.0, help="CPUs of each process (default: 1)")
+    parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of each process (default: none)")
+    parser.add_argument(
+        "--resource", action="append", default=[], metavar="NAME=N",
+        help="another resource of each process, as the nodes name it: --resource TPU=4",
+    )  # fmt: skip
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("--spread", action="store_true", help="each process on a node of its own")
+    where.add_argument("--pack", action="store_true", help="on as few nodes as possible (default)")
+    parser.add_argument(
+        "--address", metavar="HOST:PORT", help="the cluster (default: RAY_ADDRESS, or that started here)"
+    )
+    parser.add_argument(
+        "--wait-for-nodes", type=float, default=30.0, metavar="SECONDS",
+        help="wait so long for the resources, also of a lost node (default: 30)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="NAME=VALUE", help="environment variable; not for secrets"
+    )
+    parser.add_argument("--restarts", type=int, help="maximum number of restarts of a training (default: 50)")
+
+
+def _run_ray(args: argparse.Namespace, overrides: list[str]) -> int:
+    from engine.ray import launch, placement
+
+    words = common.command_words(args, overrides, "convoy launch ray", "a command")
+    job = placement.RayJob(
+        processes=args.processes,
+        cpus=args.cpus,
+        gpus=args.gpus,
+        resources=cli_args.parse_numbers("--resource", args.resource),
+        spread=args.spread,
+        address=args.address,
+        wait_for_nodes_s=args.wait_for_nodes,
+        variables=cli_args.parse_variables(args.env, "Put it into a file on the nodes."),
+    )
+    if args.restarts is None:
+        restarted = args.command[0] == "train" and "--fast-dev-run" not in args.command
+        args.restarts = slurm.RESTARTS if restarted else 0
+    if args.restarts:
+        return supervise.run(args, overrides, launch.RayAttempts(job).run)
+    return launch.launch(words, job)
 
 
 def _add_slurm(parser: argparse.ArgumentParser) -> None:
@@ -261,6 +308,7 @@ class _Launcher(NamedTuple):
 
 _LAUNCHERS = {
     "local": _Launcher(_add_local, _run_local, "on this machine"),
+    "ray": _Launcher(_add_ray, _run_ray, "on the nodes of a Ray cluster"),
     "slurm": _Launcher(
         _add_slurm, _run_slurm, "submit a Slurm job that saves before its time limit and requeues itself"
     ),

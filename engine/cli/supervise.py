@@ -2,10 +2,14 @@
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from engine.base.errors import ConfigError
 from engine.cli import common
 from engine.cluster import parent
+
+if TYPE_CHECKING:
+    from engine.launch.supervise import RunAttempt
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,8 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--restarts", type=int, help="maximum number of restarts (default: no limit)")
 
 
-def run(args: argparse.Namespace, overrides: list[str]) -> int:
-    """Runs `convoy supervise`, or `convoy launch local --restarts N`."""
+def run(args: argparse.Namespace, overrides: list[str], run_attempt: "RunAttempt | None" = None) -> int:
+    """Runs `convoy supervise`, or `convoy launch WHERE --restarts N`.
+
+    Args:
+        args, overrides: as for any verb.
+        run_attempt: as for `supervise`.
+    """
     from engine.launch.supervise import supervise
     from engine.run.directory import RunDirectory, default_workdir
 
@@ -29,8 +38,9 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         words,
         RunDirectory(train.workdir or default_workdir(*_name_and_task(train.config, train_overrides))),
         processes=args.processes,
-        devices=args.devices_per_process,
+        devices=getattr(args, "devices_per_process", None),
         restarts=args.restarts,
+        run_attempt=run_attempt,
     )
 
 

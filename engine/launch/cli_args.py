@@ -43,6 +43,17 @@ def parse_pairs(flag: str, texts: Iterable[str]) -> dict[str, str]:
     return found
 
 
+def parse_numbers(flag: str, texts: Iterable[str]) -> dict[str, float]:
+    """Parses `NAME=NUMBER` texts into a dict. Raises ConfigError for other texts."""
+    found = {}
+    for name, text in parse_pairs(flag, texts).items():
+        try:
+            found[name] = float(text)
+        except ValueError:
+            raise ConfigError(f"{flag} {name} = {text!r}: allowed is a number.") from None
+    return found
+
+
 def parse_variables(texts: Iterable[str], secret_advice: str) -> dict[str, str]:
     """Parses the variables of `--env NAME=VALUE`.
 

@@ -101,7 +101,7 @@ def report_unexplained(pid: int, code: int, out_of_memory: bool) -> int:
     output.show(f"{_SHOW_CURSOR}\n{reason}" if output.is_terminal(sys.stderr) else reason)
     failed = code or ExitStatus.USER_ERROR
     if (path := _shared_status_path()) is not None:
-        _correct(path, [pid], failed, reason)
+        correct(path, [pid], failed, reason)
         record_death(RunDirectory(path.parent).goodput, [pid], verdict.shared_status()[1])
     return failed
 
@@ -148,10 +148,11 @@ def correct_status(folder: Path, pids: Collection[int], code: int, reason: str) 
         reason: why the job ended, as a sentence.
     """
     if (path := _status_path(folder)) is not None:
-        _correct(path, pids, code, reason)
+        correct(path, pids, code, reason)
 
 
-def _correct(path: Path, pids: Collection[int], code: int, reason: str) -> None:
+def correct(path: Path, pids: Collection[int], code: int, reason: str) -> None:
+    """Does the same for the status file `path`."""
     with contextlib.suppress(RunError):
         found = status.read(path)
         later = code in (ExitStatus.USER_ERROR, *KILLED)  # the loss of the process that ended so

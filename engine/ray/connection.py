@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-from engine.base.errors import ConfigError
+from engine.base.errors import ConfigError, first_line
 from engine.cluster.cluster_detection import address as parse_address
 from engine.cluster.shutdown import RunThread
 
@@ -47,11 +47,13 @@ def connect(address: str | None = None) -> ModuleType:
     found = _started_here() if wanted in ("", "auto") else wanted
     where = f"at {found}" if found else "on this machine"
     _probe(found, where, "--address" if address else ADDRESS)
-    errors = _run(lambda: _init(ray, found), _INIT_S)  # in a thread, Ray installs no handler of SIGTERM
-    if errors is None:
-        raise _no_cluster(where, f"it accepts connections, but did not answer as Ray within {_INIT_S:g} s")
-    for error in errors:
-        raise _no_cluster(where, str(error).splitlines()[0]) from error
+    try:
+        call(lambda: _init(ray, found), _INIT_S)  # in a thread, Ray installs no handler of SIGTERM
+    except TimeoutError:
+        reason = f"it accepts connections, but did not answer as Ray within {_INIT_S:g} s"
+        raise _no_cluster(where, reason) from None
+    except Exception as error:
+        raise _no_cluster(where, first_line(error)) from error
     return ray
 
 
@@ -89,17 +91,27 @@ def _no_cluster(where: str, reason: str) -> ConfigError:
     )
 
 
-def _run(work: Callable[[], object], limit_s: float) -> list[Exception] | None:
-    """Calls a function of Ray in a thread; returns its error, if any, or None if it takes longer than the limit."""
+def call[T](work: Callable[[], T], limit_s: float) -> T:
+    """Calls a function of Ray in a thread, since it may wait for minutes for a cluster that is gone.
+
+    Raises:
+        TimeoutError: it takes longer than the limit; the thread is left behind.
+        Exception: any error of the function.
+    """
+    results: list[T] = []
     errors: list[Exception] = []
 
-    def call() -> None:
+    def run() -> None:
         try:
-            work()
+            results.append(work())
         except Exception as error:
             errors.append(error)
 
-    thread = RunThread(call, "ray")
+    thread = RunThread(run, "ray")
     thread.start()
     thread.join(limit_s)
-    return None if thread.is_alive() else errors
+    if thread.is_alive():
+        raise TimeoutError(f"Ray did not answer within {limit_s:g} s")
+    for error in errors:
+        raise error
+    return results[0]

@@ -1,0 +1,241 @@
+"""`convoy launch ray` on a real cluster of three nodes on this machine. Each process runs on a node of its own."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.base.errors import ConfigError
+from engine.launch.supervise import supervise
+from engine.ray.connection import connect
+from engine.ray.launch import RayAttempts, launch, passed_on
+from engine.ray.placement import NodesMissing, RayJob
+from engine.run.directory import RunDirectory
+from tests import runs
+from tests.launch.programs import alive, wait_until_gone
+from tests.ray.clusters import Nodes, cluster
+
+pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+
+TRAIN = (
+    *("train", "--config=configs.digits", "--config.train.total=120 steps", "--config.checkpoint.every=10 steps"),
+    *("--config.log.every=1 step", "--config.evaluations.heldout.every=60 steps", "--config.log.tensorboard=False"),
+)
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[Nodes]:
+    with cluster(num_cpus=0) as found:
+        nodes = Nodes(found)
+        nodes.add(2)
+        yield nodes
+        connect(found.address).shutdown()
+
+
+@pytest.fixture
+def job(nodes: Nodes) -> RayJob:
+    nodes.add(2)
+    return RayJob(2, resources={"slot": 1}, spread=True, address=nodes.address, wait_for_nodes_s=3)
+
+
+def start(nodes: Nodes, *words: str) -> subprocess.Popen[str]:
+    """Starts `convoy launch ray` for two processes, with one device each."""
+    flags = ("--processes=2", "--spread", "--resource=slot=1", f"--address={nodes.address}", "--wait-for-nodes=60")
+    return subprocess.Popen(
+        runs.command("launch", "ray", *flags, *words),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=runs.environment(),
+    )  # fmt: skip
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Returns the exit code and the output."""
+    text = process.communicate(timeout=300)[0]
+    return process.returncode, text
+
+
+def program(text: str) -> list[str]:
+    return [sys.executable, "-c", f"import os, signal, sys, time\nme = os.environ['CONVOY_PROCESS_ID']\n{text}"]
+
+
+def digests(run: Path) -> dict[str, str]:
+    """Returns the digest of each array of the last step: weights, state of the optimizer."""
+    return json.loads((run / "checkpoints/120/manifest.json").read_text())["arrays"]
+
+
+@pytest.fixture(scope="module")
+def unbroken(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+    run = tmp_path_factory.mktemp("ray") / "run"
+    return run, *ended(start(nodes, "--", *TRAIN, f"--workdir={run}"))
+
+
+def test_training_of_two_nodes_has_the_output_and_the_exit_code_of_other_launchers(unbroken):
+    run, code, text = unbroken
+    assert code == 0, text
+    assert "[1] processes: 1 of 2, coordinator " in text and "(flags and CONVOY_*: CONVOY_COORDINATOR" in text
+    assert "[0] digits: done at step 120/120" in text and "convoy launch" not in text
+    assert runs.status(run)["state"] == "done" and sorted(runs.rows(run)) == list(range(1, 121))
+
+
+def test_killed_node_is_replaced_and_the_run_continues_bitwise(nodes, unbroken, tmp_path):
+    run = tmp_path / "run"
+    nodes.add(2)
+    process = start(nodes, "--", *TRAIN, f"--workdir={run}")
+    runs.wait_for(lambda: (run / "metrics.jsonl").exists() and len(runs.rows(run)) > 20, process)
+    node = nodes.kill()
+    nodes.add(2)
+    code, text = ended(process)
+    assert code == 0, text
+    assert re.search(rf"convoy launch: process (0|1) ended first, with 42 .*\n\[\1\] node .*Ray's id {node}", text), (
+        text
+    )
+    assert re.search(r"convoy supervise: ended at step \d+ with 42 .* Restart 1 in 1 s, from step \d+\.", text), text
+    assert runs.status(run)["attempt"] == 2
+    assert runs.rows(run) == runs.rows(unbroken[0])
+    assert runs.rows(run, "heldout/loss") == runs.rows(unbroken[0], "heldout/loss")
+    assert digests(run) == digests(unbroken[0]) and len(digests(run)) > 10
+
+
+def test_error_of_the_user_is_told_once_and_not_restarted(nodes, tmp_path):
+    code, text = ended(start(nodes, "--", *TRAIN, "--config.data.split=tomorrow", f"--workdir={tmp_path / 'run'}"))
+    assert code == 1 and "Restart" not in text and "convoy launch: process " in text
+    assert text.count("tomorrow") == 1, text
+
+
+@contextlib.contextmanager
+def when(condition: Callable[[], object], act: Callable[[], object]) -> Iterator[None]:
+    """Calls `act` in a thread once the condition holds."""
+
+    def run() -> None:
+        end = time.monotonic() + 180
+        while not condition() and time.monotonic() < end:
+            time.sleep(0.01)
+        act()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield
+    thread.join()
+
+
+def pids(folder: Path) -> list[int]:
+    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+
+
+def waiting(folder: Path) -> list[str]:
+    """A program that states its pid in a folder, and waits."""
+    return program(f"open(f'{folder}/{{os.getpid()}}', 'w').close(); time.sleep(3600)")
+
+
+def test_node_that_is_lost_for_good_ends_the_job_with_its_name_in_time(nodes, job, tmp_path, capsys):
+    killed: dict[str, Any] = {}
+
+    def kill() -> None:
+        killed.update(pids=pids(tmp_path), time=time.monotonic(), node=nodes.kill())
+
+    with when(lambda: len(pids(tmp_path)) == 2, kill), pytest.raises(NodesMissing) as raised:
+        supervise(waiting(tmp_path), RunDirectory(tmp_path / "run"), run_attempt=RayAttempts(job).run, processes=2)
+    assert time.monotonic() - killed["time"] < runs.limit(60)
+    text = str(raised.value)
+    assert f"Ray's id {killed['node']}), which r" in text and "No other node took its place within 3 s" in text
+    assert "the job needs 2 x CPU: 1, slot: 1, each on a node of its own" in text and "room for 1" in text
+    assert raised.value.exit_code == 42
+    wait_until_gone(killed["pids"])  # those of the killed node too
+    assert "Restart 1 in 1 s, from the beginning." in capsys.readouterr().err
+
+
+def test_node_that_stops_answering_is_lost_too(nodes, job, tmp_path, monkeypatch, capsys):
+    """As after a loss of power: no connection is closed. Ray itself would wait."""
+    monkeypatch.setattr("engine.ray.launch.SILENT_S", 4.0)
+    parents: list[int] = []
+
+    def stop() -> None:
+        child = pids(tmp_path)[0]
+        parents.append(int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[1]))
+        os.kill(parents[0], signal.SIGSTOP)  # the worker of Ray
+
+    try:
+        with when(lambda: len(pids(tmp_path)) == 2, stop):
+            assert launch(waiting(tmp_path), job) == 42
+        text = capsys.readouterr().err
+        assert re.search(
+            r"convoy launch: process (0|1) ended first, with 42 \(start it again\); then [01]: 137\n", text
+        )
+        assert re.search(r"\[(0|1)\] node .*, which runs process \1, has not answered for \d+ s\.", text), text
+    finally:
+        os.kill(parents[0], signal.SIGCONT)
+    wait_until_gone(pids(tmp_path))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 42), (signal.SIGINT, 130)])
+def test_signals_reach_the_processes(job, tmp_path, number, code):
+    text = f"""
+def stop(number, frame):
+    os._exit({code})
+signal.signal({int(number)}, stop)
+open(f'{tmp_path}/{{os.getpid()}}', 'w').close()
+time.sleep(3600)
+"""
+    with when(lambda: len(pids(tmp_path)) == 2, lambda: os.kill(os.getpid(), number)):
+        assert launch(program(text), job) == code
+
+
+def test_first_failure_decides_and_the_output_keeps_its_order(job, capsys, monkeypatch):
+    monkeypatch.setenv("CONVOY_MINE", "passed on")
+    monkeypatch.setenv("OTHER", "not passed on")
+    text = """
+for i in range(200):
+    print(i, os.environ.get("CONVOY_MINE"), os.environ.get("OTHER"), os.getcwd(), flush=True)
+if me == "1":
+    print("the reason", file=sys.stderr)
+    sys.exit(43)
+time.sleep(3600)
+"""
+    assert launch(program(text), job) == 43
+    found = capsys.readouterr()
+    for i in (0, 1):
+        lines = [line for line in found.out.splitlines() if line.startswith(f"[{i}] ")]
+        assert lines == [f"[{i}] {n} passed on None {os.getcwd()}" for n in range(200)]
+    assert found.err.splitlines() == [
+        "[1] the reason", "convoy launch: process 1 ended first, with 43 (do not retry); then 0: 137",
+    ]  # fmt: skip
+
+
+def test_killed_driver_leaves_no_process(nodes, tmp_path):
+    nodes.add(2)
+    launcher = f"""
+from engine.ray.launch import launch
+from engine.ray.placement import RayJob
+launch({waiting(tmp_path)!r}, RayJob(2, resources={{"slot": 1}}, address={nodes.address!r}))
+"""
+    process = subprocess.Popen([sys.executable, "-c", launcher], stdout=subprocess.PIPE, text=True)
+    runs.wait_for(lambda: len(pids(tmp_path)) == 2, process)
+    assert all(map(alive, pids(tmp_path)))
+    process.kill()
+    process.communicate()
+    wait_until_gone(pids(tmp_path))
+
+
+def test_cluster_that_is_too_small_is_one_sentence(job):
+    with pytest.raises(ConfigError) as raised:
+        launch(program(""), RayJob(2, gpus=8, address=job.address, wait_for_nodes_s=0.5))
+    assert str(raised.value).startswith(
+        "the job needs 2 x CPU: 1, GPU: 8, and the 3 nodes of the cluster have room for 0"
+    )
+
+
+def test_variables_of_the_engine_and_of_jax_are_passed_on(monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", f"relative{os.pathsep}/absolute")
+    monkeypatch.setenv("XLA_FLAGS", "--a")
+    found = passed_on()
+    assert found["PYTHONPATH"] == f"{os.getcwd()}/relative{os.pathsep}/absolute" and found["XLA_FLAGS"] == "--a"
+    assert "PATH" not in found and json.dumps(found)
