@@ -4,11 +4,11 @@ These functions read a run directory and need no training data. They do not take
 """
 
 import contextlib
-import dataclasses
 import functools
 import importlib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -19,27 +19,24 @@ from engine.api.prediction_files import PredictionFile, check_prediction_file, o
 from engine.api.predictions import EXAMPLE, Columns, Predictor
 from engine.api.results import Results, StepResults
 from engine.api.saved_evaluations import SavedEvaluations, choose_steps, log
+from engine.api.saved_predictor import Request, SavedPredictor
 from engine.api.saved_program import open_program
 from engine.api.saved_run import SavedRun
-from engine.base.errors import ConfigError, DataError, did_you_mean
+from engine.base.errors import ConfigError, DataError
 from engine.checkpoint.export import export_safetensors
 from engine.checkpoint.store import StepInfo
 from engine.cluster import group, peer_failure
-from engine.compile.build import build_task
-from engine.compile.out_of_memory import out_of_memory_reported
-from engine.config.instances import section_of
-from engine.config.schema import Config, Data
-from engine.config.target import check
-from engine.data.adapt import Readable, build_source, limit_source
-from engine.data.source import BaseSource
+from engine.data.adapt import Readable
 from engine.metrics.results import Result
 from engine.observe.figure_files import remove_figures, write_figures
 from engine.storage.mounts import local_path
-from engine.training.figures import check_figure, draw_example
-from engine.training.task import Task, for_sources
+from engine.training.figures import draw_example
+from engine.training.task import Task
 
 SUBMISSIONS = "engine.submissions.files"
 """The extension that writes the formats of benchmarks, which is imported only for them."""
+type Compute = Callable[[SavedPredictor, Callable[[int], None]], AbstractContextManager[Iterable[Columns]]]
+"""Computes predictions: gets what to compute, and a function to call with the number of finished examples."""
 FIGURE = re.compile(r"example-\d+\.png")  # name of a figure of `predict`
 
 
@@ -130,6 +127,7 @@ def predict(
     figures: int = 0,
     fields: Sequence[str] = (),
     format: str | None = None,
+    compute: Compute | None = None,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_message: Callable[[str], None] = log,
 ) -> dict[str, np.ndarray]:
@@ -158,6 +156,7 @@ def predict(
         fields: entries of the examples, such as "label", that become columns, such as `batch/label`.
         format: name of the format of a public benchmark (a module of `engine/submissions/`, such as "nuscenes") in
             which `out` is written, instead of a table of columns.
+        compute: computes the batches elsewhere, such as `engine.ray.inference.RayPredictions`. None: in this process.
         on_progress: called with the number of finished examples and of all examples.
         on_message: called with sentences for the user.
 
@@ -173,35 +172,21 @@ def predict(
         raise ConfigError(f"figures = {figures}: they are written next to the file `out`. Set it, too.")
     if group.is_primary():
         _check_output(path, overwrite, format, fields)
-    saved = SavedRun(run)
-    name, config = _config_for_predictions(saved, data, evaluation, overrides)
-    section = config.data if name is None else config.evaluations[name].data
-    where = "data" if name is None else f"evaluations.{name}.data"
-    with saved.code_importable(config.task, config.evaluations):
-        task = build_task(config.task) if task is None else task
-        if figures:
-            check_figure(task, f"figures = {figures}")
-        if isinstance(data, Mapping) or data is None:
-            check(section, where)
-    size = batch_size or (config.evaluations[name].batch_size if name else None) or config.train.global_batch_size
-    mesh, program = open_program(task, config, overrides, [size], on_message)
-    source = _source(data, section, where)
-    program = dataclasses.replace(program, task=for_sources(task, {"predict" if name is None else where: source}))
-    with out_of_memory_reported(config.train, mesh), peer_failure.lost_peers_reported():
-        chosen = group.run_on_primary(lambda: saved.choose(step), "the choice of the checkpoint")
-        if group.is_primary():
-            on_message(f"predicting with {saved.directory} at {saved.describe_choice(chosen, step)}")
-        predictor = Predictor(source, section, program, size, where, fields)
-        batches = predictor.run(saved.weights(chosen, program), lambda done: on_progress(done, predictor.examples))
+    request = Request(run, data, evaluation, step, task, batch_size, overrides, fields)
+    opened = SavedPredictor(request, figures, on_message)
+    predictor, total = opened.predictor, opened.predictor.examples
+    compute = in_this_process if compute is None else compute
+    with opened.errors_reported(), contextlib.ExitStack() as stack:
+        batches = stack.enter_context(compute(opened, lambda done: on_progress(done, total)))
         if path is None:
             parts = list(batches)
             return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]} if parts else {}
         folder, drawn = path.with_name(f"{path.stem}_figures"), set[str]()
-        lineage = PredictionLineage(path, saved, chosen, config, where, predictor) if group.is_primary() else None
-        opened = (path, overwrite, format, predictor)
-        with _open_output(*opened) if group.is_primary() else contextlib.nullcontext() as file:
+        lineage = PredictionLineage(path, opened) if group.is_primary() else None
+        output = _open_output(path, overwrite, format, predictor) if group.is_primary() else contextlib.nullcontext()
+        with output as file:
             for columns in batches:
-                drawn |= _draw(columns, predictor, task, figures - len(drawn), folder)
+                drawn |= _draw(columns, predictor, opened.task, figures - len(drawn), folder)
                 if file is not None and lineage is not None:
                     file.add(columns)
                     lineage.add(columns)
@@ -214,6 +199,12 @@ def predict(
             if drawn:
                 on_message(f"figures: {folder}")
     return {}
+
+
+@contextlib.contextmanager
+def in_this_process(opened: SavedPredictor, on_examples: Callable[[int], None]) -> Iterator[Iterable[Columns]]:
+    """Computes predictions here, with the other processes of the run, if any."""
+    yield opened.run(on_examples)
 
 
 def _check_output(path: Path | None, overwrite: bool, format: str | None, fields: Sequence[str]) -> None:
@@ -254,35 +245,6 @@ def _write_errors_reported(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise DataError(f"{folder}: cannot be written ({error.strerror or error}). Free space there.") from error
-
-
-def _config_for_predictions(
-    saved: SavedRun, data: Readable | Mapping[str, Any] | None, evaluation: str | None, overrides: Sequence[str]
-) -> tuple[str | None, Config]:
-    """Returns the name of the evaluation whose data is read, and the config; the name is None for `config.data`."""
-    given = [text for text in overrides if text.startswith("data.")]
-    if data is not None or any(text.startswith("data.target=") for text in given):
-        if evaluation is not None:
-            raise ConfigError(f"evaluation = {evaluation!r}: other data is given too. Choose one of the two.")
-        section = data if data is None or isinstance(data, Mapping) else section_of(data)
-        return None, saved.changed_config(overrides, data=section)
-    names = saved.changed_config([text for text in overrides if text not in given]).evaluations
-    if evaluation is None and len(names) == 1:
-        evaluation = next(iter(names))
-    if evaluation not in names:
-        found = f"evaluation = {evaluation!r}: no such evaluation." if evaluation else "predict: no data is chosen."
-        near = did_you_mean(evaluation, names) if evaluation else ""
-        listed = f"name an evaluation of the run ({', '.join(names)})" if names else "the run has no evaluations"
-        advice = "--data.target=package.module.Name, or data=... in Python"
-        raise ConfigError(f"{found}{near} Give a dataset, {advice}; {listed}: --evaluation=NAME.")
-    renamed = [f"evaluations.{evaluation}.{text}" if text in given else text for text in overrides]
-    return evaluation, saved.changed_config(renamed)
-
-
-def _source(data: Readable | Mapping[str, Any] | None, section: Data, where: str) -> BaseSource:
-    if data is None or isinstance(data, Mapping):
-        return build_source(section, where, finite=True)
-    return limit_source(data, section, "data", finite=True)
 
 
 def export(run: str | Path, file: str | Path, *, step: int | str | None = None, task: Task | None = None) -> list[str]:

@@ -6,7 +6,8 @@ import functools
 from collections.abc import Mapping
 from pathlib import Path
 
-from engine.api.predictions import EXAMPLE, Columns, Predictor
+from engine.api.predictions import EXAMPLE, Columns
+from engine.api.saved_predictor import SavedPredictor
 from engine.api.saved_run import SavedRun
 from engine.base.errors import ConvoyError, DataError
 from engine.base.json_text import now
@@ -116,20 +117,16 @@ class PredictionLineage:
 
     Args:
         path: file of the predictions.
-        saved: the run.
-        step: step of the checkpoint.
-        config: config of the run with the settings of the data.
-        role: config section of the data.
-        predictor: the predictions.
+        opened: the predictions.
     """
 
-    def __init__(self, path: Path, saved: SavedRun, step: int, config: Config, role: str, predictor: Predictor):
-        self._path, self._config = path, config
+    def __init__(self, path: Path, opened: SavedPredictor):
+        self._path, self._config, predictor = path, opened.config, opened.predictor
         summary = {"examples": str(predictor.examples), "content": predictor.source.fingerprint()}
-        settings = lineage.data_settings(field_texts(config), role)
-        self._input = source_lineage.describe(predictor.source, role, summary, settings)
+        settings = lineage.data_settings(field_texts(opened.config), opened.where)
+        self._input = source_lineage.describe(predictor.source, opened.where, summary, settings)
         self._names = source_lineage.names_of(predictor.source)
-        self._checkpoint = checkpoint_input(saved, step)
+        self._checkpoint = checkpoint_input(opened.saved, opened.step)
         self._text: dict[str, set[str]] = {name: set() for name in predictor.text}
         self._examples = 0
 

@@ -100,7 +100,22 @@ class Predictor:
             in_order=True,
         )
 
-    def run(self, weights: Weights, on_batch: Callable[[int], None] = lambda done: None) -> Generator[Columns]:
+    @property
+    def batches(self) -> int:
+        """Number of batches."""
+        return len(self._feed)
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """Paths of the model state that each batch takes from the batch before it."""
+        return tuple(self._step.carried)
+
+    def run(
+        self,
+        weights: Weights,
+        on_batch: Callable[[int], None] = lambda done: None,
+        numbers: range | None = None,
+    ) -> Generator[Columns]:
         """Yields the columns of consecutive examples; the text columns only in the primary.
 
         Examples that cannot be read are left out if `data.on_error` is skip; the column `example` shows which. If the
@@ -109,14 +124,16 @@ class Predictor:
         Args:
             weights: the weights; the averaged ones are used if they exist.
             on_batch: called with the number of finished examples.
+            numbers: consecutive numbers of the batches; None: all of them.
         """
+        first = 0 if numbers is None else numbers.start
         params, model_state = evaluation_params(weights, use_ema=True), dict(weights.model_state)
         model_state |= self._program.first_state(self._step.carried) if self._step.carried else {}
         waiting: deque[tuple[int, Any, dict[str, list[Any]]]] = deque()
         pending: list[tuple[dict[str, np.ndarray], dict[str, list[Any]]]] = []
         together = GATHERED if self._text and group.count() > 1 else 1
-        with contextlib.closing(self._feed.with_host_batches()) as batches:
-            for number, (placed, host) in enumerate(batches):
+        with contextlib.closing(self._feed.with_host_batches(numbers)) as batches:
+            for number, (placed, host) in enumerate(batches, first):
                 *result, state = self._step(params, model_state, placed)
                 model_state |= state
                 waiting.append((number, result, self._text_of(host)))

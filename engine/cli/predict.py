@@ -3,7 +3,7 @@
 import argparse
 
 from engine.base.errors import ConfigError
-from engine.cli import common
+from engine.cli import common, ray_flags
 from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.peer_failure import lost_peers_reported
@@ -23,6 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument_group(
         "data", "--data.target=NAME and --data.ARGUMENT=VALUE give a dataset; --config.NAME=VALUE sets other fields"
     )
+    ray_flags.add_flags(parser)
+    parser.add_argument("--processes", type=int, help="with --on=ray: workers (default: one per GPU, or per CPU)")
     common.add_process_flags(parser)
 
 
@@ -33,9 +35,16 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     if args.figures < 0:
         raise ConfigError(f"--figures = {args.figures}: allowed is a whole number from 0.")
     common.join(args)
+    pool = ray_flags.ray_pool(args, devices=True)
     with common.fast_import():
         from engine.api import inference
     from engine.observe.progress import CountProgress
+
+    compute = None
+    if pool is not None:
+        from engine.ray.inference import RayPredictions
+
+        compute = RayPredictions(pool, args.out, common.say)
 
     if group.is_primary():
         common.warn_of_missing_end(args.run)
@@ -51,6 +60,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
             figures=args.figures,
             fields=[name for name in (args.fields or "").split(",") if name],
             format=args.format,
+            compute=compute,
             on_progress=progress.update,
             on_message=common.say,
         )

@@ -4,6 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from engine.base.errors import ConfigError
+from engine.cluster import group
 
 if TYPE_CHECKING:
     from engine.ray.pool import RayPool
@@ -25,7 +26,7 @@ def ray_pool(args: argparse.Namespace, devices: bool = False) -> "RayPool | None
 
     Args:
         args: the parsed arguments.
-        devices: as for `RayPool`.
+        devices: as for `RayPool`. Such verbs have no processes of their own on this machine.
 
     Raises:
         ConfigError: --address without --on=ray, or no such cluster.
@@ -33,7 +34,11 @@ def ray_pool(args: argparse.Namespace, devices: bool = False) -> "RayPool | None
     if args.on == "local":
         if args.address is not None:
             raise ConfigError("--address is that of a Ray cluster. Add --on=ray.")
+        if devices and args.processes is not None:
+            raise ConfigError("--processes is the number of workers of --on=ray. Add it, or start several processes.")
         return None
+    if group.count() > 1:
+        raise ConfigError("--on=ray starts the workers itself. Start the command as one process.")
     from engine.ray.connection import connect
     from engine.ray.pool import RayPool
 

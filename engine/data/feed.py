@@ -269,11 +269,17 @@ class EvaluationFeed:
             for placed, _ in batches:
                 yield placed
 
-    def with_host_batches(self) -> Generator[tuple[Batch, Batch]]:
-        """Yields each batch on the devices, and its rows of this process on the host, which may hold text."""
+    def with_host_batches(self, numbers: range | None = None) -> Generator[tuple[Batch, Batch]]:
+        """Yields each batch on the devices, and its rows of this process on the host, which may hold text.
+
+        Args:
+            numbers: consecutive numbers of the batches; None: all of them.
+        """
+        numbers = range(len(self)) if numbers is None else numbers
+        has_last = self._is_exact(numbers.stop - 1)
         reader = read(
             self._made,
-            range(len(self) - bool(self._remainder)),
+            range(numbers.start, numbers.stop - has_last),
             threads=self._settings.threads,
             workers=self._settings.workers,
             prefetch=self._ahead,
@@ -287,7 +293,7 @@ class EvaluationFeed:
                 yield placed, batch
         finally:
             reader.close()
-        if self._remainder:
+        if has_last:
             batch = self._batches.remainder()
             yield to_global_arrays(_numbers(batch), self._replicated), batch
 

@@ -1,0 +1,109 @@
+"""Predictions and evaluations on a real Ray cluster of three nodes on this machine."""
+
+import signal
+import time
+
+import numpy as np
+import pytest
+
+import engine
+from engine.cli.main import main
+from engine.ray.connection import connect
+from engine.ray.inference import Part, RayPredictions, split
+from engine.ray.parts import open_parts
+from engine.ray.pool import RayPool
+from tests import runs
+from tests.ray.clusters import cluster
+
+pytestmark = pytest.mark.multiprocess
+
+GATED = "--data.target=tests.ray.gated.Gated"
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """The address of a cluster of three nodes, two of which have a CPU."""
+    with cluster(num_cpus=0) as found:
+        found.add_node(num_cpus=1)
+        found.add_node(num_cpus=1)
+        ray = connect(found.address)
+        yield found.address
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run with an evaluation whose last batch is padded."""
+    path = tmp_path_factory.mktemp("inference") / "run"
+    heldout = dict(data=dict(target="tests.predicting.Unreadable"), batch_size=8, every="4 steps")
+    settings = dict(train__total="4 steps", checkpoint__every="2 steps", evaluations__heldout=heldout)
+    engine.train(runs.config(**settings, task__target="tests.predicting.Predict"), workdir=path)
+    return path
+
+
+def wait_until(condition):
+    end = time.monotonic() + runs.limit(120)
+    while not (found := condition()):
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    return found
+
+
+def test_parts_are_batches_in_order_and_do_not_depend_on_the_workers():
+    assert split(3) == [Part(0, 1), Part(1, 2), Part(2, 3)]
+    assert [split(batches)[0].stop for batches in (1, 511, 512, 10**4, 10**6)] == [1, 1, 2, 16, 16]
+    for batches in (1, 513, 1000):
+        parts = split(batches)
+        assert [n for part in parts for n in range(part.start, part.stop)] == list(range(batches))
+
+
+@pytest.mark.parametrize("suffix", ["npz", "parquet"])
+def test_file_of_predictions_has_the_same_bytes_for_any_number_of_workers(nodes, run, tmp_path, capsys, suffix):
+    plain = tmp_path / f"plain.{suffix}"
+    assert main(["predict", str(run), f"--out={plain}"]) == 0
+    for workers in (1, 2) if suffix == "npz" else (2,):
+        out = tmp_path / f"{workers}.{suffix}"
+        words = ["predict", str(run), f"--out={out}", "--on=ray", f"--address={nodes}", f"--processes={workers}"]
+        assert main(words) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == f"wrote predictions of 37 examples to {out}"
+        assert out.read_bytes() == plain.read_bytes()
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_predictions_without_a_file_are_those_of_one_process(nodes, run):
+    plain = engine.predict(run)
+    found = engine.predict(run, compute=RayPredictions(RayPool(workers=2)))
+    assert found.keys() == plain.keys()
+    assert all(np.array_equal(found[name], plain[name]) and found[name].dtype == plain[name].dtype for name in plain)
+
+
+def test_killed_prediction_continues_to_the_same_bytes(nodes, run, tmp_path, capsys):
+    gate, out = tmp_path / "gate", tmp_path / "out.npz"
+    gate.mkdir()
+    data = [GATED, f"--data.gate={gate}", "--data.wait_from=20", "--batch-size=8"]
+    words = ["predict", str(run), *data, f"--out={out}", "--on=ray", f"--address={nodes}"]
+    process = runs.start(*words)
+    try:
+        wait_until(lambda: process.poll() or len(list((tmp_path / ".out.npz.parts").glob("00*"))) == 2)
+    finally:
+        process.kill()
+        output = process.communicate()[0]
+    assert process.returncode == -signal.SIGKILL, output
+    (gate / "open").touch()
+    assert main(words) == 0
+    texts = capsys.readouterr()
+    assert "2 of 5 parts were finished before" in texts.err and not list(tmp_path.glob(".*"))
+    plain = tmp_path / "plain.npz"
+    assert main(["predict", str(run), *data, f"--out={plain}"]) == 0
+    assert out.read_bytes() == plain.read_bytes()
+
+
+def test_parts_of_another_request_are_not_used(nodes, run, tmp_path):
+    folder = tmp_path / ".out.npz.parts"
+    out = tmp_path / "out.npz"
+    with pytest.raises(OSError), open_parts(out, "another request") as parts:
+        parts.save(0, ["old"])
+        raise OSError
+    assert folder.exists()
+    assert main(["predict", str(run), f"--out={out}", "--on=ray", f"--address={nodes}"]) == 0
+    assert np.load(out)["example"].tolist() == list(range(37)) and not folder.exists()
