@@ -56,6 +56,7 @@ class ScriptedWorkers:
     def __init__(self, folder: SweepFolder, failures: Mapping[float, list[tuple[int, str]]] | None = None):
         self._folder, self._failures = folder, {rate: list(ends) for rate, ends in (failures or {}).items()}
         self._running: dict[str, Job] = {}
+        self._stopped: set[str] = set()
         self.started: list[str] = []
 
     def start(self, job: Job) -> None:
@@ -63,14 +64,15 @@ class ScriptedWorkers:
         self.started.append(job.name)
 
     def ended(self) -> dict[str, int]:
-        found = {name: self._advance(job) for name, job in self._running.items()}
+        found = {name: 42 if name in self._stopped else self._advance(job) for name, job in self._running.items()}
         codes = {name: code for name, code in found.items() if code is not None}
         for name in codes:
             del self._running[name]
+            self._stopped.discard(name)
         return codes
 
     def stop(self, name: str) -> None:
-        self._running.pop(name, None)
+        self._stopped.add(name)
 
     def close(self) -> None:
         self._running.clear()
