@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine import adapters, augmentation, bundles, hub, layers, metrics, perception, plot, quantization, readers
+    from engine import adapters, augmentation, bundles, hub, layers, metrics, perception, plot, quantization, readers, sweeps
     from engine.api.explain import explain
     from engine.api.follow import follow
     from engine.api.inference import checkpoints, evaluate, evaluate_steps, export, predict
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from engine.sequences.reset import reset_at_starts
     from engine.sequences.sequences import Sequences
     from engine.storage.mounts import local_path
+    from engine.sweeps.api import sweep
     from engine.training.loss import Loss
     from engine.training.task import Task
 
@@ -99,6 +100,8 @@ __all__ = [
     "readers",
     "reset_at_starts",
     "stage",
+    "sweep",
+    "sweeps",
     "train",
     "write_dataset",
 ]
@@ -115,6 +118,7 @@ _MODULES = {
         "plot",
         "quantization",
         "readers",
+        "sweeps",
     ),
     "engine.augmentation.source": ("augmented",),
     "engine.bundles.exported": ("exported",),
@@ -142,6 +146,7 @@ _MODULES = {
     "engine.metrics.mean": ("Mean",),
     "engine.metrics.metric": ("Metric",),
     "engine.storage.mounts": ("local_path",),
+    "engine.sweeps.api": ("sweep",),
     "engine.observe.summary": ("Summary",),
     "engine.planning.plan": ("plan",),
     "engine.sequences.reset": ("reset_at_starts",),

@@ -35,6 +35,8 @@ EXAMPLES = """
   convoy runs --sort=-heldout/accuracy                                list the runs in runs/, the best first
   convoy runs lineage runs/digits                                     print where it came from and went to
   convoy runs push runs/digits --to=csv                               send it to a tracker such as mlflow
+  convoy sweep --config=configs.digits --space=space.py               search settings with many runs
+  convoy sweep status sweeps/digits                                   its progress and its best trial
   convoy data write --config=configs.digits --out=a.arrayrecord       write the training data as ArrayRecord
   convoy data check --config=configs.digits                           read every example, and report bad ones
   convoy doctor                                                       print what this machine provides

@@ -10,11 +10,15 @@ from engine import lazy_exports
 
 if TYPE_CHECKING:
     from engine.sweeps.domains import choice, integer, log, log_integer, uniform, when
+    from engine.sweeps.objective import Trial
+    from engine.sweeps.sweep import SweepResult
 
-__all__ = ["choice", "integer", "log", "log_integer", "uniform", "when"]
+__all__ = ["SweepResult", "Trial", "choice", "integer", "log", "log_integer", "uniform", "when"]
 
 _MODULES = {
     "engine.sweeps.domains": ("choice", "integer", "log", "log_integer", "uniform", "when"),
+    "engine.sweeps.objective": ("Trial",),
+    "engine.sweeps.sweep": ("SweepResult",),
 }
 
 __getattr__, __dir__ = lazy_exports(__name__, _MODULES)

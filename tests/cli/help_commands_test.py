@@ -25,6 +25,7 @@ TINY = (
     *("--config.data.limit=32", "--config.train.global_batch_size=32", "--config.evaluations.heldout.data.limit=32"),
 )
 GATE = '[rules.accuracy]\nmetric = "heldout/accuracy"\nat_least = 0\n'
+SPACE = "from engine.sweeps import choice\n\n\ndef get_space():\n    return {'task.width': choice(8, 16)}\n"
 ALONE = ("explain", "launch local", "supervise")  # they choose the devices, or start processes that print
 
 
@@ -50,6 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("help")
     for name in ("a.toml", "b.toml"):
         (found / name).write_text(GATE)
+    (found / "space.py").write_text(SPACE)
     model, images = Classifier(128, nnx.Rngs(0)), np.zeros((2, 8, 8), np.float32)
     hub.save(model, found / "weights.safetensors")
     np.savez(found / "pair.npz", image=images, output=model(images))
@@ -70,6 +72,8 @@ def test_command_of_a_help_text_works(command, folder, monkeypatch, capsys):
         words += TINY
     if words[0] == "data":
         words.insert(2, "--processes=1")
+    if words[:2] == ["sweep", "--config=configs.digits"]:
+        words.append("--trials=1")
     if not (folder / "runs/digits/config.txt").exists() and ("runs/digits" in command or words[0] == "bench"):
         assert main(["train", "--config=configs.digits", *TINY]) == 0  # the test of one command alone
     if words[0] == "bench":

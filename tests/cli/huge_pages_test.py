@@ -48,7 +48,7 @@ def test_restart_is_needed_only_if_huge_pages_are_on_request():
 def test_only_commands_that_compute_restart():
     assert {name for name in VERBS if huge_pages.computes([name])} == huge_pages.COMMANDS
     light = {"init", "plot", "report", "config", "checkpoints", "export", "import", "runs", "compare", "goodput"}
-    light |= {"bench", "doctor"}
+    light |= {"bench", "doctor", "sweep"}
     assert set(VERBS) == huge_pages.COMMANDS | light  # decide for a new verb
     for words in ([], ["trian"], ["--help"], ["train", "--help"], ["launch", "-h", "--", "train"]):
         assert not huge_pages.computes(words)

@@ -19,6 +19,7 @@ import engine.perception
 import engine.plot
 import engine.quantization
 import engine.readers
+import engine.sweeps
 from engine.cluster.exit_status import ExitStatus
 from engine.config.override import locate
 from engine.run.status import Status
@@ -75,6 +76,7 @@ PACKAGES = [
     engine.plot,
     engine.quantization,
     engine.readers,
+    engine.sweeps,
 ]
 
 

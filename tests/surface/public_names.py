@@ -17,6 +17,7 @@ import engine.perception
 import engine.plot
 import engine.quantization
 import engine.readers
+import engine.sweeps
 from tests.surface.own import ROOT
 from tests.surface.signatures import module_text
 
@@ -33,6 +34,7 @@ MODULES = (
     engine.plot,
     engine.quantization,
     engine.readers,
+    engine.sweeps,
 )
 
 
