@@ -10,7 +10,19 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from engine import adapters, augmentation, bundles, hub, layers, metrics, perception, plot, quantization, readers, sweeps
+    from engine import (
+        adapters,
+        augmentation,
+        bundles,
+        hub,
+        layers,
+        metrics,
+        perception,
+        plot,
+        quantization,
+        readers,
+        sweeps,
+    )
     from engine.api.explain import explain
     from engine.api.follow import follow
     from engine.api.inference import checkpoints, evaluate, evaluate_steps, export, predict

@@ -25,7 +25,7 @@ COMPILING = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 type Started = subprocess.Popen[str] | warm.Process
 MAIN = ["-m", "engine.cli.main"]
-WARM_VERBS = {"train", "evaluate", "predict", "explain", "plan", "compile", "launch", "supervise"}
+WARM_VERBS = {"train", "evaluate", "predict", "explain", "plan", "compile", "launch", "supervise", "sweep"}
 """Verbs that import most of what the forks of `warm.py` have imported already, or start these."""
 
 
@@ -111,7 +111,7 @@ def is_warm(words: list[str], env: dict[str, str]) -> bool:
 def launches(words: list[str]) -> bool:
     """Whether a program only starts others, which are then forks of it."""
     if words[1:3] == MAIN:
-        return words[3] in ("launch", "supervise")
+        return words[3] in ("launch", "supervise", "sweep")
     return "launch(" in words[2] or words[1:3] == ["-m", "benchmarks.accelerator"]
 
 

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--workdir", help="folder of the sweep (default: sweeps/<name>)")
     run.add_argument("--storage", default="", help="URL of a database for Optuna (default: a journal in the folder)")
     _add_place_flags(run)
-    sweep_show.add_arguments(actions.add_parser)
+    sweep_show.add_actions(actions.add_parser)
     run.set_defaults(parser=run)
 
 
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
     if args.action == "run":
         return _run(args, overrides)
     common.refuse_overrides(overrides, f"sweep {args.action}")
-    return sweep_show.run(args)
+    return sweep_show.run_action(args)
 
 
 def _run(args: argparse.Namespace, overrides: list[str]) -> int:

@@ -8,7 +8,7 @@ from engine.cluster.exit_status import ExitStatus
 from engine.storage.mounts import local_path, shown
 
 
-def add_arguments(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
+def add_actions(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
     """Adds the parsers of the two actions; `add_parser` is the method of the actions of `convoy sweep`."""
     status = add_parser("status", help="print progress, the best trial, time left and all trials")
     status.add_argument("folder", metavar="FOLDER", help="folder of the sweep, which may still run")
@@ -21,7 +21,7 @@ def add_arguments(add_parser: Callable[..., argparse.ArgumentParser]) -> None:
         action.set_defaults(parser=action)
 
 
-def run(args: argparse.Namespace) -> int:
+def run_action(args: argparse.Namespace) -> int:
     """Runs the action."""
     return {"status": _status, "best": _best}[args.action](args)
 

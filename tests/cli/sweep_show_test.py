@@ -22,8 +22,8 @@ def folder(tmp_path_factory):
 def show(*words: object) -> int:
     """Runs `convoy sweep` with these words."""
     parser = argparse.ArgumentParser()
-    sweep_show.add_arguments(parser.add_subparsers(dest="action").add_parser)
-    return sweep_show.run(parser.parse_args([str(word) for word in words]))
+    sweep_show.add_actions(parser.add_subparsers(dest="action").add_parser)
+    return sweep_show.run_action(parser.parse_args([str(word) for word in words]))
 
 
 def test_status_is_printed_as_text_and_as_json(folder, capsys):
