@@ -20,7 +20,8 @@ from engine.compile.compiler import ProgramCompiler
 from engine.compile.program import Program
 from engine.compile.program_store import StoredPrograms
 from engine.config.text import to_text
-from engine.loop.evaluation import Evaluator, build_evaluations
+from engine.loop.evaluation import Evaluator
+from engine.loop.evaluations import build_evaluations
 from engine.parallel import targets
 from engine.parallel.digest import Digests
 from engine.parallel.memory import compiled_bytes

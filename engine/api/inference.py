@@ -18,7 +18,7 @@ from engine.api.lineage import PredictionLineage, record_export, remove_record
 from engine.api.prediction_files import PredictionFile, check_prediction_file, open_prediction_file
 from engine.api.predictions import EXAMPLE, Columns, Predictor
 from engine.api.results import Results, StepResults
-from engine.api.saved_evaluations import SavedEvaluations, choose_steps, log
+from engine.api.saved_evaluations import ReducedElsewhere, SavedEvaluations, choose_steps, log
 from engine.api.saved_predictor import Request, SavedPredictor
 from engine.api.saved_program import open_program
 from engine.api.saved_run import SavedRun
@@ -37,6 +37,8 @@ SUBMISSIONS = "engine.submissions.files"
 """The extension that writes the formats of benchmarks, which is imported only for them."""
 type Compute = Callable[[SavedPredictor, Callable[[int], None]], AbstractContextManager[Iterable[Columns]]]
 """Computes predictions: gets what to compute, and a function to call with the number of finished examples."""
+type ComputeEvaluations = Callable[[SavedEvaluations, Sequence[int]], AbstractContextManager[ReducedElsewhere]]
+"""Computes evaluations of checkpoints of these steps, in this order."""
 FIGURE = re.compile(r"example-\d+\.png")  # name of a figure of `predict`
 
 
@@ -99,17 +101,27 @@ def run_steps(
     evaluations: SavedEvaluations,
     steps: str | Sequence[int | str | None],
     on_results: Callable[[dict[str, Result]], None],
+    compute: ComputeEvaluations | None = None,
 ) -> StepResults:
-    """Runs evaluations on several checkpoints, as `evaluate_steps` does, and says which."""
+    """Runs evaluations on several checkpoints, as `evaluate_steps` does, and says which.
+
+    Args:
+        evaluations: the evaluations.
+        steps: as for `evaluate_steps`.
+        on_results: as for `evaluate_steps`.
+        compute: computes the metrics of the batches elsewhere, such as `engine.ray.inference.RayEvaluations`. None: in
+            this process.
+    """
     saved, found = evaluations.saved, StepResults()
     chosen = group.run_on_primary(lambda: choose_steps(saved, steps), "the choice of the checkpoints")
     words = steps.split(",") if isinstance(steps, str) else steps
-    for step in chosen:
-        if group.is_primary():
-            text = saved.describe_choice(step, words[0] if len(words) == 1 else step)
-            evaluations.say(f"evaluating {saved.directory} at {text}")
-        found.append(Results(evaluations.run(step)))
-        on_results(found[-1])
+    with contextlib.nullcontext() if compute is None else compute(evaluations, chosen) as reduced:
+        for step in chosen:
+            if group.is_primary():
+                text = saved.describe_choice(step, words[0] if len(words) == 1 else step)
+                evaluations.say(f"evaluating {saved.directory} at {text}")
+            found.append(Results(evaluations.run(step, reduced=reduced)))
+            on_results(found[-1])
     return found
 
 

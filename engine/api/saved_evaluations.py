@@ -7,9 +7,11 @@ the settings of the evaluation, and the time.
 import dataclasses
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import jax
 
 from engine.api.saved_program import open_program
 from engine.api.saved_run import SavedRun
@@ -23,15 +25,19 @@ from engine.config.text import field_texts
 from engine.config.zoo import current_settings
 from engine.data.adapt import Readable, build_source, limit_source
 from engine.data.source import BaseSource
-from engine.loop.evaluation import Evaluator, build_evaluations
+from engine.loop.evaluation import Evaluator, ReducedBatch
+from engine.loop.evaluations import build_evaluations
 from engine.metrics.results import Image, Result, json_values
 from engine.observe.figure_files import write_figures
 from engine.run.jsonl import open_for_append
 from engine.storage.mounts import address_of_copy, shown
+from engine.training.state import Weights
 from engine.training.task import Task, for_sources
 
 _WARNING = "warning: "  # how a sentence for the user begins that is one
 
+type ReducedElsewhere = Callable[[int, Evaluator], Iterable[ReducedBatch]]
+"""Gets a step and an evaluation; returns the metrics of all its batches, in order."""
 type OnBatch = Callable[[str, int, int], None]
 
 # Settings that change how an evaluation is computed, but not its result beyond rounding.
@@ -93,6 +99,8 @@ class SavedEvaluations:
         on_batch: OnBatch = lambda name, done, total: None,
     ):
         self.saved, self.say, data = SavedRun(run), on_message, data or {}
+        self.arguments = {"run": run, "task": task, "overrides": overrides, "data": data}
+        """What makes the same evaluations in another process."""
         self._on_batch = on_batch
         config = self.saved.changed_config(overrides, evaluation_data=data)
         if not config.evaluations:
@@ -120,30 +128,39 @@ class SavedEvaluations:
         """Evaluation -> what is stored as `settings` and `section`."""
         task = for_sources(task, {f"evaluations.{name}.data": source for name, source in sources.items()})
         self.program = dataclasses.replace(program, task=task, total_steps=self.saved.total_steps or 1)
-        self._evaluations = build_evaluations(self._sections, sources, self.program, batch_size)
-        for evaluation in self._evaluations:
+        self.sources: Mapping[str, BaseSource] = sources
+        """Evaluation -> its examples."""
+        self.evaluations = build_evaluations(self._sections, sources, self.program, batch_size)
+        for evaluation in self.evaluations:
             evaluation.check_rows()
             for text in evaluation.warnings:
                 self.say(f"warning: {text}")
         self._train, self._mesh, self._warned = config.train, mesh, False
+        self._loaded: tuple[int, Weights] | None = None
 
-    def run(self, step: int, only: Sequence[str] | None = None) -> dict[str, Result]:
+    def run(
+        self, step: int, only: Sequence[str] | None = None, reduced: ReducedElsewhere | None = None
+    ) -> dict[str, Result]:
         """Runs the evaluations on the checkpoint of a step, stores the results, and returns "step" and the metrics.
 
         Args:
             step: step of the checkpoint; the same in every process.
             only: names of the evaluations; None: all.
+            reduced: gives the metrics of the batches of an evaluation, which are computed elsewhere. None: here.
 
         Raises:
             ConvoyError: the Task cannot draw a figure. Every process raises it, after the results are stored.
         """
         results: dict[str, Result] = {"step": step}
         with out_of_memory_reported(self._train, self._mesh), peer_failure.lost_peers_reported():
-            weights = self.saved.weights(step, self.program)
-            for evaluation in self._evaluations:
+            here = reduced is None or any(section.figures for section in self._sections.values())
+            weights = self._weights(step) if here else Weights({}, {})
+            for evaluation in self.evaluations:
                 if only is not None and evaluation.name not in only:
                     continue
-                found = evaluation.run(weights, on_progress=self._counted(evaluation), step=step) or {}
+                count = self._counted(evaluation)
+                batches = None if reduced is None else _counting(reduced(step, evaluation), count)
+                found = evaluation.run(weights, on_progress=count, step=step, reduced=batches) or {}
                 results |= found
                 if group.is_primary():
                     settings, section = self._settings[evaluation.name]
@@ -153,6 +170,19 @@ class SavedEvaluations:
                 if evaluation.figure_error is not None:  # in every process; the results are stored
                     raise evaluation.figure_error
         return results
+
+    def reduce(self, step: int, name: str, numbers: range) -> list[ReducedBatch]:
+        """Returns the metrics of some batches of an evaluation, as numpy arrays; otherwise as `Evaluator.reduce`."""
+        [evaluation] = [evaluation for evaluation in self.evaluations if evaluation.name == name]
+        with out_of_memory_reported(self._train, self._mesh):
+            return [jax.device_get(found) for found in evaluation.reduce(self._weights(step), step, numbers)]
+
+    def _weights(self, step: int) -> Weights:
+        """Returns the weights of a checkpoint; those of the latest one are kept."""
+        if self._loaded is None or self._loaded[0] != step:
+            self._loaded = None  # frees its memory first
+            self._loaded = step, self.saved.weights(step, self.program)
+        return self._loaded[1]
 
     def _counted(self, evaluation: Evaluator) -> Callable[[], None]:
         """Returns a function that reports one more batch each time it is called, until the last one."""
@@ -194,6 +224,13 @@ class SavedEvaluations:
                 self.say(
                     f"{_WARNING}{path}: cannot be written ({error.strerror or error}), so the {what} are not stored."
                 )
+
+
+def _counting(batches: Iterable[ReducedBatch], count: Callable[[], None]) -> Iterator[ReducedBatch]:
+    """Yields batches, and counts each."""
+    for batch in batches:
+        yield batch
+        count()
 
 
 _SHAPE = {

@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from engine.base.errors import ConfigError
-from engine.cli import common
+from engine.cli import common, ray_flags
 from engine.cluster import group
 from engine.cluster.exit_status import ExitStatus
 from engine.cluster.peer_failure import lost_peers_reported
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument_group(
         "settings", "--evaluations.NAME.data.target=... and other fields of evaluations, or --config.NAME=VALUE"
     )
+    ray_flags.add_flags(parser, adds_processes=True)
     common.add_process_flags(parser)
 
 
@@ -40,7 +41,10 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         raise ConfigError("--follow evaluates every checkpoint. Remove --step.")
     if args.timeout and not args.follow:
         raise ConfigError("--timeout limits how long --follow waits. Add --follow.")
+    if args.follow and args.on == "ray":
+        raise ConfigError("--follow evaluates on this machine. Remove --on=ray.")
     common.join(args)
+    pool = ray_flags.ray_pool(args, devices=True)
     with common.fast_import():
         from engine.api import follow, inference
         from engine.api.saved_evaluations import SavedEvaluations
@@ -49,6 +53,11 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
 
     if group.is_primary() and not args.follow:  # which waits for the next attempt
         common.warn_of_missing_end(args.run)
+    compute = None
+    if pool is not None:
+        from engine.ray.inference import RayEvaluations
+
+        compute = RayEvaluations(pool)
     printed = False
     counts: dict[str, CountProgress] = {}
 
@@ -73,5 +82,5 @@ def run(args: argparse.Namespace, overrides: list[str]) -> int:
         else:
             steps = args.step or [None]
             evaluations = SavedEvaluations(args.run, overrides=overrides, on_message=common.say, on_batch=count)
-            inference.run_steps(evaluations, steps, show)
+            inference.run_steps(evaluations, steps, show, compute)
     return ExitStatus.DONE

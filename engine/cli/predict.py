@@ -23,8 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument_group(
         "data", "--data.target=NAME and --data.ARGUMENT=VALUE give a dataset; --config.NAME=VALUE sets other fields"
     )
-    ray_flags.add_flags(parser)
-    parser.add_argument("--processes", type=int, help="with --on=ray: workers (default: one per GPU, or per CPU)")
+    ray_flags.add_flags(parser, adds_processes=True)
     common.add_process_flags(parser)
 
 

@@ -12,13 +12,20 @@ if TYPE_CHECKING:
 PLACES = ("local", "ray")
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that choose where jobs run."""
+def add_flags(parser: argparse.ArgumentParser, adds_processes: bool = False) -> None:
+    """Adds the flags that choose where jobs run.
+
+    Args:
+        parser: parser of the verb.
+        adds_processes: adds --processes, for a verb whose processes are only those of a cluster.
+    """
     group = parser.add_argument_group("many machines")
     group.add_argument("--on", choices=PLACES, default="local", help="this machine (default), or a Ray cluster")
     group.add_argument(
-        "--address", metavar="HOST:PORT", help="of the Ray cluster (default: $RAY_ADDRESS, or the local one)"
+        "--address", metavar="HOST:PORT", help="of the Ray cluster (default: RAY_ADDRESS, or the local one)"
     )
+    if adds_processes:
+        group.add_argument("--processes", type=int, help="workers on the Ray cluster (default: one per GPU, or CPU)")
 
 
 def ray_pool(args: argparse.Namespace, devices: bool = False) -> "RayPool | None":

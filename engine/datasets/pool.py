@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from engine.base.errors import ConfigError, ConvoyError, DataError
@@ -62,7 +62,7 @@ class Pool(Protocol):
 
     def run[J, R](
         self, function: JobFunction[J, R], jobs: Sequence[J], workers: int, report: ReportProgress
-    ) -> Iterator[tuple[int, R]]:
+    ) -> Generator[tuple[int, R]]:
         """Yields (index of the job, result) for each job when it is done.
 
         Args:
@@ -89,7 +89,7 @@ class LocalPool:
 
     def run[J, R](
         self, function: JobFunction[J, R], jobs: Sequence[J], workers: int, report: ReportProgress
-    ) -> Iterator[tuple[int, R]]:
+    ) -> Generator[tuple[int, R]]:
         return run(function, jobs, workers, report)
 
 
@@ -111,7 +111,7 @@ def process_count(asked: int | None, jobs: int) -> int:
 
 def run[J, R](
     function: JobFunction[J, R], jobs: Sequence[J], processes: int, report: ReportProgress
-) -> Iterator[tuple[int, R]]:
+) -> Generator[tuple[int, R]]:
     """Yields (index of the job, result) for each job when it is done; a single process is this one.
 
     Args:

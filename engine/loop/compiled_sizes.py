@@ -18,7 +18,8 @@ from engine.data.batch import abstract_batch
 from engine.data.prefetch import IN_FLIGHT
 from engine.data.source import BaseSource, example_spec
 from engine.loop.evaluation import IN_FLIGHT as WAITING
-from engine.loop.evaluation import Evaluator, build_evaluations
+from engine.loop.evaluation import Evaluator
+from engine.loop.evaluations import build_evaluations
 from engine.parallel.memory import HOST_MEMORY, compiled_bytes, device_bytes, working_bytes
 
 COMPILE_S = 3600.0  # seconds that a process may compile longer than the others

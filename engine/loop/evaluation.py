@@ -5,15 +5,16 @@
 
 import contextlib
 import functools
+import itertools
 import warnings
 from collections import deque
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
 
 from engine.base.duration import Period, RunSize
-from engine.base.errors import ConfigError, ConvoyError, TaskError, did_you_mean
+from engine.base.errors import ConvoyError, TaskError, did_you_mean
 from engine.compile.compiler import ProgramCompiler
 from engine.compile.evaluation_program import EvaluationProgram
 from engine.compile.evaluation_step import Built, evaluation_step, with_rows_of
@@ -38,6 +39,10 @@ from engine.training.task import Task, check_examples
 IN_FLIGHT = 2  # batches whose results are not waited for
 MODES = {"auto": None, "max": True, "min": False}  # config field worst_mode -> whether the largest score is worst
 WORST_SLICES, WORST_EXAMPLES = "worst_slices", "worst_examples"  # names of results
+
+
+type ReducedBatch = tuple[Reduced, int] | None
+"""The metrics of a batch, and the position of its first example; None if the run was asked to stop."""
 
 
 class _End:
@@ -237,66 +242,107 @@ class Evaluator:
         preemption: Preemption | None = None,
         on_progress: Callable[[], None] = lambda: None,
         step: int = 0,
+        reduced: Iterable[ReducedBatch] | None = None,
     ) -> dict[str, Result] | None:
         """Returns full name -> result over the whole dataset; NaN for a `Mean` whose total weight is 0.
 
         Args:
-            state: the train state, or the weights, to evaluate.
+            state: the train state, or the weights, to evaluate. With `reduced`, only figures need them.
             preemption: checked after each batch; if the run was asked to stop, the result is None.
             on_progress: called after each dispatched batch, at most IN_FLIGHT batches before its result is complete,
                 and then after each slice, each text that is read and each figure.
             step: step of the weights, for Tasks that ask for the context.
+            reduced: what `reduce` yields for all batches, computed elsewhere. None: computed here.
         """
-        first = 0  # position of the first example of the next batch
-        # Plain dicts: a hook's state has others, for which JAX would compile the step once more.
-        params, model_state = dict(evaluation_params(state, self.config.use_ema)), dict(state.model_state)
-        if self._step.carried:  # the state of rows belongs to the rows of training
-            model_state |= self._program.first_state(self._step.carried)
         merged = self._states.merger(self._feed.addresses)
-        waiting: deque[tuple[Reduced, int]] = deque()  # the metrics of a batch, and the position of its first example
-        with contextlib.closing(self._batches()) as batches:
-            draw = functools.partial(next, batches, _END)
-            while True:
-                drawn = draw() if preemption is None else preemption.unless_stopped(draw)
-                if drawn is None:
+        found = self.reduce(state, step, None, preemption, on_progress) if reduced is None else reduced
+        with contextlib.closing(found) if isinstance(found, Generator) else contextlib.nullcontext():
+            for batch in found:
+                if batch is None:
                     return None
-                if isinstance(drawn, _End):
-                    break
-                batch, members = drawn
-                point = self._program.point(step, first)
-                found: Any = self._step(params, model_state, batch, point, members)
-                if self._step.carried:
-                    found, after = found
-                    model_state |= after
-                waiting.append((found, first))
-                first += self.batch_size
-                if len(waiting) > IN_FLIGHT:
-                    merged.add(*waiting.popleft())
-                on_progress()
-        for result, position in waiting:
-            merged.add(result, position)
-            on_progress()
+                merged.add(*batch)
         results = self._results(merged, on_progress)
         results |= self._rankings(merged, results, on_progress)
         if self._figures is not None:
-            drawn = self._figures.draw(params, model_state, merged.worst()[1].tolist(), step, on_progress)
+            drawn = self._figures.draw(*self._arrays(state), merged.worst()[1].tolist(), step, on_progress)
             results |= {f"{self.name}/{name}": image for name, image in drawn.items()}
         if self._per_example is not None:
             results |= self._per_example.results(self.name, step, merged)
         return results
 
-    def _batches(self) -> Generator[tuple[Batch, Mapping[str, jax.Array] | None]]:
+    def reduce(
+        self,
+        state: TrainState | Weights,
+        step: int = 0,
+        numbers: range | None = None,
+        preemption: Preemption | None = None,
+        on_progress: Callable[[], None] = lambda: None,
+    ) -> Generator[ReducedBatch]:
+        """Yields the metrics of each batch, reduced on the devices, and the position of its first example.
+
+        Args:
+            state: as for `run`.
+            step: as for `run`.
+            numbers: consecutive numbers of the batches; None: all of them.
+            preemption: as for `run`; if the run was asked to stop, None follows, and nothing after it.
+            on_progress: called after each dispatched batch, and after the last ones once more.
+        """
+        numbers = range(len(self._feed)) if numbers is None else numbers
+        params, model_state = self._arrays(state)
+        waiting: deque[tuple[Reduced, int]] = deque()
+        with contextlib.closing(self._batches(numbers)) as batches:
+            draw = functools.partial(next, batches, _END)
+            for number in itertools.count(numbers.start):
+                drawn = draw() if preemption is None else preemption.unless_stopped(draw)
+                if drawn is None:
+                    yield None
+                    return
+                if isinstance(drawn, _End):
+                    break
+                batch, members = drawn
+                first = number * self.batch_size
+                found: Any = self._step(params, model_state, batch, self._program.point(step, first), members)
+                if self._step.carried:
+                    found, after = found
+                    model_state |= after
+                waiting.append((found, first))
+                if len(waiting) > IN_FLIGHT:
+                    yield waiting.popleft()
+                on_progress()
+        for entry in waiting:
+            yield entry
+            on_progress()
+
+    def _arrays(self, state: TrainState | Weights) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+        """Returns the parameters and the model state of the first batch."""
+        # Plain dicts: a hook's state has others, for which JAX would compile the step once more.
+        params, model_state = dict(evaluation_params(state, self.config.use_ema)), dict(state.model_state)
+        if self._step.carried:  # the state of rows belongs to the rows of training
+            model_state |= self._program.first_state(self._step.carried)
+        return params, model_state
+
+    def _batches(self, numbers: range) -> Generator[tuple[Batch, Mapping[str, jax.Array] | None]]:
         """Yields each batch, and the masks of its slices that are computed on the host."""
         if self._per_example is not None:
             self._per_example.start()
-        with contextlib.closing(self._feed.with_host_batches()) as pairs:
-            for number, (batch, on_host) in enumerate(pairs):
+        with contextlib.closing(self._feed.with_host_batches(numbers)) as pairs:
+            for number, (batch, on_host) in enumerate(pairs, numbers.start):
                 members = None
                 if self._per_example is not None:
                     self._per_example.add(on_host, self._feed.positions(number), self._feed.addresses)
                 if self._slices.on_host:
                     members = self._feed.to_global(self._slices.members(on_host), number)
                 yield batch, members
+
+    @property
+    def inseparable(self) -> str:
+        """Why its batches cannot be reduced by several `Evaluator`s; "" if they can."""
+        if self._step.carried:
+            carried = ", ".join(self._step.carried)
+            return f"{type(self._program.task).__name__}.evaluate carries {carried} from batch to batch"
+        if self._per_example is not None and self._per_example.reads_batches:
+            return f"evaluations.{self.name}.tags are read from the batches, in order"
+        return ""
 
     def _named(self, merged: SlicedMerger) -> Iterator[tuple[str, Metric]]:
         """Yields full name and metric: over all examples, then over those of each slice. Raises TaskError."""
@@ -352,45 +398,3 @@ def _check_unpacked(source: BaseSource, field: str) -> None:
             f"{field}: a row of {source_name(source)} holds several packed examples, and a metric has one entry for "
             "each row. Evaluate padded examples: engine.Padded or engine.Bucketed."
         )
-
-
-def check_watched(watched: Mapping[str, str], evaluations: Sequence[Evaluator], hooks: Collection[str]) -> None:
-    """Checks the metrics that the config names, as far as they are known before a run.
-
-    Args:
-        watched: metric -> the config field that names it.
-        evaluations: the evaluations of the run.
-        hooks: names of the hooks.
-
-    Raises:
-        ConfigError: no evaluation has the metric.
-    """
-    for metric, field in watched.items():
-        if metric.partition("/")[0] in hooks or any(evaluation.gives(metric) for evaluation in evaluations):
-            continue
-        known = [item for evaluation in evaluations for item in evaluation.scalars.items()]
-        names = [name for full, found in known for name in ((full,) if found is None else found)]
-        raise ConfigError(
-            f"{field} = {metric!r}: no evaluation has this metric.{did_you_mean(metric, names)} "
-            f"Metrics here: {', '.join(names)}."
-        )
-
-
-def build_evaluations(
-    sections: Mapping[str, Evaluation],
-    sources: Mapping[str, BaseSource],
-    program: EvaluationProgram,
-    batch_size: int,
-) -> list[Evaluator]:
-    """Returns the evaluations of a config.
-
-    Args:
-        sections: config sections by name.
-        sources: one source for each key of `sections`.
-        program: program with the Task to evaluate.
-        batch_size: rows per batch of evaluations that set none.
-    """
-    found = []
-    for name, section in sections.items():
-        found.append(Evaluator(name, section, sources[name], program, section.batch_size or batch_size))
-    return found

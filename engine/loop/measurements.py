@@ -13,7 +13,8 @@ from engine.config.schema import Config
 from engine.config.text import field_texts
 from engine.data.source import BaseSource
 from engine.loop.compile_ahead import CompileAhead
-from engine.loop.evaluation import Evaluator, build_evaluations, check_watched
+from engine.loop.evaluation import Evaluator
+from engine.loop.evaluations import build_evaluations, check_watched
 from engine.loop.events.early_stop import EarlyStop
 from engine.loop.events.evaluate import Evaluate
 from engine.loop.events.event import Event

@@ -28,7 +28,8 @@ from engine.data.source import BaseSource
 from engine.experiments.comparison import Difference
 from engine.experiments.joined import Joined
 from engine.experiments.pairs import Paired
-from engine.loop.evaluation import Evaluator, build_evaluations
+from engine.loop.evaluation import Evaluator
+from engine.loop.evaluations import build_evaluations
 from engine.metrics.example_file import read_parquet
 from engine.metrics.results import File, scalars
 from engine.metrics.slices import Examples

@@ -1,20 +1,20 @@
-"""Predictions of a run on the nodes of a Ray cluster: the rows and the file of `convoy predict` in one process.
+"""Predictions and evaluations of a run on the nodes of a Ray cluster, with the results of one process.
 
-The dataset is split into parts, ranges of batches that do not depend on the number of workers. Each worker opens the
-run once. Finished parts stay in a hidden folder next to the output until it is complete, so that a command that was
-killed continues.
+A dataset is split into parts, ranges of batches that do not depend on the number of workers. Each worker opens the run
+once. Finished parts of predictions stay in a hidden folder next to the output until it is complete, so that a command
+that was killed continues. The metrics of batches are merged in the order of the batches, as in one process.
 """
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.api.lineage import checkpoint_input
 from engine.api.predictions import Columns
-from engine.api.saved_evaluations import log
+from engine.api.saved_evaluations import ReducedElsewhere, SavedEvaluations, log
 from engine.api.saved_predictor import Request, SavedPredictor
 from engine.base.errors import ConfigError, DataError
 from engine.base.json_text import dumps
@@ -23,6 +23,7 @@ from engine.config.text import field_texts
 from engine.data.source import BaseSource
 from engine.datasets.given import is_stream_source
 from engine.datasets.pool import Pool, ReportProgress, in_order
+from engine.loop.evaluation import Evaluator, ReducedBatch
 from engine.ray.parts import Parts, open_parts
 from engine.run import code
 
@@ -153,3 +154,80 @@ def _key(opened: SavedPredictor, parts: Sequence[Part]) -> str:
             "code": [found.commit, found.dirty, found.packages],
         }
     )
+
+
+@dataclass(frozen=True)
+class EvaluationPart(Part):
+    """Batches of an evaluation of a checkpoint."""
+
+    step: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{super().__str__()} of {self.name} at step {self.step}"
+
+
+class PartEvaluator:
+    """Reduces parts of evaluations in a worker, which opens the run once."""
+
+    def __init__(self, evaluations: SavedEvaluations):
+        self._arguments = evaluations.arguments
+        self.source: BaseSource = _Sources(evaluations.sources)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"_arguments": self._arguments}  # a worker makes the sources from the arguments
+
+    @functools.cached_property
+    def _opened(self) -> SavedEvaluations:
+        return SavedEvaluations(**self._arguments)
+
+    def __call__(self, part: EvaluationPart, report: ReportProgress) -> list[ReducedBatch]:
+        return self._opened.reduce(part.step, part.name, range(part.start, part.stop))
+
+
+class _Sources(BaseSource):
+    """The sources of all evaluations, so that a worker checks whether it sees their files."""
+
+    def __init__(self, sources: Mapping[str, BaseSource]):
+        self.sources = dict(sources)
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, index: int) -> Any:
+        raise IndexError(index)
+
+
+@dataclass(frozen=True)
+class RayEvaluations:
+    """Computes evaluations in the workers of a pool: the argument `compute` of `run_steps`.
+
+    Attributes:
+        pool: the workers.
+    """
+
+    pool: Pool
+
+    @contextlib.contextmanager
+    def __call__(self, evaluations: SavedEvaluations, steps: Sequence[int]) -> Iterator[ReducedElsewhere]:
+        jobs: list[EvaluationPart] = []
+        for step in steps:
+            for evaluation in evaluations.evaluations:
+                if evaluation.inseparable:
+                    raise ConfigError(
+                        f"--on=ray: {evaluation.inseparable}, so the batches cannot be split. Evaluate on this "
+                        "machine, without --on=ray."
+                    )
+                parts = split(evaluation.batches)
+                jobs += [EvaluationPart(part.start, part.stop, step, evaluation.name) for part in parts]
+        usual = 1 if any(map(is_stream_source, evaluations.sources.values())) else None
+        workers = self.pool.count(len(jobs), usual)
+        running = self.pool.run(PartEvaluator(evaluations), jobs, workers, lambda count: None)
+        results = in_order(running)
+
+        def reduced(step: int, evaluation: Evaluator) -> Iterator[ReducedBatch]:
+            for _ in split(evaluation.batches):  # the jobs have the order of the calls
+                yield from next(results)
+
+        with contextlib.closing(running):
+            yield reduced

@@ -9,7 +9,7 @@ import pickle
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +50,7 @@ class RayPool:
 
     def run[J, R](
         self, function: JobFunction[J, R], jobs: Sequence[J], workers: int, report: ReportProgress
-    ) -> Iterator[tuple[int, R]]:
+    ) -> Generator[tuple[int, R]]:
         code = pickled(function, function.source)
         ray = connect(self.address)
         unit = self._unit(ray.cluster_resources())

@@ -281,6 +281,15 @@ def test_exact_last_batch_has_no_padding(size, last):
     assert {leaf.sharding for leaf in jax.tree.leaves(batch)} == {sharding if last == 16 else replicated}
 
 
+@pytest.mark.parametrize("exact_last", [False, True])
+def test_consecutive_batches_of_an_evaluation_are_those_of_a_whole_reading(exact_last):
+    feed = evaluation_feed(make(50), exact_last=exact_last)
+    whole = [np.asarray(batch.examples["label"]).tolist() for batch in feed]
+    for numbers in (range(1, 3), range(3, 4), range(2, 4), range(2, 2)):
+        found = [np.asarray(batch.examples["label"]).tolist() for batch, _ in feed.with_host_batches(numbers)]
+        assert found == whole[numbers.start : numbers.stop]
+
+
 def test_evaluation_can_be_iterated_again_after_an_early_break():
     feed = evaluation_feed(make(50))
     before = set(threading.enumerate())

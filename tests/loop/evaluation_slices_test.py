@@ -14,7 +14,8 @@ from engine.base.errors import TaskError
 from engine.config.schema import Data, MeshSpec, Target
 from engine.config.schema import Evaluation as Config
 from engine.experiments import resampling
-from engine.loop.evaluation import Evaluator, check_watched
+from engine.loop.evaluation import Evaluator
+from engine.loop.evaluations import check_watched
 from engine.metrics.example_file import read_parquet
 from engine.metrics.results import json_values
 from engine.metrics.slices import Examples

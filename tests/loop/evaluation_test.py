@@ -14,11 +14,12 @@ import pytest
 
 import engine
 from engine import Mean, metrics
-from engine.base.errors import ConfigError, ShardingError, TaskError
+from engine.base.errors import ShardingError, TaskError
 from engine.cli.main import main
 from engine.config.schema import Evaluation as Config
 from engine.config.schema import MeshSpec
-from engine.loop.evaluation import Evaluator, build_evaluations, check_watched
+from engine.loop.evaluation import Evaluator
+from engine.loop.evaluations import build_evaluations
 from engine.loop.preemption import Preemption
 from engine.metrics.results import json_values, scalars
 from tests import runs, zoo
@@ -87,16 +88,16 @@ def test_collected_and_counted_metrics_are_equal_bits_on_any_mesh_with_any_batch
     assert 0 < results[0]["heldout/ap"] < 1
 
 
-def test_best_may_be_any_number_of_a_metric():
-    program = zoo.program(Measure())
-    subject = evaluation(program)
-    for name in ("heldout/ap", "heldout/ap/0.5", "heldout/ap/0-1", "heldout/confusion/iou/b", "heldout/error/p99"):
-        check_watched({name: "checkpoint.best"}, [subject], [])
-    for name in ("heldout/ap/0.7", "heldout/confusion", "heldout/roc/curve", "heldout/found/image", "other/ap"):
-        with pytest.raises(ConfigError, match="no evaluation has this metric"):
-            check_watched({name: "checkpoint.best"}, [subject], [])
-    assert not subject.is_known({"heldout/ap": 0.5})
-    assert subject.is_known(scalars(subject.run(program.init()) or {}))
+@pytest.mark.parametrize("task", [zoo.Classify, Sums, Measure])
+def test_batches_that_are_reduced_in_parts_give_the_same_bits(task):
+    program = zoo.program(task())
+    state, subject, other = program.init(), evaluation(program), evaluation(program)
+    whole = subject.run(state)
+    parts = [one.reduce(state, numbers=numbers) for one, numbers in ((other, range(2)), (subject, range(2, 3)))]
+    found = subject.run(state, reduced=(batch for part in parts for batch in map(jax.device_get, part)))
+    assert whole is not None and found is not None and json_values(found) == json_values(whole)
+    positions = [batch[1] for batch in other.reduce(state, numbers=range(1, 3)) if batch is not None]
+    assert positions == [16, 32]
 
 
 def test_names_that_need_examples_are_accepted_by_their_metric():

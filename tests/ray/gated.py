@@ -21,3 +21,8 @@ class Gated(Unreadable):
 
     def fingerprint(self) -> str:
         return f"{self.n} examples"
+
+
+def is_one(batch):
+    """A slice."""
+    return batch["y"] == 1

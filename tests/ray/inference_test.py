@@ -1,5 +1,7 @@
 """Predictions and evaluations on a real Ray cluster of three nodes on this machine."""
 
+import json
+import shutil
 import signal
 import time
 
@@ -7,9 +9,12 @@ import numpy as np
 import pytest
 
 import engine
+from engine.api.inference import run_steps
+from engine.api.saved_evaluations import SavedEvaluations
+from engine.base.errors import ConfigError
 from engine.cli.main import main
 from engine.ray.connection import connect
-from engine.ray.inference import Part, RayPredictions, split
+from engine.ray.inference import Part, RayEvaluations, RayPredictions, split
 from engine.ray.parts import open_parts
 from engine.ray.pool import RayPool
 from tests import runs
@@ -37,6 +42,8 @@ def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("inference") / "run"
     heldout = dict(data=dict(target="tests.predicting.Unreadable"), batch_size=8, every="4 steps")
     settings = dict(train__total="4 steps", checkpoint__every="2 steps", evaluations__heldout=heldout)
+    ranked = dict(slices=dict(one=dict(target="tests.ray.gated.is_one")), worst=3, score="accuracy", per_example=True)
+    settings["evaluations__sliced"] = heldout | ranked
     engine.train(runs.config(**settings, task__target="tests.predicting.Predict"), workdir=path)
     return path
 
@@ -107,3 +114,43 @@ def test_parts_of_another_request_are_not_used(nodes, run, tmp_path):
     assert folder.exists()
     assert main(["predict", str(run), f"--out={out}", "--on=ray", f"--address={nodes}"]) == 0
     assert np.load(out)["example"].tolist() == list(range(37)) and not folder.exists()
+
+
+def test_evaluation_is_bitwise_that_of_one_process_and_stored_alike(nodes, run, tmp_path, capsys):
+    copies = {}
+    for workers in (0, 1, 2):
+        copy = tmp_path / str(workers)
+        shutil.copytree(run, copy)
+        (copy / "evaluations.jsonl").unlink(missing_ok=True)
+        words = ["evaluate", str(copy), "--step=all"]
+        words += [f"--processes={workers}", "--on=ray", f"--address={nodes}"] if workers else []
+        assert main(words) == 0
+        lines = [json.loads(line) for line in (copy / "evaluations.jsonl").read_text().splitlines()]
+        copies[workers] = capsys.readouterr().out, [{**line, "time": ""} for line in lines]
+    assert [(line["step"], line["evaluation"]) for line in copies[0][1]] == [
+        (step, name) for step in (2, 4) for name in ("heldout", "sliced")
+    ]
+    assert copies[1] == copies[0] and copies[2] == copies[0]
+
+
+def test_batches_that_need_each_other_are_refused_by_name(tmp_path, run):
+    data = dict(target="tests.row_state.source", seed=9, n=48)
+    settings = dict(train__total="2 steps", data__target="tests.row_state.source", data__shuffle=False)
+    settings["evaluations__heldout"] = dict(data=data)
+    engine.train(runs.config(**settings, task__target="tests.row_state.Continue"), workdir=tmp_path / "run")
+    for function in (predict, evaluate):
+        text = (
+            rf"--on=ray: Continue.{function.__name__} carries carry from batch to batch, so the batches cannot be split"
+        )
+        with pytest.raises(ConfigError, match=text):
+            function(tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"--on=ray: evaluations.sliced.tags are read from the batches, in order, so"):
+        evaluate(run, ["evaluations.sliced.tags.id=id"])
+
+
+def predict(run):
+    engine.predict(run, compute=RayPredictions(RayPool()))
+
+
+def evaluate(run, overrides=()):
+    run_steps(SavedEvaluations(run, overrides=overrides), "latest", lambda results: None, RayEvaluations(RayPool()))
