@@ -184,10 +184,10 @@ def _receive(pool: Processes, process: int) -> Any:
         raise DataError(describe(error)) from error
 
 
-def pickled(function: Callable[..., Any], source: BaseSource) -> bytes:
+def pickled(function: Callable[..., Any], source: BaseSource, dumps: Callable[[Any], bytes] = pickle.dumps) -> bytes:
     """Returns a function pickled for other processes. Raises DataError if that fails, which names its source."""
     try:
-        return pickle.dumps(function)
+        return dumps(function)
     except Exception as error:
         raise DataError(
             f"{source_name(source)} cannot be sent to other processes ({type(error).__name__}: {error}). "

@@ -51,8 +51,9 @@ class RayPool:
     def run[J, R](
         self, function: JobFunction[J, R], jobs: Sequence[J], workers: int, report: ReportProgress
     ) -> Generator[tuple[int, R]]:
-        code = pickled(function, function.source)
         ray = connect(self.address)
+        # With the classes of a script or a notebook, which workers cannot import.
+        code = pickled(function, function.source, ray.cloudpickle.dumps)
         unit = self._unit(ray.cluster_resources())
         environment = {name: value for name, value in os.environ.items() if name.startswith(SHARED)}
         if unit == "CPU":

@@ -43,7 +43,7 @@ def run(tmp_path_factory):
     heldout = dict(data=dict(target="tests.predicting.Unreadable"), batch_size=8, every="4 steps")
     settings = dict(train__total="4 steps", checkpoint__every="2 steps", evaluations__heldout=heldout)
     ranked = dict(slices=dict(one=dict(target="tests.ray.gated.is_one")), worst=3, score="accuracy", per_example=True)
-    settings["evaluations__sliced"] = heldout | ranked
+    settings |= dict(evaluations__sliced=heldout | ranked)
     engine.train(runs.config(**settings, task__target="tests.predicting.Predict"), workdir=path)
     return path
 
@@ -136,7 +136,7 @@ def test_evaluation_is_bitwise_that_of_one_process_and_stored_alike(nodes, run, 
 def test_batches_that_need_each_other_are_refused_by_name(tmp_path, run):
     data = dict(target="tests.row_state.source", seed=9, n=48)
     settings = dict(train__total="2 steps", data__target="tests.row_state.source", data__shuffle=False)
-    settings["evaluations__heldout"] = dict(data=data)
+    settings |= dict(evaluations__heldout=dict(data=data))
     engine.train(runs.config(**settings, task__target="tests.row_state.Continue"), workdir=tmp_path / "run")
     for function in (predict, evaluate):
         text = (

@@ -127,7 +127,11 @@ def test_first_error_of_a_job_ends_all_workers(nodes, job, error, text, code):
     assert raised.value.exit_code == code
 
 
-def test_function_that_cannot_be_pickled_is_reported(nodes):
+def test_classes_that_workers_cannot_import_are_sent_and_others_are_reported(nodes):
+    class Local(Double):
+        """A class such as one of a script."""
+
+    assert collect(Local(), [1, 2]) == ([2, 4], 2)
     function = Double()
     function.source.lock = threading.Lock()  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(DataError, match=r"Scans cannot be sent to other processes"):
