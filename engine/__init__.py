@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         quantization,
         readers,
         sweeps,
+        tuning,
     )
     from engine.api.explain import explain
     from engine.api.follow import follow
@@ -115,6 +116,7 @@ __all__ = [
     "sweep",
     "sweeps",
     "train",
+    "tuning",
     "write_dataset",
 ]
 
@@ -131,6 +133,7 @@ _MODULES = {
         "quantization",
         "readers",
         "sweeps",
+        "tuning",
     ),
     "engine.augmentation.source": ("augmented",),
     "engine.bundles.exported": ("exported",),

@@ -25,6 +25,8 @@ EXAMPLES = """
   convoy config configs.digits                                        print every setting of a config
   convoy explain --config=configs.digits                              print the mesh and how arrays are split
   convoy plan --config=configs.digits --hardware=h100:1x8             choose mesh and memory for hardware
+  convoy tune lr --config=configs.digits                              suggest a learning rate
+  convoy tune batch --config=configs.digits                           suggest a batch size
   convoy compile --config=configs.digits                              compile the programs before a run starts
   convoy checkpoints runs/digits                                      list steps, sizes and results
   convoy checkpoints verify runs/digits                               compare every file with its hash

@@ -12,7 +12,9 @@ from collections.abc import Sequence
 
 VARIABLE, TUNABLE = "GLIBC_TUNABLES", "glibc.malloc.hugetlb"
 KERNEL_SETTING = "/sys/kernel/mm/transparent_hugepage/enabled"
-COMMANDS = frozenset({"train", "evaluate", "predict", "explain", "plan", "compile", "data", "launch", "supervise"})
+COMMANDS = frozenset(
+    {"train", "evaluate", "predict", "explain", "plan", "tune", "compile", "data", "launch", "supervise"}
+)
 """The commands that compute, or start processes that do: for the others a restart takes longer than it saves. It is no
 column of the table in `verbs.py`, since the import of that takes as long as the restart; a test compares the two."""
 

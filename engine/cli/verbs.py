@@ -50,6 +50,7 @@ _VERBS = (
     Verb("config", "print a resolved config as lines `name: value`", add_help=False),
     Verb("explain", "print the mesh, the memory of a device by part, and the collectives"),
     Verb("plan", "choose mesh, remat, microbatches and memory settings for hardware that may be absent"),
+    Verb("tune", "suggest a learning rate or a batch size from a short measurement"),
     Verb("compile", "compile the programs of a run (first state, step, evaluations) before it starts"),
     Verb("checkpoints", "list or verify the checkpoints of a run"),
     Verb(

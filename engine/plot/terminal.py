@@ -12,7 +12,14 @@ _COLORS = (34, 33, 32, 35, 36, 31)  # of SGR, in the order of the curves
 _MARKS = "*+ox#@"  # of the curves, where there is no colour
 
 
-def chart(panel: Panel, width: int, *, color: bool = True, ascii_only: bool = False) -> str:
+def chart(
+    panel: Panel,
+    width: int,
+    *,
+    color: bool = True,
+    ascii_only: bool = False,
+    ends: tuple[str, str] | None = None,
+) -> str:
     """Returns the chart of a panel as lines: title, curves with their range, steps and labels.
 
     Args:
@@ -20,6 +27,7 @@ def chart(panel: Panel, width: int, *, color: bool = True, ascii_only: bool = Fa
         width: columns of the terminal.
         color: whether the terminal shows colours.
         ascii_only: draw one character for each point, in ASCII.
+        ends: labels of the first and of the last step; by default, their numbers.
     """
     scale, back = (math.log10, lambda y: 10**y) if panel.is_log else (float, float)
     values = [scale(value) for curve in panel.curves.values() for value in curve.values()]
@@ -36,7 +44,7 @@ def chart(panel: Panel, width: int, *, color: bool = True, ascii_only: bool = Fa
     lines = [f"{panel.title}, logarithmic" if panel.is_log else panel.title]
     for row in range(HEIGHT):
         lines.append(f"{labels.get(row, ''):>{margin}} | {canvas.line(row, color, ascii_only)}".rstrip())
-    start, end = f"step {first:,}", f"{last:,}"
+    start, end = ends or (f"step {first:,}", f"{last:,}")
     lines.append(f"{'':{margin}} | {start}{end:>{max(1, columns - len(start))}}")
     marks = [_MARKS[i % len(_MARKS)] if ascii_only else "--" for i in range(len(panel.curves))]
     entries = []

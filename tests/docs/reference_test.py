@@ -20,6 +20,7 @@ import engine.plot
 import engine.quantization
 import engine.readers
 import engine.sweeps
+import engine.tuning
 from engine.cluster.exit_status import ExitStatus
 from engine.config.override import locate
 from engine.run.status import Status
@@ -77,6 +78,7 @@ PACKAGES = [
     engine.quantization,
     engine.readers,
     engine.sweeps,
+    engine.tuning,
 ]
 
 

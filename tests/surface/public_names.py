@@ -18,6 +18,7 @@ import engine.plot
 import engine.quantization
 import engine.readers
 import engine.sweeps
+import engine.tuning
 from tests.surface.own import ROOT
 from tests.surface.signatures import module_text
 
@@ -35,6 +36,7 @@ MODULES = (
     engine.quantization,
     engine.readers,
     engine.sweeps,
+    engine.tuning,
 )
 
 
