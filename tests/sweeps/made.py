@@ -45,10 +45,11 @@ def complete(rate: float, width: int, value: float, seconds: float = 60.0, began
     return Made(values, "COMPLETE", value, {30: value - 0.1, 90: value}, attributes, began_s)
 
 
-def pruned(rate: float, value: float, began_s: float = 0.0) -> Made:
-    """Returns a trial that was pruned at step 30."""
-    attributes = {study.STEPS: 30, study.SECONDS: 20.0, study.RESULTS: [value]}
-    return Made({"optimizer.learning_rate": rate, "task.width": 16}, "PRUNED", None, {30: value}, attributes, began_s)
+def pruned(rate: float, value: float, steps: int = 30, began_s: float = 0.0) -> Made:
+    """Returns a trial that was pruned."""
+    attributes = {study.STEPS: steps, study.SECONDS: 20.0, study.RESULTS: [value]}
+    values = {"optimizer.learning_rate": rate, "task.width": 16}
+    return Made(values, "PRUNED", None, {steps: value}, attributes, began_s)
 
 
 def failed(rate: float, problem: str, kind: str, began_s: float = 0.0) -> Made:

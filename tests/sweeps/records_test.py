@@ -18,14 +18,14 @@ def numbers(folder):
 def test_trials_are_ranked_by_state_and_then_by_value_or_length(tmp_path):
     trials = [
         failed(1e-3, "no", "failed"), pruned(1e-3, 0.9), complete(1e-3, 16, 0.5), running(1e-3, {}),
-        complete(2e-3, 16, 0.8), pruned(2e-3, 0.95),
+        complete(2e-3, 16, 0.8), pruned(2e-3, 0.95), pruned(3e-3, 0.2, steps=60),
     ]  # fmt: skip
     made = make_sweep(tmp_path / "sweep", trials)
     assert numbers(made) == [
-        (4, "complete"), (2, "complete"), (5, "pruned"), (1, "pruned"), (3, "running"), (0, "failed"),
+        (4, "complete"), (2, "complete"), (6, "pruned"), (5, "pruned"), (1, "pruned"), (3, "running"), (0, "failed"),
     ]  # fmt: skip
     made = make_sweep(tmp_path / "least", trials, direction="min")
-    assert [number for number, state in numbers(made) if state in ("complete", "pruned")] == [2, 4, 1, 5]
+    assert [number for number, state in numbers(made) if state in ("complete", "pruned")] == [2, 4, 6, 1, 5]
 
 
 def test_running_trial_has_the_steps_of_its_runs(tmp_path):
@@ -42,7 +42,7 @@ def test_running_trial_has_the_steps_of_its_runs(tmp_path):
 
 def test_trials_without_values_and_abandoned_ones_do_not_count(tmp_path):
     made = make_sweep(tmp_path / "sweep", [complete(1e-3, 16, 0.5)])
-    abandoned = {study.KIND: study.ABANDONED}
+    abandoned = {study.KIND: study.ABANDONED, study.VALUES: "{}"}
     make_more(made, [{"state": "FAIL", "attributes": abandoned}, {"state": "RUNNING", "attributes": {}}])
     assert numbers(made) == [(0, "complete")]
 

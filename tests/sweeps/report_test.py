@@ -11,13 +11,13 @@ from engine.sweeps.importance import Importance
 from engine.sweeps.records import read_sweep
 from engine.sweeps.report import sweep_data, write_sweep_report
 from tests.report.made import full_run
-from tests.sweeps.made import complete, failed, make_sweep, pruned
+from tests.sweeps.made import complete, failed, make_sweep
 
 EVIL = "<script>alert(1)</script>"
 TRIALS = [
     complete(1e-3, 16, 0.5, runs=["trials/0000/seed-0"], results=[0.4, 0.6], interval=[0.3, 0.7]),
     complete(4e-3, 64, 0.9, runs=["trials/0001/seed-0", "trials/0001/seed-1"], results=[0.9, 0.9]),
-    pruned(2e-3, 0.25),
+    complete(2e-3, 16, 0.1, runs=["trials/0002/seed-0"]),  # whose run was removed
     failed(3e-3, EVIL, "failed"),
 ]
 

@@ -37,6 +37,10 @@ def test_csv_has_full_precision(tmp_path):
     rows = list(csv.DictReader(io.StringIO(to_csv(read_sweep(make_sweep(tmp_path / "sweep", TRIALS))))))
     assert [row["trial"] for row in rows] == ["1", "0", "2", "3", "4"]
     assert float(rows[0]["optimizer.learning_rate"]) == 1.23456e-3 and rows[0]["low"] == "0.9"
+    (row,) = csv.DictReader(
+        io.StringIO(to_csv(read_sweep(make_sweep(tmp_path / "third", [complete(1e-3, 16, 1 / 3)]))))
+    )
+    assert float(row["value"]) == 1 / 3
     assert rows[1]["optimizer.weight_decay"] == "" and rows[-1]["problem"] == 'no, "never"'
 
 
