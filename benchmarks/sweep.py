@@ -1,12 +1,12 @@
-"""Compares a grid search of digits that ends bad trials early, and is killed twice, with the full grid.
+"""Compares a search of digits that ends bad trials early, and is killed twice, with the full grid.
 
 tools/bazel run //benchmarks:sweep [-- --kills 2 --seed 0 --parallel 2]
 python -m benchmarks.sweep
 
-`convoy sweep` trains each point of a grid of learning rates and widths. One sweep trains all points to the end. The
-other prunes by successive halving; SIGKILL hits the process group of its driver at random moments, and the same command
-continues it. A *problem* is a point that is missing or was searched twice, a trial that failed or that ran again after
-its end, and a run whose steps are not counted once. Steps that were repeated after a kill count as steps.
+One sweep trains each point of a grid of learning rates and widths to the end. The other has as many trials in the same
+ranges and prunes by successive halving; SIGKILL hits the process group of its driver at random moments, and the same
+command continues it. A *problem* is a trial that is missing, was searched twice, failed or ran again after its end, and a
+run whose steps are not counted once. Steps that were repeated after a kill count as steps.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.report import Row
-from engine.config.schema import Plain
 from engine.run import goodput, status
 from engine.sweeps.records import COMPLETE, PRUNED, SweepRecord, TrialRecord, read_sweep
 from engine.sweeps.space import Space
@@ -41,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--every", type=int, default=20, metavar="N", help="steps between evaluations (%(default)s)")
     parser.add_argument("--rates", type=int, default=6, metavar="N", help="learning rates of the grid (%(default)s)")
     parser.add_argument("--widths", default="16,32,64,128", help="widths of the grid (%(default)s)")
+    parser.add_argument("--sampler", default="tpe", help="of the search with pruning (%(default)s)")
     parser.add_argument("--kills", type=int, default=2, metavar="N", help="of the search with pruning (%(default)s)")
     parser.add_argument("--parallel", type=int, default=2, metavar="N", help="trials at a time (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the moments of the kills (%(default)s)")
@@ -56,15 +56,16 @@ def run(args: argparse.Namespace) -> Iterator[Row]:
         "optimizer.learning_rate": f"log(1e-4, 1e-1, points={args.rates})",
         "task.width": f"choice({args.widths})",
     }
-    points = Space.parse(None, space).grid()
+    points = len(Space.parse(None, space).grid())
     with tempfile.TemporaryDirectory(prefix="convoy-sweep-") as folder:
         full, halved = Path(folder) / "full", Path(folder) / "halved"
-        report.progress(f"{len(points)} points to the end")
-        search(_words(args, space, full), full)
-        report.progress(f"{len(points)} points with halving and {args.kills} kills")
-        ended, kills = killed_search(_words(args, space, halved, "--prune=halving"), halved, args)
+        report.progress(f"{points} points to the end")
+        search(_words(args, space, full, "--sampler=grid"), full)
+        report.progress(f"{points} trials with halving and {args.kills} kills")
+        more = (f"--sampler={args.sampler}", f"--trials={points}", "--prune=halving")
+        ended, kills = killed_search(_words(args, space, halved, *more), halved, args)
         sweeps = {path: read_sweep(path) for path in (full, halved)}
-        found = problems(sweeps[halved], points, ended)
+        found = problems(sweeps[halved], ended)
         for problem in found:
             print(f"problem: {problem}", flush=True)
         steps = {path: sum(_trained(path, trial) for trial in sweep.trials) for path, sweep in sweeps.items()}
@@ -112,20 +113,16 @@ def killed_search(
     return ended, texts
 
 
-def problems(
-    sweep: SweepRecord, points: Sequence[Mapping[str, Plain]], ended: Mapping[int, Sequence[int]]
-) -> list[str]:
+def problems(sweep: SweepRecord, ended: Mapping[int, Sequence[int]]) -> list[str]:
     """Returns what was lost or repeated in a sweep that was killed.
 
     Args:
         sweep: the sweep after its end.
-        points: the points of its grid.
-        ended: attempts of the runs of trials that had ended before a kill.
+        ended: number of each trial that had ended before a kill -> attempts of its runs.
     """
-    found = []
-    searched = [dict(trial.values) for trial in sweep.trials]
-    found += [f"{point} was not searched" for point in points if dict(point) not in searched]
-    found += [f"{point} was searched twice" for place, point in enumerate(searched) if point in searched[:place]]
+    searched, planned = [dict(trial.values) for trial in sweep.trials], sweep.definition.trials
+    found = [] if len(searched) == planned else [f"{len(searched)} trials instead of {planned}"]
+    found += [f"{values} was searched twice" for place, values in enumerate(searched) if values in searched[:place]]
     for trial in sweep.trials:
         if trial.state not in (COMPLETE, PRUNED):
             found.append(f"trial {trial.number} is {trial.kind or trial.state}: {trial.problem}")
@@ -165,7 +162,7 @@ def _words(args: argparse.Namespace, space: Mapping[str, str], folder: Path, *mo
     return [
         *(sys.executable, "-m", "engine.cli.main", "sweep", "run", "--config=convoy_zoo.configs.digits"),
         *(f"--space.{name}={domain}" for name, domain in space.items()),
-        *("--sampler=grid", f"--metric={METRIC}", f"--parallel={args.parallel}", f"--workdir={folder}"),
+        *(f"--metric={METRIC}", f"--parallel={args.parallel}", f"--workdir={folder}"),
         *(f"--config.train.total={args.steps} steps", f"--config.evaluations.heldout.every={args.every} steps"),
         *("--config.checkpoint.every=20 steps", *more),
     ]
