@@ -5,8 +5,8 @@ python -m benchmarks.sweep
 
 One sweep trains each point of a grid of learning rates and widths to the end. The other has as many trials in the same
 ranges and prunes by successive halving; SIGKILL hits the process group of its driver at random moments, and the same
-command continues it. A *problem* is a trial that is missing, was searched twice, failed or ran again after its end, and a
-run whose steps are not counted once. Steps that were repeated after a kill count as steps.
+command continues it. A *problem* is a trial that is missing, was searched twice, failed or ran again after its end, and
+a run whose steps are not counted once. Steps that were repeated after a kill count as steps.
 """
 
 import argparse
