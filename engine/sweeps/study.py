@@ -205,7 +205,9 @@ def make_sampler(kind: str, seed: int, number: int, parallel: bool) -> "optuna.s
         if kind == "random":
             return samplers.RandomSampler(seed=own)
         if kind == "qmc":
-            return samplers.QMCSampler(seed=seed, scramble=True)  # it stores its position in the sequence
+            # It stores its position in the sequence, which has no settings that trial 0 lacks (conditional ones).
+            others = samplers.RandomSampler(seed=own)
+            return samplers.QMCSampler(seed=seed, scramble=True, independent_sampler=others)
         try:
             if kind == "cmaes":
                 return samplers.CmaEsSampler(seed=own)
@@ -231,6 +233,7 @@ def make_pruner(kind: str, first: int, factor: int) -> "optuna.pruners.BasePrune
         factor: with "halving": of the trials at a rung, one in so many continues, for so many times as many steps.
     """
     pruners = load_optuna().pruners
+    first = max(1, first)  # a function may report step 0
     if kind == "halving":
         return pruners.SuccessiveHalvingPruner(min_resource=first, reduction_factor=factor)
     return pruners.MedianPruner(n_startup_trials=4, n_warmup_steps=first - 1)
