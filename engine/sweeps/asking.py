@@ -1,7 +1,7 @@
 """Asks Optuna for the next trial of a sweep, and whether a trial is pruned."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import json
+from typing import TYPE_CHECKING
 
 from engine.config.schema import Plain
 from engine.sweeps.folder import Definition
@@ -24,7 +24,7 @@ class Asking:
 
     def __init__(self, definition: Definition, space: Space, study: Study, parallel: bool):
         self._definition, self._space, self._study, self._parallel = definition, space, study, parallel
-        self._points = [_plain(point) for point in space.grid()] if definition.sampler == "grid" else None
+        self._points = [json.loads(json.dumps(point)) for point in space.grid()] if definition.sampler == "grid" else None
         self._pruner: optuna.pruners.BasePruner | None = None
 
     def ask(self) -> tuple[int, dict[str, Plain]] | None:
@@ -50,8 +50,3 @@ class Asking:
             first = self._definition.rung or self._study.first_step()
             self._pruner = make_pruner(self._definition.prune, first, self._definition.factor)
         return self._study.should_prune(trial, self._pruner)
-
-
-def _plain(values: Mapping[str, Plain]) -> dict[str, Any]:
-    """Returns values as JSON gives them back: tuples are lists."""
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
