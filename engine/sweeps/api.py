@@ -3,11 +3,11 @@
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import ml_collections
 
-from engine.base.errors import ConfigError
+from engine.base.errors import ConfigError, did_you_mean
 from engine.config.schema import Config
 from engine.config.text import to_text
 from engine.config.validation import validate
@@ -18,7 +18,7 @@ from engine.sweeps.local import LocalWorkers
 from engine.sweeps.machine import shares
 from engine.sweeps.objective import Objective
 from engine.sweeps.space import Space
-from engine.sweeps.sweep import DEFAULT_FACTOR, Search, SweepResult, run_function, run_search
+from engine.sweeps.sweep import Search, SweepResult, run_function, run_search
 
 BASE = "base.txt"
 """File of the base config in the folder of a sweep, if it was given as an object."""
@@ -29,26 +29,47 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+class SearchOptions(TypedDict, total=False):
+    """The options of `engine.sweep`, each with its default.
+
+    Attributes:
+        trials: number of trials; None: 20, or every point of a grid.
+        metric: "evaluation/metric" of the config; "": `checkpoint.best`.
+        mode: "max", "min", or "auto": as the name of the metric says. A function needs one of the first two.
+        sampler: "tpe", the default, "random", "grid", "qmc", "cmaes" or "gp".
+        prune: "halving" or "median": ends bad trials early, at evaluations; "": ends none.
+        rung: first step at which a trial may be pruned; 0: that of the first evaluation.
+        factor: with "halving", one trial in so many continues, for so many times as many steps; 3.
+        seeds: runs of each trial, with different seeds; trials are ranked by their mean; 1. Bad trials end with the
+            first.
+        budget: of each run: "2000 steps", "5 epochs", "10 minutes" or "1e15 flops"; "": `train.total`.
+        seed: seed of the search; 0.
+        storage: URL of a database for Optuna; "": a journal in the folder.
+    """
+
+    trials: int | None
+    metric: str
+    mode: str
+    sampler: str
+    prune: str
+    rung: int
+    factor: int
+    seeds: int
+    budget: str
+    seed: int
+    storage: str
+
+
 def sweep(
     target: str | Path | Config | ml_collections.ConfigDict | Objective,
     space: Mapping[str, Any] | str,
     *,
-    trials: int | None = None,
-    metric: str = "",
-    mode: str = "auto",
-    sampler: str = "tpe",
-    prune: str = "",
-    rung: int = 0,
-    factor: int = DEFAULT_FACTOR,
-    seeds: int = 1,
-    budget: str = "",
-    seed: int = 0,
     workdir: str | Path | None = None,
-    storage: str = "",
+    overrides: Sequence[str] = (),
     parallel: int | None = None,
     devices_per_trial: int | None = None,
-    overrides: Sequence[str] = (),
     on_message: Callable[[str], None] = say,
+    **options: Unpack[SearchOptions],
 ) -> SweepResult:
     """Searches with Optuna, and returns the best trial. The same call continues a sweep that was stopped or killed.
 
@@ -59,37 +80,27 @@ def sweep(
         target: a config, as for `engine.train`; or a function that takes a `sweeps.Trial` and returns its value.
         space: setting, or argument of the function -> domain of `engine.sweeps` or its text; or a file or a module with
             `get_space()`.
-        trials: number of trials; None: 20, or every point of a grid.
-        metric: "evaluation/metric" of the config; "": `checkpoint.best`.
-        mode: "max", "min", or "auto": as the name of the metric says. A function needs one of the first two.
-        sampler: "tpe", "random", "grid", "qmc", "cmaes" or "gp".
-        prune: "halving" or "median": ends bad trials early, at evaluations; "" ends none.
-        rung: first step at which a trial may be pruned; 0: that of the first evaluation.
-        factor: with "halving", one trial in so many continues, for so many times as many steps.
-        seeds: runs of each trial, with different seeds; trials are ranked by their mean. Bad trials end with the first.
-        budget: of each run: "2000 steps", "5 epochs", "10 minutes" or "1e15 flops"; "": `train.total`.
-        seed: seed of the search.
         workdir: the folder of the sweep; None: sweeps/<name of the config>.
-        storage: URL of a database for Optuna; "": a journal in the folder.
+        overrides: overrides of the config, each "train.total=2 epochs".
         parallel: runs at a time; None: one per GPU or TPU chip, or per core while the memory suffices.
         devices_per_trial: GPUs or TPU chips of a run; None: an equal share.
-        overrides: overrides of the config, each "train.total=2 epochs".
         on_message: called with sentences for the user.
+        options: `engine.sweeps.SearchOptions`: trials, metric, mode, sampler, prune, seeds, budget and others.
 
     Raises:
         ConfigError: an argument is not valid, or the folder holds a sweep with another definition.
         SweepStopped: a signal has stopped the sweep; its `exit_code` says which.
     """
-    options: dict[str, Any] = dict(trials=trials, mode=mode, sampler=sampler, prune=prune, rung=rung, factor=factor)
-    options |= dict(seed=seed, storage=storage)
+    if unknown := sorted({*options} - {*SearchOptions.__annotations__}):
+        near = did_you_mean(unknown[0], SearchOptions.__annotations__)
+        allowed = ", ".join(SearchOptions.__annotations__)
+        raise ConfigError(f"{unknown[0]}: unknown option of engine.sweep.{near} Options: {allowed}.")
     if callable(target):
-        unused = {"metric": metric, "budget": budget, "overrides": overrides, "parallel": parallel}
-        return _sweep_function(target, space, workdir, {**options, "seeds": seeds}, unused, on_message)
+        unused = {"overrides": overrides, "parallel": parallel, "devices_per_trial": devices_per_trial}
+        return _sweep_function(target, space, workdir, options, unused, on_message)
     found = Space.parse(space, {}) if isinstance(space, str) else Space.of(space)
     reference, folder = _reference(target, workdir)
-    search = Search(
-        reference=reference, space=found, overrides=overrides, metric=metric, seeds=seeds, budget=budget, **options
-    )
+    search = Search(reference=reference, space=found, overrides=overrides, **options)
     folder = folder or SweepFolder(Path("sweeps") / search.config().name)
 
     def workers(folder: SweepFolder) -> LocalWorkers:
@@ -119,15 +130,16 @@ def _sweep_function(
     objective: Objective,
     space: Mapping[str, Any] | str,
     workdir: str | Path | None,
-    options: dict[str, Any],
+    options: SearchOptions,
     unused: Mapping[str, Any],
     on_message: Callable[[str], None],
 ) -> SweepResult:
+    unused = {**unused, "metric": options.get("metric"), "budget": options.get("budget")}
     if given := [name for name, value in unused.items() if value]:
         raise ConfigError(f"{given[0]}: has no meaning for a function. Leave it out.")
-    if options["mode"] not in ("max", "min"):
-        raise ConfigError(f"mode={options['mode']!r}: a function needs 'max' or 'min'.")
-    if options["seeds"] != 1:
+    if options.get("mode") not in ("max", "min"):
+        raise ConfigError(f"mode={options.get('mode', 'auto')!r}: a function needs 'max' or 'min'.")
+    if options.get("seeds", 1) != 1:
         raise ConfigError("seeds: a function is called once for each trial. Average over seeds in it.")
     if isinstance(space, str):
         raise ConfigError(f"space={space!r}: a function needs a dict: argument -> domain.")
@@ -135,6 +147,5 @@ def _sweep_function(
         raise ConfigError("workdir: is missing. Name the folder of the sweep, such as workdir='sweeps/mine'.")
     found = Space.of(space, of_config=False)
     folder = open_folder(workdir)
-    search = Search(reference="", space=found, **options)
-    definition = search.define_function(folder)
+    definition = Search(reference="", space=found, **options).define_function(folder)
     return run_function(objective, found, folder, definition, on_message)

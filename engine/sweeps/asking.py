@@ -24,7 +24,9 @@ class Asking:
 
     def __init__(self, definition: Definition, space: Space, study: Study, parallel: bool):
         self._definition, self._space, self._study, self._parallel = definition, space, study, parallel
-        self._points = [json.loads(json.dumps(point)) for point in space.grid()] if definition.sampler == "grid" else None
+        self._points = (
+            [json.loads(json.dumps(point)) for point in space.grid()] if definition.sampler == "grid" else None
+        )
         self._pruner: optuna.pruners.BasePruner | None = None
 
     def ask(self) -> tuple[int, dict[str, Plain]] | None:

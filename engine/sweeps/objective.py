@@ -1,11 +1,11 @@
 """Searches arguments of a function of the user, one trial after the other in this process."""
 
-import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, SupportsFloat
 
 from engine.base.errors import ConfigError, ConvoyError
 from engine.config.schema import Plain
@@ -109,8 +109,7 @@ def _seconds(began: float) -> dict[str, float]:
 
 
 def _value(found: object) -> float:
-    with contextlib.suppress(TypeError, ValueError):
-        value = float(found)  # pyright: ignore[reportArgumentType]
-        if value == value:
-            return value
-    raise ConfigError(f"the objective returned {found!r}. Return a number.")
+    value = float(found) if isinstance(found, SupportsFloat) else math.nan
+    if math.isnan(value):
+        raise ConfigError(f"the objective returned {found!r}. Return a number.")
+    return value

@@ -5,6 +5,7 @@ killed in between has left: `recover` marks it, and it does not count.
 """
 
 import contextlib
+import importlib.util
 import json
 import os
 import warnings
@@ -25,6 +26,8 @@ ABANDONED = "abandoned"
 """The KIND of a trial whose driver was killed before the trial had values."""
 SAMPLERS = ("tpe", "random", "grid", "qmc", "cmaes", "gp")
 PRUNERS = ("halving", "median")
+_PACKAGES = {"cmaes": "cmaes", "gp": "torch"}
+"""Sampler -> the package that it needs in addition to Optuna."""
 
 
 def load_optuna() -> Any:
@@ -208,19 +211,14 @@ def make_sampler(kind: str, seed: int, number: int, parallel: bool) -> "optuna.s
             # It stores its position in the sequence, which has no settings that trial 0 lacks (conditional ones).
             others = samplers.RandomSampler(seed=own)
             return samplers.QMCSampler(seed=seed, scramble=True, independent_sampler=others)
-        try:
-            if kind == "cmaes":
-                return samplers.CmaEsSampler(seed=own)
-            if kind == "gp":
-                import torch  # noqa: F401  # pyright: ignore[reportMissingImports]
-
-                return samplers.GPSampler(seed=own)
-        except ImportError as error:
-            package = {"cmaes": "cmaes", "gp": "torch"}[kind]
-            raise ConfigError(
-                f"--sampler={kind}: needs the package {package}, which is not installed: pip install {package}, or use "
-                "--sampler=tpe."
-            ) from error
+        if kind in _PACKAGES:
+            package = _PACKAGES[kind]
+            if importlib.util.find_spec(package) is None:
+                raise ConfigError(
+                    f"--sampler={kind}: needs the package {package}, which is not installed: pip install {package}, or "
+                    "use --sampler=tpe."
+                )
+            return samplers.CmaEsSampler(seed=own) if kind == "cmaes" else samplers.GPSampler(seed=own)
         return samplers.TPESampler(seed=own, multivariate=True, group=True, constant_liar=parallel)
 
 
