@@ -102,8 +102,8 @@ def wait_until(condition):
 
 def test_results_and_progress_do_not_depend_on_the_number_of_workers(nodes):
     assert RayPool().count(100) == 2 and RayPool().count(100, 1) == 1 and RayPool(workers=3).count(2) == 2
-    for workers in (1, 3):  # the third one waits for a CPU that is never free
-        assert collect(Double(), range(7), workers=workers) == ([2 * number for number in range(7)], 7)
+    # The third worker waits for a CPU that is never free.
+    assert collect(Double(), range(7), workers=3) == ([2 * number for number in range(7)], 7)
     with pytest.raises(ConfigError, match="processes = 0: allowed is a whole number from 1 to"):
         RayPool(workers=0).count(3)
 
@@ -123,7 +123,7 @@ def test_job_of_a_worker_that_ends_is_done_again_and_counts_once(nodes, tmp_path
 )
 def test_first_error_of_a_job_ends_all_workers(nodes, job, error, text, code):
     with pytest.raises(error, match=text) as raised:
-        collect(Double(), [1, job, *range(50)])
+        collect(Double(), [1, job, *range(50)], workers=1)
     assert raised.value.exit_code == code
 
 
@@ -131,38 +131,40 @@ def test_classes_that_workers_cannot_import_are_sent_and_others_are_reported(nod
     class Local(Double):
         """A class such as one of a script."""
 
-    assert collect(Local(), [1, 2]) == ([2, 4], 2)
+    assert collect(Local(), [1, 2], workers=1) == ([2, 4], 2)
     function = Double()
     function.source.lock = threading.Lock()  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(DataError, match=r"Scans cannot be sent to other processes"):
         collect(function, [1])
 
 
-@pytest.mark.parametrize("loss", [signal.SIGKILL, signal.SIGSTOP])
-def test_shard_of_a_lost_node_is_written_again(nodes, written, tmp_path, loss):
-    """With SIGSTOP the node is cut off, and its worker goes on."""
+def test_shards_of_lost_nodes_are_written_again(nodes, written, tmp_path):
+    """One node is killed. The other one is cut off, and its worker goes on."""
     gate, out = tmp_path / "gate", tmp_path / "data" / "scans.arrayrecord"
     gate.mkdir()
     source = Scans(gate=str(gate), wait_from=40)
     done = []
     call = threading.Thread(target=lambda: done.append(write_dataset(source, out, shards=4, processes=RayPool())))
     call.start()
+    lost = {}
     try:
-        # Both workers wait in their shards, 2 and 3.
-        wait_until(lambda: len(list(out.parent.glob("*.unfinished"))) == 2)
-        worker = next(int(path.name) for path in gate.iterdir())
-        raylet = int(Path(f"/proc/{worker}/stat").read_text().rpartition(") ")[2].split()[1])
-        [node] = [node for node in nodes.list_all_nodes() if raylet in pids(node)]
-        os.kill(raylet, loss)
-        wait_until(lambda: not is_alive(node))
-        nodes.add_node(num_cpus=1)
-        wait_until(lambda: len(list(gate.iterdir())) == 3)  # a new worker has begun the shard
+        wait_until(lambda: len(list(out.parent.glob("*.unfinished"))) == 2)  # both workers wait, in shards 2 and 3
+        for worker, how in zip(
+            sorted(path.name for path in gate.iterdir()), (signal.SIGKILL, signal.SIGSTOP), strict=True
+        ):
+            raylet = int(Path(f"/proc/{worker}/stat").read_text().rpartition(") ")[2].split()[1])
+            [lost[how]] = [node for node in nodes.list_all_nodes() if raylet in pids(node)]
+            nodes.add_node(num_cpus=1)
+            os.kill(raylet, how)
+        wait_until(lambda: not any(map(is_alive, lost.values())))
+        wait_until(lambda: len(list(gate.iterdir())) == 4)  # new workers have begun the shards
+        assert Path(f"/proc/{worker}").exists()
     finally:
         (gate / "open").touch()
         call.join(runs.limit(120))
-    if loss == signal.SIGSTOP:
         os.kill(raylet, signal.SIGCONT)
-    nodes.remove_node(node, allow_graceful=False)
+    for node in lost.values():
+        nodes.remove_node(node, allow_graceful=False)
     assert [found.examples for found in done] == [60]
     assert content(out.parent) == content(written.parent)
 
