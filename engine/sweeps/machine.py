@@ -41,9 +41,13 @@ def shares(parallel: int | None, devices: int | None) -> list[Share]:
     found = names or chips
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(usable_cores()))
     memory = host_memory()
+    if devices is not None and not found:
+        raise ConfigError(f"--devices-per-trial={devices}: this machine has no GPU or TPU. Leave the flag out.")
+    if devices is not None and not 1 <= devices <= len(found):
+        raise ConfigError(f"--devices-per-trial={devices}: allowed is 1 to {len(found)}, the devices of this machine.")
     if parallel is None:
         by_memory = max(1, memory.bytes // RUN_BYTES) if memory else len(cores)
-        parallel = max(1, len(found) // (devices or 1)) if found else min(len(cores), by_memory)
+        parallel = min(len(cores), len(found) // (devices or 1) if found else by_memory)
     if parallel < 1 or parallel > len(cores):
         raise ConfigError(f"--parallel={parallel}: allowed is 1 to {len(cores)}, the cores of this machine.")
     each = devices or max(1, len(found) // parallel)
@@ -52,8 +56,6 @@ def shares(parallel: int | None, devices: int | None) -> list[Share]:
             f"--parallel={parallel} with {each} device{'s' * (each > 1)} each: this machine has {len(found)}. Use "
             f"--parallel={max(1, len(found) // each)}."
         )
-    if devices is not None and not found:
-        raise ConfigError(f"--devices-per-trial={devices}: this machine has no GPU or TPU. Leave the flag out.")
     result = []
     for n in range(parallel):
         own = cores[n * len(cores) // parallel : (n + 1) * len(cores) // parallel]
