@@ -9,10 +9,11 @@ from engine.config.loading import load
 
 def main(reference: str, *overrides: str) -> int:
     """Prints the number as JSON, or null if JAX does not state it; returns the exit code."""
-    from engine.api.prepared import program
-
     try:
-        built, _ = program(load(reference, overrides))
+        config = load(reference, overrides)
+        from engine.api.prepared import program  # it imports JAX, which a config with a mistake does not need
+
+        built, _ = program(config)
     except ConvoyError as error:
         print(error, file=sys.stderr)
         return error.exit_code
