@@ -1,7 +1,8 @@
 """Asks Optuna for the next trial of a sweep, and whether a trial is pruned."""
 
 import json
-from typing import TYPE_CHECKING
+import random
+from typing import TYPE_CHECKING, Any
 
 from engine.config.schema import Plain
 from engine.sweeps.folder import Definition
@@ -24,9 +25,7 @@ class Asking:
 
     def __init__(self, definition: Definition, space: Space, study: Study, parallel: bool):
         self._definition, self._space, self._study, self._parallel = definition, space, study, parallel
-        self._points = (
-            [json.loads(json.dumps(point)) for point in space.grid()] if definition.sampler == "grid" else None
-        )
+        self._points = _grid(space, definition.seed) if definition.sampler == "grid" else None
         self._pruner: optuna.pruners.BasePruner | None = None
 
     def ask(self) -> tuple[int, dict[str, Plain]] | None:
@@ -52,3 +51,13 @@ class Asking:
             first = self._definition.rung or self._study.first_step()
             self._pruner = make_pruner(self._definition.prune, first, self._definition.factor)
         return self._study.should_prune(trial, self._pruner)
+
+
+def _grid(space: Space, seed: int) -> list[dict[str, Any]]:
+    """Returns the points of a grid as JSON gives them back, in random order.
+
+    In ascending order, each trial would be better than those before it up to the best one, and none would be pruned.
+    """
+    points = json.loads(json.dumps(space.grid()))
+    random.Random(seed).shuffle(points)
+    return points

@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
 
 SEARCH = (
     *("sweep", "--config=configs.digits", "--space.optimizer.learning_rate=choice(3e-3, 1e-5, 2e-5, 3e-5)"),
-    *("--sampler=grid", "--prune=halving", "--factor=2", "--parallel=2"),
+    *("--sampler=grid", "--seed=9", "--prune=halving", "--factor=2", "--parallel=2"),
     *(
         "--config.train.total=6 steps",
         "--config.evaluations.heldout.every=2 steps",
