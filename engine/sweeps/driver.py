@@ -4,6 +4,7 @@ What counts is in Optuna's storage and in the run directories. The driver itself
 running trial is started again, resumes from its checkpoint, and ends at once if it was finished.
 """
 
+import math
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -138,7 +139,7 @@ class Driver:
 
     def _report(self, run: SeedRun) -> None:
         """Reports the evaluations of a run to Optuna, and decides whether it is pruned. Only the first seed counts."""
-        if run.seed:
+        if run.seed or run.trial not in self._trials:  # Optuna takes no values of a trial that has failed
             return
         file = self._folder.decision(run.job)
         for step, value in new_results(run, self._definition.metric):
@@ -161,6 +162,9 @@ class Driver:
         ended = read_end(run.job.run, self._definition.metric)
         if ended.value is None:
             raise _not_measured(run, self._definition.metric, ended)
+        if not math.isfinite(ended.value):
+            self._fail(trial, f"{self._definition.metric} is {ended.value} at step {ended.step}")
+            return
         run.value = ended.value
         if self._is_pruned(run, ended):
             self._prune(trial)

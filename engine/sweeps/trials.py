@@ -67,9 +67,15 @@ class Ended:
 
 
 def read_end(run: Path, metric: str) -> Ended:
-    """Returns how a run has ended. Its value is that of its best checkpoint if it selects one, else the latest."""
+    """Returns how a run has ended. Its value is that of its best checkpoint if it selects one, else the latest.
+
+    A value that is not finite is returned only if the run has no other.
+    """
     record = read_record(run, run.name)
     value = record.metrics.get(metric)
+    if value is None:
+        with suppress(ConvoyError):
+            value = status.read(run / STATUS).metrics.get(metric)
     return Ended(record.step, record.total_steps, value, tuple(record.metrics))
 
 

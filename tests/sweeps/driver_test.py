@@ -1,3 +1,4 @@
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -176,6 +177,35 @@ def test_values_that_the_config_refuses_fail_their_trial_alone(tmp_path):
     drive(tmp_path, definition)
     study = Study(SweepFolder(tmp_path).storage(definition), definition.name, "max")
     assert "unknown field" in study.trials()[0].user_attrs["problem"]
+
+
+def test_trial_whose_result_is_not_finite_has_failed(tmp_path, monkeypatch):
+    results = dict(RESULTS)
+    monkeypatch.setattr(scripted, "accuracy", lambda rate, seed, step: math.nan if rate == 0.2 else results[rate])
+    definition = scripted.definition()
+    said = drive(tmp_path, definition)
+    assert [state for _, state, *_ in outcome(tmp_path, definition)] == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"]
+    assert any("failed: heldout/accuracy is nan at step 30. " in text for text in said)
+
+
+def test_other_seeds_of_a_failed_trial_end_without_a_further_value(tmp_path):
+    class SlowToStop(ScriptedWorkers):
+        """A run measures once more before it stops; the second seed fails at once."""
+
+        def ended(self) -> dict[str, int]:
+            for name in self._stopped:
+                self._advance(self._running[name])
+            found = super().ended()
+            return {name: 1 if name.endswith("seed-1") else code for name, code in found.items()}
+
+        def start(self, job):
+            super().start(job)
+            if job.name.endswith("seed-1"):
+                self._stopped.add(job.name)
+
+    definition = scripted.definition(seeds=2, trials=1)
+    drive(tmp_path, definition, SlowToStop)
+    assert [state for _, state, *_ in outcome(tmp_path, definition)] == ["FAIL"]
 
 
 def test_signal_ends_the_sweep_and_the_same_sweep_continues(tmp_path):
