@@ -14,7 +14,7 @@ from engine.sweeps.asking import Asking
 from engine.sweeps.folder import SweepFolder
 from engine.sweeps.space import as_plain
 from engine.sweeps.study import Study, values_of
-from engine.sweeps.trials import kind_of
+from engine.sweeps.trials import OUT_OF_MEMORY, kind_of
 
 if TYPE_CHECKING:
     from optuna.trial import FrozenTrial
@@ -45,7 +45,7 @@ class Trial:
 
     def report(self, step: int, value: float) -> None:
         """Reports an intermediate value. Raises Pruned, which the sweep catches, if the trial ends here."""
-        if self._report(step, float(value)):
+        if self._report(int(step), float(value)):  # Optuna's journal takes no numbers of NumPy
             raise Pruned
 
 
@@ -84,8 +84,8 @@ def search_function(
             study.prune(number, found | _seconds(began))
             text = "pruned"
         except Exception as error:
-            problem = str(error) if isinstance(error, ConvoyError) else f"{type(error).__name__}: {error}"
-            kind = kind_of(problem)
+            problem = str(error) if isinstance(error, ConvoyError) else f"{type(error).__name__}: {error}".rstrip(": ")
+            kind = OUT_OF_MEMORY if isinstance(error, MemoryError) else kind_of(problem)
             more = {attributes.PROBLEM: problem, attributes.KIND: kind}
             study.fail(number, found | _seconds(began) | more)
             text = f"{kind}: {problem}"
