@@ -43,7 +43,7 @@ EXAMPLES = """
   convoy data check --config=configs.digits                           read every example, and report bad ones
   convoy doctor                                                       print what this machine provides
   convoy launch local --processes 2 -- train --config=configs.digits  in several processes
-  convoy launch slurm --help                                          the same on a cluster; also k8s, tpu-vm
+  convoy launch slurm --help                                          the same on a cluster; also ray, k8s, tpu-vm
   convoy goodput runs/digits                                          print how the time of a run was spent
   convoy supervise -- train --config=configs.digits                   train, and restart after failures
 

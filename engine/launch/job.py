@@ -71,17 +71,21 @@ class Job:
         """Starts one process per environment, by index, and forwards its output, with `alone` unchanged."""
         kill_with_parent = parent.kill_with(os.getpid())
         self._forwarders = {i: Forwarder(None if alone else f"[{i}] ", self._write) for i in environments}
-        for i, environment in environments.items():
-            self._processes[i] = subprocess.Popen(
-                command,
-                env=environment,
-                cwd=cwd,
-                stdin=subprocess.DEVNULL,
-                stdout=self._forwarders[i].stdout,  # also of a single process, which must not wait for a reader
-                stderr=self._forwarders[i].stderr,
-                process_group=0,  # Ctrl-C on a terminal reaches only the launcher, which forwards it once
-                preexec_fn=kill_with_parent,
-            )
+        former = signal.pthread_sigmask(signal.SIG_SETMASK, ())  # a worker of Ray blocks SIGINT, as its children would
+        try:
+            for i, environment in environments.items():
+                self._processes[i] = subprocess.Popen(
+                    command,
+                    env=environment,
+                    cwd=cwd,
+                    stdin=subprocess.DEVNULL,
+                    stdout=self._forwarders[i].stdout,  # also of a single process, which must not wait for a reader
+                    stderr=self._forwarders[i].stderr,
+                    process_group=0,  # Ctrl-C on a terminal reaches only the launcher, which forwards it once
+                    preexec_fn=kill_with_parent,
+                )
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, former)
         for i, process in self._processes.items():
             origins.record_start(self.folder, i, process.pid)
         for i, process in self._processes.items():  # threads start after the last fork

@@ -6,7 +6,9 @@ gone, in calls that no signal interrupts, so the address is tried first and ever
 
 import logging
 import os
+import signal
 import socket
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -54,7 +56,15 @@ def connect(address: str | None = None) -> ModuleType:
         raise _no_cluster(where, reason) from None
     except Exception as error:
         raise _no_cluster(where, first_line(error)) from error
+    _keep_sigterm()
     return ray
+
+
+def _keep_sigterm() -> None:
+    """Takes SIGTERM back from Ray's C++ code, which would print a stack and abort this process after three seconds."""
+    handler = signal.getsignal(signal.SIGTERM)
+    if threading.current_thread() is threading.main_thread() and handler is not None:
+        signal.signal(signal.SIGTERM, handler)
 
 
 def _init(ray: ModuleType, address: str) -> None:

@@ -116,7 +116,7 @@ class _Attempt:
 
         job, actor = self._job, remote_class(self._ray)
         return [
-            actor.options(  # pyright: ignore[reportFunctionMemberAccess], made by Ray
+            actor.options(
                 num_cpus=job.bundle.get("CPU", 0),
                 num_gpus=job.gpus,
                 resources=dict(job.resources),

@@ -1,7 +1,7 @@
 """Where the processes of a job run: a placement group of Ray with the resources of each process."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -104,16 +104,26 @@ _AGAIN = "Checkpoints are intact; the same command continues the run."
 
 
 def _missing(nodes: list[dict[str, Any]], job: RayJob, lost: str) -> ConvoyError:
-    alive = [node["Resources"] for node in nodes if node["Alive"]]
-    fits = [min(int(have.get(name, 0) // value) for name, value in job.bundle.items()) for have in alive]
-    room = sum(min(fit, 1) if job.spread else fit for fit in fits)
+    alive, fitting = sum(node["Alive"] for node in nodes), room(nodes, job)
     waited = f"within {job.wait_for_nodes_s:g} s"
-    found = f"the job needs {job.text}, and the {len(alive)} nodes of the cluster have room for {room} of them in all"
+    found = f"the job needs {job.text}, and the {alive} nodes of the cluster have room for {fitting} of them in all"
     if lost:
         return NodesMissing(f"{lost} No other node took its place {waited}: {found}. {_AGAIN}")
-    if room < job.processes:
+    if fitting < job.processes:
         return ConfigError(f"{found}. Start more nodes (`ray start --address=...`), or ask for less.")
     return NodesMissing(f"{found}, but others use it, and it did not become free {waited}. {_AGAIN}")
+
+
+def room(nodes: Sequence[Mapping[str, Any]], job: RayJob) -> int:
+    """Returns for how many processes of a job the nodes that are alive have resources, whether in use or not.
+
+    Args:
+        nodes: the return value of `ray.nodes`.
+        job: what is asked.
+    """
+    alive = [node["Resources"] for node in nodes if node["Alive"]]
+    fits = [min(int(have.get(name, 0) // value) for name, value in job.bundle.items()) for have in alive]
+    return sum(min(fit, 1) if job.spread else fit for fit in fits)
 
 
 def remove(group: Any) -> None:

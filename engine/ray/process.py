@@ -8,11 +8,12 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TextIO
+from types import ModuleType
+from typing import Any, TextIO
 
 from engine.base.files import temporary_folder
 from engine.cluster import verdict
@@ -35,7 +36,7 @@ class Command:
     variables: Mapping[str, str]
     """Variables in addition to those of the node."""
     cwd: str
-    processes: int
+    processes: int | None  # None: a single one
     coordinator: str  # HOST:PORT
     token: str  # of the lease of the run
 
@@ -142,6 +143,6 @@ class RemoteProcess:
             return Outcome([failed], set(), set(), False)
 
 
-def remote_class(ray) -> Callable[..., object]:
+def remote_class(ray: ModuleType) -> Any:
     """Returns the class as an actor of Ray."""
     return ray.remote(RemoteProcess)

@@ -1,4 +1,5 @@
 import errno
+import signal
 import socket
 import subprocess
 import sys
@@ -42,3 +43,14 @@ def test_job_that_is_left_kills_its_processes(tmp_path):
         assert subprocess.run(["kill", "-0", *map(str, pids)]).returncode == 0
     wait_until_gone(pids)
     assert job.killed == {0, 1}
+
+
+def test_processes_start_without_blocked_signals(tmp_path):
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        lines = []
+        words = [sys.executable, "-c", "import signal; print(*signal.pthread_sigmask(signal.SIG_BLOCK, ()))"]
+        run_here(Job(tmp_path, lambda stream, text: lines.append(text)), words, {0: {}}, signals=Signals())
+        assert lines == ["[0] \n"] and signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

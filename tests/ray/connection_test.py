@@ -1,3 +1,4 @@
+import os
 import signal
 import socket
 import sys
@@ -22,6 +23,13 @@ def test_connection_finds_the_nodes_and_leaves_signals_alone():
             assert connect("another:1") is ray  # the connection of this process
             assert [node["Alive"] for node in ray.nodes()] == [True]
             assert signal.getsignal(signal.SIGTERM) is before
+            received: list[int] = []
+            signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+            ray.shutdown()
+            connect(found.address)  # by this process, which now has a handler of its own
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert received == [signal.SIGTERM]
+            assert signal.alarm(0) == 0  # Ray's C++ code would abort this process
         finally:
             ray.shutdown()
 
