@@ -22,8 +22,7 @@ learning rate at which the loss is lowest (Smith 2017, section 3.3). Exit code 1
 falls or never rises again: the range has to be extended.
 
   convoy tune lr --config=configs.digits
-  convoy tune lr --config=configs.digits --from=1e-5 --to=10 --repeats=5
-  convoy launch local --processes 2 -- tune lr --config=configs.digits
+  convoy tune lr --config=configs.digits --from=1e-5 --to=10
 """
 _BATCH = """
 Measures the gradient noise scale (McCandlish et al. 2018) in the first steps of a config, or at
@@ -31,8 +30,7 @@ the checkpoints of a run, and says what larger and smaller batches cost. Exit co
 is too large to tell: more --batches are needed.
 
   convoy tune batch --config=configs.digits
-  convoy tune batch --run=runs/digits
-  convoy tune batch --run=runs/digits --step=1000 --batches=64
+  convoy tune batch --run=runs/digits --batches=64
 """
 
 

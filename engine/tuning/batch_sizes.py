@@ -58,12 +58,12 @@ class BatchSizes:
             return ""
         low, high = self.interval
         known = len(_known(_later(self.curve)))
-        text = f"The 95 % intervals of the last {known} steps" if known > 1 else "The 95 % interval"
-        text = f"{text}, over {self.curve[-1].batches} batches each, reach from {low:,.0f} to {high:,.0f} examples"
+        text = f"The 95 % intervals of the last {known} points reach" if known > 1 else "The 95 % interval reaches"
+        text = f"{text} from {low:,.0f} to {high:,.0f} examples"
         if high <= NARROW * low:
             return f"{text}."
         return (
-            f"{text}: a rough hint. More --batches narrow an interval; the noise scale itself varies from step to step."
+            f"{text}: a rough hint. More --batches narrow an interval; the noise scale also varies from step to step."
         )
 
     @property
@@ -117,9 +117,11 @@ def batch_size(
         found = resolve_config(config)
         given = {name: value for name, value in (("task", task), ("data", data)) if value is not None}
         workdir = folder / "run"
-        _train(found, steps, points, workdir, given)
+        wanted = _train(found, steps, points, workdir, given)
         objects = with_objects(found, task, data, {}, {})[1] if given else Objects()
-        return _measure(SavedRun(workdir), objects, (), batches, on_step)
+        saved = SavedRun(workdir)
+        at = [step for step in group.run_on_primary(saved.steps, "the checkpoints") if step in wanted]
+        return _measure(saved, objects, at, batches, on_step)
 
 
 def batch_size_of_run(
@@ -152,17 +154,22 @@ def _check(batches: int) -> None:
         raise ConfigError(f"--batches = {batches}: allowed are {FEWEST} to {MOST:,}.")
 
 
-def _train(config: Config, steps: int, points: int, workdir: Path, given: dict[str, Any]) -> None:
-    """Trains the first steps of a config, with its own schedule, and keeps the checkpoints to measure."""
+def _train(config: Config, steps: int, points: int, workdir: Path, given: dict[str, Any]) -> range:
+    """Trains the first steps of a config, with its own schedule; returns the steps of the checkpoints to measure.
+
+    A save that is due while an earlier one is slow is left out. A group that is unfrozen makes one more.
+    """
     every = Duration(steps // points, "steps")
     config = quiet(config)
-    checkpoint = dataclasses.replace(config.checkpoint, every=every, keep_latest=points + 1)
+    most = points + len(config.optimizer.groups) + 1
+    checkpoint = dataclasses.replace(config.checkpoint, every=every, keep_latest=most)
     config = dataclasses.replace(config, checkpoint=checkpoint, hooks={HOOK: Hook(every=every)})
     summary = train(config, workdir=workdir, hooks={HOOK: StopAt(steps // points * points)}, **given)
     if summary.step < steps // points * points:
         raise ConfigError(
             f"--steps = {steps}: the run of this config has only {summary.step} steps. Set --steps={summary.step}."
         )
+    return range(steps // points, steps + 1, steps // points)
 
 
 def _measure(

@@ -35,7 +35,7 @@ from engine.parallel.layout import with_layout
 from engine.parallel.mesh import replicated
 from engine.training.arrays import Arrays
 from engine.training.gradients import gradients
-from engine.training.objective import LOSS
+from engine.training.objective import EVERY, LOSS
 from engine.training.state import TrainState
 from engine.training.step import step_key
 from engine.training.task import has_encode
@@ -65,10 +65,10 @@ class Opened:
     warnings: Sequence[str]
 
     def at_step(self, step: int) -> tuple[Program, "Measure"]:
-        """Returns the program of a step, whose frozen groups may be others, and what measures with it."""
+        """Returns the program whose state a checkpoint has, and what measures with it; frozen groups may differ."""
         if self.program.spec.interval is None:
             return self.program, self.measure
-        program, _ = self.prepared.build_program(step=step)
+        program, _ = self.prepared.build_program(step=max(step - 1, 0))
         return program, Measure(program)
 
 
@@ -98,6 +98,12 @@ def check_defined(program: Program) -> None:
         raise ConfigError(
             f"tune batch: the loss of {name} compares the rows of a batch (encode and loss_of), so that its gradient "
             "is no mean over examples. The noise scale is not defined for it."
+        )
+    if EVERY not in spec.objective.terms:
+        losses = ", ".join(spec.objective.terms)
+        raise ConfigError(
+            f"tune batch: {name} has a loss for each group ({losses}), so that there is no single gradient. The noise "
+            "scale is not defined for it."
         )
     if spec.row_state:
         raise ConfigError(

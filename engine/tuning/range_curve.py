@@ -21,6 +21,7 @@ BAD_IN_A_ROW = 3
 _WINDOW = 0.07  # of the steps: length of the running median, which does not blur the edge of a divergence
 _CERTAIN = 5.0  # standard errors by which the loss has to fall and to rise
 _SMALLEST_FALL = 1e-3  # of the first loss
+_SMALLEST_RISE = 0.05  # of the fall
 
 type Floats = npt.NDArray[np.float64]
 
@@ -83,7 +84,7 @@ def analyse(learning_rates: Sequence[float], losses: Sequence[float], steps: int
     fall, error = first - float(median[at]), _standard_error(whole[: len(median)] - median, half)
     fell = at > half and fall > max(_CERTAIN * error, _SMALLEST_FALL * abs(first))
     rise = float(median[-half - 1 :].mean()) - float(median[at])
-    problem = _problem(fell, blown or rise > max(_CERTAIN * error, fall / 5), rates)
+    problem = _problem(fell, blown or rise > max(_CERTAIN * error, _SMALLEST_RISE * fall), rates)
     return RangeCurve(
         seed=seed,
         learning_rates=rates.tolist(),

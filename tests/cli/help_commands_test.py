@@ -68,7 +68,9 @@ def test_help_texts_have_commands_of_most_verbs():
 def test_command_of_a_help_text_works(command, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     words = shlex.split(command)[1:]
-    if "--config=configs.digits" in words:
+    if words[0] == "tune":
+        words += ["--steps=60", "--repeats=1"] if words[1] == "lr" else ["--steps=4", "--points=1", "--batches=4"]
+    elif "--config=configs.digits" in words:
         words += TINY
     if words[0] == "data":
         words.insert(2, "--processes=1")
@@ -91,6 +93,8 @@ def test_command_of_a_help_text_works(command, folder, monkeypatch, capsys):
         code, said = main(words), "".join(capsys.readouterr())
     if code == 1 and ("--compile=" in command or "--hardware=v5e:4x4 --out" in command):
         assert "Install the extra aot" in said  # its help says that it needs this extra
+    elif "tune batch --run=" in command:
+        assert code == 1 and "32 is more than half of the 32 examples" in said  # so have its gradients no noise
     elif "--group=scene" in command:
         assert code == 1 and "--group=scene: no evaluation has this tag" in said  # digits have no scenes
     else:

@@ -8,6 +8,7 @@ import engine
 from engine.base.errors import ConfigError
 from engine.tuning import NoiseScale, batch_size, batch_size_of_run
 from engine.tuning.batch_sizes import suggest
+from tests import zoo
 from tests.tuning import problems
 
 CONFIG = problems.config("Regression", "observations", train__global_batch_size=16)
@@ -53,7 +54,7 @@ def point(step, scale, low, high):
 def test_suggestion_is_that_of_the_second_half_of_the_curve():
     found = suggest([point(1, 1, 1, 1), point(2, 1, 1, 2), point(3, 50, 40, 60), point(4, 200, 150, 300)], 16, [])
     assert (found.suggestion, found.interval) == (pytest.approx(100), (40, 300))
-    assert "last 2 steps" in found.certainty and "a rough hint" in found.certainty
+    assert "last 2 points reach from 40 to 300 examples" in found.certainty and "a rough hint" in found.certainty
 
 
 def test_noise_that_is_too_large_gives_the_lower_end_and_a_sentence():
@@ -85,3 +86,14 @@ def test_config_that_ends_before_the_steps_says_how_many_it_has():
 def test_run_without_a_checkpoint_is_one_sentence(tmp_path):
     with pytest.raises(engine.ConvoyError, match="is not a run"):
         batch_size_of_run(tmp_path)
+
+
+def test_group_that_is_unfrozen_between_two_points_is_measured_from_then_on():
+    """Its checkpoint has another state than the one before, and the run saves one more."""
+    head = {"match": "head", "frozen_until": "3 steps"}
+    config = problems.config(
+        "Regression", "observations", optimizer__groups={"head": head}, train__global_batch_size=16
+    )
+    found = batch_size(config, steps=4, points=2, batches=8, task=zoo.Classify(width=8), data=zoo.source(256))
+    assert [point.step for point in found.curve] == [2, 4]
+    assert found.curve[1].trace > 1.5 * found.curve[0].trace

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 import engine
-from engine import Mean
+from engine import Loss, Mean, Task
 from engine.api.objects import Objects
 from engine.api.prepared import prepare
 from engine.api.saved_run import SavedRun
 from engine.base.errors import ConfigError
+from engine.config.schema import Group
 from engine.data.feed import Batching, TrainFeed
 from engine.tuning.gradient_noise import batch_numbers, check_defined, find_warnings, measure, open_run
 from engine.tuning.noise import noise_scale
@@ -111,6 +112,23 @@ class OwnUpdate(zoo.Classify):
     def update(self, state, batch, context):
         model = state.model()
         return state, dict(loss=Mean.of(model(batch["x"])[:, 0]))
+
+
+class TwoLosses(Task):
+    """A Task with a loss for each group."""
+
+    def build(self, rngs):
+        return zoo.Mlp(8, 0.0, rngs=rngs)
+
+    def loss(self, model, batch, rng):
+        logits = model(batch["x"])
+        return {"body": Loss.of(logits[:, 0]), "head": Loss.of(logits[:, 1])}
+
+
+def test_task_with_a_loss_for_each_group_is_refused():
+    groups = {"body": Group(match="hidden"), "head": Group(match="head")}
+    with pytest.raises(ConfigError, match=r"TwoLosses has a loss for each group \(body, head\)"):
+        check_defined(zoo.program(TwoLosses(), groups=groups))
 
 
 @pytest.mark.parametrize(
