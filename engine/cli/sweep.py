@@ -134,6 +134,8 @@ def _report(result: "SweepResult") -> int:
     if result.best is None:
         _say(f"{result.folder}: no trial has completed; {result.failed} of {result.trials} failed.")
         return ExitStatus.USER_ERROR
-    values = " ".join(f"--config.{name}={value}" for name, value in result.values.items())
+    from engine.sweeps.space import overrides
+
+    values = " ".join(shlex.quote(f"--config.{text}") for text in overrides(result.values))
     print(f"best: trial {result.best}, {result.metric} {result.value:.6g}: {values}")
     return ExitStatus.DONE

@@ -92,6 +92,12 @@ class Search:
         metric = self.metric or str(config.checkpoint.best or "")
         _check_metric(metric, config, bool(self.prune))
         Budget.parse(self.budget)
+        for flag, given, setting in (
+            ("--seeds", self.seeds > 1, "train.seed"),
+            ("--budget", bool(self.budget), "train.total"),
+        ):
+            if given and setting in self.space.domains:
+                raise ConfigError(f"{flag}: sets {setting}, which the space searches. Remove one of them.")
         mode = config.checkpoint.best_mode if self.mode == "auto" and metric == config.checkpoint.best else self.mode
         return self._definition(folder, metric, mode_of(mode, metric), field_texts(config))
 
@@ -204,7 +210,8 @@ def open_sweep(folder: SweepFolder, definition: Definition) -> Iterator[tuple[St
         continues = folder.agree(definition)
         if not definition.storage:
             repair_journal(folder.journal)
-        yield Study(folder.storage(definition), definition.name, definition.direction), continues
+        where = folder.storage(definition)
+        yield Study(where, definition.name, definition.direction, may_exist=continues), continues
 
 
 def _first_sentence(folder: SweepFolder, definition: Definition, study: Study, continues: bool, slots: int) -> str:

@@ -111,6 +111,7 @@ def test_sweep_of_which_every_trial_fails_exits_with_1(tmp_path):
         (["--budget=3 weeks"], "unknown unit"),
         (["--trials=0"], "--trials=0: allowed is a whole number from 1."),
         (["--prune=halfing"], "--prune=halfing: unknown. Did you mean halving?"),
+        (["--seeds=2", "--space.train.seed=integer(1, 2)"], "--seeds: sets train.seed, which the space searches."),
         (["--parallel=99999"], "the cores of this machine"),
         (["--launch=--nodes=1"], "--launch: has no meaning with --on=local."),
         (["--on=k8s", "--launch=--image=a:1 --claim=c"], "with --on=k8s, name a folder in runs/"),
