@@ -21,7 +21,6 @@ Trains short temporary runs whose learning rate grows exponentially, and suggest
 learning rate at which the loss is lowest (Smith 2017, section 3.3). Exit code 1 if the loss never
 falls or never rises again: the range has to be extended.
 
-  convoy tune lr --config=configs.digits
   convoy tune lr --config=configs.digits --from=1e-5 --to=10
 """
 _BATCH = """
