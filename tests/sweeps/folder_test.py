@@ -30,7 +30,7 @@ CHANGES = {
     "factor": (3, "factor was 2 and is 3"),
     "seeds": (3, "seeds was 1 and is 3"),
     "budget": ("5 steps", "budget was '' and is '5 steps'"),
-    "seed": (1, "seed was 0 and is 1"),
+    "seed": (1, "seed was 9 and is 1"),
     "storage": ("sqlite:///x", "storage was '' and is 'sqlite:///x'"),
     "name": ("other", "name was 'rates' and is 'other'"),
 }
