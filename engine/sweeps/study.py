@@ -90,6 +90,11 @@ def open_storage(where: str) -> "optuna.storages.BaseStorage":
         raise ConfigError(f"{where}: Optuna cannot open this storage ({text}). Check the address.") from error
 
 
+def has_study(where: str, name: str) -> bool:
+    """Returns whether a storage has a study of a name. Raises ConfigError if the storage cannot be opened."""
+    return any(study.study_name == name for study in open_storage(where).get_all_studies())
+
+
 class Study:
     """The trials of a sweep in Optuna's storage.
 

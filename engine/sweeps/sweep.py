@@ -20,7 +20,7 @@ from engine.sweeps.folder import Definition, SweepFolder
 from engine.sweeps.objective import Objective, search_function
 from engine.sweeps.results import write_results
 from engine.sweeps.space import Space, as_plain
-from engine.sweeps.study import PRUNERS, SAMPLERS, Study, best_first, make_sampler, repair_journal, values_of
+from engine.sweeps.study import PRUNERS, SAMPLERS, Study, best_first, has_study, make_sampler, repair_journal, values_of
 from engine.sweeps.workers import Workers
 
 DEFAULT_TRIALS, DEFAULT_FACTOR = 20, 3
@@ -110,7 +110,7 @@ class Search:
         points = len(self.space.grid()) if self.sampler == "grid" else None
         trials = self.trials or points or DEFAULT_TRIALS
         return Definition(
-            name=folder.path.name,
+            name=folder.path.resolve().name,  # also for --workdir=.
             reference=self.reference,
             overrides=list(self.overrides),
             config=config,
@@ -207,6 +207,11 @@ def open_sweep(folder: SweepFolder, definition: Definition) -> Iterator[tuple[St
     """Yields the study of a sweep, which this process alone may change, and whether the sweep continues."""
     make_sampler(definition.sampler, 0, 0, False)  # a missing library, before a folder is made
     with folder.locked():
+        if definition.storage and not folder.exists() and has_study(definition.storage, definition.name):
+            raise ConfigError(
+                f"--storage: holds a study {definition.name} already. Choose another --workdir, whose last part is the "
+                "name of the study."
+            )
         continues = folder.agree(definition)
         if not definition.storage:
             repair_journal(folder.journal)
