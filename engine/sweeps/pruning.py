@@ -44,6 +44,7 @@ class Pruning:
             return None
         if self._seconds is not None and self._clock is not None:
             spent = self._before + time.monotonic() - self._started
+            self._clock.parent.mkdir(parents=True, exist_ok=True)
             write_text(self._clock, json_text.dumps({"seconds": spent}))
             if spent >= self._seconds:
                 return Stop(f"{TIME_IS_UP} ({spent:.1f} of {self._seconds:g} s)")

@@ -102,20 +102,14 @@ class Study:
         where: a database URL, or the path of the journal.
         name: name of the study in the storage.
         direction: "max" or "min".
-        may_exist: whether the storage may have a study of this name.
 
     Raises:
-        ConfigError: the storage cannot be opened, or has a study that may not exist.
+        ConfigError: the storage cannot be opened.
     """
 
-    def __init__(self, where: str, name: str, direction: str, *, may_exist: bool = True):
+    def __init__(self, where: str, name: str, direction: str):
         optuna = self._optuna = load_optuna()
         self._storage = open_storage(where)
-        if not may_exist and name in optuna.get_all_study_names(self._storage):
-            raise ConfigError(
-                f"{where}: has a study {name} already, of a sweep in another folder. Name this one by the last part of "
-                "--workdir, or continue the other."
-            )
         with _quiet():
             self._study: Any = optuna.create_study(
                 storage=self._storage, study_name=name, direction=f"{direction}imize", load_if_exists=True

@@ -189,10 +189,3 @@ def test_trials_may_report_step_zero(tmp_path, kind):
     trial, _ = ask(study, 0)
     study.report(trial, 0, 0.5)
     assert not study.should_prune(trial, make_pruner(kind, study.first_step(), 2))
-
-
-def test_study_of_another_sweep_in_a_database_is_refused(tmp_path):
-    url = f"sqlite:///{tmp_path}/sweeps.db"
-    Study(url, "rates", "max", may_exist=False)
-    with pytest.raises(ConfigError, match="has a study rates already, of a sweep in another folder"):
-        Study(url, "rates", "max", may_exist=False)
