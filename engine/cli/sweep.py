@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_place_flags(parser: argparse.ArgumentParser) -> None:
     place = parser.add_argument_group("where trials run")
     place.add_argument("--on", default="local", choices=PLACES, help="this machine or a cluster (default: local)")
-    place.add_argument("--launch", default="", help="flags of convoy launch slurm or k8s for each trial, in quotes")
+    place.add_argument("--launch", default="", help="flags of convoy launch slurm, k8s or ray, in quotes")
     place.add_argument("--parallel", type=int, help="trials at a time (default: one per device or core; 8 jobs)")
     place.add_argument("--devices-per-trial", type=int, help="GPUs or TPU chips of a trial (default: an equal share)")
 
@@ -89,18 +89,35 @@ def _run(args: argparse.Namespace, overrides: list[str]) -> int:
 
 def _workers(args: argparse.Namespace, folder: "SweepFolder") -> "Workers":
     """Returns where the runs are executed, from the flags."""
-    if args.on in ("local", "ray") and args.launch:
-        raise ConfigError(f"--launch: has no meaning with --on={args.on}. Remove it.")
-    if args.on in ("slurm", "k8s"):
-        return _cluster_workers(args, folder)
-    if args.on == "ray":
-        from engine.sweeps.ray_workers import RayWorkers
-
-        return RayWorkers(folder.logs, slots=args.parallel, gpus=args.devices_per_trial)
+    if args.parallel is not None and args.parallel < 1:
+        raise ConfigError(f"--parallel={args.parallel}: allowed is a whole number from 1.")
+    if args.on != "local" and args.devices_per_trial is not None:
+        raise ConfigError(f"--devices-per-trial: has no meaning with --on={args.on}. Use the flags in --launch.")
+    if args.on != "local":
+        return _ray_workers(args, folder) if args.on == "ray" else _cluster_workers(args, folder)
+    if args.launch:
+        raise ConfigError("--launch: has no meaning with --on=local. Remove it.")
     from engine.sweeps.local import LocalWorkers
     from engine.sweeps.machine import shares
 
     return LocalWorkers(shares(args.parallel, args.devices_per_trial), folder.logs)
+
+
+def _ray_workers(args: argparse.Namespace, folder: "SweepFolder") -> "Workers":
+    """Returns the workers of a Ray cluster; `--launch` has flags of `convoy launch ray`."""
+    from engine.cli.arguments import parse
+    from engine.launch.cli_args import parse_numbers
+    from engine.sweeps.ray_workers import RayWorkers
+
+    found = parse(["launch", "ray", "--processes=1", *shlex.split(args.launch)], ["--", "train"])
+    return RayWorkers(
+        found.address,
+        most=args.parallel,
+        logs=folder.logs,
+        cpus=found.cpus,
+        gpus=found.gpus,
+        resources=parse_numbers("--resource", found.resource),
+    )
 
 
 def _cluster_workers(args: argparse.Namespace, folder: "SweepFolder") -> "Workers":
@@ -120,10 +137,7 @@ def _cluster_workers(args: argparse.Namespace, folder: "SweepFolder") -> "Worker
         if folder.path.is_absolute() or folder.path.parts[:1] != ("runs",):
             raise ConfigError(f"--workdir={folder}: with --on=k8s, name a folder in runs/, which all pods share.")
         scheduler = KubernetesScheduler(launch.kubernetes_jobset(parse([*words, "--name=sweep"], ["--", "train"])))
-    slots = PARALLEL_JOBS if args.parallel is None else args.parallel
-    if slots < 1:
-        raise ConfigError(f"--parallel={slots}: allowed is a whole number from 1.")
-    return ClusterWorkers(scheduler, folder.path, slots)
+    return ClusterWorkers(scheduler, folder.path, args.parallel or PARALLEL_JOBS)
 
 
 def _say(text: str) -> None:

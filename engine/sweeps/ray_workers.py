@@ -13,7 +13,7 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from engine.ray.connection import call, connect
 from engine.ray.launch import SILENT_S, UNREACHABLE_S, passed_on
 from engine.ray.placement import RayJob, room
 from engine.ray.process import Command, News, remote_class
+from engine.sweeps import timeouts
 from engine.sweeps.workers import Job
 
 NAMESPACE = "convoy"
@@ -41,6 +42,8 @@ class RayWorkers:
 
     Args:
         address: HOST:PORT of the cluster; None as for `ray.connection.connect`.
+        most: largest number of jobs that run at the same time; None: as many as the cluster has the resources for.
+        logs: the folder of the output of each job, `NAME.log`; None keeps no output.
         cpus, gpus, resources: of each job.
         restarts: maximum number of restarts of a run on its node. After the loss of a node, the driver starts the job
             again.
@@ -49,17 +52,21 @@ class RayWorkers:
         ConfigError: there is no such cluster, or a number is not allowed.
     """
 
+    poll_s, outlive_driver = timeouts.RAY_POLL_S, False
+
     def __init__(
         self,
         address: str | None = None,
         *,
+        most: int | None = None,
+        logs: Path | None = None,
         cpus: float = 1.0,
         gpus: float = 0.0,
         resources: Mapping[str, float] | None = None,
         restarts: int = 50,
     ):
         self._trial = RayJob(1, cpus=cpus, gpus=gpus, resources=resources or {}, address=address)
-        self._restarts = restarts
+        self._restarts, self._most, self._logs = restarts, most, logs
         self._ray = connect(address)
         self._running: dict[str, _Running] = {}
         self._ended: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
@@ -72,7 +79,7 @@ class RayWorkers:
             with contextlib.suppress(Exception):  # a cluster that does not answer keeps its former number
                 self._slots = room(call(self._ray.nodes, _CALL_S), self._trial)
                 self._counted = time.monotonic()
-        return max(1, self._slots)
+        return max(1, self._slots if self._most is None else min(self._slots, self._most))
 
     def start(self, job: Job) -> None:
         """Starts a job. It waits for the actor that a killed driver has left for the same run, which ends soon."""
@@ -140,10 +147,18 @@ class RayWorkers:
             if news is None:
                 continue
             heard = time.monotonic()
+            self._keep(job, [text for _, text in news.texts])
             lines.extend(line for _, text in news.texts for line in text.splitlines())
             if news.outcome is not None:
                 return news.outcome.exits[0].code
         return ExitStatus.RETRY
+
+    def _keep(self, job: Job, texts: Sequence[str]) -> None:
+        """Appends output of a job to its log."""
+        if self._logs is not None and texts:
+            self._logs.mkdir(parents=True, exist_ok=True)
+            with open(self._logs / f"{job.name}.log", "a") as file:
+                file.writelines(texts)
 
     def _news(self, actor: Any, heard: float) -> News | None:
         """Returns news of a job; None if there is no connection at present.

@@ -216,7 +216,7 @@ def open_sweep(folder: SweepFolder, definition: Definition) -> Iterator[tuple[St
         if not definition.storage:
             repair_journal(folder.journal)
         where = folder.storage(definition)
-        yield Study(where, definition.name, definition.direction, may_exist=continues), continues
+        yield Study(where, definition.name, definition.direction), continues
 
 
 def _first_sentence(folder: SweepFolder, definition: Definition, study: Study, continues: bool, slots: int) -> str:

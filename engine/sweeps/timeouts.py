@@ -3,6 +3,7 @@
 from typing import Final
 
 POLL_S: Final = 0.05  # between two polls of the runs by the driver
+RAY_POLL_S: Final = 0.2  # the same on a Ray cluster, whose answers arrive in threads
 CLUSTER_POLL_S: Final = 2.0  # the same on a cluster, whose scheduler every poll asks
 SCHEDULER_S: Final = 600.0  # that a scheduler may fail to answer before the driver ends
 MEMORY_POLL_S: Final = 1.0  # between two looks at the free memory of this machine
