@@ -10,7 +10,7 @@ DOCS = pages.ROOT / "docs"
 # page -> the page whose files it uses
 CONTINUES = {"add-a-dataset": "add-a-model", "read-your-data": "add-a-model", "sampling": "ragged"}
 
-ELSEWHERE = {"to-the-vehicle"}  # pages whose commands another test runs
+ELSEWHERE = {"ray", "to-the-vehicle"}  # pages whose commands another test runs
 EXECUTED = [page for page in pages.PAGES if pages.commands(page) and page.stem not in ELSEWHERE]
 
 
