@@ -27,7 +27,9 @@ def test_divergence_is_found_within_a_tenth_of_the_largest_stable_learning_rate(
         assert curve.minimum < STABLE
 
 
-def test_run_ends_early_once_it_has_diverged(bowl):
+def test_tests_differ_in_their_seeds_and_end_where_they_diverge(bowl):
+    first, second = bowl.curves
+    assert (first.seed, second.seed) == (0, 1) and first.losses[:100] != second.losses[:100]
     assert all(len(curve.losses) < 500 for curve in bowl.curves)
 
 

@@ -1,5 +1,6 @@
 """The estimates of the noise scale: the formulas of McCandlish et al. 2018, their bias, and the interval."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -62,6 +63,17 @@ def test_jackknife_leaves_out_each_batch():
     error = math.sqrt((COUNT - 1) / COUNT * np.square(np.array(left_out) - np.mean(left_out)).sum())
     low, high = found.squared_interval
     assert (high - low) / 2 == pytest.approx(2.0687 * error, rel=1e-4)  # t quantile of 23 degrees of freedom
+
+
+def test_batches_without_replacement_give_the_variance_of_the_whole_data():
+    rng, size = np.random.default_rng(5), 32
+    data = TRUE + rng.normal(size=(size, SIZE)) * SPREAD
+    exact = data.var(axis=0, ddof=1).sum()
+    values = []
+    for _ in range(200):
+        drawn = np.array([data[rng.permutation(size)[:ROWS]].mean(0) for _ in range(COUNT)])
+        values.append(noise_scale(0, dataclasses.replace(norms(drawn), share=ROWS / size)).trace)
+    assert abs(np.mean(values) - exact) < 4 * np.std(values) / math.sqrt(200)
 
 
 def test_gradient_that_could_be_zero_gives_no_noise_scale():

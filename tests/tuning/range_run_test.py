@@ -1,12 +1,15 @@
 """The config of a range test, its schedule, and the curve in the rows that a run has written."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import numpy as np
 import pytest
 
 from engine.base import json_text
 from engine.base.errors import ConfigError
 from engine.training.optimizer import build_schedule
-from engine.tuning.range_run import growth, quiet, range_config, read_curve
+from engine.tuning.range_run import EndEarly, growth, quiet, range_config, read_curve
 from tests.tuning import problems
 
 
@@ -17,7 +20,13 @@ def test_schedule_grows_exponentially_from_the_first_to_the_last_step():
 
 def test_learning_rates_of_groups_keep_their_ratio():
     groups = {
-        "fast": {"match": "a", "learning_rate": 0.5, "schedule": "linear", "warmup": "5 steps"},
+        "fast": {
+            "match": "a",
+            "learning_rate": 0.25,
+            "learning_rate_scale": 2.0,
+            "schedule": "linear",
+            "warmup": "5 steps",
+        },
         "slow": {"match": "b", "learning_rate_scale": 0.25, "frozen_until": "50 steps"},
         "muon": {"match": "c", "adam_learning_rate": 0.01},
     }
@@ -64,6 +73,20 @@ def test_losses_that_are_not_finite_are_read_as_such(tmp_path):
     found = read_curve(tmp_path / "metrics.jsonl", 100, seed=5)
     assert found is not None and (found.seed, found.diverged) == (5, rates[80])
     assert found.learning_rates == rates[:83].tolist()  # three losses that are not finite are a divergence
+
+
+def test_hook_ends_a_run_once_its_loss_has_diverged(tmp_path):
+    file, hook = tmp_path / "metrics.jsonl", EndEarly(100)
+    trainer: Any = SimpleNamespace(directory=SimpleNamespace(metrics=file))
+    losses = [2.0 - min(step, 60) / 60 + (step > 60) * 100.0 for step in range(100)]
+    rates = np.geomspace(1e-3, 1, 100)
+    rows = [{"step": i + 1, "batch": i, "loss": losses[i], "learning_rate": rates[i]} for i in range(100)]
+    stops = []
+    for end in (1, 50, 80):
+        file.write_text("\n".join(map(json_text.dumps, rows[:end])))
+        stops.append(hook.run(trainer, trainer, end))
+    assert stops[:2] == [None, None] and stops[2] is not None
+    assert stops[2].reason == f"the loss has diverged at a learning rate of {rates[61]:.3g}"
 
 
 @pytest.mark.parametrize("rows", [None, "", '{"step": 1, "batch": 0, "learning_rate": 0.1, "loss": 1.0}'])
