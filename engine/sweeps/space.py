@@ -89,18 +89,6 @@ class Space:
         """Returns setting -> canonical text. Equal spaces have equal texts; `parse(None, texts)` is this space."""
         return {name: str(domain) for name, domain in self.domains.items()}
 
-    def changes(self, other_texts: Mapping[str, str]) -> str:
-        """Returns what differs from the texts of an earlier space, as a part of a sentence, or nothing."""
-        texts = self.to_texts()
-        added = [f"{name} is new" for name in texts if name not in other_texts]
-        gone = [f"{name} is missing" for name in other_texts if name not in texts]
-        changed = [
-            f"{name} is {text}, it was {other_texts[name]}"
-            for name, text in texts.items()
-            if other_texts.get(name, text) != text
-        ]
-        return "; ".join([*changed, *added, *gone])
-
 
 _FORMS = ", ".join(FORMS)
 
