@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
+from zlib import crc32
 
 import ml_collections
 
@@ -20,8 +21,8 @@ from engine.sweeps.objective import Objective
 from engine.sweeps.space import Space
 from engine.sweeps.sweep import Search, SweepResult, run_function, run_search
 
-BASE = "base.txt"
-"""File of the base config in the folder of a sweep, if it was given as an object."""
+BASE = "base-{:08x}.txt"
+"""File of the base config in the folder of a sweep, if it was given as an object; the number is that of its text."""
 
 
 def say(text: str) -> None:
@@ -121,9 +122,10 @@ def _reference(
         raise ConfigError("name: is empty. Give the config a name, or pass workdir=... .")
     folder = folder or SweepFolder(Path("sweeps") / config.name)
     folder.path.mkdir(parents=True, exist_ok=True)
-    if not (folder.path / BASE).exists():  # a changed config is refused by its definition
-        write_text(folder.path / BASE, to_text(config))
-    return str(folder.path / BASE), folder
+    text = to_text(config)
+    file = folder.path / BASE.format(crc32(text.encode()))  # so that the definition of a changed config is refused
+    write_text(file, text)
+    return str(file), folder
 
 
 def _sweep_function(

@@ -12,6 +12,7 @@ from engine.config.text import field_texts, from_text
 from engine.experiments.record import SWEEP_HOOK
 from engine.run.atomic import write_text
 from engine.storage.mounts import shown
+from engine.sweeps.folder import WITHOUT_EFFECT
 from engine.sweeps.records import SweepRecord, TrialRecord, read_sweep
 from engine.sweeps.space import overrides
 
@@ -41,7 +42,8 @@ def write_best(folder: Path) -> Path:
     file = folder / NAME
     write_text(file, config_text(sweep, best, settings))
     found = field_texts(load(str(file)))
-    if changed := [name for name in {**trained, **found} if trained.get(name) != found.get(name)]:
+    names = [name for name in {**trained, **found} if not name.startswith(WITHOUT_EFFECT)]
+    if changed := [name for name in names if trained.get(name) != found.get(name)]:
         name = changed[0]
         file.unlink()
         raise RunError(

@@ -16,7 +16,7 @@ from engine.sweeps.workers import Job
 
 DEFINITION, JOURNAL, LOCK = "sweep.json", "journal.log", "lock"
 _FORMAT = 1
-_UNTOLD = ("log.", "cache.", "profile.", "tiny.")  # settings that change no result
+WITHOUT_EFFECT = ("log.", "cache.", "profile.", "tiny.")  # settings that change no result
 _MAY_CHANGE = ("trials", "reference", "overrides")
 
 
@@ -73,7 +73,7 @@ def _changes(name: str, before: Mapping[str, str], after: Mapping[str, str]) -> 
     """Returns the changed entries of a table of settings."""
     found = []
     for key in dict.fromkeys([*before, *after]):
-        if key.startswith(_UNTOLD) or before.get(key) == after.get(key):
+        if key.startswith(WITHOUT_EFFECT) or before.get(key) == after.get(key):
             continue
         was, now = (f"{table[key]}" if key in table else "absent" for table in (before, after))
         found.append(f"{name}: {key} was {was} and is {now}")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -59,7 +60,8 @@ class LocalWorkers:
         share = next(share for share in self.shares if id(share) not in used)
         self.logs.mkdir(parents=True, exist_ok=True)
         log = self.logs / f"{job.name}.log"
-        with open(log, "ab") as output:
+        with open(log, "ab") as output, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of JAX, if it is loaded, about forks: this one runs a program at once
             process = subprocess.Popen(
                 [sys.executable, "-m", "engine.cli.main", *job.words],
                 env={**os.environ, **share.variables, "PYTHONUNBUFFERED": "1"},

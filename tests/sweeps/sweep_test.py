@@ -89,7 +89,7 @@ def test_workers_are_closed_also_after_an_error(tmp_path):
         def close(self):
             closed.append(True)
 
-    with pytest.raises(ConfigError, match="^no$"):
+    with pytest.raises(ConfigError, match=r"^no$"):
         run_search(Search(reference=REFERENCE, space=SPACE), SweepFolder(tmp_path), Broken, lambda text: None)
     assert closed == [True]
 
@@ -124,9 +124,9 @@ def test_study_of_another_sweep_in_the_database_is_refused(tmp_path):
     definition = scripted.definition(storage=f"sqlite:///{tmp_path}/sweeps.db")
     Study(definition.storage, definition.name, definition.direction)
     for _ in range(2):
-        with pytest.raises(ConfigError, match=r"holds a study rates already\. Choose another --workdir"):
-            with open_sweep(SweepFolder(tmp_path / "rates"), definition):
-                pass
+        error = pytest.raises(ConfigError, match=r"holds a study rates already\. Choose another --workdir")
+        with error, open_sweep(SweepFolder(tmp_path / "rates"), definition):
+            pass
 
 
 def test_sweep_runs_outside_of_the_main_thread():
