@@ -1,42 +1,20 @@
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from engine.base.errors import ConfigError
-from engine.config import load
 from engine.launch.signals import Signals
-from engine.sweeps.asking import Asking
-from engine.sweeps.commands import Commands
-from engine.sweeps.driver import Driver, SweepStopped
+from engine.sweeps.driver import SweepStopped
 from engine.sweeps.folder import Definition, SweepFolder
-from engine.sweeps.space import Space
 from engine.sweeps.study import Study, values_of
-from engine.sweeps.sweep import open_sweep
 from engine.sweeps.workers import Workers
 from tests.sweeps import scripted
-from tests.sweeps.scripted import ScriptedWorkers
+from tests.sweeps.scripted import ScriptedWorkers, drive
 
 RATE = "optimizer.learning_rate"
 RESULTS = {0.1: 0.13, 0.2: 0.23, 0.3: 0.33, 0.4: 0.43}
-
-
-def drive(
-    path: Path,
-    definition: Definition,
-    make_workers: Callable[[SweepFolder], Workers] = ScriptedWorkers,
-    signals: Signals | None = None,
-) -> list[str]:
-    """Runs or continues a sweep with scripted runs; returns the sentences for the user."""
-    folder, said = SweepFolder(path), []
-    with open_sweep(folder, definition) as (study, _):
-        asking = Asking(definition, Space.parse(None, definition.space), study, parallel=True)
-        commands = Commands(definition, folder, load(definition.reference))
-        workers = make_workers(folder)
-        Driver(folder, definition, study, asking, commands, workers, said.append).run(signals or Signals())
-    return said
 
 
 def outcome(path: Path, definition: Definition) -> list[tuple]:

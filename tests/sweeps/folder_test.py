@@ -56,7 +56,7 @@ def test_many_differences_are_counted(tmp_path):
     folder = SweepFolder(tmp_path)
     folder.agree(scripted.definition())
     changed = {name: value for name, (value, _) in CHANGES.items() if not isinstance(value, dict)}
-    with pytest.raises(ConfigError, match=r"; and 8 more\. Use the same"):
+    with pytest.raises(ConfigError, match="; and 8 more"):
         folder.agree(scripted.definition(**changed))
 
 
@@ -110,8 +110,8 @@ def test_second_driver_is_refused_until_the_first_one_has_ended(tmp_path):
 
 def test_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    error = pytest.raises(ConfigError, match=r"file/x: cannot be written \(.+\)\. Choose another --workdir")
-    with error, SweepFolder(tmp_path / "file" / "x").locked():
+    problem = r"file/x: cannot be written \(.+\)\. Choose another --workdir"
+    with pytest.raises(ConfigError, match=problem), SweepFolder(tmp_path / "file" / "x").locked():
         pass
 
 

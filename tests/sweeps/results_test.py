@@ -4,7 +4,7 @@ from engine.base.errors import RunError
 from engine.sweeps.folder import SweepFolder
 from engine.sweeps.results import write_results
 from tests.sweeps import scripted
-from tests.sweeps.driver_test import drive
+from tests.sweeps.scripted import drive
 
 
 def test_table_has_a_row_for_each_trial(tmp_path):

@@ -6,14 +6,21 @@ folder of the sweep has a line for each evaluation that a run has trained to.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from engine.base import json_text
+from engine.config import load
+from engine.launch.signals import Signals
 from engine.run import status
+from engine.sweeps.asking import Asking
+from engine.sweeps.commands import Commands
 from engine.sweeps.decisions import read_decision
+from engine.sweeps.driver import Driver
 from engine.sweeps.folder import Definition, SweepFolder
-from engine.sweeps.workers import Job
+from engine.sweeps.space import Space
+from engine.sweeps.sweep import open_sweep
+from engine.sweeps.workers import Job, Workers
 
 PERIOD, TOTAL = 10, 30
 METRIC = "heldout/accuracy"
@@ -105,6 +112,22 @@ class ScriptedWorkers:
             return None
         _write_status(job, "done", step, results[str(step)], "", 0)
         return 0
+
+
+def drive(
+    path: Path,
+    definition: Definition,
+    make_workers: Callable[[SweepFolder], Workers] | None = None,
+    signals: Signals | None = None,
+) -> list[str]:
+    """Runs or continues a sweep with scripted runs; returns the sentences for the user."""
+    folder, said = SweepFolder(path), []
+    with open_sweep(folder, definition) as (study, _):
+        asking = Asking(definition, Space.parse(None, definition.space), study, parallel=True)
+        commands = Commands(definition, folder, load(definition.reference))
+        workers = (make_workers or ScriptedWorkers)(folder)
+        Driver(folder, definition, study, asking, commands, workers, said.append).run(signals or Signals())
+    return said
 
 
 def accuracy(rate: float, seed: float, step: int) -> float:

@@ -10,7 +10,7 @@ from engine.sweeps.space import Space
 from engine.sweeps.study import Study
 from engine.sweeps.sweep import Search, open_sweep, result_of, run_function, run_search, stoppable
 from tests.sweeps import scripted
-from tests.sweeps.driver_test import drive
+from tests.sweeps.scripted import drive
 
 REFERENCE = "convoy_zoo.configs.digits"
 SPACE = Space.parse(None, {"optimizer.learning_rate": "choice(0.1, 0.2, 0.3)"})
@@ -89,7 +89,7 @@ def test_workers_are_closed_also_after_an_error(tmp_path):
         def close(self):
             closed.append(True)
 
-    with pytest.raises(ConfigError, match=r"^no$"):
+    with pytest.raises(ConfigError, match="no"):
         run_search(Search(reference=REFERENCE, space=SPACE), SweepFolder(tmp_path), Broken, lambda text: None)
     assert closed == [True]
 
@@ -123,9 +123,9 @@ def test_sweep_without_a_completed_trial_has_no_best(tmp_path):
 def test_study_of_another_sweep_in_the_database_is_refused(tmp_path):
     definition = scripted.definition(storage=f"sqlite:///{tmp_path}/sweeps.db")
     Study(definition.storage, definition.name, definition.direction)
+    folder, problem = SweepFolder(tmp_path / "rates"), r"holds a study rates already\. Choose another --workdir"
     for _ in range(2):
-        error = pytest.raises(ConfigError, match=r"holds a study rates already\. Choose another --workdir")
-        with error, open_sweep(SweepFolder(tmp_path / "rates"), definition):
+        with pytest.raises(ConfigError, match=problem), open_sweep(folder, definition):
             pass
 
 
