@@ -16,6 +16,7 @@ from engine.sweeps.workers import Job
 pytestmark = [
     pytest.mark.multiprocess,
     pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*fork"),  # of JAX, if another test has imported it
 ]
 
 WAITING = """
