@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from engine.base.errors import ConfigError, did_you_mean
+from engine.base.errors import ConfigError, RunError, did_you_mean
 from engine.config.loading import load
 from engine.config.schema import Config, Plain
 from engine.config.text import field_texts
@@ -92,12 +92,6 @@ class Search:
         metric = self.metric or str(config.checkpoint.best or "")
         _check_metric(metric, config, bool(self.prune))
         Budget.parse(self.budget)
-        for flag, given, setting in (
-            ("--seeds", self.seeds > 1, "train.seed"),
-            ("--budget", bool(self.budget), "train.total"),
-        ):
-            if given and setting in self.space.domains:
-                raise ConfigError(f"{flag}: sets {setting}, which the space searches. Remove one of them.")
         mode = config.checkpoint.best_mode if self.mode == "auto" and metric == config.checkpoint.best else self.mode
         return self._definition(folder, metric, mode_of(mode, metric), field_texts(config))
 
@@ -215,8 +209,11 @@ def open_sweep(folder: SweepFolder, definition: Definition) -> Iterator[tuple[St
         continues = folder.agree(definition)
         if not definition.storage:
             repair_journal(folder.journal)
-        where = folder.storage(definition)
-        yield Study(where, definition.name, definition.direction), continues
+        try:
+            yield Study(folder.storage(definition), definition.name, definition.direction), continues
+        except OSError as error:  # Optuna's journal on a full disk
+            text = f"{folder}: the sweep ended, since a file cannot be written ({error.strerror or error})"
+            raise RunError(f"{text}. Free some space; the same command then continues it.") from error
 
 
 def _first_sentence(folder: SweepFolder, definition: Definition, study: Study, continues: bool, slots: int) -> str:

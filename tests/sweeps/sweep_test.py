@@ -1,10 +1,12 @@
 import re
+import resource
+import signal
 import threading
 from pathlib import Path
 
 import pytest
 
-from engine.base.errors import ConfigError
+from engine.base.errors import ConfigError, RunError
 from engine.sweeps.folder import SweepFolder
 from engine.sweeps.space import Space
 from engine.sweeps.study import Study
@@ -127,6 +129,24 @@ def test_study_of_another_sweep_in_the_database_is_refused(tmp_path):
     for _ in range(2):
         with pytest.raises(ConfigError, match=problem), open_sweep(folder, definition):
             pass
+
+
+def test_journal_on_a_full_disk_ends_with_a_sentence_and_the_sweep_continues(tmp_path):
+    definition, folder = scripted.definition(), SweepFolder(tmp_path)
+    space = Space.of({"a": "choice(1, 2, 3, 4)"}, of_config=False)
+    no_limit, former = resource.getrlimit(resource.RLIMIT_FSIZE), signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    def objective(trial):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (folder.journal.stat().st_size + 40, no_limit[1]))
+        return 1.0
+
+    try:
+        with pytest.raises(RunError, match=r"since a file cannot be written \(File too large\)\. Free some space"):
+            run_function(objective, space, folder, definition, print)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, no_limit)
+        signal.signal(signal.SIGXFSZ, former)
+    assert run_function(lambda trial: 1.0, space, folder, definition, print).trials == 4
 
 
 def test_sweep_runs_outside_of_the_main_thread():
