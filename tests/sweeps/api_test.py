@@ -17,7 +17,7 @@ def test_function_is_searched_and_the_same_call_continues(tmp_path):
         return (trial["rate"] - 0.2) ** 2
 
     for trials in (1, 2, 2):
-        found = sweep(objective, SPACE, trials=trials, mode="min", sampler="grid", workdir=tmp_path, on_message=len)
+        found = sweep(objective, SPACE, trials=trials, mode="min", sampler="grid", workdir=tmp_path)
     assert calls == [{"rate": 0.1}, {"rate": 0.2}]
     assert (found.best, found.value, found.values, found.folder) == (1, 0.0, {"rate": 0.2}, tmp_path)
 

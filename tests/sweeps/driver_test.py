@@ -13,6 +13,8 @@ from engine.sweeps.workers import Workers
 from tests.sweeps import scripted
 from tests.sweeps.scripted import ScriptedWorkers, drive
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork")  # of JAX, if another test has imported it
+
 RATE = "optimizer.learning_rate"
 RESULTS = {0.1: 0.13, 0.2: 0.23, 0.3: 0.33, 0.4: 0.43}
 

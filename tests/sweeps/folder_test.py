@@ -10,6 +10,8 @@ from engine.sweeps.folder import Definition, SweepFolder, open_folder
 from engine.sweeps.workers import Job
 from tests.sweeps import scripted
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork")  # of JAX, if another test has imported it
+
 
 def test_new_sweep_is_stored_and_the_same_one_continues(tmp_path):
     folder, definition = SweepFolder(tmp_path / "a sweep"), scripted.definition()

@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from engine.sweeps.space import Space
 from engine.sweeps.study import Study, values_of
 from engine.sweeps.sweep import open_sweep
 from tests.sweeps import scripted
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*fork")  # of JAX, if another test has imported it
 
 SPACE = {"rate": "choice(0.1, 0.2, 0.3, 0.4)"}
 
@@ -70,7 +73,8 @@ def test_report_ends_a_bad_trial(tmp_path):
 
     def objective(trial: Trial) -> float:
         for step in (0, 10, 20):
-            trial.report(np.int64(step), -np.float32(trial["rate"]))
+            number: Any = np.int64(step)
+            trial.report(number, float(np.float32(-float(str(trial["rate"])))))
             reached.append((trial["rate"], step))
         return -float(str(trial["rate"]))
 

@@ -1,8 +1,10 @@
 import json
 import os
+from typing import Any
 
 import optuna
 import pytest
+from optuna.storages.journal import JournalFileSymlinkLock
 
 from engine.base.errors import ConfigError
 from engine.sweeps.space import Space
@@ -29,7 +31,7 @@ SPACE = Space.of(
 RATE = "optimizer.learning_rate"
 
 
-def ask(study: Study, number: int, kind: str = "random"):
+def ask(study: Study, number: int, kind: str = "random") -> tuple[int, dict[str, Any]]:
     return study.ask(SPACE.suggest, make_sampler(kind, 0, number, parallel=True))
 
 
@@ -63,7 +65,7 @@ def test_repair_keeps_a_complete_journal_and_creates_none(tmp_path):
 def test_repair_removes_the_lock_of_a_killed_writer(tmp_path):
     path = tmp_path / "journal.log"
     Study(str(path), "sweep", "max")
-    optuna.storages.journal.JournalFileSymlinkLock(str(path)).acquire()
+    JournalFileSymlinkLock(str(path)).acquire()
     assert sorted(os.listdir(tmp_path)) != ["journal.log"]  # Optuna would wait 30 s for it
     repair_journal(path)
     assert os.listdir(tmp_path) == ["journal.log"]
