@@ -28,7 +28,7 @@ from engine.launch.signals import Signals
 from engine.ray.connection import call, connect
 from engine.ray.exits import Exits
 from engine.ray.nodes import Nodes
-from engine.ray.placement import RayJob, place, remove
+from engine.ray.placement import AGAIN, NodesMissing, RayJob, place, remove
 from engine.ray.process import Command, News, remote_class
 from engine.run.owner import TOKEN
 
@@ -147,6 +147,9 @@ class _Attempt:
             with contextlib.suppress(queue.Empty):
                 self._calls.get(timeout=timeouts.STOPPED_POLL_S)()
             now = time.monotonic()
+            if self._nodes.head_lost:
+                self._send("kill")  # which needs no head
+                raise NodesMissing(f"{self._nodes.head_lost} {AGAIN}")
             for i in self.exits.running:
                 if text := self._nodes.lost(i):
                     self.exits.lose_node(i, text)

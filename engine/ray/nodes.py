@@ -1,15 +1,18 @@
 """Follows the nodes of a Ray cluster: which processes of a job are on which node, and which nodes are lost."""
 
+import socket
 import threading
 import time
 from types import ModuleType
 from typing import Any
 
+from engine.cluster.cluster_detection import address as parse_address
 from engine.cluster.shutdown import RunThread
 from engine.ray.connection import call
 
 _POLL_S = 1.0  # between two reads of the states of all nodes
-_CALL_S = 20.0  # for one read; a cluster whose head is gone does not answer
+_CALL_S = 12.0  # for one read; a cluster whose head is gone does not answer
+_PROBE_S = 5.0  # for a connection to the head
 _NOTICE_S = 6.0  # until Ray has noticed that a node is lost, after an actor there has stopped answering
 
 
@@ -25,6 +28,9 @@ class Nodes:
         self._stopping = threading.Event()
         self._found: dict[str, dict[str, Any]] = {}  # id -> what Ray tells about a node
         self._places: dict[int, str] = {}  # index of a process -> id of its node
+        self._head = ray.get_runtime_context().gcs_address
+        self.head_lost = ""
+        """A sentence once the head of the cluster accepts no connections; Ray then ends this process after 60 s."""
         self._read()
         otherwise = "A node that is lost is noticed by its missing answers only."
         RunThread(self._follow, "nodes", otherwise=otherwise).start()
@@ -72,5 +78,13 @@ class Nodes:
         while not self._stopping.wait(_POLL_S):
             try:
                 self._read()
-            except Exception:
-                continue  # missing answers of the actors tell what is lost
+            except Exception:  # missing answers of the actors tell what else is lost
+                self.head_lost = self._probe_head()
+
+    def _probe_head(self) -> str:
+        try:
+            socket.create_connection(parse_address("the head", self._head), _PROBE_S).close()
+        except OSError as error:
+            reason = error.strerror or error
+            return f"the head of the Ray cluster at {self._head} does not answer ({reason})."
+        return ""

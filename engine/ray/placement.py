@@ -13,6 +13,7 @@ from engine.ray.connection import call
 
 RESERVED = ("CPU", "GPU", "memory")
 _POLL_S = 0.5  # between two checks for a signal or for the resources
+_REMOVE_S = 5.0  # to give back the resources
 _CALL_S = 20.0  # for an answer of Ray to a request that needs no resources
 
 
@@ -92,7 +93,7 @@ def place(ray: ModuleType, job: RayJob, stopped: Callable[[], object], lost: str
                 raise _missing(call(ray.nodes, _CALL_S), job, lost)
     except TimeoutError as error:
         remove(group)
-        raise NodesMissing(f"{error}.{lost and f' {lost}'} {_AGAIN}") from error
+        raise NodesMissing(f"{error}.{lost and f' {lost}'} {AGAIN}") from error
     except BaseException:
         remove(group)
         raise
@@ -100,7 +101,7 @@ def place(ray: ModuleType, job: RayJob, stopped: Callable[[], object], lost: str
     return None
 
 
-_AGAIN = "Checkpoints are intact; the same command continues the run."
+AGAIN = "Checkpoints are intact; the same command continues the run."
 
 
 def _missing(nodes: list[dict[str, Any]], job: RayJob, lost: str) -> ConvoyError:
@@ -108,10 +109,10 @@ def _missing(nodes: list[dict[str, Any]], job: RayJob, lost: str) -> ConvoyError
     waited = f"within {job.wait_for_nodes_s:g} s"
     found = f"the job needs {job.text}, and the {alive} nodes of the cluster have room for {fitting} of them in all"
     if lost:
-        return NodesMissing(f"{lost} No other node took its place {waited}: {found}. {_AGAIN}")
+        return NodesMissing(f"{lost} No other node took its place {waited}: {found}. {AGAIN}")
     if fitting < job.processes:
         return ConfigError(f"{found}. Start more nodes (`ray start --address=...`), or ask for less.")
-    return NodesMissing(f"{found}, but others use it, and it did not become free {waited}. {_AGAIN}")
+    return NodesMissing(f"{found}, but others use it, and it did not become free {waited}. {AGAIN}")
 
 
 def room(nodes: Sequence[Mapping[str, Any]], job: RayJob) -> int:
@@ -131,6 +132,6 @@ def remove(group: Any) -> None:
     from ray.util.placement_group import remove_placement_group
 
     try:
-        call(lambda: remove_placement_group(group), _CALL_S)
+        call(lambda: remove_placement_group(group), _REMOVE_S)
     except Exception:
         return  # a cluster that is gone; the resources are free once this process has ended
