@@ -26,7 +26,7 @@ TINY = (
 )
 GATE = '[rules.accuracy]\nmetric = "heldout/accuracy"\nat_least = 0\n'
 SPACE = "from engine.sweeps import choice\n\n\ndef get_space():\n    return {'task.width': choice(8, 16)}\n"
-ALONE = ("explain", "launch local", "supervise", "sweep --config")  # they choose the devices, or start processes that print
+ALONE = ("explain", "launch local", "supervise", "sweep --config")  # choose the devices, or start processes
 
 
 def helps() -> Iterator[str]:
