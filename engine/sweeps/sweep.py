@@ -92,6 +92,10 @@ class Search:
         metric = self.metric or str(config.checkpoint.best or "")
         _check_metric(metric, config, bool(self.prune))
         Budget.parse(self.budget)
+        sets = {"--seeds": ("train.seed", self.seeds > 1), "--budget": ("train.total", bool(self.budget))}
+        for flag, (setting, is_given) in sets.items():
+            if is_given and setting in self.space.domains:
+                raise ConfigError(f"{flag}: sets {setting}, which the space searches. Remove one of them.")
         mode = config.checkpoint.best_mode if self.mode == "auto" and metric == config.checkpoint.best else self.mode
         return self._definition(folder, metric, mode_of(mode, metric), field_texts(config))
 
