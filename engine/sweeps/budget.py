@@ -1,7 +1,9 @@
 """The budget of each run of a sweep: a length of training, a time, or a number of floating-point operations."""
 
+import functools
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +12,7 @@ from dataclasses import dataclass
 
 from engine.base.duration import CLOCK_UNITS, DATA_UNITS, Duration
 from engine.base.errors import ConfigError
+from engine.sweeps import timeouts
 
 _FLOPS = re.compile(r"\s*([\d.]+(?:e[+-]?\d+)?)\s*flops?\s*", re.IGNORECASE)
 _EXAMPLES = "2000 steps, 5 epochs, 10 minutes or 1e15 flops"
@@ -62,17 +65,25 @@ class Budget:
             return [f"train.total={self.total}"]
         if self.flops is None:
             return []
-        each = _flops_per_step(reference, overrides)
+        each = _flops_per_step(reference, tuple(overrides))
         steps = int(self.flops // each)
         if steps < 1:
             raise ConfigError(f"--budget={self.flops:g} flops: one step of this run has {each:.3g}. Give more.")
         return [f"train.total={steps} steps"]
 
 
-def _flops_per_step(reference: str, overrides: Sequence[str]) -> float:
-    """Returns the FLOPs of a step. A child process builds the program, since the driver does not load JAX."""
+@functools.cache
+def _flops_per_step(reference: str, overrides: tuple[str, ...]) -> float:
+    """Returns the FLOPs of a step. A child process builds the program, since the driver does not load JAX.
+
+    It uses CPU devices, whatever this machine has: the others belong to the runs.
+    """
     words = [sys.executable, "-m", "engine.sweeps.flops", reference, *overrides]
-    result = subprocess.run(words, capture_output=True, text=True)
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    try:
+        result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=timeouts.FLOPS_S)
+    except subprocess.TimeoutExpired as error:
+        raise ConfigError(f"--budget in flops: a step was not built in {timeouts.FLOPS_S:.0f} s.") from error
     if result.returncode:
         last = (result.stderr.strip().splitlines() or ["no output"])[-1]
         raise ConfigError(f"--budget in flops: the step of a run cannot be measured. {last}")

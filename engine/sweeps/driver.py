@@ -235,8 +235,13 @@ class Driver:
             for name in self._running:
                 self._workers.stop(name)
         end = time.monotonic() + timeouts.STOP_S
+        asked = len(signals.received)
         while self._running and not self._workers.outlive_driver and time.monotonic() < end:
             time.sleep(self._workers.poll_s)
+            if len(signals.received) > asked:  # a second signal
+                break
+            for run in self._running.values():
+                self._report(run)  # a run may wait for a decision
             for name, code in self._workers.ended().items():
                 run = self._running.pop(name)
                 if code == ExitStatus.DONE:

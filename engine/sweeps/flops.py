@@ -11,9 +11,10 @@ def main(reference: str, *overrides: str) -> int:
     """Prints the number as JSON, or null if JAX does not state it; returns the exit code."""
     try:
         config = load(reference, overrides)
-        from engine.api.prepared import program  # it imports JAX, which a config with a mistake does not need
+        from engine.api.prepared import prepare, set_up_absent_devices  # JAX, which a mistake in a config does not need
 
-        built, _ = program(config)
+        config, devices = set_up_absent_devices(config, None, None)
+        built, _ = prepare(config, devices=devices).with_sizes().build_program()
     except ConvoyError as error:
         print(error, file=sys.stderr)
         return error.exit_code

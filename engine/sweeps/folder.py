@@ -157,6 +157,8 @@ class SweepFolder:
             ConfigError: the sweep here has another definition.
         """
         before = self.read() if self.exists() else None
+        if before is not None and not before.storage:  # a folder that was moved
+            definition = dataclasses.replace(definition, name=before.name)
         if before is not None and (found := before.differences(definition)):
             shown = "; ".join(found[:3]) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
             raise ConfigError(

@@ -3,6 +3,7 @@
 JAX is not imported: the driver must not reserve memory on the devices of its runs.
 """
 
+import importlib.util
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -82,7 +83,14 @@ def _tpu_chips() -> list[str]:
     visible = os.environ.get("TPU_VISIBLE_CHIPS") or os.environ.get("TPU_VISIBLE_DEVICES")
     if visible:
         return visible.split(",")
-    return [str(n) for n in range(len(list(_DEV.glob("accel[0-9]*"))))]
+    if not _has_libtpu():
+        return []
+    return [str(n) for n, _ in enumerate([*_DEV.glob("accel[0-9]*"), *_DEV.glob("vfio/[0-9]*")])]
+
+
+def _has_libtpu() -> bool:
+    """Whether JAX can use TPUs. Other devices than TPU chips have files in /dev/vfio, too."""
+    return importlib.util.find_spec("libtpu") is not None
 
 
 def _gpu_variables(names: list[str]) -> dict[str, str]:

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from engine.base.errors import ConfigError, ConvoyError
 from engine.config.schema import Plain
@@ -35,11 +35,11 @@ class Trial:
     """
 
     number: int
-    values: Mapping[str, Plain]
+    values: Mapping[str, Any]
     folder: Path
     _report: Callable[[int, float], bool]
 
-    def __getitem__(self, name: str) -> Plain:
+    def __getitem__(self, name: str) -> Any:
         """Returns the value of an argument."""
         return self.values[name]
 

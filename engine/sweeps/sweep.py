@@ -1,6 +1,7 @@
 """Searches settings of a config, or arguments of a function, with Optuna."""
 
 import contextlib
+import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from engine.sweeps.space import Space, as_plain
 from engine.sweeps.study import PRUNERS, SAMPLERS, Study, best_first, has_study, make_sampler, repair_journal, values_of
 from engine.sweeps.workers import Workers
 
+_PASSWORD = re.compile(r"://[^/@:]*:[^/@]+@")
 DEFAULT_TRIALS, DEFAULT_FACTOR = 20, 3
 
 
@@ -105,6 +107,11 @@ class Search:
 
     def _definition(self, folder: SweepFolder, metric: str, direction: str, config: dict[str, str]) -> Definition:
         self._check()
+        if _PASSWORD.search(self.storage):
+            raise ConfigError(
+                "--storage: contains a password, which everybody could read in sweep.json. Use the password file of "
+                "the database, such as ~/.pgpass."
+            )
         points = len(self.space.grid()) if self.sampler == "grid" else None
         trials = self.trials or points or DEFAULT_TRIALS
         return Definition(
@@ -214,7 +221,7 @@ def open_sweep(folder: SweepFolder, definition: Definition) -> Iterator[tuple[St
         if not definition.storage:
             repair_journal(folder.journal)
         try:
-            yield Study(folder.storage(definition), definition.name, definition.direction), continues
+            yield Study(folder.storage(definition), folder.read().name, definition.direction), continues
         except OSError as error:  # Optuna's journal on a full disk
             text = f"{folder}: the sweep ended, since a file cannot be written ({error.strerror or error})"
             raise RunError(f"{text}. Free some space; the same command then continues it.") from error

@@ -12,7 +12,10 @@ from engine.ray.connection import connect
 from tests import runs
 from tests.ray.clusters import cluster
 
-pytestmark = pytest.mark.multiprocess
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.filterwarnings("ignore:.*fork"),  # of JAX, if another test has imported it
+]
 
 
 def test_connection_finds_the_nodes_and_leaves_signals_alone():

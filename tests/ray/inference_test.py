@@ -20,7 +20,10 @@ from engine.ray.pool import RayPool
 from tests import runs
 from tests.ray.clusters import cluster
 
-pytestmark = pytest.mark.multiprocess
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.filterwarnings("ignore:.*fork"),  # of JAX, if another test has imported it
+]
 
 EVALUATION = "--evaluation=heldout"
 GATED = "--data.target=tests.ray.gated.Gated"

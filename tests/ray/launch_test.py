@@ -25,11 +25,15 @@ from tests import runs
 from tests.launch.programs import alive, wait_until_gone
 from tests.ray.clusters import Nodes, cluster
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*fork"),  # of JAX, if another test has imported it
+]
 
 TRAIN = (
-    *("train", "--config=configs.digits", "--config.train.total=120 steps", "--config.checkpoint.every=10 steps"),
-    *("--config.log.every=1 step", "--config.evaluations.heldout.every=60 steps", "--config.log.tensorboard=False"),
+    *("train", "--config=configs.digits", "--config.train.total=40 steps", "--config.checkpoint.every=10 steps"),
+    *("--config.log.every=1 step", "--config.evaluations.heldout.every=20 steps", "--config.log.tensorboard=False"),
 )
 
 
@@ -53,7 +57,7 @@ def start(nodes: Nodes, *words: str) -> subprocess.Popen[str]:
     flags = ("--processes=2", "--spread", "--resource=slot=1", f"--address={nodes.address}", "--wait-for-nodes=60")
     return subprocess.Popen(
         runs.command("launch", "ray", *flags, *words),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=runs.environment(),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=runs.environment(**runs.COMPILING),
     )  # fmt: skip
 
 
@@ -69,7 +73,7 @@ def program(text: str) -> list[str]:
 
 def digests(run: Path) -> dict[str, str]:
     """Returns the digest of each array of the last step: weights, state of the optimizer."""
-    return json.loads((run / "checkpoints/120/manifest.json").read_text())["arrays"]
+    return json.loads((run / "checkpoints/40/manifest.json").read_text())["arrays"]
 
 
 @pytest.fixture(scope="module")
@@ -82,23 +86,23 @@ def test_training_of_two_nodes_has_the_output_and_the_exit_code_of_other_launche
     run, code, text = unbroken
     assert code == 0, text
     assert "[1] processes: 1 of 2, coordinator " in text and "(flags and CONVOY_*: CONVOY_COORDINATOR" in text
-    assert "[0] digits: done at step 120/120" in text and "convoy launch" not in text
-    assert runs.status(run)["state"] == "done" and sorted(runs.rows(run)) == list(range(1, 121))
+    assert "[0] digits: done at step 40/40" in text and "convoy launch" not in text
+    assert runs.status(run)["state"] == "done" and sorted(runs.rows(run)) == list(range(1, 41))
 
 
 def test_killed_node_is_replaced_and_the_run_continues_bitwise(nodes, unbroken, tmp_path):
     run = tmp_path / "run"
     nodes.add(2)
     process = start(nodes, "--", *TRAIN, f"--workdir={run}")
-    runs.wait_for(lambda: (run / "metrics.jsonl").exists() and len(runs.rows(run)) > 20, process)
+    runs.wait_for(lambda: (run / "metrics.jsonl").exists() and len(runs.rows(run)) > 12, process)
     node = nodes.kill()
     nodes.add(2)
     code, text = ended(process)
     assert code == 0, text
-    assert re.search(rf"convoy launch: process (0|1) ended first, with 42 .*\n\[\1\] node .*Ray's id {node}", text), (
-        text
-    )
-    assert re.search(r"convoy supervise: ended at step \d+ with 42 .* Restart 1 in 1 s, from step \d+\.", text), text
+    # JAX ends the other process with 134 if it notices the loss before Ray does.
+    lost = rf"convoy launch: process (0|1) ended first, with 42 .*\n\[\1\] node .*Ray's id {node}"
+    assert re.search(rf"{lost}|convoy launch: process [01] ended first, with 134 ", text), text
+    assert re.search(r"convoy supervise: ended at step \d+ with \d+ .* Restart 1 in 1 s, from step \d+\.", text), text
     assert runs.status(run)["attempt"] == 2
     assert runs.rows(run) == runs.rows(unbroken[0])
     assert runs.rows(run, "heldout/loss") == runs.rows(unbroken[0], "heldout/loss")

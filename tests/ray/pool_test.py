@@ -24,7 +24,10 @@ from tests.datasets import scans
 from tests.datasets.scans import Scans, content
 from tests.ray.clusters import cluster
 
-pytestmark = pytest.mark.multiprocess
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.filterwarnings("ignore:.*fork"),  # of JAX, if another test has imported it
+]
 
 HEALTH = {
     "health_check_initial_delay_ms": 0,

@@ -9,7 +9,10 @@ import pytest
 from engine.ray.process import Command, News, RemoteProcess
 from tests.launch.programs import wait_until_gone
 
-pytestmark = pytest.mark.multiprocess
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.filterwarnings("ignore:.*fork"),  # of JAX, if another test has imported it
+]
 
 
 def started(tmp_path: Path, program: str, cwd: str = "", processes: int | None = 4) -> RemoteProcess:
@@ -32,7 +35,8 @@ def until(process: RemoteProcess, text: str) -> tuple[list[tuple[bool, str]], Ne
         assert time.monotonic() < end
 
 
-def test_process_gets_its_place_in_the_job_and_its_output_arrives_before_its_end(tmp_path):
+def test_process_gets_its_place_in_the_job_and_its_output_arrives_before_its_end(tmp_path, monkeypatch):
+    monkeypatch.delenv("CONVOY_RUN_TOKEN", raising=False)  # of a launcher in this process
     names = ("CONVOY_PROCESS_ID", "CONVOY_NUM_PROCESSES", "CONVOY_RUN_TOKEN", "MINE")
     process = started(tmp_path, f"print(*map(os.environ.get, {names}), flush=True); sys.exit(43)")
     texts, news = until(process, "never")

@@ -69,10 +69,13 @@ def test_more_gpus_than_cores_are_divided_among_the_cores(monkeypatch):
     assert visible(shares(None, None)) == ["0,1", "2,3"]
 
 
-def test_tpu_chips_are_divided(plain_machine, monkeypatch):
-    (plain_machine / "dev").mkdir()
+@pytest.mark.parametrize("name", ["accel{}", "vfio/{}"])
+def test_tpu_chips_are_divided(name, plain_machine, monkeypatch):
+    (plain_machine / "dev" / "vfio").mkdir(parents=True)
     for n in range(4):
-        (plain_machine / "dev" / f"accel{n}").touch()
+        (plain_machine / "dev" / name.format(n)).touch()
+    assert [share.variables for share in shares(2, None)] == [{}, {}]  # without JAX's library for TPUs
+    monkeypatch.setattr(machine, "_has_libtpu", lambda: True)
     found = shares(None, 2)
     assert [share.variables["TPU_VISIBLE_CHIPS"] for share in found] == ["0,1", "2,3"]
     assert {share.variables["TPU_CHIPS_PER_PROCESS_BOUNDS"] for share in found} == {"1,2,1"}

@@ -16,7 +16,11 @@ from tests import runs
 from tests.launch.programs import alive
 from tests.ray.clusters import Nodes, cluster
 
-pytestmark = [pytest.mark.multiprocess, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.multiprocess,
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*fork"),  # of JAX, if another test has imported it
+]
 
 STEPS = 400
 

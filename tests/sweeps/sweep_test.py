@@ -2,6 +2,7 @@ import re
 import resource
 import signal
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -160,3 +161,18 @@ def test_sweep_runs_outside_of_the_main_thread():
     thread.start()
     thread.join()
     assert found == [()]
+
+
+def test_password_in_the_address_of_a_database_is_refused(tmp_path):
+    search = Search(reference=REFERENCE, space=SPACE, storage="postgresql://me:secret@host/db")
+    with pytest.raises(ConfigError, match=r"--storage: contains a password") as refused:
+        search.define(SweepFolder(tmp_path), search.config())
+    assert "secret" not in str(refused.value)
+
+
+def test_folder_that_was_moved_continues(tmp_path):
+    definition = scripted.definition()
+    drive(tmp_path / "rates", definition)
+    (tmp_path / "rates").rename(tmp_path / "moved")
+    with open_sweep(SweepFolder(tmp_path / "moved"), replace(definition, name="moved")) as (study, continues):
+        assert continues and len(study.trials()) == 4
