@@ -66,7 +66,7 @@ def test_number_of_trials_and_the_place_of_the_config_may_change(tmp_path, name)
     folder, changed = SweepFolder(tmp_path), scripted.definition(**{name: FREE[name]})
     folder.agree(scripted.definition())
     assert folder.agree(changed)
-    assert folder.read() == changed
+    assert folder.read() == (scripted.definition() if name == "name" else changed)  # a moved folder keeps its study
 
 
 def test_settings_of_the_log_and_the_caches_may_change():
