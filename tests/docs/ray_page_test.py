@@ -1,7 +1,6 @@
 """The commands of the page "Ray" work on a cluster of one node."""
 
 import shlex
-import subprocess
 
 import pytest
 
@@ -20,6 +19,6 @@ def test_commands_of_the_page_succeed(tmp_path):
         env = runs.environment(**{ADDRESS: found.address}, **runs.COMPILING)
         for command in pages.commands(PAGE):
             words = runs.command(*shlex.split(command)[1:])
-            done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+            done = runs.run(words, cwd=tmp_path, env=env)
             assert done.returncode == pages.exit_code(command), f"{command}\n{done.stdout}\n{done.stderr}"
     assert runs.status(tmp_path / "runs/digits")["state"] == "done"
