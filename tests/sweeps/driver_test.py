@@ -6,6 +6,7 @@ import pytest
 
 from engine.base.errors import ConfigError
 from engine.launch.signals import Signals
+from engine.sweeps.decisions import read_decision
 from engine.sweeps.driver import SweepStopped
 from engine.sweeps.folder import Definition, SweepFolder
 from engine.sweeps.study import Study, values_of
@@ -61,6 +62,7 @@ def test_sweep_killed_at_any_write_continues_without_loss_or_repetition(tmp_path
             drive(path, definition)
         found = outcome(path, definition)
         assert [row[0] for row in found] == [row[0] for row in expected], number
+        assert [row[1] == "PRUNED" for row in found] == [row[4] < scripted.TOTAL for row in found], number
         if not prune:  # what a kill changes in the order of trials may change which are pruned
             assert found == expected, number
         lines = scripted.trained(SweepFolder(path))
@@ -87,6 +89,20 @@ def test_halving_ends_bad_trials_at_the_first_evaluation(tmp_path):
     found = {rate: (state, steps) for rate, state, _, _, steps in outcome(tmp_path, definition)}
     assert found[0.4] == ("COMPLETE", 30)
     assert found[0.1] == ("PRUNED", 10)
+
+
+def test_pruned_trial_stays_pruned_if_the_driver_was_killed_before_it_recorded_the_end(tmp_path):
+    class Killed(ScriptedWorkers):
+        def ended(self) -> dict[str, int]:
+            codes = super().ended()
+            assert not any(read_decision(tmp_path / "decisions" / f"{name}.json")[1] for name in codes), "killed"
+            return codes
+
+    definition = scripted.definition(prune="halving", space={RATE: "choice(0.4, 0.3, 0.2, 0.1)"})
+    with pytest.raises(AssertionError, match="killed"):
+        drive(tmp_path, definition, Killed)
+    drive(tmp_path, definition)
+    assert [row[1] == "PRUNED" for row in outcome(tmp_path, definition)] == [True, True, True, False]
 
 
 def test_trials_are_ranked_by_the_mean_of_their_seeds(tmp_path):
