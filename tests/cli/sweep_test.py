@@ -35,11 +35,11 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     path = tmp_path_factory.mktemp("sweep") / "found"
     run = path / "trials" / "0000"
     for seen in (run / "status.json", run / "checkpoints" / "results.json"):
-        driver = runs.start(*SEARCH, f"--workdir={path}", **runs.COMPILING)
+        driver = runs.start(*SEARCH, f"--workdir={path}", cwd=None, **runs.COMPILING)
         runs.wait_for(seen.exists, driver)
         os.kill(driver.pid, signal.SIGKILL)
         driver.communicate()
-    done = runs.convoy(*SEARCH, f"--workdir={path}", **runs.COMPILING)
+    done = runs.convoy(*SEARCH, f"--workdir={path}", cwd=None, **runs.COMPILING)
     assert done.returncode == 0, done.stderr
     return path, done.stdout + done.stderr
 
@@ -78,9 +78,8 @@ def test_pruned_trial_is_continued_without_its_hook(killed, capsys):
     path, _ = killed
     pruned = next(row for row in status(path, capsys)["rows"] if row["state"] == "pruned")
     run = path / pruned["runs"][0]
-    done = runs.convoy(
-        "train", f"--config={run}", f"--workdir={run}", "--config.hooks.sweep.decisions=None", **runs.COMPILING
-    )
+    words = ("train", f"--config={run}", f"--workdir={run}", "--config.hooks.sweep.decisions=None")
+    done = runs.convoy(*words, cwd=None, **runs.COMPILING)
     assert done.returncode == 0, done.stderr
     assert (runs.status(run)["step"], runs.status(run)["attempt"]) == (6, 2)
 

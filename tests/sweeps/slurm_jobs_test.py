@@ -37,11 +37,11 @@ def test_killed_driver_finds_its_jobs_again(tmp_path: Path):
     with Cluster() as cluster:
         path = tmp_path / "sweep"
         variables = {**runs.COMPILING, **cluster.environment}
-        driver = runs.start(*SEARCH, f"--workdir={path}", **variables)
+        driver = runs.start(*SEARCH, f"--workdir={path}", cwd=None, **variables)
         runs.wait_for(lambda: len(cluster.jobs()) == 2, driver)
         os.kill(driver.pid, signal.SIGKILL)
         driver.communicate()
-        done = runs.convoy(*SEARCH, f"--workdir={path}", **variables)
+        done = runs.convoy(*SEARCH, f"--workdir={path}", cwd=None, **variables)
         logs = cluster.log_tails(path / "logs")
         assert done.returncode == 0, done.stderr + logs
         submitted = cluster.command("squeue", "--states=all", "--noheader", "--format=%j").split()
