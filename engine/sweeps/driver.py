@@ -125,7 +125,7 @@ class Driver:
                 self._waiting.append(run)
         except ConvoyError as error:
             self._waiting = [run for run in self._waiting if run.trial != trial.number]
-            self._fail(trial, str(error))
+            self._fail(trial, str(error).rstrip("."))
 
     def _seed_runs(self, trial: Trial, count: int) -> Iterator[SeedRun]:
         """Yields the next runs of a trial, up to `count` in all."""
