@@ -15,7 +15,10 @@ from benchmarks.disk import has_compiler
 from benchmarks.report import Row
 from tests import runs
 
-WITH_ROWS = (*run_all.BENCHMARKS, "compare", "coordination", "html_report", "ray_data", "reading", "slow_storage")
+WITH_ROWS = (
+    *run_all.BENCHMARKS,
+    *("compare", "coordination", "html_report", "ray_data", "reading", "slow_storage", "sweep"),
+)
 ELSEWHERE = {
     "accelerator": "accelerator_test.py",
     "aot": "tests/aot",
