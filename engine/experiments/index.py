@@ -21,7 +21,7 @@ from engine.run import status
 
 INDEX = ".convoy_runs.json"
 SWEEP, TRIALS = "sweep.json", "trials"
-"""The definition of a sweep in its folder, and the folder beside it that holds the runs."""
+"""The definition of a sweep in its folder, and the folder of its runs there."""
 _VERSION = 3  # of the index; another one is ignored
 _SHAPE = {
     "version": int,

@@ -78,7 +78,7 @@ class Nodes:
         while not self._stopping.wait(_POLL_S):
             try:
                 self._read()
-            except Exception:  # missing answers of the actors tell what else is lost
+            except Exception:  # missing answers of the actors show what else is lost
                 self.head_lost = self._probe_head()
 
     def _probe_head(self) -> str:

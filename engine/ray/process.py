@@ -24,7 +24,7 @@ from engine.launch.job import Job, reserved_port
 from engine.launch.local import Outcome, ProcessExit
 from engine.launch.signals import Signals
 
-_NEWS_S = 1.0  # longest wait for news, which also tells the driver that this process answers
+_NEWS_S = 1.0  # longest wait for news, which also shows the driver that this process answers
 _LARGEST = 16 << 20  # characters of output that wait for a driver that does not fetch them
 
 

@@ -58,7 +58,7 @@ class Range:
             raise ConfigError(f"{self}: step is too small for this range. Leave it out.")
         last = _exact(self.low) + (_exact(high) - _exact(self.low)) // _exact(step) * _exact(step)
         if _exact(float(last)) != last:
-            raise ConfigError(f"{self}: step has too many digits beside low. Write rounded numbers.")
+            raise ConfigError(f"{self}: step has too many digits for its range. Write rounded numbers.")
         return int(last) if self.whole else float(last)
 
     @property

@@ -152,7 +152,7 @@ class Driver:
                     return
 
     def _end(self, run: SeedRun, code: int) -> None:
-        """Decides what follows from the end of a run: its trial goes on, ends, or the run is started again."""
+        """Decides what follows from the end of a run: its trial continues or ends, or the run is started again."""
         if (trial := self._trials.get(run.trial)) is None:  # another seed of it has failed
             return
         self._report(run)

@@ -209,4 +209,4 @@ class _Running:
         self.stopped = threading.Event()
         """Whether it was asked to save and end."""
         self.closed = threading.Event()
-        """Whether nobody waits for it any more."""
+        """Whether its driver has stopped waiting for it."""

@@ -1,4 +1,4 @@
-"""A temporary folder that all processes of a command share, for runs that nobody keeps."""
+"""A temporary folder that all processes of a command share, for runs that are not kept."""
 
 import contextlib
 from collections.abc import Iterator

@@ -76,7 +76,7 @@ def _number(value: object) -> float:
 
 
 def range_config(config: Config, low: float, high: float, steps: int, seed: int) -> Config:
-    """Returns the config of a test: that of the user, with a learning rate that grows, and nothing beside the training.
+    """Returns the config of a test: that of the user, with a learning rate that grows, and the training alone.
 
     Learning rates of groups, and that of Muon's Adam, keep their ratio to `optimizer.learning_rate`. A group that is
     frozen at the start stays frozen. Bad updates are skipped, and no loss is a spike.

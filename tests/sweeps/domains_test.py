@@ -57,7 +57,7 @@ def test_grid_values_are_distinct_values_of_the_domain(domain):
         (lambda: uniform(0, 1, 2), "step must be more than 0 and at most high - low"),
         (lambda: uniform(0, 1, 0), "step must be more than 0"),
         (lambda: uniform(0, 1e30, 1e-3), "step is too small for this range"),
-        (lambda: uniform(1e10, 2e10, 1.000000000001), "step has too many digits beside low"),
+        (lambda: uniform(1e10, 2e10, 1.000000000001), "step has too many digits for its range"),
         (lambda: uniform(0, 1, points=1), "points must be an integer from 2 to 10000"),
         (lambda: uniform(0, 1, 0.1, points=3), "step and points exclude each other"),
         (lambda: choice(), "choice(): needs at least one value"),
