@@ -206,7 +206,7 @@ def predict(
                 remove_record(path)  # the file that it belongs to is replaced now
         if lineage is not None:
             lineage.write()
-            with _write_errors_reported(folder):
+            with write_errors_reported(folder):
                 remove_figures(folder, FIGURE, drawn)  # those of earlier predictions
             if drawn:
                 on_message(f"figures: {folder}")
@@ -243,7 +243,7 @@ def _draw(columns: Columns, predictor: Predictor, task: Task, count: int, folder
     def draw(row: int, index: int) -> str:
         prediction = {name: columns[name][row] for name in predictor.names}
         image = draw_example(task, predictor.source, index, prediction, f"example-{index}.png")
-        with _write_errors_reported(folder):
+        with write_errors_reported(folder):
             write_figures(folder, {"figure": image})
         return image.file
 
@@ -252,7 +252,8 @@ def _draw(columns: Columns, predictor: Predictor, task: Task, count: int, folder
 
 
 @contextlib.contextmanager
-def _write_errors_reported(folder: Path) -> Iterator[None]:
+def write_errors_reported(folder: Path) -> Iterator[None]:
+    """Raises an OSError of the block as a DataError that names the folder."""
     try:
         yield
     except OSError as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 from xxhash import xxh3_128
 
+from engine.api.inference import write_errors_reported
 from engine.base.errors import DataError
 from engine.base.files import lock_if_supported, replacing
 
@@ -32,7 +33,7 @@ class Parts:
     def save(self, number: int, part: Any) -> None:
         """Stores a part. Raises DataError if it cannot be written."""
         content = pickle.dumps(part)
-        with _write_errors_reported(self._folder), replacing(self._path(number)) as file:
+        with write_errors_reported(self._folder), replacing(self._path(number)) as file:
             file.write(xxh3_128(content).digest() + content)
 
     def load(self, number: int) -> Any | None:
@@ -61,7 +62,7 @@ def open_parts(out: Path, key: str) -> Iterator[Parts]:
     """
     folder = out.with_name(f".{out.name}{PARTS}")
     with contextlib.ExitStack() as stack:
-        with _write_errors_reported(folder):
+        with write_errors_reported(folder):
             folder.mkdir(parents=True, exist_ok=True)
             file = stack.enter_context(open(folder / LOCK, "w"))
             if not lock_if_supported(file, wait=False):
@@ -81,11 +82,3 @@ def _text(path: Path) -> str:
         return path.read_text()
     except OSError:
         return ""
-
-
-@contextlib.contextmanager
-def _write_errors_reported(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{folder}: cannot be written ({error.strerror or error}). Free space there.") from error

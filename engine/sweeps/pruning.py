@@ -27,7 +27,7 @@ class Pruning:
 
     Args:
         decisions: the file of the driver; None: nothing prunes the run, as for a pruned trial that is continued.
-        seconds: time of training after which the run ends; None: no limit.
+        seconds: time since the start of the run, compiling included, after which it ends; None: no limit.
         clock: the file in which the time of earlier attempts is kept; needed with `seconds`.
     """
 

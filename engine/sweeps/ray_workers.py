@@ -45,8 +45,6 @@ class RayWorkers:
         most: largest number of jobs that run at the same time; None: as many as the cluster has the resources for.
         logs: the folder of the output of each job, `NAME.log`; None keeps no output.
         cpus, gpus, resources: of each job.
-        restarts: maximum number of restarts of a run on its node. After the loss of a node, the driver starts the job
-            again.
 
     Raises:
         ConfigError: there is no such cluster, or a number is not allowed.
@@ -63,10 +61,9 @@ class RayWorkers:
         cpus: float = 1.0,
         gpus: float = 0.0,
         resources: Mapping[str, float] | None = None,
-        restarts: int = 50,
     ):
         self._trial = RayJob(1, cpus=cpus, gpus=gpus, resources=resources or {}, address=address)
-        self._restarts, self._most, self._logs = restarts, most, logs
+        self._most, self._logs = most, logs
         self._ray = connect(address)
         self._running: dict[str, _Running] = {}
         self._ended: queue.SimpleQueue[tuple[str, int]] = queue.SimpleQueue()
@@ -131,26 +128,29 @@ class RayWorkers:
 
     def _run(self, job: Job, running: "_Running", lines: deque[str]) -> int:
         actor = running.actor = self._actor(job)
-        words = ["-m", "engine.cli.main", "supervise", f"--restarts={self._restarts}", "--", *job.words]
+        words = ["-m", "engine.cli.main", *job.words]
         command = Command(words, passed_on(), os.getcwd(), None, "", uuid.uuid4().hex)
         node = actor.node.remote()
         while not self._get(node, _RETRY_S):  # it may wait for resources
             if running.stopped.is_set() or running.closed.is_set():
                 return ExitStatus.RETRY
         self._ray.get(actor.start.remote(command), timeout=_CALL_S)
-        heard, told = time.monotonic(), False
+        heard, is_signalled = time.monotonic(), False
         while not running.closed.is_set():
-            if running.stopped.is_set() and not told:
-                told = True
+            if running.stopped.is_set() and not is_signalled:
+                is_signalled = True
                 actor.signal.remote(int(signal.SIGTERM))
             news = self._news(actor, heard)
             if news is None:
                 continue
             heard = time.monotonic()
-            self._keep(job, [text for _, text in news.texts])
-            lines.extend(line for _, text in news.texts for line in text.splitlines())
-            if news.outcome is not None:
-                return news.outcome.exits[0].code
+            texts, ended = [text for _, text in news.texts], news.outcome and news.outcome.exits[0]
+            if ended and ended.text:  # the error of a launched process, which its launcher prints
+                texts.append(f"{ended.text}\n")
+            self._keep(job, texts)
+            lines.extend(line for text in texts for line in text.splitlines())
+            if ended:
+                return ended.code
         return ExitStatus.RETRY
 
     def _keep(self, job: Job, texts: Sequence[str]) -> None:

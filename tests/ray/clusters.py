@@ -29,7 +29,7 @@ def cluster(**head: Any) -> Iterator[Any]:
 
 
 class Nodes:
-    """A cluster, and its nodes beside the head, each with one CPU and one `slot`."""
+    """A cluster, and its nodes in addition to the head, each with one CPU and one `slot`."""
 
     def __init__(self, found: Any):
         self.cluster, self.address, self.others = found, found.address, []

@@ -27,7 +27,7 @@ METRIC = "heldout/accuracy"
 
 @dataclasses.dataclass(frozen=True)
 class Made:
-    """A trial: its state in Optuna, its reported values, and its user attributes beside the settings."""
+    """A trial: its state in Optuna, its reported values, and its user attributes in addition to the settings."""
 
     values: Mapping[str, Any]
     state: str = "COMPLETE"
