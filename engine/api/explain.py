@@ -14,8 +14,10 @@ from engine.compile.program import Program
 from engine.compile.report import describe, describe_collectives, describe_flops, describe_frozen
 from engine.compile.xla_warnings import rematerialization_explained
 from engine.config.hardware import find as find_hardware
+from engine.config.schema import Optimizer
 from engine.data.adapt import descriptions
 from engine.loop.events.replica_check import coverage
+from engine.training.optimizer_parts import uses_matrices
 from engine.training.task import rounding_note
 
 
@@ -63,6 +65,7 @@ def explain_parts(
     if frozen := describe_frozen(state["params"], built.spec.model.trained):
         yield frozen
         yield _saves_line(built)
+    yield _roles_table(built, config.optimizer)
     yield from built.spec.optimizer.details
     yield coverage(config.resilience.replica_check, state)
     if (every := config.resilience.gradient_check) is not None:
@@ -84,6 +87,17 @@ def explain_parts(
         row = find_hardware(mesh.devices.flat[0].device_kind)
         yield compiled_step.describe(compiled, None if row is None else row.hbm_bytes)
         yield describe_collectives(compiled.collectives, mesh.devices.flat[0].platform)
+
+
+def _roles_table(built: Program, optimizer: Optimizer) -> str:
+    """Returns a line about the role of each trained parameter, from the loss, as far as no other choice is stored."""
+    roles, model = built.spec.optimizer.roles, built.spec.model
+    decayed = [path for path in model.trained if roles.decays(optimizer.decay, path)]
+    if not (roles.is_traced or (roles.is_earlier and uses_matrices(optimizer))):
+        from engine.training.traced_roles import traced_roles
+
+        roles = traced_roles(built.spec, built.abstract_batch)
+    return roles.table({path: model.params[path] for path in model.trained}, decayed)
 
 
 def _saves_line(built: Program) -> str:

@@ -15,8 +15,7 @@ from engine.config.schema import Config, Data, Evaluation, Target, Train, field_
 from engine.config.schema import Hook as HookConfig
 from engine.config.target import INSTANCE, build
 from engine.config.validation import validate
-from engine.data.adapt import Readable, build_source, check_readable, limit_source
-from engine.data.sampling.share_schedule import for_run
+from engine.data.adapt import Readable, build_source, check_readable, for_run, limit_source
 from engine.data.source import BaseSource
 from engine.loop.hooks import Hook, build_hooks
 from engine.metrics.values import describe_value

@@ -14,7 +14,7 @@ import ml_collections
 from jax.sharding import Mesh
 
 from engine.api.objects import Objects
-from engine.api.resume import newest_checkpoint, stored_matrices
+from engine.api.resume import newest_checkpoint, stored_roles
 from engine.base.host import check_virtual_memory
 from engine.base.types import Device
 from engine.cluster import group
@@ -28,7 +28,7 @@ from engine.config.setting import AUTO
 from engine.config.target import check_targets
 from engine.config.text import from_text
 from engine.config.validation import validate
-from engine.data.sampling.share_schedule import for_run
+from engine.data.adapt import for_run
 from engine.data.source import BaseSource
 from engine.parallel.mesh import create_cpu_devices, fake_devices, make_mesh
 from engine.run.directory import RunDirectory
@@ -49,7 +49,7 @@ class Prepared:
         mesh: the devices.
         source: the training data.
         evaluation_sources: name of an evaluation -> its data.
-        matrices: as for `build_program`.
+        roles: as for `build_program`.
     """
 
     config: Config
@@ -58,7 +58,7 @@ class Prepared:
     mesh: Mesh
     source: BaseSource
     evaluation_sources: Mapping[str, BaseSource]
-    matrices: str | None = None
+    roles: str | None = None
 
     @property
     def sources(self) -> dict[str, BaseSource]:
@@ -108,7 +108,7 @@ class Prepared:
         `step` is that of `compile.build.build_program`.
         """
         config = self.config if train is None else dataclasses.replace(self.config, train=train)
-        return build_program(self.task, self.mesh, self.source, config, self.matrices, step)
+        return build_program(self.task, self.mesh, self.source, config, self.roles, step)
 
 
 def prepare(
@@ -128,9 +128,9 @@ def prepare(
     objects = objects or Objects()
     source, evaluation_sources = objects.build_sources(config.data, config.evaluations, config.train)
     task = build_task(config.task) if objects.task is None else objects.task
-    matrices = None if directory is None else stored_matrices(directory)
+    roles = None if directory is None else stored_roles(directory)
     mesh = make_mesh(config.mesh, devices)
-    prepared = Prepared(config, objects, task, mesh, source, evaluation_sources, matrices)
+    prepared = Prepared(config, objects, task, mesh, source, evaluation_sources, roles)
     return dataclasses.replace(prepared, task=for_sources(task, prepared.sources))
 
 

@@ -20,7 +20,7 @@ from engine.config.schema import Config, Train
 from engine.config.target import INSTANCE, user_targets
 from engine.config.text import from_text
 from engine.data import dataset_summary
-from engine.data.sampling.share_schedule import follows_run
+from engine.data.adapt import follows_run
 from engine.data.source import BaseSource
 from engine.run.directory import RunDirectory
 
@@ -174,10 +174,10 @@ def _stored_size(directory: RunDirectory) -> int:
     return int(size) if size.isdecimal() else 0
 
 
-def stored_matrices(directory: RunDirectory) -> str | None:
-    """Returns which parameters Muon orthogonalises, as text for `build_program`: None if there is nothing to resume.
+def stored_roles(directory: RunDirectory) -> str | None:
+    """Returns the roles of the parameters, as text for `build_program`: None if there is nothing to resume.
 
-    It is "" if the run has stored nothing: it has no Muon, or an earlier version started it. Every process calls this.
+    It is "" if the run has stored none: they do not matter, or an earlier version started it. Every process calls this.
 
     Raises:
         RunError: the file is damaged.
@@ -188,19 +188,19 @@ def stored_matrices(directory: RunDirectory) -> str | None:
             return None
         if not directory.optimizer.exists():
             return ""
-        from engine.training.muon import MuonChoice
+        from engine.training.roles import Roles
 
         try:
             text = read_text(directory.optimizer)
-            MuonChoice.from_text(text)
+            Roles.from_text(text)
         except (OSError, ValueError) as error:
             raise RunError(
-                f"{directory.optimizer} is damaged ({reason(error)}). It says which parameters Muon orthogonalises. "
+                f"{directory.optimizer} is damaged ({reason(error)}). It has the roles of the parameters. "
                 "Restore it from a backup, or start a new run with --fresh (the old run is moved aside)."
             ) from error
         return text
 
-    return group.run_on_primary(read, "the stored choice of Muon's parameters")
+    return group.run_on_primary(read, "the stored roles of the parameters")
 
 
 def summarize_datasets(sources: Mapping[str, BaseSource]) -> dict[str, dataset_summary.Summary]:

@@ -226,7 +226,7 @@ def _build_trainer(
         on_phase=reporter.phase,
         on_slowest=reporter.slowest,
         observers=OBSERVERS,
-        matrices=prepared.matrices,
+        roles=prepared.roles,
     )
     ignored = trainer.program.spec.ignored_rows
     if config.train.accumulate > 1 or any(ignored):
@@ -239,8 +239,8 @@ def _build_trainer(
         readers.append(f"{source_name(source)}.transform")
     check_readers_of_total(readers, source, config.train.total, directory, accepted)
     directory.write_config_text(to_text(config))  # after all checks of the config
-    if prepared.matrices is None and (choice := trainer.program.spec.optimizer.muon) is not None:
-        directory.write_optimizer_text(choice.to_text())
+    if prepared.roles is None and (text := trainer.program.spec.optimizer.roles_text):
+        directory.write_optimizer_text(text)
     if group.is_primary():
         if directory.attempt > 1 or any(map(dataset_summary.reads_files, prepared.sources.values())):
             from engine.api.lineage import record_run  # a first attempt on arrays has nothing to record

@@ -28,7 +28,8 @@ from engine.parallel.mesh import check_batch
 from engine.storage.mounts import local_text
 from engine.training.arrays import AbstractArrays
 from engine.training.model import Model, describe
-from engine.training.optimizer import build_optimizer, uses_muon
+from engine.training.optimizer import RunOptimizer, build_optimizer, needs_trace
+from engine.training.roles import Roles, earlier_roles, untraced_roles
 from engine.training.step_spec import StepSpec
 from engine.training.task import Task, check_examples, check_methods
 
@@ -72,7 +73,7 @@ def build_evaluation_program(
 
 
 def build_program(
-    task: Task, mesh: Mesh, source: BaseSource, config: Config, matrices: str | None = None, step: int | None = None
+    task: Task, mesh: Mesh, source: BaseSource, config: Config, roles: str | None = None, step: int | None = None
 ) -> tuple[Program, int]:
     """Returns the program of a config and its total number of steps. Allocates no array.
 
@@ -83,8 +84,8 @@ def build_program(
         mesh: the devices.
         source: the training data.
         config: the config.
-        matrices: which parameters Muon orthogonalises, as a resumed run has stored it; "" for a run of an earlier
-            version, which stored nothing; None for a new run.
+        roles: the roles of the parameters, as a resumed run has stored them; "" if it has stored none, since the rules
+            of earlier versions decide as well; None for a new run.
         step: the next step, which decides which groups are frozen (`frozen_until`); None: those of the last step.
 
     Raises:
@@ -107,7 +108,7 @@ def build_program(
     spec = StepSpec(
         task=task,
         model=model,
-        optimizer=build_optimizer(config.optimizer, run_size, _trained(model), model.names),
+        optimizer=_first_optimizer(config.optimizer, run_size, model, roles),
         layout=evaluation.layout,
         accumulate=train.accumulate,
         approximate_accumulation=train.approximate_accumulation,
@@ -120,7 +121,7 @@ def build_program(
         steps_per_epoch=size / train.global_batch_size,
         compiler_options=options,
     )
-    spec = _with_matrices(spec, config.optimizer, run_size, example, matrices)
+    spec = _with_roles(spec, config.optimizer, run_size, example, roles)
     spec = _in_interval(spec, config.optimizer, run_size, step, train.seed)
     shapes = source.shape_specs()
     check_consecutive(source, len(shapes), train.steps_per_dispatch)
@@ -142,19 +143,24 @@ def _with_frozen_norms(model: Model, expression: str) -> Model:
     return dataclasses.replace(model, frozen_norms=frozen_norms(model, expression))
 
 
-def _with_matrices(
-    spec: StepSpec, optimizer: Optimizer, size: RunSize, example: PyTree, matrices: str | None
-) -> StepSpec:
-    """Returns the parts of a step with the optimizer for the choice of Muon's matrices, which is stored or made."""
-    if matrices == "" or not uses_muon(optimizer):
-        return spec
-    from engine.training.muon import MuonChoice
-    from engine.training.muon_choice import choose
+def _first_optimizer(optimizer: Optimizer, size: RunSize, model: Model, stored: str | None) -> RunOptimizer:
+    """Returns the optimizer for the roles that are known without a trace of the loss."""
+    found = None if stored == "" else untraced_roles(model.roles, _trained(model), model.names)
+    return build_optimizer(optimizer, size, _trained(model), model.names, found)
 
-    batch = abstract_batch(example, size.batch_size, spec.batch_sharding)
-    choice = choose(spec, batch) if matrices is None else MuonChoice.from_text(matrices)
-    found = build_optimizer(optimizer, size, _trained(spec.model), spec.model.names, choice)
-    return dataclasses.replace(spec, optimizer=found)
+
+def _with_roles(spec: StepSpec, optimizer: Optimizer, size: RunSize, example: PyTree, stored: str | None) -> StepSpec:
+    """Returns the parts of a step with the optimizer for the roles that are stored, or that the loss decides."""
+    params, names = _trained(spec.model), spec.model.names
+    if stored:
+        roles = Roles.from_text(stored, earlier_roles(params, names))
+    elif needs_trace(optimizer, is_resumed=stored is not None):
+        from engine.training.traced_roles import traced_roles
+
+        roles = traced_roles(spec, abstract_batch(example, size.batch_size, spec.batch_sharding))
+    else:
+        return spec
+    return dataclasses.replace(spec, optimizer=build_optimizer(optimizer, size, params, names, roles))
 
 
 def _trained(model: Model) -> AbstractArrays:

@@ -30,10 +30,10 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from engine.config import zoo
-from engine.config.old_names import current
 from engine.config.schedules import decay_begin, followers, sections
 from engine.config.schema import Arguments, Config, Data, Plain
 from engine.config.text import flatten, value_text
+from engine.config.zoo import current
 
 _SECTIONS = ("task.", "data.", "optimizer.")
 _FREE = ("data.threads", "data.workers", "data.prefetch", "data.on_error", "data.on_change")

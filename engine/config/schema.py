@@ -16,6 +16,7 @@ from engine.config.setting import (
     BY_CLOCK,
     BY_DATA,
     CPU_DEVICES,
+    DECAY,
     DOTTED_PATH,
     FOLDER,
     MAX_GIB,
@@ -28,6 +29,7 @@ from engine.config.setting import (
     SCHEDULE,
     SCORE,
     SIZE,
+    SOME_ROLES,
     WORKERS,
     above,
     at_least,
@@ -84,6 +86,7 @@ class Group(Target):
 
     target: str = setting("", "Optimizer of the group; empty: optimizer.target and its arguments.", DOTTED_PATH)
     match: str = setting("", 'Regular expression, searched in the path of a parameter: "^head/".', regular_expression())
+    roles: str = setting("", 'Roles of the parameters that match, such as "embedding, head"; empty: all.', SOME_ROLES)
     learning_rate: float | None = setting(None, "Peak of the schedule; None: optimizer.learning_rate.", at_least(0))
     learning_rate_scale: float = setting(1.0, "Factor on the learning rate.", at_least(0))
     schedule: str | None = setting(None, "None: schedule and schedule_arguments of the optimizer.", SCHEDULE)
@@ -112,11 +115,7 @@ class Optimizer(Target):
     )
     final_scale: float = setting(0.0, "Learning rate at the last step, as a fraction of the peak.", at_least(0))
     clip_norm: float | None = setting(1.0, "Largest global norm of the gradient; None does not clip.", above(0))
-    decay: str = setting(
-        "matrices",
-        "Parameters that weight decay applies to; matrices have two or more dimensions.",
-        one_of("matrices", "all", "none"),
-    )
+    decay: str = setting("matrices", "Parameters that weight decay applies to; matrices: not norms and biases.", DECAY)
     trainable: str = setting("", "Regular expression of the parameters to train; empty: all.", regular_expression())
     frozen_statistics: str = setting(
         "", "Regular expression of batch statistics that do not move.", regular_expression()

@@ -188,3 +188,29 @@ REMAT = matching(
     r"none|full|dots|auto|(save|offload):\w+(,\w+)*",
     "Allowed: auto, none, full, dots, save:NAME,NAME or offload:NAME,NAME with names of engine.layers.checkpoint.",
 )
+
+# Roles of parameters, which `training/roles.py` finds.
+EMBEDDING, MATRIX, HEAD, NORM, BIAS, CONVOLUTION = "embedding", "matrix", "head", "norm", "bias", "convolution"
+ROLES = (EMBEDDING, MATRIX, HEAD, NORM, BIAS, CONVOLUTION)
+DECAYED = (EMBEDDING, MATRIX, HEAD, CONVOLUTION)
+"""Roles of `optimizer.decay = "matrices"`."""
+KINDS = ("matrices", "all", "none")
+"""Values of `optimizer.decay` that are no list."""
+
+
+def listed_roles(text: str) -> tuple[str, ...]:
+    """Returns the roles of a text such as "matrix, head"; "matrices" stands for `DECAYED`."""
+    return DECAYED if text == "matrices" else tuple(re.split(r"\s*,\s*", text.strip()))
+
+
+def _check(value: object, path: str, others: tuple[str, ...]) -> None:
+    if value in others:
+        return
+    for role in listed_roles(str(value)):
+        if role not in ROLES:
+            allowed = f"{', '.join(filter(None, others))}{' or ' * any(others)}roles: {', '.join(ROLES)}"
+            raise FieldError(path, f"found {value!r}", f"Allowed: {allowed}.{did_you_mean(role, (*ROLES, *others))}")
+
+
+DECAY = Rule(f"Allowed: {', '.join(KINDS)}, or a list of roles.", lambda value, path: _check(value, path, KINDS))
+SOME_ROLES = Rule(f"Roles: {', '.join(ROLES)}.", lambda value, path: _check(value, path, ("",)))

@@ -17,8 +17,8 @@ from typing import Any, Literal, Union, get_args, get_origin
 from engine.base.errors import ConfigError, FieldError, did_you_mean, near_names
 from engine.base.user_errors import add_target_package
 from engine.config import zoo
-from engine.config.old_names import current
 from engine.config.schema import Config, Evaluation, Target, field_names
+from engine.config.zoo import current
 
 INSTANCE = "engine.config.instances.Instance"
 """Target of the sections of objects that `engine.train` received."""

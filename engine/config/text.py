@@ -11,10 +11,10 @@ from engine.base.duration import Duration
 from engine.base.errors import ConfigError, FieldError
 from engine.config.draft import defaults
 from engine.config.fields import join, slots
-from engine.config.old_names import current
 from engine.config.override import locate, parse, set_text
 from engine.config.schema import Config, Target
 from engine.config.validation import validate
+from engine.config.zoo import current
 
 _HEAD = re.compile(r"# (\d{1,9}) settings\n")
 

@@ -108,11 +108,13 @@ def _check_targets(sections: Mapping[str, Target]) -> None:
 
 
 def _check_groups(groups: Mapping[str, Group]) -> None:
-    """Checks that every parameter group has a pattern."""
+    """Checks that every parameter group has a pattern or roles."""
     for name, group in groups.items():
-        if not group.match:
+        if not (group.match or group.roles):
             path = f"optimizer.groups.{name}.match"
-            raise FieldError(path, "is empty", "Give a regular expression of parameter paths, such as '^head/'.")
+            raise FieldError(
+                path, "is empty", "Give a regular expression of parameter paths, such as '^head/', or roles."
+            )
 
 
 def _divisors(number: int) -> set[int]:

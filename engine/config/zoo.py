@@ -1,7 +1,8 @@
-"""Names of the models and configs that ship with the engine, the zoo: `convoy_zoo.models`, `convoy_zoo.configs`.
+"""Dotted paths of the zoo, the models and configs that ship with the engine, and those of earlier releases.
 
-A config may leave out `convoy_zoo.`, as configs and stored runs of earlier releases do, unless the user has a module of
-the short name. A Config always holds the full name, so that a saved run resumes with the same code from any folder.
+A config may leave out the `convoy_zoo.` of `convoy_zoo.models` and `convoy_zoo.configs`, as stored runs of earlier
+releases do, unless the user has a module of the short name. A Config always holds the full name, so that a saved run
+resumes with the same code from any folder.
 """
 
 import importlib
@@ -11,10 +12,21 @@ import pkgutil
 from collections.abc import Mapping
 from importlib.machinery import PathFinder
 
-from engine.config.old_names import current
-
 ZOO = "convoy_zoo"
 PACKAGES = ("models", "configs")
+MOVED = {
+    "engine.data.array_record": "engine.readers.array_record",
+    "engine.metrics.detection": "engine.driving.detection",
+    "engine.metrics.detection_score": "engine.driving.detection_score",
+    "engine.metrics.forecasting": "engine.driving.forecasting",
+}
+"""Module of version 0.2.0 -> its module today. Stored runs with such a path stay readable; a config gets a warning."""
+
+
+def current(path: str) -> str:
+    """Returns today's dotted path for one of an earlier release; any other path unchanged."""
+    module, _, name = path.rpartition(".")
+    return f"{MOVED[module]}.{name}" if module in MOVED else path
 
 
 def modules(package: str) -> list[str]:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, cast
 from engine.base.duration import UNKNOWN_LENGTH
 from engine.base.errors import ConvoyError, DataError
 from engine.base.user_errors import describe
-from engine.config.schema import SHUFFLE_WINDOW, Data
+from engine.config.schema import SHUFFLE_WINDOW, Data, Train
+from engine.config.setting import AUTO
 from engine.config.target import build
 from engine.data.examples import Example
 from engine.data.source import BaseSource, Source, inner_sources, limited, source_name
@@ -190,3 +191,24 @@ def _streams_in(source: BaseSource) -> "Iterator[StreamSource]":
         return
     for inner in inner_sources(source):
         yield from _streams_in(inner)
+
+
+def follows_run(source: BaseSource) -> bool:
+    """Returns whether a source draws by weights at times that depend on the length of the run."""
+    return any(getattr(times, "follows_run", False) for times in _times(source))
+
+
+def for_run(source: BaseSource, train: Train) -> BaseSource:
+    """Returns a source for a run: with the length of the run, if its times depend on that and its batch is known."""
+    if not follows_run(source) or AUTO in (train.global_batch_size, train.accumulate):
+        return source
+    steps = train.total.steps(train.global_batch_size, len(source))
+    return source.with_run(steps * train.global_batch_size)
+
+
+def _times(source: BaseSource) -> Iterator[Any]:
+    """Yields the times of a source and of the sources that it wraps; not those of the parts of a mixture."""
+    while isinstance(source, BaseSource):
+        if source.times is not None:
+            yield source.times
+        source = source.source

@@ -12,12 +12,12 @@ from engine.base.duration import UNKNOWN_LENGTH
 from engine.base.errors import DataError, did_you_mean
 from engine.base.types import PyTree
 from engine.cluster import group
-from engine.data.adapt import Readable, as_source, counted
+from engine.data.adapt import Readable, as_source, counted, follows_run
 from engine.data.batches import batch_bytes
 from engine.data.collate import stack_examples
 from engine.data.context import names_total_steps
 from engine.data.sampling.sampler import Sampler, read_example
-from engine.data.sampling.share_schedule import Times, follows_run
+from engine.data.sampling.share_schedule import Times
 from engine.data.source import SEPARATOR, BaseSource, Example, Examples, limited, source_name
 from engine.joint.bundles import Bundles
 from engine.joint.loss_weights import LossWeights, Weight

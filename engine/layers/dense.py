@@ -39,8 +39,8 @@ class Dense(nnx.Module):
     ):
         init = nnx.initializers.variance_scaling(scale**2, "fan_in", "truncated_normal")
         self.axes, self.quantized = tuple(axes), quantized
-        self.kernel = nnx.Param(init(rngs.params(), (features_in, features_out)), logical_axes=self.axes)
-        self.bias = nnx.Param(jnp.zeros(features_out), logical_axes=(axes[1],)) if bias else None
+        self.kernel = nnx.Param(init(rngs.params(), (features_in, features_out)), logical_axes=self.axes, role="matrix")
+        self.bias = nnx.Param(jnp.zeros(features_out), logical_axes=(axes[1],), role="bias") if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Returns `[..., features_out]` for `[..., features_in]`."""

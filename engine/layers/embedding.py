@@ -29,7 +29,9 @@ class Embed(nnx.Module):
 
     def __init__(self, count: int, features: int, *, stddev: float = 0.02, rngs: nnx.Rngs):
         init = nnx.initializers.normal(stddev)
-        self.table = nnx.Param(init(rngs.params(), (count, features)), logical_axes=("vocab", "embed"))
+        self.table = nnx.Param(
+            init(rngs.params(), (count, features)), logical_axes=("vocab", "embed"), role="embedding"
+        )
 
     def __call__(self, ids: jax.Array) -> jax.Array:
         """Returns `[..., features]` for integer ids `[...]`."""

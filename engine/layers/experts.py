@@ -62,10 +62,12 @@ class Experts(nnx.Module):
         init = nnx.initializers.variance_scaling(1.0, "fan_in", "truncated_normal", batch_axis=0)
 
         def kernels(size_in: int, size_out: int, *axes: str) -> nnx.Param:
-            return nnx.Param(init(rngs.params(), (count, size_in, size_out)), logical_axes=("expert", *axes))
+            return nnx.Param(
+                init(rngs.params(), (count, size_in, size_out)), logical_axes=("expert", *axes), role="matrix"
+            )
 
         router = nnx.initializers.lecun_normal()(rngs.params(), (features, count))
-        self.router = nnx.Param(router, logical_axes=("embed", None))
+        self.router = nnx.Param(router, logical_axes=("embed", None), role="matrix")
         self.gate = kernels(features, hidden, "embed", "mlp")
         self.up = kernels(features, hidden, "embed", "mlp")
         self.down = kernels(hidden, features, "mlp", "embed")

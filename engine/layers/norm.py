@@ -24,7 +24,7 @@ class RMSNorm(nnx.Module):
     """
 
     def __init__(self, features: int, *, epsilon: float = 1e-6):
-        self.scale = nnx.Param(jnp.ones(features), logical_axes=("norm",))
+        self.scale = nnx.Param(jnp.ones(features), logical_axes=("norm",), role="norm")
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:

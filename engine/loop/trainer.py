@@ -69,7 +69,7 @@ class Trainer:
         on_phase: called with "training" or "evaluating" when the phase starts, in the writer thread.
         on_slowest: called in the writer thread with a sentence about the slowest process, if that changes; "" for none.
         observers: dotted paths of functions that make observers of the run (`loop/observers.py`).
-        matrices: as for `build_program`.
+        roles: as for `build_program`.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Trainer:
         on_phase: Callable[[str], None] = lambda phase: None,
         on_slowest: Callable[[str], None] = lambda text: None,
         observers: Sequence[str] = (),
-        matrices: str | None = None,
+        roles: str | None = None,
     ):
         self.config, self.directory, self._hooks = config, directory, hooks
         self._on_row, self.say, self._on_phase = on_row, on_message, on_phase
@@ -97,7 +97,7 @@ class Trainer:
         text = to_text(config)
         newest = group.run_on_primary(CheckpointStore(directory.checkpoints).latest, "the newest checkpoint")
         self._first_step, self._resumed = newest or 0, newest is not None
-        self.program, self.total_steps = build_program(task, mesh, source, config, matrices, self._first_step)
+        self.program, self.total_steps = build_program(task, mesh, source, config, roles, self._first_step)
         self.program.compiler = open_compiler(config.cache.programs, text, self.say)
         check_metric_names(self.program, config.evaluations, hooks)
         self._size = size = RunSize(config.train.global_batch_size, len(source), self.total_steps)

@@ -7,7 +7,7 @@ A *run* is one working directory. An *attempt* is one start of a run, counted fr
     code.json          where the code of the run lies, its commit, versions of packages, and the devices
     lineage.json       data of all attempts, and checkpoints that gave the first weights (`run/lineage.py`)
     names.json.gz      files and names that this data holds
-    optimizer.json     which parameters Muon orthogonalises, if the optimizer is Muon
+    optimizer.json     the roles of the parameters, if the optimizer needs more than their dimensions
     status.json        state, step, reason, exit code, final metrics
     stopped.json       where and why the run ended before its last step, if it did
     metrics.jsonl      one line per logged step
@@ -302,7 +302,7 @@ class RunDirectory:
         self.lease.replace_text(self.code, text)
 
     def write_optimizer_text(self, text: str) -> None:
-        """Stores the choice of Muon's parameters; the primary writes it. Raises RunError."""
+        """Stores the roles of the parameters; the primary writes it. Raises RunError."""
         if group.is_primary():
             self.lease.replace_text(self.optimizer, text)
 

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from engine.base.errors import FieldError
+from engine.config.setting import HEAD
 from engine.parallel.rules import STACKED
 
 NUMBER = re.compile(r"((layer|stage|block)s?_?)?\d+")
@@ -43,6 +44,7 @@ def layer_scales(
     decays: Mapping[str, float | None],
     params: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
     names: Mapping[str, Sequence[str | None]],
+    roles: Mapping[str, str],
 ) -> tuple[dict[str, np.ndarray], str]:
     """Returns path -> float32 factor on the learning rate, and a table of the depths for `explain`.
 
@@ -52,11 +54,12 @@ def layer_scales(
         decays: path -> decay per layer; None: the factor is 1.
         params: path -> array or shape of each trained parameter.
         names: path -> logical axes.
+        roles: path -> role; empty for a run of an earlier version, which followed names only.
 
     Raises:
         FieldError: no path has a number, and no parameter is a stack of layers.
     """
-    depths = layer_depths({path: params[path] for path, decay in decays.items() if decay is not None}, names)
+    depths = layer_depths({path: params[path] for path, decay in decays.items() if decay is not None}, names, roles)
     scales = {path: np.ones((), np.float32) for path in params}
     for path, depth in depths.items():
         decay = decays[path]
@@ -66,10 +69,16 @@ def layer_scales(
 
 
 def layer_depths(
-    params: Mapping[str, jax.Array | jax.ShapeDtypeStruct], names: Mapping[str, Sequence[str | None]]
+    params: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
+    names: Mapping[str, Sequence[str | None]],
+    roles: Mapping[str, str],
 ) -> dict[str, np.ndarray]:
     """Returns path -> depth from the top; of a stack, one for each layer. Arguments and errors as `layer_scales`."""
-    places = {path: place for path, x in params.items() if (place := _place(path, x.shape, names.get(path, ())))}
+    places = {
+        path: place
+        for path, x in params.items()
+        if (place := _place(path, x.shape, names.get(path, ()), is_earlier=not roles))
+    }
     if not places:
         problem = f"no trained parameter belongs to a numbered layer or a stack. Parameters: {', '.join(params)}"
         raise FieldError("optimizer.layer_decay", problem, "Use learning_rate_scale of groups instead.")
@@ -80,7 +89,7 @@ def layer_depths(
     depths = {}
     for path, x in params.items():
         if path not in places:
-            depths[path] = np.asarray(_depth_outside(path, order))
+            depths[path] = np.asarray(_depth_outside(path, order, roles.get(path)))
             continue
         layers = order[places[path].tower]
         found = [len(layers) - _index(layers, layer) for layer in _layers(places[path])]
@@ -92,11 +101,16 @@ def layer_depths(
     return depths
 
 
-def _place(path: str, shape: Sequence[int], names: Sequence[str | None]) -> _Place | None:
-    """Returns the place of a parameter; None if it belongs to no numbered layer."""
+def _place(path: str, shape: Sequence[int], names: Sequence[str | None], *, is_earlier: bool) -> _Place | None:
+    """Returns the place of a parameter; None if it belongs to no numbered layer.
+
+    Lists within the layers of a stack are no layers; earlier versions counted them.
+    """
     parts = path.split("/")
     at = _numbered(parts)
     fold = sum(name in STACKED for name in names)
+    if fold and STACK in parts and not is_earlier:
+        at = [i for i in at if i < parts.index(STACK)]
     first = at[0] if at else 0
     if fold and not at:
         first = parts.index(STACK) if STACK in parts else 1
@@ -131,9 +145,9 @@ def _index(layers: Sequence[tuple[int, ...]], layer: tuple[int, ...]) -> int:
     return next(i for i, one in enumerate(layers) if one[: len(layer)] == layer)
 
 
-def _depth_outside(path: str, order: Mapping[str, Sequence[tuple[int, ...]]]) -> int:
+def _depth_outside(path: str, order: Mapping[str, Sequence[tuple[int, ...]]], role: str | None) -> int:
     """Returns the depth of a parameter of no numbered layer: below the first layer or above the last one."""
-    if not any(FIRST.match(part) for part in path.split("/")):
+    if role == HEAD or not any(FIRST.match(part) for part in path.split("/")):
         return 0
     shared = {tower: _shared(path, tower) for tower in order}
     nearest = [tower for tower, count in shared.items() if count == max(shared.values())]

@@ -21,6 +21,7 @@ from engine.metrics.values import describe_value
 from engine.parallel import layout
 from engine.parallel.rules import STACKED, partition_spec
 from engine.training.arrays import AbstractArrays, Arrays
+from engine.training.roles import declared_roles
 from engine.training.task import Task
 
 MODEL_STATE = (nnx.BatchStat,)
@@ -46,6 +47,7 @@ class Model:
     shared_dropout: tuple[str, ...]  # paths of nnx.Dropout modules, which draw one mask for a whole batch
     convolutions: frozenset[str]  # paths of the kernels of nnx.Conv and nnx.ConvTranspose without logical axes
     frozen_norms: tuple[str, ...]  # paths of modules that use stored batch statistics in training, too
+    roles: Mapping[str, str]  # path -> role of the parameters whose role is known without the loss
 
     @property
     def stacked(self) -> dict[str, int]:
@@ -153,11 +155,13 @@ def describe(task: Task, trainable: str = "") -> Model:
     state_kinds = MODEL_STATE + tuple(task.model_state)
     classes: dict[str, AbstractArrays] = {"params": {}, "model_state": {}, "rng_state": {}}
     graph, state = nnx.split(abstract)
-    keys, names, own_state, frozen = {}, {}, set(), set()
+    keys, names, own_state, frozen, parameters = {}, {}, set(), set(), {}
     for key, variable in nnx.to_flat_state(state):
         path = "/".join(map(str, key))
         classes[_class_of(path, variable, state_kinds)][path] = jax.ShapeDtypeStruct(variable.shape, variable.dtype)
         keys[path] = key
+        if path in classes["params"]:
+            parameters[path] = variable
         if path in classes["model_state"] and not isinstance(variable, MODEL_STATE):
             own_state.add(path)
         metadata = variable.get_metadata()
@@ -166,16 +170,10 @@ def describe(task: Task, trainable: str = "") -> Model:
         axes = metadata.get("logical_axes", metadata.get("out_sharding"))
         if axes is not None:
             names[path] = tuple(axes)
-    dropouts = tuple(
-        "/".join(map(str, path))
-        for path, module in nnx.iter_modules(abstract)
-        if isinstance(module, nnx.Dropout) and module.rate > 0
-    )
-    kernels = (
-        "/".join(map(str, (*path, "kernel")))
-        for path, module in nnx.iter_modules(abstract)
-        if isinstance(module, (nnx.Conv, nnx.ConvTranspose))
-    )
+    modules = {"/".join(map(str, path)): module for path, module in nnx.iter_modules(abstract)}
+    dropouts = (path for path, module in modules.items() if isinstance(module, nnx.Dropout) and module.rate > 0)
+    convolutions = {path for path, module in modules.items() if isinstance(module, (nnx.Conv, nnx.ConvTranspose))}
+    kernels = (f"{path}/kernel".removeprefix("/") for path in convolutions)
     trained = _trained(classes["params"], trainable, frozen)
     return Model(
         graph,
@@ -186,9 +184,10 @@ def describe(task: Task, trainable: str = "") -> Model:
         averaged=trained,
         state_kinds=state_kinds,
         own_state=frozenset(own_state),
-        shared_dropout=dropouts,
+        shared_dropout=tuple(dropouts),
         convolutions=frozenset(path for path in kernels if path in classes["params"] and path not in names),
         frozen_norms=(),
+        roles=declared_roles(parameters, modules),
     )
 
 

@@ -5,7 +5,8 @@ import pytest
 from engine.base.errors import ConfigError, FieldError
 from engine.config import schema
 from engine.config.fields import check_value, slots
-from engine.config.setting import AUTO, AXIS_SIZE, CPU_DEVICES, REMAT, SCHEDULE, SIZE, WORKERS
+from engine.config.setting import AUTO, AXIS_SIZE, CPU_DEVICES, DECAYED, REMAT, SCHEDULE, SIZE, WORKERS, listed_roles
+from tests.config.schedules_test import config
 
 DATACLASSES = [value for value in vars(schema).values() if dataclasses.is_dataclass(value)]
 SECTIONS = [section for section in DATACLASSES if section.__module__ == schema.__name__]
@@ -34,7 +35,7 @@ def test_every_field_has_help_and_every_restricted_field_a_rule(section):
         ("Optimizer", "schedule", "optax.2", "not a dotted path"),
         ("Optimizer", "trainable", "(", "not a regular expression. Python reports: "),
         ("Optimizer", "clip_norm", 0.0, "allowed is more than 0"),
-        ("Optimizer", "decay", "bias", "Allowed: matrices, all, none."),
+        ("Optimizer", "decay", "biases", "Allowed: matrices, all, none or roles: "),
         ("Group", "match", "[", "not a regular expression"),
         ("MeshSpec", "fsdp", 0, "Allowed: a number of devices, at most 1048576, or -1 for all remaining devices."),
         ("DcnMeshSpec", "data", -2, "Allowed: a number of devices, at most 1048576, or -1 for all remaining devices."),
@@ -103,3 +104,29 @@ def test_rule_allows_and_refuses(rule, allowed, refused):
     for value in refused:
         with pytest.raises(FieldError, match=r"train\.x"):
             rule.check(value, "train.x")
+
+
+def test_list_of_roles_is_split_at_commas():
+    assert listed_roles("matrix, head ,norm") == ("matrix", "head", "norm")
+    assert listed_roles("matrices") == DECAYED
+    assert config("decay=matrix, head").optimizer.decay == "matrix, head"
+
+
+@pytest.mark.parametrize(
+    ("override", "text"),
+    [
+        (
+            "decay=matrx",
+            "optimizer.decay: found 'matrx' (optimizer.decay=matrx). Allowed: matrices, all, none or ",
+        ),
+        (
+            "groups.head.roles=heads",
+            "optimizer.groups.head.roles: found 'heads' (optimizer.groups.head.roles=heads). Allowed: ",
+        ),
+        ("groups.head.match=", "optimizer.groups.head.match: is empty. Give a regular expression of parameter paths, "),
+    ],
+)
+def test_unknown_role_is_refused(override, text):
+    with pytest.raises(ConfigError) as error:
+        config(override)
+    assert str(error.value).startswith(text)

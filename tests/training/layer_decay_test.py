@@ -32,13 +32,13 @@ def abstract(shapes: dict[str, tuple[int, ...]]) -> dict[str, Any]:
 
 
 def depths(*paths: str) -> list[int]:
-    found = layer_depths(abstract(dict.fromkeys(paths, (2,))), {})
+    found = layer_depths(abstract(dict.fromkeys(paths, (2,))), {}, {})
     return [int(found[path]) for path in paths]
 
 
 def test_embeddings_have_the_lowest_rate_and_the_head_the_highest():
     """BEiT, `get_num_layer_for_vit`: with n blocks, embeddings have decay ** (n + 1), block i has decay ** (n - i)."""
-    scales, table = layer_scales(dict.fromkeys(SHAPES, 0.5), abstract(SHAPES), {})
+    scales, table = layer_scales(dict.fromkeys(SHAPES, 0.5), abstract(SHAPES), {}, {})
     assert {path: float(x) for path, x in scales.items()} == FACTORS
     assert table.splitlines() == [
         "layer_decay: depth, factor on the learning rate, parts of the model",
@@ -56,6 +56,22 @@ def test_blocks_of_all_stages_are_in_one_order_and_a_stage_belongs_to_its_first_
     assert depths("a/9/k", "a/10/k") == [2, 1]  # by number, not by text
 
 
+def test_lists_within_the_layers_of_a_stack_are_no_layers():
+    shapes = {"stack/layers/norms/0/scale": (4, 7), "stack/layers/norms/1/scale": (4, 7), "stack/layers/out": (4, 7)}
+    names = dict.fromkeys(shapes, ("layers", None))
+    found = layer_depths(abstract(shapes), names, dict.fromkeys(shapes, "norm"))
+    assert [x.ravel().tolist() for x in found.values()] == [[4, 3, 2, 1]] * 3
+    assert layer_depths(abstract(shapes), names, {})["stack/layers/norms/0/scale"][0] == 8, (
+        "a run of an earlier version"
+    )
+
+
+def test_head_has_the_whole_rate_whatever_its_name():
+    paths = ("token_head/k", "tokens/k", "layers/0/k")
+    found = layer_depths(abstract(dict.fromkeys(paths, (2,))), {}, {"token_head/k": "head", "tokens/k": "embedding"})
+    assert [int(found[path]) for path in paths] == [0, 2, 1]
+
+
 def test_each_tower_counts_from_its_own_top():
     paths = ("image/embed/k", "image/blocks/0/k", "image/blocks/1/k", "text/embed/k", "text/blocks/0/k", "logit_scale")
     assert depths(*paths) == [3, 2, 1, 2, 1, 0]
@@ -64,7 +80,7 @@ def test_each_tower_counts_from_its_own_top():
 def test_stack_has_a_vector_over_its_layers():
     shapes = {"stack/layers/norm/scale": (4, 7), "stack/layers/mlp/kernel": (2, 2, 5, 7), "embed/kernel": (3, 7)}
     names = {"stack/layers/norm/scale": ("layers", None), "stack/layers/mlp/kernel": ("repeats", "layers", None, None)}
-    scales, table = layer_scales(dict.fromkeys(shapes, 0.5), abstract(shapes), names)
+    scales, table = layer_scales(dict.fromkeys(shapes, 0.5), abstract(shapes), names, {})
     np.testing.assert_array_equal(scales["stack/layers/norm/scale"], [[0.0625], [0.125], [0.25], [0.5]])
     np.testing.assert_array_equal(scales["stack/layers/mlp/kernel"].ravel(), scales["stack/layers/norm/scale"].ravel())
     assert scales["stack/layers/mlp/kernel"].shape == (2, 2, 1, 1)

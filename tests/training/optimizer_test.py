@@ -13,6 +13,7 @@ from engine.base.duration import Duration, RunSize
 from engine.base.errors import ConfigError
 from engine.config.schema import Group, Optimizer
 from engine.training.optimizer import build_optimizer, group_labels
+from engine.training.roles import untraced_roles
 from tests import zoo
 
 PARAMS = {"body/kernel": jnp.ones((2, 2)), "body/bias": jnp.ones(2), "head/kernel": jnp.ones((2, 2))}
@@ -88,7 +89,7 @@ def test_gradient_below_clip_norm_is_unchanged(size):
 def test_group_without_match_raises_config_error():
     config = Optimizer(groups={"neck": Group(match="^neck/")})
     with pytest.raises(ConfigError, match=r"optimizer.groups.neck.match = '\^neck/' matches no trained parameter"):
-        group_labels(config, PARAMS)
+        group_labels(config, PARAMS, untraced_roles({}, PARAMS, {}))
 
 
 def test_group_weight_decay_needs_an_optimizer_with_weight_decay():

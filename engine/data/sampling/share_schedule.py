@@ -10,19 +10,15 @@ Any position is found from tables of one number for each block and group: nothin
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 
 from engine.base.duration import DATA_UNITS, Duration
 from engine.base.errors import DataError
-from engine.config.schema import Train
-from engine.config.setting import AUTO
 from engine.data.sampling.shuffle import PartPermutations, derive_seed
-from engine.data.source import BaseSource
 
 BLOCKS = 256  # most blocks of a part with constant shares; the part after the last change then repeats
 RAMP_BLOCKS = 64  # in which shares change from one point to the next, at least
@@ -116,27 +112,6 @@ class Times[T]:
                 "share_schedule.for_run(source, config.train), or write steps, examples or epochs."
             )
         return math.ceil(time.value * self.run / 100)
-
-
-def follows_run(source: BaseSource) -> bool:
-    """Returns whether a source draws by weights at times that depend on the length of the run."""
-    return any(times.follows_run for times in _times(source))
-
-
-def for_run(source: BaseSource, train: Train) -> BaseSource:
-    """Returns a source for a run: with the length of the run, if its times depend on that and its batch is known."""
-    if not follows_run(source) or AUTO in (train.global_batch_size, train.accumulate):
-        return source
-    steps = train.total.steps(train.global_batch_size, len(source))
-    return source.with_run(steps * train.global_batch_size)
-
-
-def _times(source: BaseSource) -> Iterator[Times[Any]]:
-    """Yields the times of a source and of the sources that it wraps; not those of the parts of a mixture."""
-    while isinstance(source, BaseSource):
-        if isinstance(source.times, Times):
-            yield source.times
-        source = source.source
 
 
 type Point = tuple[int, np.ndarray]

@@ -6,11 +6,12 @@ from hypothesis import strategies as st
 from engine.base.duration import Duration
 from engine.base.errors import ConfigError, DataError
 from engine.config.schema import Train
+from engine.data.adapt import follows_run, for_run
 from engine.data.batches import Batches
 from engine.data.ragged.balanced import Balanced
 from engine.data.ragged.padded import Padded
 from engine.data.sampling.mixture import Mixture
-from engine.data.sampling.share_schedule import ShareSchedule, Times, follows_run, for_run
+from engine.data.sampling.share_schedule import ShareSchedule, Times
 from engine.data.sampling.weighted import Weighted
 from engine.data.source import ArraySource
 from tests import properties
