@@ -77,6 +77,7 @@ class Block(nnx.Module):
         self.attention = Attention(*sizes, rngs, head_dim=config.head_dim, qk_norm=config.qk_norm, epsilon=epsilon)
         self.feed_forward = self.make_feed_forward(config, rngs)
         self.dropout = layers.Dropout(config.dropout)
+        self.branch_scale = (config.base_depth or config.depth) / config.depth
 
     def make_feed_forward(self, config, rngs: nnx.Rngs) -> nnx.Module:
         """Returns the feed-forward part of the layer."""
@@ -86,11 +87,15 @@ class Block(nnx.Module):
         """Returns the carry: "x" `[batch, time, width]` and the auxiliary sums."""
         y = whole_rows(self.norms[0](carry["x"]))
         y = layers.checkpoint(self.attention(y, angles, segments), "attention")
-        x = layers.constrain(carry["x"] + self.dropout(y, layers.fold_in(rng, 0)), "batch", "tokens", None)
+        x = layers.constrain(carry["x"] + self.branch(self.dropout(y, layers.fold_in(rng, 0))), "batch", "tokens", None)
         y = whole_rows(self.norms[1](x))
         y, auxiliary = self.feed(y, weight)
-        x = layers.constrain(x + self.dropout(y, layers.fold_in(rng, 1)), "batch", "tokens", None)
+        x = layers.constrain(x + self.branch(self.dropout(y, layers.fold_in(rng, 1))), "batch", "tokens", None)
         return {"x": x, **{name: carry[name] + auxiliary[name] for name in self.auxiliary}}
+
+    def branch(self, y):
+        """Returns the result of a residual branch, times base depth / depth (Dey et al. 2025)."""
+        return y if self.branch_scale == 1 else y * jnp.asarray(self.branch_scale, y.dtype)
 
     def feed(self, x, weight):
         """Returns the result of the feed-forward part and its auxiliary sums."""
@@ -169,6 +174,7 @@ class LanguageModel(Task):
     norm_epsilon: float = 1e-6
     rope_theta: float = 10_000.0  # pair i of n turns by rope_theta ** (-i / n) for each position
     rope_scaling: layers.RotaryScaling | None = None
+    base_depth: int | None = None  # depth whose learning rate this is: branches are multiplied by base_depth / depth
 
     def __post_init__(self):
         if not isinstance(self.rope_scaling, layers.RotaryScaling | None):

@@ -97,6 +97,11 @@ def config_json(task: LanguageModel, length: int | None = None) -> str:
             f"config_json: found {type(task).__name__}. Allowed: LanguageModel. An export to a file, "
             "--out=FILE.safetensors, needs no config.json."
         )
+    if task.base_depth not in (None, task.depth):
+        raise TaskError(
+            f"config_json: found base_depth={task.base_depth} with depth={task.depth}. The models of transformers do "
+            "not multiply residual branches; train with base_depth=None."
+        )
     kind = "qwen3" if task.qk_norm else "llama"
     scaling = {} if task.rope_scaling is None else dataclasses.asdict(task.rope_scaling)
     entries = {

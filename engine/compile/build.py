@@ -122,6 +122,10 @@ def build_program(
         compiler_options=options,
     )
     spec = _with_roles(spec, config.optimizer, run_size, example, roles)
+    if config.optimizer.mup:
+        from engine.compile.base_width import with_base_width
+
+        spec = with_base_width(spec, config, run_size)
     spec = _in_interval(spec, config.optimizer, run_size, step, train.seed)
     shapes = source.shape_specs()
     check_consecutive(source, len(shapes), train.steps_per_dispatch)

@@ -121,6 +121,7 @@ class Optimizer(Target):
         "", "Regular expression of batch statistics that do not move.", regular_expression()
     )
     layer_decay: float | None = setting(None, "Factor on the learning rate of a layer, per layer above.", above(0, 1))
+    mup: Arguments = table("Arguments of the Task at the width whose learning rate this is (muP); empty: this width.")
     groups: Mapping[str, Group] = table("Name -> parameter group.")
 
     def of_group(self, name: str) -> "Optimizer":

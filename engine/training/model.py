@@ -48,6 +48,7 @@ class Model:
     convolutions: frozenset[str]  # paths of the kernels of nnx.Conv and nnx.ConvTranspose without logical axes
     frozen_norms: tuple[str, ...]  # paths of modules that use stored batch statistics in training, too
     roles: Mapping[str, str]  # path -> role of the parameters whose role is known without the loss
+    init_scales: Mapping[str, float]  # path -> factor on initial weights (`mup.py`)
 
     @property
     def stacked(self) -> dict[str, int]:
@@ -135,6 +136,7 @@ class Model:
         """Returns the initial parameters and model state; to be used while tracing."""
         with nnx.use_eager_sharding(False):
             values = dict(_flat(nnx.state(task.build(nnx.Rngs(seed)))))
+        values |= {path: values[path] * scale for path, scale in self.init_scales.items()}
         return {p: values[p] for p in self.params}, {p: values[p] for p in self.model_state}
 
 
@@ -188,6 +190,7 @@ def describe(task: Task, trainable: str = "") -> Model:
         convolutions=frozenset(path for path in kernels if path in classes["params"] and path not in names),
         frozen_norms=(),
         roles=declared_roles(parameters, modules),
+        init_scales={},
     )
 
 

@@ -44,6 +44,8 @@ class RunOptimizer:
     """Label -> n of a group that is updated in each n-th step only."""
     roles: Roles = dataclasses.field(default_factory=lambda: Roles({}, {}))
     """The roles of the parameters."""
+    factors: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    """Path -> factor on the learning rate, of muP."""
     roles_text: str = ""
     """The roles as text for the run directory; empty if a resume decides as well without them."""
     details: tuple[str, ...] = ()
@@ -118,6 +120,7 @@ def build_optimizer(
     names: Names | None = None,
     roles: Roles | None = None,
     frozen: Collection[str] = (),
+    factors: Mapping[str, float] | None = None,
 ) -> RunOptimizer:
     """Returns the optimizer of the trained parameters.
 
@@ -128,6 +131,7 @@ def build_optimizer(
         names: path -> logical axes; the dimensions of a stack of layers do not count in deciding what is a matrix.
         roles: the roles of the parameters; None: by the rules of earlier versions.
         frozen: groups whose parameters are frozen until a later step; they have rates, and no state.
+        factors: path -> factor on the learning rate (`mup.py`); None: no factor.
 
     Raises:
         ConfigError: a group matches no parameter, or a target does not take a setting.
@@ -139,6 +143,8 @@ def build_optimizer(
     labels = {path: label for path, label in all_labels.items() if label not in frozen}
     schedules, messages = _schedules(config, roles, all_labels, size)
     scales, details = _layer_scales(config, all_labels, params, names, roles)
+    for path, factor in (factors or {}).items():
+        scales[path] = np.asarray(scales.get(path, 1.0) * factor, np.float32)
     # In the same form before and after a group is unfrozen.
     is_partitioned = len(set(labels.values())) > 1 or any(group.frozen_until for group in config.groups.values())
 
@@ -159,12 +165,17 @@ def build_optimizer(
         tuple(messages),
         periods,
         roles,
+        factors or {},
         roles.to_text() if roles.must_be_stored(earlier) else "",
         tuple(details),
         frozenset(frozen),
         is_partitioned,
     )
-    _check_targets(optimizer, {path: params[path] for path in labels}, is_scaled=bool(scales))
+    _check_targets(
+        optimizer,
+        {path: params[path] for path in labels},
+        scaled_by="mup" if factors else "layer_decay" if scales else "",
+    )
     return optimizer
 
 
@@ -196,15 +207,15 @@ def needs_trace(config: Optimizer, *, is_resumed: bool) -> bool:
     if config.decay not in KINDS or any(group.roles for group in config.groups.values()):
         return True
     by_depth = any(_section(config, label)[0].layer_decay is not None for label in (REST, *config.groups))
-    return not is_resumed and (by_depth or optimizer_parts.uses_matrices(config))
+    return bool(config.mup) or (not is_resumed and (by_depth or optimizer_parts.uses_matrices(config)))
 
 
-def _check_targets(optimizer: RunOptimizer, trained: Mapping[str, Leaf], is_scaled: bool) -> None:
+def _check_targets(optimizer: RunOptimizer, trained: Mapping[str, Leaf], scaled_by: str) -> None:
     """Traces the optimizer, which raises the errors of its targets."""
     state = jax.eval_shape(optimizer.tx.init, dict(trained))
-    if is_scaled and _find(state, optax.contrib.ScheduleFreeState):
+    if scaled_by and _find(state, optax.contrib.ScheduleFreeState):
         problem = "is set, but a schedule-free optimizer averages the weights by one learning rate"
-        raise FieldError(f"{WHERE}.layer_decay", problem, "Use another optimizer, or groups with learning_rate_scale.")
+        raise FieldError(f"{WHERE}.{scaled_by}", problem, "Use another optimizer, or groups with learning_rate_scale.")
     jax.eval_shape(lambda numbers: (optimizer.with_numbers(numbers).tx, numbers)[1], optimizer.numbers)
 
 
@@ -215,7 +226,7 @@ def _section(config: Optimizer, label: str) -> tuple[Optimizer, str]:
 
 def _layer_scales(
     config: Optimizer, labels: Mapping[str, str], params: Mapping[str, Leaf], names: Names, roles: Roles
-) -> tuple[Mapping[str, np.ndarray], list[str]]:
+) -> tuple[dict[str, np.ndarray], list[str]]:
     """Returns path -> factor on the learning rate, by depth, and tables; both are empty without `layer_decay`."""
     decays = {path: _section(config, label)[0].layer_decay for path, label in labels.items()}
     if all(decay is None for decay in decays.values()):

@@ -16,6 +16,7 @@ type Axes = tuple[tuple[int, ...], ...]
 """For each dimension of an array the dimensions of a parameter that it holds; () for a broadcast one."""
 
 LOOKED_UP, CONVOLUTION, ELEMENTWISE = "its rows are looked up", "a convolution", "applied element by element"
+TIED = "its rows are looked up, and it is multiplied"
 UNUSED, VECTOR, OPAQUE = "in no product", "multiplied, but not as a matrix", "used by a kernel or a callback"
 
 _SAME_DIMENSIONS = ("slice", "dynamic_slice", "rev", "pad", "split", "concatenate")
@@ -153,7 +154,9 @@ class _Walk:
     def _use(self, path: str, use: Use) -> None:
         """Records a use. What is also used otherwise than in products is no matrix, such as a tied embedding."""
         before = self.found.get(path)
-        if before is None or (not self._only_first and isinstance(before, Matrix) and not isinstance(use, Matrix)):
+        if not self._only_first and {type(before), type(use)} == {Matrix, str} and LOOKED_UP in (before, use):
+            self.found[path] = TIED
+        elif before is None or (not self._only_first and isinstance(before, Matrix) and not isinstance(use, Matrix)):
             self.found[path] = use
 
     def _joined(self, values: Sequence[_Value]) -> _Value:

@@ -16,7 +16,7 @@ from engine.parallel.mesh import one_device
 from engine.training.arrays import Arrays, cast
 from engine.training.objective import means_of
 from engine.training.parameter_uses import CONVOLUTION as CONVOLVED
-from engine.training.parameter_uses import LOOKED_UP, Matrix, Use, uses_of
+from engine.training.parameter_uses import LOOKED_UP, TIED, Matrix, Use, uses_of
 from engine.training.roles import DECLARED, NO_MATRIX, VOCABULARY, Leaf, Roles, by_shape, own_dimensions
 from engine.training.state import initial_state
 from engine.training.step_spec import StepSpec
@@ -72,7 +72,7 @@ def _role(path: str, declared: str | None, use: Use, x: Leaf, names: Sequence[st
         return (EMBEDDING, f"logical axis {VOCABULARY}") if VOCABULARY in names else (MATRIX, HIDDEN)
     if declared is not None:
         return declared, use
-    known = {LOOKED_UP: EMBEDDING, CONVOLVED: CONVOLUTION}
+    known = {LOOKED_UP: EMBEDDING, TIED: EMBEDDING, CONVOLVED: CONVOLUTION}
     return known.get(use) or by_shape(path, own_dimensions(x, names), EMBEDDING), use
 
 

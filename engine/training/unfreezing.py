@@ -87,7 +87,9 @@ def _frozen(spec: "StepSpec", config: Optimizer, size: RunSize, interval: Interv
         where = f"optimizer.groups.{min(interval.frozen)}.frozen_until"
         raise FieldError(where, problem, "Leave some parameters out of such groups.")
     trained = {path: spec.model.params[path] for path in spec.model.trained}
-    optimizer = build_optimizer(config, size, trained, spec.model.names, spec.optimizer.roles, interval.frozen)
+    optimizer = build_optimizer(
+        config, size, trained, spec.model.names, spec.optimizer.roles, interval.frozen, spec.optimizer.factors
+    )
     model = dataclasses.replace(spec.model, trained=tuple(optimizer.labels))
     return dataclasses.replace(spec, model=model, optimizer=optimizer)
 
