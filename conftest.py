@@ -52,7 +52,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 # optimize their machine code, which saves a third of the CPU time; XLA's own passes, the partitioner among them, are
 # those of a run. Programs stay optimized in tests that start processes, and in tests marked `optimized`.
 UNOPTIMIZED = {"api", "benchmarks", "compile", "diagnosis", "driving", "layers", "loop", "metrics", "models", "surface"}
-UNOPTIMIZED |= {"adapters", "hub", "joint", "parallel", "perception", "planning", "training"}
+UNOPTIMIZED |= {"adapters", "hub", "joint", "optimizers", "parallel", "perception", "planning", "training"}
 TESTS = pathlib.Path(__file__).parent / "tests"
 
 

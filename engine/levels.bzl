@@ -79,6 +79,7 @@ GROUPS = {
         },
         {
             "adapters": "adapters of frozen kernels, chosen in the config: LoRA, DoRA, QLoRA; the files of PEFT",
+            "optimizers": "optimizers that Optax lacks: Muon on every mesh, SOAP, Adam-mini, MARS; SAM for a Task",
             "quantization": "weights and activations in fewer bits, after training or in it; what each layer costs",
             "sweeps": "searches of settings with Optuna: trials are runs, on this machine or on a cluster",
             "tuning": "suggests a learning rate and a batch size from a short measurement, each with its curve",

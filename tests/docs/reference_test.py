@@ -15,6 +15,7 @@ import engine.config
 import engine.hub
 import engine.layers
 import engine.metrics
+import engine.optimizers
 import engine.perception
 import engine.plot
 import engine.quantization
@@ -73,6 +74,7 @@ PACKAGES = [
     engine.hub,
     engine.layers,
     engine.metrics,
+    engine.optimizers,
     engine.perception,
     engine.plot,
     engine.quantization,

@@ -13,6 +13,7 @@ import engine.config
 import engine.hub
 import engine.layers
 import engine.metrics
+import engine.optimizers
 import engine.perception
 import engine.plot
 import engine.quantization
@@ -31,6 +32,7 @@ MODULES = (
     engine.hub,
     engine.layers,
     engine.metrics,
+    engine.optimizers,
     engine.perception,
     engine.plot,
     engine.quantization,
