@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 from engine import lazy_exports
 
 if TYPE_CHECKING:
+    from engine.optimizers.eigenbases import soap
     from engine.optimizers.orthogonalized import muon
 
 __all__ = [
     "muon",
+    "soap",
 ]
 
 _MODULES = {
+    "engine.optimizers.eigenbases": ("soap",),
     "engine.optimizers.orthogonalized": ("muon",),
 }
 

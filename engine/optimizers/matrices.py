@@ -77,6 +77,9 @@ def two_dimensions(params: PyTree) -> PyTree:
 
 def forms(matrices: Matrices, params: PyTree) -> PyTree:
     """Returns the MatrixForm of each parameter, or None; a masked parameter stays masked."""
+    # optax passes an object without leaves in place of the parameters when it looks for their places in a state.
+    if not jax.tree.leaves(params):
+        return params
 
     def form(x: Any, numbers: MuonDimensionNumbers | None) -> MatrixForm | optax.MaskedNode | None:
         if is_masked(x):
@@ -97,12 +100,11 @@ def partitioned(
     """Returns a transformation that updates matrices with one transformation, and other parameters with another."""
 
     def labels(params: PyTree) -> PyTree:
-        # optax passes an object without leaves in place of the parameters when it looks for their places in a state.
-        if not jax.tree.leaves(params):
-            return params
-        found = forms(matrices, params)
         return jax.tree.map(
-            lambda x, form: x if is_masked(x) else OTHER if form is None else MATRIX, params, found, is_leaf=is_masked
+            lambda x, form: x if is_masked(x) else OTHER if form is None else MATRIX,
+            params,
+            forms(matrices, params),
+            is_leaf=is_masked,
         )
 
     return optax.partition({MATRIX: matrix, OTHER: other}, labels)
