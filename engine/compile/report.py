@@ -208,8 +208,14 @@ def _optimizer_rows(leaves: Leaves, params: Mapping[str, jax.ShapeDtypeStruct], 
             size = size_text(sum(device_bytes(leaf) for leaf, _ in pairs))
             rows.append((f"{prefix}/...", f"x{len(family)}", kinds, "", "as the parameters", f"{size}/device"))
         else:
-            rows += _rows(family, names)
+            like = {_param_of(path) for (path, _), (leaf, p) in zip(family, pairs, strict=True) if _is_like(leaf, p)}
+            rows += _rows(family, {path: axes for path, axes in names.items() if path in like})
     return rows
+
+
+def _is_like(leaf: jax.ShapeDtypeStruct, param: jax.ShapeDtypeStruct | None) -> bool:
+    """Returns whether an array has the dimensions of its parameter, and so its logical axes."""
+    return param is not None and leaf.shape == param.shape
 
 
 def _path_text(path: KeyPath) -> str:

@@ -209,16 +209,59 @@ def split_over_data(spec: PartitionSpec, shape: Sequence[int], mesh: Mesh | Abst
 
     It is the spec itself if `data` splits the array already, or divides no dimension.
     """
-    entries = [axes_of(entry) for entry in (*spec, *[None] * (len(shape) - len(spec)))]
-    if any("data" in axes for axes in entries):
+    entries = _entries(spec, shape)
+    if any("data" in axes for axes in entries) or not _split_largest(entries, shape, "data", mesh):
         return spec
-    parts = [size // math.prod(mesh.shape[a] for a in axes) for size, axes in zip(shape, entries, strict=True)]
-    fits = [i for i, part in enumerate(parts) if part % mesh.shape["data"] == 0]
-    if not fits:
-        return spec
-    split = max(fits, key=lambda i: parts[i])
-    entries[split] = (*entries[split], "data")
     return PartitionSpec(*map(to_entry, entries))
+
+
+def state_spec(
+    shape: Sequence[int], param: Sequence[int], spec: PartitionSpec, mesh: Mesh | AbstractMesh
+) -> PartitionSpec:
+    """Returns the spec of an array that an optimizer stores for a parameter.
+
+    An array of the parameter's shape has its spec. Another, such as a factor of SOAP, `[layers, rows, rows]`, or the
+    row of Adafactor, `[layers, rows]`, keeps the split of the dimensions that have the parameter's size: all of them
+    if it has as many dimensions, else the first ones. Each other axis that splits the parameter splits the dimension
+    whose part is the largest that it divides. An array of a replicated parameter is split as a parameter without
+    logical axes. Arrays below SMALLEST_SPLIT are replicated.
+
+    Args:
+        shape: shape of the array.
+        param: shape of the parameter.
+        spec: of arrays with the parameter's shape; with ZeRO-1 it has `data`.
+        mesh: the mesh.
+    """
+    if tuple(shape) == tuple(param):
+        return spec
+    if math.prod(shape) < SMALLEST_SPLIT:
+        return PartitionSpec()
+    of_param = _entries(spec, param)
+    if not any(of_param):  # a parameter too small to be split, such as a narrow output layer
+        return _default_spec(shape, mesh)
+    same = [size == other for size, other in zip(shape, param, strict=False)]
+    if len(shape) != len(param):
+        same = same[: same.index(False)] if False in same else same
+    entries: list[tuple[str, ...]] = [of_param[i] if i < len(same) and same[i] else () for i in range(len(shape))]
+    kept = {axis for axes in entries for axis in axes}
+    for axis in (axis for axes in of_param for axis in axes if axis not in kept):
+        _split_largest(entries, shape, axis, mesh)
+    return PartitionSpec(*map(to_entry, entries))
+
+
+def _entries(spec: PartitionSpec, shape: Sequence[int]) -> list[tuple[str, ...]]:
+    """Returns the mesh axes of each dimension."""
+    return [axes_of(entry) for entry in (*spec, *[None] * (len(shape) - len(spec)))]
+
+
+def _split_largest(entries: list[tuple[str, ...]], shape: Sequence[int], axis: str, mesh: Mesh | AbstractMesh) -> bool:
+    """Adds an axis to the dimension whose part is the largest that it divides; returns whether there is one."""
+    parts = [size // math.prod(mesh.shape[a] for a in axes) for size, axes in zip(shape, entries, strict=True)]
+    fits = [i for i, part in enumerate(parts) if part % mesh.shape[axis] == 0]
+    if fits:
+        split = max(fits, key=lambda i: parts[i])
+        entries[split] = (*entries[split], axis)
+    return bool(fits)
 
 
 def to_entry(axes: tuple[str, ...]) -> str | tuple[str, ...] | None:

@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh
+from jax.sharding import AbstractMesh, PartitionSpec
 
 from engine.base.errors import ShardingError
 from engine.compile.build import DTYPES
 from engine.config.hardware import AXES
 from engine.data.prefetch import dispatches_in_flight
 from engine.parallel import schedule
-from engine.parallel.rules import STACKED, partition_specs
+from engine.parallel.rules import STACKED, axes_of, partition_specs, split_over_data, state_spec, to_entry
 from engine.planning.candidates import Attention, Candidate
 from engine.planning.machine import Machine
 from engine.planning.tracing import Traces
@@ -68,15 +68,19 @@ class MemoryModel:
         state = traces.program.abstract_state
         self.rows = traces.program.batch_size
         self.params = {path: (x.shape, x.dtype.itemsize) for path, x in state.params.items()}
-        self.optimizer = dict.fromkeys(self.params, 0)  # path of a parameter -> bytes of its optimizer state
+        # Path of a parameter -> bytes of the optimizer state of its shape, and (shape, bytes) of the other arrays.
+        self.optimizer = dict.fromkeys(self.params, 0)
+        self.factors: dict[str, list[tuple[tuple[int, ...], int]]] = {path: [] for path in self.params}
         self.rest = 0  # bytes of the arrays that every device holds
         for path, leaf in jax.tree.leaves_with_path(state.opt_state):
             size = math.prod(leaf.shape) * leaf.dtype.itemsize
             of = next((key for part in reversed(path) if (key := getattr(part, "key", None)) in self.params), None)
-            if of is not None and leaf.shape == self.params[of][0]:
+            if of is None:
+                self.rest += size
+            elif leaf.shape == self.params[of][0]:
                 self.optimizer[of] += size
             else:
-                self.rest += size
+                self.factors[of].append((leaf.shape, size))
         self.rest += sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(state.model_state))
         self.ema = state.ema is not None
         self.trained, self.stacked = set(self.model.trained), self.model.stacked
@@ -112,7 +116,20 @@ class MemoryModel:
             if path in self.trained:
                 grads += math.prod(shape) * width / parts / over_data
                 optimizer += self.optimizer[path] / parts / over_data
-        return params, grads, optimizer
+        return params, grads, optimizer + self._factors(sizes, zero1)
+
+    def _factors(self, sizes: tuple[int, ...], zero1: bool) -> float:
+        """Returns the bytes on a device of the optimizer state of other shapes than the parameters, such as factors."""
+        mesh, found = AbstractMesh(sizes, AXES), 0.0
+        for path, arrays in self.factors.items():
+            if not arrays:
+                continue
+            param, spec = self.params[path][0], PartitionSpec(*map(to_entry, self.specs(sizes)[path]))
+            spec = split_over_data(spec, param, mesh) if zero1 else spec
+            for shape, size in arrays:
+                entries = state_spec(shape, param, spec, mesh)
+                found += size / math.prod(mesh.shape[axis] for entry in entries for axis in axes_of(entry))
+        return found
 
     def stored(self, candidate: Candidate) -> tuple[float, float, float]:
         """Returns `state` of a candidate between two steps."""

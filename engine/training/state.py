@@ -17,7 +17,7 @@ from engine.base.types import PyTree
 from engine.parallel.layout import Layout, active
 from engine.parallel.memory import check_host_memory, in_host_memory
 from engine.parallel.mesh import replicated
-from engine.parallel.rules import Rules, partition_specs, split_over_data
+from engine.parallel.rules import Rules, partition_specs, split_over_data, state_spec
 from engine.training.arrays import Arrays
 from engine.training.model import Model
 from engine.training.task import Task
@@ -179,11 +179,11 @@ def abstract_state(
     whole = replicated(mesh)
     by_param = param_shardings(model, mesh, layout.rules)
     by_update = optimizer_shardings(model, by_param, layout.zero1)
-    # Optimizer state has the sharding of its parameter; jit alone would put all of it on one device. The state of a
+    # Optimizer state is split like its parameter; jit alone would put all of it on one device. The state of a
     # group has a MaskedNode, which holds nothing, for each parameter of the other groups.
     opt_state = _map_params(
         tx,
-        lambda leaf, spec, sharding: leaf if _is_masked(leaf) else sharding if leaf.shape == spec.shape else whole,
+        _state_sharding,
         shapes.opt_state,
         {path: model.params[path] for path in model.trained},
         by_update,
@@ -224,6 +224,15 @@ def _map_params(
 
     jax.eval_shape(trace)
     return found[0]
+
+
+def _state_sharding(
+    leaf: jax.ShapeDtypeStruct | optax.MaskedNode, param: jax.ShapeDtypeStruct, sharding: NamedSharding
+) -> NamedSharding | optax.MaskedNode:
+    """Returns the sharding of an array of the optimizer state; `sharding` is that of an array like the parameter."""
+    if isinstance(leaf, optax.MaskedNode):
+        return leaf
+    return NamedSharding(sharding.mesh, state_spec(leaf.shape, param.shape, sharding.spec, sharding.mesh))
 
 
 def _is_masked(leaf: object) -> bool:

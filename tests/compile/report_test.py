@@ -64,6 +64,13 @@ def test_report_lists_optimizer_state_sharded_differently():
     assert "hidden/1/kernel f32[32,32] - whole 4.0 KiB/device" in lines
 
 
+def test_state_of_another_shape_has_no_names_of_dimensions():
+    arguments = {"min_dim_size_to_factor": 16}
+    task = zoo.Classify("decoder", width=512)
+    lines = report(task, MeshSpec(fsdp=4, tensor=2), target="optax.adafactor", arguments=arguments)
+    assert "v_col/up/kernel f32[1024] - (fsdp+tensor) 512 B/device" in lines
+
+
 def test_report_shows_slices_presets_and_changed_rules():
     spec = MeshSpec(preset="fsdp", dcn=DcnMeshSpec(data=2))
     sharding = Sharding(rules={"mlp": None, "embed": "fsdp", "mine": ("fsdp", "tensor")})

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec as P
 from engine.base.errors import ShardingError
 from engine.config.schema import MeshSpec
 from engine.parallel.mesh import make_mesh
-from engine.parallel.rules import RULES, partition_spec, partition_specs, warnings
+from engine.parallel.rules import RULES, partition_spec, partition_specs, split_over_data, state_spec, warnings
 
 
 @pytest.fixture(scope="module")
@@ -113,3 +113,34 @@ def test_rule_for_an_unknown_name_gives_a_warning(mesh):
     assert text == "sharding.rules.mlpp: no parameter has an axis of this name. Did you mean mlp?"
     params, names = {**SPLIT, "mine": shape(8)}, {**SPLIT_NAMES, "mine": ("agents",)}
     assert warnings(params, names, {**RULES, "agents": None}, mesh) == []
+
+
+STACK, STACK_SPEC = (4, 64, 256), P("pipeline", "fsdp", "tensor")
+
+
+@pytest.mark.parametrize(
+    ("shape", "param", "spec", "expected"),
+    [
+        (STACK, STACK, STACK_SPEC, STACK_SPEC),  # a moment
+        ((4, 64, 64), STACK, STACK_SPEC, P("pipeline", "fsdp", "tensor")),  # g g^T: rows keep their split
+        ((4, 256, 256), STACK, STACK_SPEC, P("pipeline", "fsdp", "tensor")),  # g^T g: columns keep theirs
+        ((4, 256), STACK, STACK_SPEC, P("pipeline", ("fsdp", "tensor"))),  # a column of Adafactor
+        ((4, 64, 1), STACK, STACK_SPEC, P()),  # 256 numbers
+        ((4, 1, 256), STACK, STACK_SPEC, P("pipeline", None, ("tensor", "fsdp"))),  # one number for each output
+        ((4, 48, 48), (4, 48, 2, 8), P("pipeline", None, "tensor"), P("pipeline", "tensor", None)),  # heads
+        ((63, 63), (64, 63), P("fsdp", None), P(None, None)),  # nothing divides 63
+        ((64, 64), (4, 64), P(), P("fsdp", None)),  # the factor of a small parameter
+        ((1,), STACK, STACK_SPEC, P()),
+    ],
+)
+def test_state_of_another_shape_is_split_over_the_axes_of_its_parameter(shape, param, spec, expected):
+    mesh = make_mesh(MeshSpec(pipeline=2, fsdp=2, tensor=2))
+    assert state_spec(shape, param, spec, mesh) == expected
+
+
+def test_zero1_splits_state_of_another_shape_over_data():
+    mesh = make_mesh(MeshSpec(data=4, tensor=2))
+    spec = split_over_data(P(None, "tensor"), (64, 256), mesh)
+    assert spec == P(None, ("tensor", "data"))
+    assert state_spec((64, 64), (64, 256), spec, mesh) == P("tensor", "data")
+    assert state_spec((256, 256), (64, 256), spec, mesh) == P(None, ("tensor", "data"))

@@ -1,13 +1,14 @@
 """The memory of candidates against closed formulas, and against programs."""
 
 import math
+from typing import Any
 
 import jax
 import pytest
 
 from engine.api.prepared import program, resolve_config
 from engine.config import defaults
-from engine.config.schema import MeshSpec
+from engine.config.schema import MeshSpec, Sharding
 from engine.parallel.memory import device_bytes
 from engine.planning.cost import CostModel
 from engine.planning.tracing import Traces
@@ -135,3 +136,16 @@ def test_head_of_a_loss_in_chunks_is_held_whole_with_the_sum_of_its_gradient():
         for axes in ({"fsdp": 8}, {"data": 8})
     )
     assert split >= 10 * 32768 * 64 and whole >= 8 * 32768 * 64
+
+
+@pytest.mark.parametrize(("axes", "zero1"), [({"fsdp": 8}, False), ({"data": 4, "fsdp": 2}, True)])
+def test_state_of_another_shape_is_counted_as_it_is_split(axes, zero1):
+    """Rows and columns of Adafactor for 8 layers of 64 x 256."""
+    settings: Any = {"target": "optax.adafactor", "arguments": {"min_dim_size_to_factor": 16}}
+    one = zoo.program(tiny.Deep(), batch_size=tiny.ROWS, devices=jax.devices()[:1], **settings)
+    traces = Traces(one, Sharding(), 2, {"float32": 10.0}, 4, print)
+    candidate = tiny.candidate(**axes, zero1=zero1)
+    _, _, found = CostModel(traces, tiny.machine("h100:1x8")).stored(candidate)
+    built = zoo.program(tiny.Deep(), mesh=MeshSpec(**axes), batch_size=tiny.ROWS, layout={"zero1": zero1}, **settings)
+    factored = [x for x in jax.tree.leaves(built.abstract_state.opt_state) if x.ndim]
+    assert found == sum(map(device_bytes, factored))

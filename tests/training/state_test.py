@@ -163,3 +163,20 @@ def test_average_of_the_run_comes_before_that_of_the_optimizer_with_a_warning():
     state = program.abstract_state
     assert state.is_schedule_free and state.to_checkpoint()["ema"] is state.ema
     assert not zoo.program(zoo.Classify()).abstract_state.is_schedule_free
+
+
+def test_state_of_another_shape_is_split_and_stays_so_in_the_step():
+    """The rows and columns of Adafactor, which the compiled step gets and returns in parts."""
+    settings: Any = {"target": "optax.adafactor", "arguments": {"min_dim_size_to_factor": 16}}
+    program = zoo.program(zoo.Classify("mlp", width=1024), mesh=MeshSpec(fsdp=8), **settings)
+    abstract = program.abstract_state
+    found = {
+        (path, x.shape): x.sharding.spec
+        for key, x in jax.tree.leaves_with_path(abstract.opt_state)
+        if (path := getattr(key[-1], "key", "")) in abstract.params and x.shape != abstract.params[path].shape
+    }
+    assert found["hidden/1/kernel", (1024,)] == P("fsdp")
+    [batch] = zoo.batches(1)
+    state, _ = zoo.run(program, [batch])
+    for x, expected in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+        assert x.sharding == expected.sharding
