@@ -20,6 +20,7 @@ import engine.config
 import engine.hub
 import engine.layers
 import engine.metrics
+import engine.optimizers
 import engine.perception
 import engine.readers
 from tests.levels import TOP, levels
@@ -205,7 +206,7 @@ def test_lazily_loaded_names_of_engine_exist():
 
 @pytest.mark.parametrize(
     "package",
-    [engine, engine.config, engine.layers, engine.metrics, engine.readers],
+    [engine, engine.config, engine.layers, engine.metrics, engine.optimizers, engine.readers],
     ids=lambda package: package.__name__,
 )
 def test_type_checking_imports_match_the_lazy_names(package):
@@ -220,7 +221,11 @@ def test_type_checking_imports_match_the_lazy_names(package):
     assert seen == package._MODULES
 
 
-@pytest.mark.parametrize("package", [engine.layers, engine.metrics, engine.readers], ids=lambda each: each.__name__)
+@pytest.mark.parametrize(
+    "package",
+    [engine.layers, engine.metrics, engine.optimizers, engine.readers],
+    ids=lambda package: package.__name__,
+)
 def test_no_file_replaces_a_lazy_name(package):
     """Importing `engine/layers/remat.py` would set `engine.layers.remat` to the module."""
     files = {path.stem for path in (TOP / package.__name__.replace(".", "/")).glob("*")}

@@ -1,4 +1,4 @@
-"""Optimizers that Optax lacks, for `optimizer.target` of a config.
+"""Optimizers that Optax lacks, for `optimizer.target` of a config, and SAM for the `update` of a Task.
 
 Names are imported on first use. `_MODULES` repeats the imports below, which only type checkers execute; a test
 compares the two.
@@ -9,17 +9,26 @@ from typing import TYPE_CHECKING
 from engine import lazy_exports
 
 if TYPE_CHECKING:
+    from engine.optimizers.blocks import adam_mini
     from engine.optimizers.eigenbases import soap
     from engine.optimizers.orthogonalized import muon
+    from engine.optimizers.sharpness import sam_update
+    from engine.optimizers.variance_reduced import mars
 
 __all__ = [
+    "adam_mini",
+    "mars",
     "muon",
+    "sam_update",
     "soap",
 ]
 
 _MODULES = {
+    "engine.optimizers.blocks": ("adam_mini",),
     "engine.optimizers.eigenbases": ("soap",),
     "engine.optimizers.orthogonalized": ("muon",),
+    "engine.optimizers.sharpness": ("sam_update",),
+    "engine.optimizers.variance_reduced": ("mars",),
 }
 
 __getattr__, __dir__ = lazy_exports(__name__, _MODULES)
