@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         sweeps,
         tuning,
     )
+    from engine.api.cooldown import cooldown
     from engine.api.explain import explain
     from engine.api.follow import follow
     from engine.api.inference import checkpoints, evaluate, evaluate_steps, export, predict
@@ -94,6 +95,7 @@ __all__ = [
     "bundles",
     "check_dataset",
     "checkpoints",
+    "cooldown",
     "evaluate",
     "evaluate_steps",
     "explain",
@@ -155,6 +157,7 @@ _MODULES = {
     "engine.experiments.example_weights": ("WeightedByRun",),
     "engine.joint.source": ("Joint",),
     "engine.joint.uncertainty": ("UncertaintyWeights",),
+    "engine.api.cooldown": ("cooldown",),
     "engine.api.explain": ("explain",),
     "engine.api.train": ("train",),
     "engine.api.follow": ("follow",),

@@ -68,8 +68,19 @@ def record_run(
 
 def checkpoint_input(saved: SavedRun, step: int, role: str = "weights") -> Input:
     """Returns a checkpoint of a run as an input of a record."""
-    folder = saved.directory.checkpoints / str(step)
-    return Input(kind=CHECKPOINT, role=role, path=_address(saved.directory.path), step=step, id=manifest_hash(folder))
+    return input_of(saved.directory, step, role)
+
+
+def input_of(directory: RunDirectory, step: int, role: str) -> Input:
+    """Returns a checkpoint in a run directory as an input of a record."""
+    identity = manifest_hash(directory.checkpoints / str(step))
+    return Input(kind=CHECKPOINT, role=role, path=address_of(directory), step=step, id=identity)
+
+
+def address_of(directory: RunDirectory) -> str:
+    """Returns the absolute path of a run directory, or its address in a bucket."""
+    found = shown(directory.path)
+    return found if found != str(directory.path) else str(directory.path.absolute())
 
 
 def write_record(
@@ -166,8 +177,3 @@ def remove_record(path: Path) -> None:
     for file in (at, lineage.names_path(at)):
         with contextlib.suppress(OSError):
             file.unlink()
-
-
-def _address(path: Path) -> str:
-    found = shown(path)
-    return found if found != str(path) else str(path.absolute())

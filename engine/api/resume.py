@@ -8,7 +8,7 @@ import dataclasses
 import shlex
 from collections.abc import Mapping, Sequence
 
-from engine.base.duration import Duration
+from engine.base.duration import UNKNOWN_LENGTH, Duration
 from engine.base.errors import ConfigError, DataError, RunError
 from engine.base.files import read_text
 from engine.base.json_text import reason
@@ -67,7 +67,7 @@ def _check_config(config: Config, directory: RunDirectory, accepted: Accepted) -
             f"Resume with its stored config (--config={directory}), use another --workdir (with its weights: "
             f"--config.init.checkpoint={directory}), or start a new run with --fresh (the old run is moved aside)."
         )
-    size = _stored_size(directory)
+    size = stored_size(directory)
     if size and not (accepted.data and config.train.total.unit == "epochs"):
         _refuse_total_before_checkpoint(config.train, size, directory)
     change = schedule_change(old, config, newest, size)
@@ -168,9 +168,11 @@ def _steps_of_run(train: Train, dataset_size: int) -> int:
     return train.total.steps(train.global_batch_size, dataset_size)
 
 
-def _stored_size(directory: RunDirectory) -> int:
+def stored_size(directory: RunDirectory) -> int:
     """Returns the number of training examples that the run stored; 0 if it stored none."""
     size = dataset_summary.read(directory.data).get("data", {}).get("examples", "")
+    if size == dataset_summary.UNKNOWN_SIZE:
+        return UNKNOWN_LENGTH
     return int(size) if size.isdecimal() else 0
 
 

@@ -52,6 +52,8 @@ EXAMPLES = """
 command, 43 do not retry, 130 interrupted.
 """
 
+_NO_CONFIG = ("required: --config", "--config --cooldown is required")  # how errors of argparse end
+
 
 def make_parser(words: Sequence[str] | None = None) -> tuple[Parser, dict[str, Parser]]:
     """Returns the parser of the command line, and the parser of each verb.
@@ -144,7 +146,7 @@ def _parse_known(top: Parser, words: Sequence[str]) -> tuple[argparse.Namespace,
     except ConfigError as error:
         actions = VERBS[words[0]].actions
         positional = [word for word in words[1:] if not word.startswith("-") and word not in actions]
-        if positional and str(error).partition(". ")[0].endswith("required: --config"):
+        if positional and str(error).partition(". ")[0].endswith(_NO_CONFIG):
             raise ConfigError(f"{error}. Did you mean --config={positional[-1]}?") from None
         raise
 

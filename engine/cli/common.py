@@ -67,11 +67,12 @@ def _commands(lines: Sequence[str]) -> list[str]:
     return found
 
 
+CONFIG_HELP = "file, module or run directory; --config.NAME=VALUE sets a field"
+
+
 def add_config_flag(parser: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds --config."""
-    parser.add_argument(
-        "--config", required=required, help="file, module or run directory; --config.NAME=VALUE sets a field"
-    )
+    parser.add_argument("--config", required=required, help=CONFIG_HELP)
 
 
 def add_process_flags(parser: argparse.ArgumentParser) -> None:

@@ -14,6 +14,7 @@ Identity fields, because another value is another training:
 
 May change, because the computed values stay the same:
     train.total                     length of the run; see `schedule_change`
+    optimizer.schedule_arguments    of warmup_stable_decay: its decay; see `schedule_change`
     train.accumulate, approximate_accumulation, steps_per_dispatch, remat, offload_optimizer   how a step is computed
     train.memory_gib                memory that automatic settings may use; the run has stored and checks their values
     mesh.*, sharding.*              devices that compute it
@@ -30,7 +31,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from engine.config import zoo
-from engine.config.schedules import decay_begin, followers, sections
+from engine.config.schedules import STABLE, decay_begin, followers, sections
 from engine.config.schema import Arguments, Config, Data, Plain
 from engine.config.text import flatten, value_text
 from engine.config.zoo import current
@@ -72,12 +73,13 @@ def identity_differences(old: Config, new: Config, ignored: Collection[str] = CA
         new: config of the resume.
         ignored: arguments of WEIGHTED sources that may differ. With WEIGHTS too, the weights may.
     """
+    free = _settings_of_decays(old, new)
     approximate = old.train.approximate_accumulation or new.train.approximate_accumulation
     before, after = (
         {
             name: value_text(name, zoo.canonical(current(value)) if isinstance(value, str) else value)
             for name, value in flatten(dataclasses.replace(config, data=_without(config.data, ignored)))
-            if is_identity(name) or (approximate and name == "train.accumulate")
+            if (is_identity(name) and name not in free) or (approximate and name == "train.accumulate")
         }
         for config in (old, new)
     )
@@ -112,10 +114,21 @@ def _plain_arguments(target: str, arguments: Arguments, names: Collection[str]) 
     return {name: plain(value) for name, value in arguments.items() if name not in dropped}
 
 
-def schedule_change(old: Config, new: Config, newest: int = 0, dataset_size: int = 0) -> str | None:
-    """Returns a sentence if a changed `train.total` changes the learning-rate schedule of the remaining steps.
+def _settings_of_decays(old: Config, new: Config) -> dict[str, str]:
+    """Returns setting -> section, for the settings that shape the decay of warmup_stable_decay in both configs."""
+    before, after = sections(old.optimizer), sections(new.optimizer)
+    return {
+        f"{where}.schedule_arguments.{name}": where
+        for where in before.keys() & after.keys()
+        if before[where].schedule == after[where].schedule == STABLE
+        for name in ("decay", "shape")
+    }
 
-    A longer run with the schedule warmup_stable_decay is no such change while both schedules are in the stable phase.
+
+def schedule_change(old: Config, new: Config, newest: int = 0, dataset_size: int = 0) -> str | None:
+    """Returns a sentence if a changed length of the run, or of its decay, changes learning rates of remaining steps.
+
+    With the schedule warmup_stable_decay there is no such change while both schedules are in the stable phase.
 
     Args:
         old: stored config.
@@ -123,15 +136,29 @@ def schedule_change(old: Config, new: Config, newest: int = 0, dataset_size: int
         newest: step of the newest checkpoint.
         dataset_size: number of training examples; 0 if it is not known.
     """
-    if old.train.total == new.train.total:
-        return None
+    total = f"train.total: {old.train.total} -> {new.train.total}" if old.train.total != new.train.total else ""
+    decays = _changed_decays(old, new)
     for where, section in followers(new.optimizer).items():
-        if section.schedule == "warmup_stable_decay" and dataset_size:
+        change = total or decays.get(where)
+        if not change:
+            continue
+        if section.schedule == STABLE and dataset_size:
             begins = [decay_begin(sections(run.optimizer)[where], run.train, dataset_size) for run in (old, new)]
             if newest <= min(begins):
                 continue
         return (
-            f"train.total: {old.train.total} -> {new.train.total} changes the {section.schedule} learning-rate "
-            f"schedule, which ends at the last step: from here on the run follows the schedule of {new.train.total}."
+            f"{change} changes the {section.schedule} learning-rate schedule, which ends at the last step: from here "
+            f"on the run follows the schedule of {new.train.total}."
         )
     return None
+
+
+def _changed_decays(old: Config, new: Config) -> dict[str, str]:
+    """Returns section -> `optimizer.schedule_arguments.decay: 0.2 -> 500 steps`, where a decay has changed."""
+    before, after = dict(flatten(old)), dict(flatten(new))
+    found: dict[str, str] = {}
+    for name, where in sorted(_settings_of_decays(old, new).items()):
+        values = [settings.get(name, "(default)") for settings in (before, after)]
+        if values[0] != values[1]:
+            found.setdefault(where, f"{name}: {values[0]} -> {values[1]}")
+    return found

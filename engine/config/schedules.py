@@ -14,6 +14,7 @@ from engine.config.schema import Optimizer, Plain, Target, Train
 from engine.config.setting import MAX_NUMBER, SCHEDULES
 from engine.config.target import check, parameters_of, resolve
 
+STABLE = "warmup_stable_decay"
 DECAY, DECAY_SHAPE = 0.2, "linear"
 DECAY_SHAPES = ("linear", "cosine", "sqrt")
 LENGTHS = ("total_steps", "decay_steps", "transition_steps")

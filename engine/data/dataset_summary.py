@@ -15,13 +15,15 @@ from engine.data.source import SEPARATOR, BaseSource, example_spec, inner_source
 
 MAX_SHOWN = 8  # differing parts of a fingerprint that are listed
 
+UNKNOWN_SIZE = "unknown"  # number of examples of a stream that does not know its length
+
 Summary = Mapping[str, str]
 
 
 def summarize(source: BaseSource) -> dict[str, str]:
     """Returns the number of examples, the shapes and dtypes of an example, and a fingerprint of the content."""
     spec = ", ".join(f"{path} {leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves_with_path(example_spec(source)))
-    size = "unknown" if len(source) >= UNKNOWN_LENGTH else str(len(source))
+    size = UNKNOWN_SIZE if len(source) >= UNKNOWN_LENGTH else str(len(source))
     return {"examples": size, "each": spec, "content": source.fingerprint()}
 
 

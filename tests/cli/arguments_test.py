@@ -43,7 +43,8 @@ def test_words_after_two_dashes_are_the_command():
         (["train", "--config=x", "--out=3"], [], "--out=3: unknown argument of convoy train. Arguments here"),
         (["launch", "local", "--processes=2", "train"], [], "train: unknown argument of convoy launch local. Write --"),
         (["supervise", "train", "--config=x"], [], "train: unknown argument of convoy supervise. Write -- before the"),
-        (["train", "y.py"], [], "convoy train: the following arguments are required: --config. For help: convoy train"),
+        (["explain", "y.py"], [], "convoy explain: the following arguments are required: --config. For help: convoy "),
+        (["train", "y.py"], [], "convoy train: one of the arguments --config --cooldown is required. For help: convoy"),
         (["evaluate"], [], "convoy evaluate: the following arguments are required: run"),
     ],
 )  # fmt: skip
@@ -54,8 +55,10 @@ def test_unknown_word_is_a_config_error(words, after, sentence):
 
 
 def test_config_without_its_flag_gets_a_suggestion():
-    with pytest.raises(ConfigError, match=r"required: --config\..*Did you mean --config=y.py\?$"):
+    with pytest.raises(ConfigError, match=r"--cooldown is required\..*Did you mean --config=y.py\?$"):
         parse(["train", "--workdir", "x", "y.py"])
+    with pytest.raises(ConfigError, match=r"required: --config\..*Did you mean --config=y.py\?$"):
+        parse(["explain", "y.py"])
 
 
 def test_help_lists_every_verb():

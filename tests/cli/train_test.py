@@ -2,6 +2,9 @@
 
 import json
 
+import pytest
+
+from engine.cli.main import main
 from engine.observe.writer import MEASURED, ROW_KEYS
 from engine.training.step_spec import ENGINE_METRICS
 from tests import runs
@@ -48,3 +51,21 @@ def test_fast_dev_run_with_workdir_keeps_its_files(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "convoy evaluate here" in done.stderr and "train longer" not in done.stderr
     assert "here/checkpoints" in done.stderr and (tmp_path / "here" / "checkpoints" / "2").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ("", "convoy train: one of the arguments --config --cooldown is required"),
+        (f"{DIGITS} --cooldown=runs/digits", "argument --cooldown: not allowed with argument --config"),
+        ("--cooldown=runs/digits --fast-dev-run", "--fast-dev-run: a cooldown trains to its end"),
+        (f"{DIGITS} --cooldown-steps=0.1", "--cooldown-steps: is the length of a cooldown. Name the run: --cooldown="),
+        ("--cooldown=runs/absent", "runs/absent: is not a run directory, it has no config.txt"),
+    ],
+)
+def test_flags_of_a_cooldown_that_do_not_fit_are_one_sentence(tmp_path, monkeypatch, capsys, flags, text):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *flags.split()]) == 1
+    errors = capsys.readouterr().err
+    assert text in errors and "Traceback" not in errors
+    assert not list(tmp_path.iterdir())

@@ -106,6 +106,24 @@ def test_run_in_its_stable_phase_may_become_longer():
     assert "warmup_stable_decay" in str(schedule_change(old, new, 80, 0)), "the size of the dataset is not known"
 
 
+def test_decay_may_change_while_it_has_not_begun():
+    settings = ("optimizer.schedule=warmup_stable_decay", "optimizer.groups.head.match=^head")
+    old = config(*settings)
+    new = config(*settings, "optimizer.schedule_arguments={'decay': '3 epochs', 'shape': 'sqrt'}")
+    examples = 1280  # 10 steps per epoch: the decay begins at step 80, then at step 70
+    assert identity_differences(old, new) == []
+    assert schedule_change(old, new, 70, examples) is None
+    assert str(schedule_change(old, new, 71, examples)).startswith(
+        "optimizer.schedule_arguments.decay: (default) -> 3 epochs changes the warmup_stable_decay"
+    )
+    cosine = config("optimizer.schedule=cosine")
+    assert "optimizer.schedule_arguments.decay: (none) -> 3 epochs" in identity_differences(cosine, new)
+    group = [f"optimizer.groups.head.{x}" for x in ("match=.", "schedule=warmup_stable_decay")]
+    later = config(*group, "optimizer.groups.head.schedule_arguments.decay=1 epoch")
+    assert schedule_change(config(*group), later, 80, examples) is None
+    assert "optimizer.groups.head.schedule_arguments.decay" in str(schedule_change(config(*group), later, 81, examples))
+
+
 def test_approximate_accumulation_makes_the_number_of_microbatches_part_of_the_run():
     flag, two, four = "train.approximate_accumulation=True", "train.accumulate=2", "train.accumulate=4"
     assert identity_differences(config(flag, two), config(flag, four)) == ["train.accumulate: 2 -> 4"]
