@@ -11,12 +11,14 @@ from engine.base.duration import DATA_UNITS, Duration, RunSize
 from engine.base.errors import FieldError, did_you_mean
 from engine.config.fields import join, show
 from engine.config.schema import Optimizer, Plain, Target, Train
-from engine.config.setting import MAX_NUMBER, SCHEDULES
+from engine.config.setting import MAX_INTEGER, MAX_NUMBER, SCHEDULES
 from engine.config.target import check, parameters_of, resolve
 
 STABLE = "warmup_stable_decay"
 DECAY, DECAY_SHAPE = 0.2, "linear"
 DECAY_SHAPES = ("linear", "cosine", "sqrt")
+RISE, START = 0.3, 0.04  # of one_cycle; those of `optax.cosine_onecycle_schedule`
+CYCLE_SHAPES = ("cosine", "linear")
 LENGTHS = ("total_steps", "decay_steps", "transition_steps")
 """Parameters of a function that receive the number of steps after the warm-up if the config does not set them."""
 
@@ -45,6 +47,9 @@ def check_schedules(config: Optimizer) -> None:
         if section.schedule == "piecewise" and "scales" not in section.schedule_arguments:
             advice = "Set duration -> factor on the learning rate: {'30 epochs': 0.1}."
             raise FieldError(f"{where}.schedule_arguments.scales", "is missing, piecewise needs it", advice)
+        if section.schedule == "warm_restarts" and "first" not in section.schedule_arguments:
+            advice = "Set the length of the first cycle: '10 epochs'."
+            raise FieldError(f"{where}.schedule_arguments.first", "is missing, warm_restarts needs it", advice)
         no_warmup = section.warmup.value == 0 and "timescale" not in section.schedule_arguments
         if section.schedule == "inverse_sqrt" and no_warmup:
             advice = "Set it to a duration, or set a warm-up, whose length is the default."
@@ -66,9 +71,22 @@ def _check_duration(value: Plain, path: str) -> None:
         raise FieldError(path, f"found {value!r}", f"Write a length above 0. Units here: {', '.join(DATA_UNITS)}.")
 
 
-def _check_shape(value: Plain, path: str) -> None:
-    if value not in DECAY_SHAPES:
-        raise FieldError(path, f"found {show(value)}", f"Allowed: {', '.join(DECAY_SHAPES)}.")
+def _check_one_of(*choices: str) -> Callable[[Plain, str], None]:
+    def check(value: Plain, path: str) -> None:
+        if value not in choices:
+            raise FieldError(path, f"found {show(value)}", f"Allowed: {', '.join(choices)}.")
+
+    return check
+
+
+def _check_fraction(value: Plain, path: str) -> None:
+    if type(value) not in (int, float) or not 0 <= float(str(value)) <= 1:
+        raise FieldError(path, f"found {show(value)}", "Allowed: a fraction in [0, 1].")
+
+
+def _check_factor(value: Plain, path: str) -> None:
+    if type(value) is not int or not 1 <= value <= MAX_INTEGER:
+        raise FieldError(path, f"found {show(value)}", "Allowed: a whole number of at least 1.")
 
 
 def _check_scales(value: Plain, path: str) -> None:
@@ -81,9 +99,11 @@ def _check_scales(value: Plain, path: str) -> None:
 
 
 _CHECKS: Mapping[str, Mapping[str, Callable[[Plain, str], None]]] = {
-    "warmup_stable_decay": {"decay": _check_decay, "shape": _check_shape},
+    "warmup_stable_decay": {"decay": _check_decay, "shape": _check_one_of(*DECAY_SHAPES)},
     "inverse_sqrt": {"timescale": _check_duration},
     "piecewise": {"scales": _check_scales},
+    "one_cycle": {"rise": _check_fraction, "start": _check_fraction, "shape": _check_one_of(*CYCLE_SHAPES)},
+    "warm_restarts": {"first": _check_duration, "factor": _check_factor},
 }
 
 
@@ -144,7 +164,7 @@ def arguments_path(where: str) -> str:
 
 def followers(optimizer: Optimizer) -> dict[str, Optimizer]:
     """Returns the optimizer and the groups whose learning rate follows the length of the run, by path."""
-    free = ("constant", "inverse_sqrt", "piecewise")
+    free = ("constant", "inverse_sqrt", "piecewise", "warm_restarts")
     found = {}
     for where, section in sections(optimizer).items():
         if section.schedule not in free and (section.schedule in SCHEDULES or check_function(section, where)):

@@ -171,7 +171,10 @@ PREFETCH = _or_auto(at_least(0), "a number of dispatches", "fills a share of the
 FOLDER = matching(r".+", "Name a folder, or None.")
 NAME = matching(r"(\w[\w.-]{0,99})?", "It is the name of a folder: use up to 100 letters, digits, '_', '-' and '.'.")
 DOTTED_PATH = matching(r"([A-Za-z_]\w*(\.[A-Za-z_]\w*)+)?", "Write package.module.Name.", ", not a dotted path")
-SCHEDULES = ("constant", "linear", "cosine", "warmup_stable_decay", "inverse_sqrt", "piecewise")
+SCHEDULES = (
+    *("constant", "linear", "cosine", "warmup_stable_decay"),
+    *("inverse_sqrt", "piecewise", "one_cycle", "warm_restarts"),
+)
 
 
 def _schedule(value: object, path: str) -> None:

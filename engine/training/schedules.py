@@ -10,10 +10,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from engine.base.duration import MAX_STEPS, Duration, RunSize
 from engine.base.errors import ConfigError, FieldError
-from engine.config.schedules import DECAY_SHAPE, arguments_path, check_function, decay_steps, function_of
+from engine.config.schedules import (
+    CYCLE_SHAPES,
+    DECAY_SHAPE,
+    RISE,
+    START,
+    arguments_path,
+    check_function,
+    decay_steps,
+    function_of,
+)
 from engine.config.schema import Optimizer
 from engine.config.setting import SCHEDULES
 from engine.config.target import build
@@ -184,6 +194,63 @@ def _piecewise(config: Optimizer, size: RunSize, warmup: int, where: str) -> Sch
     return Schedule((config.learning_rate, *(config.learning_rate * steps[begin] for begin in begins)), formula)
 
 
+def _one_cycle(config: Optimizer, size: RunSize, warmup: int, where: str) -> Schedule:
+    """Returns a rise to the peak and then a fall to the final rate (Smith & Topin 2018, arXiv:1708.07120).
+
+    With the shape cosine it is `optax.cosine_onecycle_schedule`. Smith & Topin have lines.
+    """
+    arguments: Mapping[str, Any] = config.schedule_arguments
+    rest, peak = _rest(size, warmup), config.learning_rate
+    rise = int(arguments.get("rise", RISE) * rest)
+    fall = max(rest - rise, 1)
+    left = {"cosine": lambda x: 0.5 * (1 + jnp.cos(jnp.pi * x)), "linear": lambda x: 1 - x}[
+        str(arguments.get("shape", CYCLE_SHAPES[0]))
+    ]
+
+    def formula(numbers: Sequence[Number], step: Count) -> Number:
+        peak, start, end = numbers
+        rising = peak * (1 + (start - 1) * left(jnp.clip(step, 0, rise) / max(rise, 1)))
+        falling = peak * (end + (1 - end) * left(jnp.clip(step - rise, 0, fall) / fall))
+        return jnp.where(step < rise, rising, falling)
+
+    return Schedule((peak, arguments.get("start", START), config.final_scale), formula)
+
+
+def _warm_restarts(config: Optimizer, size: RunSize, warmup: int, where: str) -> Schedule:
+    """Returns cycles of half a cosine from the peak to the final rate, each `factor` times as long as the one before:
+    SGDR (Loshchilov & Hutter 2016, arXiv:1608.03983, equation 5).
+    """
+    begins = np.array(cycle_begins(config, size, warmup)[:-1])
+    lengths = np.diff(cycle_begins(config, size, warmup))
+    is_periodic = config.schedule_arguments.get("factor", 1) == 1
+
+    def formula(numbers: Sequence[Number], step: Count) -> Number:
+        peak, fall, end = numbers
+        step = jnp.maximum(step, 0)
+        if is_periodic:
+            x = (step % int(lengths[0])) / int(lengths[0])
+        else:
+            cycle = jnp.searchsorted(begins, step, side="right") - 1
+            x = (step - jnp.asarray(begins)[cycle]) / jnp.asarray(lengths)[cycle]
+        return peak * (fall * (0.5 * (1 + jnp.cos(jnp.pi * x))) + end)
+
+    return Schedule((config.learning_rate, 1 - config.final_scale, config.final_scale), formula)
+
+
+def cycle_begins(config: Optimizer, size: RunSize, warmup: int) -> list[int]:
+    """Returns the steps after the warm-up at which the cycles of warm_restarts begin, up to the first after the run.
+
+    All cycles of one length are given by the first one.
+    """
+    arguments: Mapping[str, Any] = config.schedule_arguments
+    length = min(Duration.parse(arguments["first"]).steps(size.batch_size, size.dataset_size), MAX_STEPS)
+    factor, begins = arguments.get("factor", 1), [0, length]
+    while factor > 1 and begins[-1] < size.total_steps - warmup:
+        length *= factor
+        begins.append(min(begins[-1] + length, MAX_STEPS))
+    return begins
+
+
 def _function(config: Optimizer, size: RunSize, warmup: int, where: str) -> Schedule:
     """Returns the peak times the function of the step that the target returns, in steps after the warm-up."""
     path = arguments_path(where)
@@ -204,6 +271,8 @@ _SHAPES: Mapping[str, Callable[[Optimizer, RunSize, int, str], Schedule]] = {
     "warmup_stable_decay": _warmup_stable_decay,
     "inverse_sqrt": _inverse_sqrt,
     "piecewise": _piecewise,
+    "one_cycle": _one_cycle,
+    "warm_restarts": _warm_restarts,
 }
 assert set(_SHAPES) == set(SCHEDULES)
 
@@ -214,9 +283,28 @@ def _rest(size: RunSize, warmup: int) -> int:
 
 
 def message(config: Optimizer, schedule: Schedule, size: RunSize, where: str = "optimizer") -> str | None:
-    """Returns a sentence about the learning rates of a function that the user chose; None for the other schedules."""
+    """Returns a sentence about the learning rates of a function that the user chose, or a cycle that does not end.
+
+    None for the other schedules.
+    """
+    if config.schedule == "warm_restarts":
+        return _unfinished_cycle(config, size, where)
     if config.schedule in SCHEDULES:
         return None
     last = max(size.total_steps - 1, 0)
     rates = [f"{float(schedule(step)):.3g} at step {step}" for step in dict.fromkeys((0, last // 2, last))]
     return f"{where}.schedule: {config.schedule} times learning_rate = {config.learning_rate:g} is {', '.join(rates)}"
+
+
+def _unfinished_cycle(config: Optimizer, size: RunSize, where: str) -> str | None:
+    """Returns a sentence if the run ends within a cycle of warm_restarts, so not at the final rate."""
+    warmup = config.warmup.steps(size.batch_size, size.dataset_size)
+    begins, last = cycle_begins(config, size, warmup), size.total_steps - warmup
+    if len(begins) == 2:  # cycles of one length, or a single one
+        begins = [0, begins[1] * max(-(-last // begins[1]), 1)]
+    if begins[-1] <= last:
+        return None
+    return (
+        f"{where}.schedule: the run ends at step {size.total_steps}, within a cycle of warm_restarts that ends at step "
+        f"{warmup + begins[-1]}: its last learning rate is not the final one"
+    )

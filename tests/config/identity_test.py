@@ -88,7 +88,9 @@ def test_schedule_change_knows_which_schedules_follow_the_length():
         settings = [f"optimizer.schedule={free}", "optimizer.warmup=1 epoch"]
         settings += ["optimizer.schedule_arguments.value=1.0"] if "." in free else []
         assert schedule_change(config(*settings), config(*settings, longer)) is None
-    for follower in ("linear", "warmup_stable_decay", "optax.schedules.cosine_decay_schedule"):
+    restarts = ["optimizer.schedule=warm_restarts", "optimizer.schedule_arguments.first=2 epochs"]
+    assert schedule_change(config(*restarts), config(*restarts, longer)) is None
+    for follower in ("linear", "warmup_stable_decay", "one_cycle", "optax.schedules.cosine_decay_schedule"):
         settings = [f"optimizer.schedule={follower}"]
         settings += ["optimizer.schedule_arguments.init_value=1.0"] if "." in follower else []
         assert f"changes the {follower} learning" in str(schedule_change(config(*settings), config(*settings, longer)))

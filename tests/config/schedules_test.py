@@ -43,6 +43,15 @@ WHERE = "optimizer.schedule_arguments"
         ),
         (["schedule=inverse_sqrt"], f"{WHERE}.timescale: is missing, inverse_sqrt needs it"),
         (["schedule=inverse_sqrt", "schedule_arguments.timescale=5"], f"{WHERE}.timescale: found 5 ... a duration"),
+        (["schedule=one_cycle", "schedule_arguments.rise=2"], f"{WHERE}.rise: found 2 ... a fraction in [0, 1]."),
+        (["schedule=one_cycle", "schedule_arguments.start=a"], f"{WHERE}.start: found 'a'"),
+        (["schedule=one_cycle", "schedule_arguments.shape=sqrt"], f"{WHERE}.shape: ... Allowed: cosine, linear."),
+        (["schedule=warm_restarts"], f"{WHERE}.first: is missing, warm_restarts needs it"),
+        (["schedule=warm_restarts", "schedule_arguments.first=0 steps"], f"{WHERE}.first: found '0 steps'"),
+        (
+            ["schedule=warm_restarts", "schedule_arguments.first=2 epochs", "schedule_arguments.factor=1.5"],
+            f"{WHERE}.factor: found 1.5 ... Allowed: a whole number of at least 1.",
+        ),
         (
             ["groups.head.schedule_arguments.decay=0.2"],
             "optimizer.groups.head.schedule_arguments: is set, but schedule is not. ",

@@ -15,7 +15,11 @@ from engine.config.schema import Optimizer
 from engine.config.setting import SCHEDULES
 from engine.training.schedules import Schedule, build_schedule, message
 
-ARGUMENTS: Mapping[str, Any] = {"piecewise": {"scales": {"2 steps": 0.5}}, "inverse_sqrt": {"timescale": "3 steps"}}
+ARGUMENTS: Mapping[str, Any] = {
+    "piecewise": {"scales": {"2 steps": 0.5}},
+    "inverse_sqrt": {"timescale": "3 steps"},
+    "warm_restarts": {"first": "3 steps", "factor": 2},
+}
 
 
 def schedule(name: str, warmup: int, total: int, peak: float = 1.0, final: float = 0.0, **arguments: Any) -> Schedule:
@@ -56,6 +60,55 @@ def test_inverse_sqrt_is_the_schedule_of_the_transformer():
 def test_piecewise_factors_apply_from_their_steps_on():
     piecewise = schedule("piecewise", 1, 40, 2.0, scales={"2 epochs": 0.01, "10 steps": 0.1})
     assert rates(piecewise, 0, 1, 9, 10, 19, 20, 39) == [0.0, 2.0, 2.0, 0.2, 0.2, 0.02, 0.02]
+
+
+def all_rates(schedule: Schedule, steps: int) -> np.ndarray:
+    """Returns the rates of all steps, as the compiled program computes them."""
+    numbers = jnp.asarray(schedule.numbers, jnp.float32)
+    return np.asarray(jax.jit(jax.vmap(lambda step: schedule.with_numbers(list(numbers))(step)))(jnp.arange(steps)))
+
+
+def test_one_cycle_is_that_of_optax_and_of_the_paper():
+    cycle = schedule("one_cycle", 0, 100, 0.5, 0.04 / 1e4)
+    library = np.asarray(jax.vmap(optax.cosine_onecycle_schedule(100, 0.5))(jnp.arange(101)))
+    np.testing.assert_allclose(all_rates(cycle, 101), library, rtol=1e-5, atol=1e-8)
+    lines = schedule("one_cycle", 10, 110, 2.0, 0.01, rise=0.4, start=0.1, shape="linear")
+    expected = np.concatenate([0.2 * np.arange(10), np.interp(np.arange(101), [0, 40, 100], [0.2, 2.0, 0.02])])
+    np.testing.assert_allclose(all_rates(lines, 111), expected, rtol=1e-5)
+    assert rates(schedule("one_cycle", 0, 10, rise=0), 0, 5, 10) == [1.0, 0.5, 0.0]
+    assert rates(schedule("one_cycle", 0, 10, rise=1), 0, 5, 9) == [0.04, 0.52, 0.9765]
+
+
+@pytest.mark.parametrize(("factor", "lengths"), [(1, [10, 10, 10, 10, 10]), (2, [10, 20, 40]), (3, [10, 30, 90])])
+def test_warm_restarts_are_those_of_optax_and_of_the_paper(factor, lengths):
+    restarts = schedule("warm_restarts", 5, 55, 0.5, 0.1, first="1 epoch", factor=factor)  # of 10 steps
+    cycles: Any = [
+        dict(init_value=0.5, peak_value=0.5, warmup_steps=0, decay_steps=length, end_value=0.05) for length in lengths
+    ]
+    found = all_rates(restarts, 55)
+    np.testing.assert_allclose(found[:5], 0.1 * np.arange(5), rtol=1e-6)
+    np.testing.assert_allclose(found[5:], jax.vmap(optax.sgdr_schedule(cycles))(jnp.arange(50)), rtol=2e-6)
+    done = np.concatenate([np.arange(length) / length for length in lengths])[:50]
+    np.testing.assert_allclose(found[5:], 0.05 + 0.5 * 0.45 * (1 + np.cos(np.pi * done)), rtol=2e-6)
+    longer = schedule("warm_restarts", 5, 500, 0.5, 0.1, first="1 epoch", factor=factor)
+    np.testing.assert_array_equal(all_rates(longer, 55), found, "does not follow the length of the run")
+
+
+@pytest.mark.parametrize(
+    ("factor", "total", "end"),
+    [(1, 35, None), (1, 36, 45), (1, 7, 15), (2, 35, None), (2, 36, 75), (2, 34, 35), (2, 3, 15)],
+)
+def test_message_says_that_a_cycle_does_not_end(factor, total, end):
+    config = Optimizer(
+        schedule="warm_restarts",
+        warmup=Duration(5, "steps"),
+        schedule_arguments={"first": "10 steps", "factor": factor},
+    )
+    size = RunSize(8, 80, total)
+    text = message(config, build_schedule(config, size), size)
+    within = f"the run ends at step {total}, within a cycle of warm_restarts that ends at step {end}:"
+    expected = "None" if end is None else within
+    assert expected in str(text)
 
 
 def test_linear_and_cosine_are_those_of_optax_bitwise():
