@@ -27,6 +27,7 @@ ELSEWHERE = {
     "forecasting": "tests/models/pedestrians/forecasting_table_test.py",
     "kill_storm": "tests/faults/supervisor_test.py",
     "perception": "tests/perception/benchmark_test.py",
+    "optimizers": "optimizers_test.py",
     "references": "references_test.py",
     "trackers": "trackers_test.py",
 }

@@ -1,0 +1,30 @@
+"""Trains one run, whatever its task is; keeps the compiled programs and the data for the next run."""
+
+from collections.abc import Callable
+
+from benchmarks.optimizers.optimizers import OPTIMIZERS
+from benchmarks.optimizers.problems import PROBLEMS, train_problem
+from benchmarks.optimizers.rows import Row, Run
+from benchmarks.optimizers.trial import Trials
+
+_trials: dict[object, Trials] = {}
+
+
+def train(run: Run, folder: str, on_progress: Callable[[str], None] = lambda text: None) -> Row:
+    """Returns the row of a run.
+
+    Args:
+        run: the run.
+        folder: of the recordings of ETH/UCY.
+        on_progress: called with a line while the run trains.
+
+    Raises:
+        ConvoyError: the data is missing, or the settings do not fit together.
+    """
+    if run.task in PROBLEMS:
+        return train_problem(run)
+    key = (run.task, run.optimizer)
+    if key not in _trials:
+        _trials.clear()  # their programs and batches are not needed any more
+        _trials[key] = Trials(OPTIMIZERS[run.optimizer], folder)
+    return _trials[key].train(run, on_progress)

@@ -1,0 +1,116 @@
+"""The laboratory of optimizers: its runs are those of the engine, chunks continue, and reports give known answers."""
+
+import dataclasses
+import math
+
+import pytest
+
+import engine
+from benchmarks.optimizers import __main__ as command
+from benchmarks.optimizers import measures, rows
+from benchmarks.optimizers.chunks import tiny_chunks
+from benchmarks.optimizers.optimizers import OPTIMIZERS
+from benchmarks.optimizers.rows import Row, Run
+from benchmarks.optimizers.tasks import VALIDATION, config_of
+from engine.base import json_text
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The rows of a tiny chunk."""
+    path = tmp_path_factory.mktemp("optimizers") / "rows.jsonl"
+    assert command.main(["run", "--tiny", "--chunk=digits-adamw", f"--rows={path}"]) == 0
+    return path
+
+
+def row(task, optimizer, losses, kind="final", seed=1, steps=20, rate=1e-3, **more):
+    """Returns a row of a made-up run."""
+    run = Run(f"{task}-{optimizer}", "trials", task, optimizer, kind, {"learning_rate": rate}, seed, steps)
+    results = {"metric": [], "cpu_s": 1.0, "step_ms": 10.0, "state_bytes": 8, "parameter_bytes": 4, "diverged": False}
+    return Row(run=run, loss=losses, **{**results, **more})
+
+
+def line(first, last, steps=20):
+    """Returns losses on a line, at the end of each of 20 parts."""
+    return [first + (last - first) * (place + 1) / steps for place in range(steps)]
+
+
+def test_chunk_trains_tuning_runs_and_repeats_the_best_with_other_seeds(trained):
+    found = rows.read(trained)
+    assert [(each.run.kind, each.run.seed) for each in found] == [("tune", 0)] * 2 + [("final", 1), ("final", 2)]
+    best = min(found[:2], key=lambda each: each.final)
+    assert {str(each.run.settings) for each in found[2:]} == {str(best.run.settings)}
+    assert all(len(each.loss) == len(each.metric) == len(each.at) == 12 for each in found)
+    assert found[0].state_bytes == 2 * found[0].parameter_bytes + 8  # two moments and two counters of AdamW
+    assert 0 < found[0].step_ms * found[0].run.steps <= 1000 * found[0].cpu_s
+
+
+def test_run_is_bitwise_that_of_the_engine(trained, tmp_path):
+    last = rows.read(trained)[-1]
+    config = config_of(last.run, OPTIMIZERS["adamw"], "")
+    config.evaluations[VALIDATION].every = "1 step"
+    config.log.every, config.log.progress = "1 step", "none"
+    engine.train(config, workdir=tmp_path / "run")
+    lines = json_text.read_lines(tmp_path / "run" / "metrics.jsonl", {"step": int, str: object}).values
+    losses = [line[f"{VALIDATION}/loss"] for line in lines if f"{VALIDATION}/loss" in line]
+    assert last.loss == [float(f"{loss:.{rows.DIGITS}g}") for loss in losses]
+
+
+def test_killed_chunk_continues_with_the_run_that_was_not_finished(trained, tmp_path, capsys):
+    lines = trained.read_text().splitlines(keepends=True)
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(lines[:2]) + lines[2][:40])  # a kill while the third row was written
+    assert len(rows.read(path)) == 2
+    assert command.main(["run", "--tiny", "--chunk=digits-adamw", f"--rows={path}"]) == 0
+    assert "digits-adamw: 2 runs" in capsys.readouterr().out
+    untimed = [dataclasses.replace(each, cpu_s=0, step_ms=0) for each in rows.read(path)]
+    assert untimed == [dataclasses.replace(each, cpu_s=0, step_ms=0) for each in rows.read(trained)]
+    assert tiny_chunks()["digits-adamw"].next_run(rows.read(path)) is None
+
+
+def test_diverged_run_ends_early_and_counts_as_infinite(tmp_path):
+    made = row("lm", "adamw", [3.0, math.nan], diverged=True)
+    rows.append(made, tmp_path / "rows.jsonl")
+    [read] = rows.read(tmp_path / "rows.jsonl")
+    assert (read.final, read.steps_to(5.0), read.at) == (math.inf, math.inf, [1, 2])
+
+
+def test_steps_to_a_target_are_between_two_evaluations():
+    made = row("lm", "adamw", line(20.0, 0.0))  # 19 after the first step
+    assert made.steps_to(4.5) == pytest.approx(15.5)
+    assert made.steps_to(19.5) == 1 and made.steps_to(-1.0) == math.inf
+
+
+def test_target_and_ratios_have_the_known_values():
+    found = [row("lm", "adamw", line(20.0, 0.0), seed=seed) for seed in (1, 2, 3)]
+    found += [row("lm", "lion", line(40.0, -20.0), seed=seed, step_ms=30.0) for seed in (1, 2, 3)]
+    found += [row("lm", "soap", line(20.0, 10.0), seed=seed) for seed in (1, 2, 3)]
+    assert measures.target(found, "lm") == pytest.approx(1.0)
+    steps = {name: measures.to_target(found, "lm", name) for name in ("adamw", "lion", "soap")}
+    assert steps == {"adamw": pytest.approx(19), "lion": pytest.approx(13), "soap": math.inf}
+    assert measures.to_target(found, "lm", "lion", measures.TIME) == pytest.approx(13 * 0.03)
+    assert measures.ratios({"lm": steps}) == {"adamw": [pytest.approx(19 / 13)], "lion": [1.0], "soap": [math.inf]}
+
+
+def test_performance_profile_and_its_area():
+    of_tasks = [1.0, 1.5, 2.5, math.inf]
+    assert measures.profile(of_tasks, [1.0, 1.5, 2.0, 4.0]) == [0.25, 0.5, 0.5, 0.75]
+    assert measures.area(of_tasks) == pytest.approx((3 + 2.5 + 1.5) / (3 * 4))
+    assert measures.area([1.0, 1.0]) == 1.0
+
+
+def test_range_of_rates_near_the_best_is_interpolated():
+    rates = [1e-4, 1e-3, 1e-2, 1e-1]
+    assert measures.near_best(rates, [1.2, 1.0, 1.2, math.inf]) == pytest.approx(10)  # half a decade on each side
+    assert measures.near_best(rates, [1.05, 1.0, 1.0, 1.05]) == pytest.approx(1000)
+
+
+def test_critical_batch_size_of_known_steps():
+    batches = [2, 4, 8, 16]
+    least, critical = measures.critical_batch(batches, [100 * (1 + 12 / batch) for batch in batches])
+    assert (least, critical) == (pytest.approx(100), pytest.approx(12))
+
+
+def test_unknown_chunk_is_a_sentence(capsys):
+    assert command.main(["run", "--tiny", "--chunk=digit-adamw"]) == 1
+    assert "--chunk: 'digit-adamw' matches no chunk. Did you mean digits-adamw?" in capsys.readouterr().err
