@@ -15,7 +15,8 @@ Files have the layout of the engine, [in, out]: `heads` is [in, heads, size], an
 - Muon: torch's own for matrices, and AdamW for the vector, as in Jordan's repository.
 - SOAP (pytorch_optimizer, a copy of the authors' file): the first gradient only starts the basis. Sides longer than
   `LARGEST` have no basis. The first basis of a side that is longer than the other one is arbitrary, since the
-  covariance of one gradient has not the full rank: so the others are square.
+  covariance of one gradient has not the full rank: so the others are square. The decay comes before the update, as in
+  AdamW, where the package has it after the update. The vector has AdamW; the package leaves out its first gradient.
 - MARS (timm): clips the corrected gradient of each matrix to norm 1, and leaves vectors to AdamW.
 - Adam-mini: the partition of the authors' package by the names of the parameters, one rate for each output of a matrix
   and for each head of the query.
@@ -94,6 +95,30 @@ def muon(params):
     )
 
 
+class Soap:
+    """SOAP whose matrices decay before each update."""
+
+    def __init__(self, params):
+        self.params, self.count = params, 0
+        settings = {"lr": RATE, "betas": (0.95, 0.95), "precondition_frequency": 10, "max_precondition_dim": LARGEST}
+        self.soap = pytorch_optimizer.SOAP(params, weight_decay=0.0, **settings)
+
+    def step(self):
+        """Updates the matrices."""
+        with torch.no_grad():
+            for p in self.params if self.count else []:
+                p.mul_(1 - RATE * DECAY)
+        self.count += 1
+        self.soap.step()
+
+
+def soap(params):
+    """Returns SOAP for matrices and AdamW for vectors."""
+    return Both(
+        params, Soap, lambda others: torch.optim.AdamW(others, lr=RATE, betas=(0.95, 0.95), weight_decay=DECAY)
+    )
+
+
 BUILD = {
     "adamw": lambda params: torch.optim.AdamW(params, lr=RATE, weight_decay=DECAY),
     "nadamw": lambda params: torch.optim.NAdam(
@@ -110,9 +135,7 @@ BUILD = {
     "schedule_free_sgd": lambda params: schedulefree.SGDScheduleFree(params, lr=RATE, weight_decay=DECAY),
     "schedule_free_adamw": lambda params: schedulefree.AdamWScheduleFree(params, lr=RATE, weight_decay=DECAY),
     "muon": muon,
-    "soap": lambda params: pytorch_optimizer.SOAP(
-        params, lr=RATE, betas=(0.95, 0.95), weight_decay=DECAY, precondition_frequency=10, max_precondition_dim=LARGEST
-    ),
+    "soap": soap,
     "mars": lambda params: timm.optim.Mars(params, lr=RATE, betas=(0.95, 0.99), weight_decay=DECAY, gamma=0.025),
     "adam_mini": mini,
 }
