@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 TIMEOUT_S = 300.0  # of one command
+LAUNCHERS = {"launch", "supervise", "sweep"}  # verbs that start `convoy train`
 
 _FORKS = multiprocessing.get_context("forkserver")
 # Of a command of 20 steps, whose modules were imported in each fork, imports took a fifth of the CPU time.
@@ -109,7 +110,7 @@ def run(command: str, folder: Path) -> Result:
     while "=" in words[0]:
         name, _, value = words.pop(0).partition("=")
         variables[name] = value
-    if words[:2] in (["convoy", "supervise"], ["convoy", "launch"]):  # also the processes that it starts are then forks
+    if words[0] == "convoy" and words[1] in LAUNCHERS:  # also the processes that it starts are then forks
         environment = runs.environment(**variables, **runs.COMPILING)
         done = runs.run(runs.command(*words[1:]), cwd=folder, env=environment, timeout=TIMEOUT_S)
         return Result(done.returncode, done.stdout, done.stderr)
