@@ -114,9 +114,7 @@ class Soap:
 
 def soap(params):
     """Returns SOAP for matrices and AdamW for vectors."""
-    return Both(
-        params, Soap, lambda others: torch.optim.AdamW(others, lr=RATE, betas=(0.95, 0.95), weight_decay=DECAY)
-    )
+    return Both(params, Soap, lambda others: torch.optim.AdamW(others, lr=RATE, betas=(0.95, 0.95), weight_decay=DECAY))
 
 
 BUILD = {
