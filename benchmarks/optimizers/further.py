@@ -14,6 +14,7 @@ from benchmarks.optimizers.tasks import TASKS
 
 BASE, TASK, OPTIMIZER = "lm-adamw", "lm", "adamw"
 """The chunk whose best point the others vary, its task and its optimizer."""
+SPEC = OPTIMIZERS[OPTIMIZER]
 BATCHES = {2: 2400, 4: 1400, 8: 900, 16: 600, 32: 420, 64: 320}
 """Batch size -> steps of its runs, which reach about the same loss."""
 BUDGETS = (250, 500, 1000)

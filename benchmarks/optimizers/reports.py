@@ -8,7 +8,7 @@ from benchmarks.optimizers.further_reports import further_tables
 from benchmarks.optimizers.measures import BASELINE, STEPS, TIME
 from benchmarks.optimizers.optimizers import FULL, OPTIMIZERS
 from benchmarks.optimizers.rows import Row
-from benchmarks.optimizers.tables import interval, markdown, number, times
+from benchmarks.optimizers.tables import interval, markdown, number, times, titled
 from benchmarks.optimizers.tasks import TASKS, TINY, task_of
 from engine.experiments.statistics import t_interval
 
@@ -57,7 +57,7 @@ def comparison(found: Sequence[Row], task: str) -> str:
             [
                 OPTIMIZERS[name].title,
                 interval(measures.final_loss(found, task, name)),
-                interval(t_interval([row.metric[-1] for row in runs])) if task_of(task).metric else "",
+                *([interval(t_interval([row.metric[-1] for row in runs]))] if task_of(task).metric else []),
                 times(measures.to_target(found, task, name), base_steps),
                 times(measures.to_target(found, task, name, TIME), base_time),
                 times(measures.step_ms(found, task, name), base_ms),
@@ -69,7 +69,7 @@ def comparison(found: Sequence[Row], task: str) -> str:
         )
     spec = task_of(task)
     head = [
-        *("optimizer", f"{spec.loss}, final", spec.metric or "-", "steps to target", "time to target"),
+        *("optimizer", f"{spec.loss}, final", *filter(None, [spec.metric]), "steps to target", "time to target"),
         *("time of a step", "state / parameters", "rates near the best", "diverged", "best point"),
     ]
     goal = measures.target(found, task)
@@ -92,7 +92,7 @@ def profiles(found: Sequence[Row], tasks: Sequence[str], unit: str) -> str:
         lines.append([OPTIMIZERS[name].title, f"{measures.area(of_tasks[name]):.3f}", *shares])
     head = ["optimizer", "area", *(f"within {limit:g}" for limit in limits)]
     count = len(tasks)
-    note = f"Share of the {count} tasks on which the {unit} to the target is within a factor of the smallest."
+    note = f"Share of the {count} tasks whose {unit} to the target is within a factor of the smallest."
     return titled(f"Performance profiles, {unit} to the target", f"{note}\n\n{markdown(head, lines)}") if lines else ""
 
 
@@ -106,8 +106,3 @@ def full_ratios(found: Sequence[Row], tasks: Sequence[str], unit: str) -> dict[s
             costs[task] = each
     everywhere = [name for name in FULL if costs and all(name in each for each in costs.values())]
     return measures.ratios({task: {name: each[name] for name in everywhere} for task, each in costs.items()})
-
-
-def titled(title: str, body: str) -> str:
-    """Returns a section of a page."""
-    return f"### {title}\n\n{body}"

@@ -33,3 +33,8 @@ def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Returns a table."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def titled(title: str, body: str) -> str:
+    """Returns a section of a page."""
+    return f"### {title}\n\n{body}"

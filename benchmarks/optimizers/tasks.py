@@ -50,7 +50,7 @@ def _fashion(full: ConfigDict, **changes: object) -> ConfigDict:
 
 
 def _cnn(folder: str) -> ConfigDict:
-    return _fashion(fashion_mnist.get_config(), **{"task.width": 16, "train.global_batch_size": 128})
+    return _fashion(fashion_mnist.get_config(), **{"task.width": 8, "train.global_batch_size": 128})
 
 
 def _vit(folder: str) -> ConfigDict:
@@ -60,7 +60,7 @@ def _vit(folder: str) -> ConfigDict:
 
 def _language(folder: str) -> ConfigDict:
     full = lm_stdlib.get_config()
-    data = dict(target="convoy_zoo.models.stdlib_text.StdlibText", split="validation", length=128, limit=256)
+    data = dict(target="convoy_zoo.models.stdlib_text.StdlibText", split="validation", length=128, limit=128)
     changes = {"task.width": 64, "task.hidden": 192, "task.depth": 3, "task.heads": 4, "data.length": 128}
     return _short(full, dict(data=data, batch_size=32), changes)
 
@@ -78,7 +78,7 @@ def _digits(folder: str) -> ConfigDict:
 
 
 TASKS: Mapping[str, LabTask] = {
-    "cnn": LabTask("Fashion-MNIST CNN", _cnn, 1600, "loss", "accuracy", "91.3 % test accuracy, 10 epochs, width 32"),
+    "cnn": LabTask("Fashion-MNIST CNN", _cnn, 2800, "loss", "accuracy", "91.3 % test accuracy, 10 epochs, width 32"),
     "vit": LabTask(
         "Fashion-MNIST ViT", _vit, 1500, "loss", "accuracy", "88.4 % test accuracy, 10 epochs, width 64, patches of 4"
     ),
@@ -88,7 +88,7 @@ TASKS: Mapping[str, LabTask] = {
     "forecast": LabTask(
         "forecasting (ETH/UCY, zara1)",
         _forecasting,
-        900,
+        1400,
         "best/min_ade",
         "best/min_fde",
         "minADE/minFDE 0.17/0.31 m on the test split, 25 epochs, width 64",
