@@ -9,6 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 
+QUIET = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
+"""Leaves out programs of Ray that serve no test: a web page, its autoscaler, and the output of workers."""
+
+
 @contextlib.contextmanager
 def cluster(**head: Any) -> Iterator[Any]:
     """Yields a `ray.cluster_utils.Cluster` with a head node, which has one CPU unless `head` states another number."""
@@ -19,7 +23,7 @@ def cluster(**head: Any) -> Iterator[Any]:
         folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # the paths of Ray's sockets must be short
         found, handler = None, signal.getsignal(signal.SIGTERM)
         try:
-            found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "temp_dir": folder, **head})
+            found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "temp_dir": folder, **QUIET, **head})
             yield found
         finally:
             if found is not None:

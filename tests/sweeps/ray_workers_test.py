@@ -14,6 +14,7 @@ from engine.sweeps.ray_workers import RayWorkers
 from engine.sweeps.workers import Job
 from tests import runs
 from tests.launch.programs import alive
+from tests.ray import gate
 from tests.ray.clusters import Nodes, cluster
 
 pytestmark = [
@@ -22,7 +23,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork"),  # of JAX, if another test has imported it
 ]
 
-STEPS = 400
+STEPS = 40
+HELD = (25, 35)  # steps at which the run waits: for the end of its driver, and of its node
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +62,9 @@ def wait(condition) -> None:
         time.sleep(0.01)
 
 
-def test_run_of_a_killed_driver_and_of_a_lost_node_continues_and_ends(nodes, tmp_path):
+def test_run_of_a_killed_driver_and_of_a_lost_node_continues_and_ends(nodes, tmp_path, monkeypatch):
     """A run on its way through a killed driver and a lost node."""
-    trial = job(tmp_path)
+    trial = job(tmp_path, *gate.flags(tmp_path, *HELD))
     driver = f"""
 import time
 from engine.sweeps.ray_workers import RayWorkers
@@ -71,15 +73,16 @@ workers = RayWorkers({nodes.address!r}, resources={{"slot": 1}})
 workers.start(Job({trial.name!r}, {trial.words!r}, {str(trial.run)!r}))
 time.sleep(3600)
 """
-    process = subprocess.Popen([sys.executable, "-c", driver], env=runs.environment())
+    process = subprocess.Popen([sys.executable, "-c", driver], env=runs.environment(**runs.COMPILING))
     wait(lambda: steps(trial.run) > 20)
     first = runs.status(trial.run)["pid"]
     process.kill()
     process.wait()
 
+    for name, value in runs.COMPILING.items():  # which the runs of this driver get, too
+        monkeypatch.setenv(name, value)
     workers = RayWorkers(nodes.address, resources={"slot": 1})
     assert workers.slots == 2
-    begun = steps(trial.run)
     starts = [workers.start(trial)]
 
     def until(condition) -> None:
@@ -95,9 +98,13 @@ time.sleep(3600)
 
     until(lambda: runs.status(trial.run)["attempt"] >= 2)
     assert not alive(first)  # before the second attempt
-    until(lambda: steps(trial.run) > begun + 20)
+    (tmp_path / str(HELD[0])).touch()
+    until(lambda: steps(trial.run) > 30)
+    second = runs.status(trial.run)["pid"]
     nodes.kill()
     nodes.kill()
+    wait(lambda: not alive(second))
+    (tmp_path / str(HELD[1])).touch()
     nodes.add(1)
     until(lambda: runs.status(trial.run)["state"] == "done")
     while workers.ended() != {trial.name: 0}:
