@@ -127,7 +127,8 @@ def remat_cases(tiny: bool) -> list[Case]:
     make = functools.partial(
         Case, function=function, floats=floats, integers=rows(tiny, 4), reference="decoder", slack=3, kernel=True
     )
-    return [make(f"decoder, remat={choice}", layout={"remat": choice}) for choice in REMAT]
+    choices = ("none", "offload:attention") if tiny else REMAT
+    return [make(f"decoder, remat={choice}", layout={"remat": choice}) for choice in choices]
 
 
 def offload_error(tiny: bool) -> float:

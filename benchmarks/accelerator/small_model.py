@@ -8,7 +8,7 @@ from benchmarks.accelerator.context import Context
 
 def run(context: Context) -> None:
     """Measures the bare loop and the engine with each K."""
-    name, turns, blocks = ("16-8-10", 3, 1) if context.tiny else ("784-256-128-10", 5, None)
+    name, turns, blocks = ("16-8-10", 2, 1) if context.tiny else ("784-256-128-10", 5, None)
     ks = (1, 32) if context.tiny else dispatch.KS
     times = dispatch.measure(name, turns, seconds=0.3, blocks=blocks, ks=ks, cache__compiled=False)
     context.record("plain JAX, one step in a dispatch", step_us=times.bare)

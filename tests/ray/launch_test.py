@@ -23,6 +23,7 @@ from engine.ray.placement import NodesMissing, RayJob
 from engine.run.directory import RunDirectory
 from tests import runs
 from tests.launch.programs import alive, wait_until_gone
+from tests.ray import gate
 from tests.ray.clusters import Nodes, cluster
 
 pytestmark = [
@@ -31,9 +32,10 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork"),  # of JAX, if another test has imported it
 ]
 
+STEPS, HELD = 40, 25  # the step at which a run waits for the loss of a node
 TRAIN = (
-    *("train", "--config=configs.digits", "--config.train.total=120 steps", "--config.checkpoint.every=10 steps"),
-    *("--config.log.every=1 step", "--config.evaluations.heldout.every=60 steps", "--config.log.tensorboard=False"),
+    *("train", "--config=configs.digits", f"--config.train.total={STEPS} steps", "--config.checkpoint.every=10 steps"),
+    *("--config.log.every=1 step", "--config.evaluations.heldout.every=20 steps", "--config.log.tensorboard=False"),
 )
 
 
@@ -73,7 +75,7 @@ def program(text: str) -> list[str]:
 
 def digests(run: Path) -> dict[str, str]:
     """Returns the digest of each array of the last step: weights, state of the optimizer."""
-    return json.loads((run / "checkpoints/120/manifest.json").read_text())["arrays"]
+    return json.loads((run / "checkpoints" / str(STEPS) / "manifest.json").read_text())["arrays"]
 
 
 @pytest.fixture(scope="module")
@@ -86,17 +88,19 @@ def test_training_of_two_nodes_has_the_output_and_the_exit_code_of_other_launche
     run, code, text = unbroken
     assert code == 0, text
     assert "[1] processes: 1 of 2, coordinator " in text and "(flags and CONVOY_*: CONVOY_COORDINATOR" in text
-    assert "[0] digits: done at step 120/120" in text and "convoy launch" not in text
-    assert runs.status(run)["state"] == "done" and sorted(runs.rows(run)) == list(range(1, 121))
+    assert f"[0] digits: done at step {STEPS}/{STEPS}" in text and "convoy launch" not in text
+    assert runs.status(run)["state"] == "done" and sorted(runs.rows(run)) == list(range(1, STEPS + 1))
 
 
 def test_killed_node_is_replaced_and_the_run_continues_bitwise(nodes, unbroken, tmp_path):
     run = tmp_path / "run"
     nodes.add(2)
-    process = start(nodes, "--", *TRAIN, f"--workdir={run}")
+    process = start(nodes, "--", *TRAIN, *gate.flags(tmp_path, HELD), f"--workdir={run}")
     runs.wait_for((run / "checkpoints/10/manifest.json").exists, process)
     node = nodes.kill()
     nodes.add(2)
+    runs.wait_for(lambda: runs.status(run)["attempt"] == 2, process)
+    (tmp_path / str(HELD)).touch()
     code, text = ended(process)
     assert code == 0, text
     # JAX ends the other process with 134 if it notices the loss before Ray does.
