@@ -80,7 +80,7 @@ def _of_section(
 ) -> optax.GradientTransformation:
     """Returns the transformation of the target of one section; `rates` are its arguments that are schedules."""
     if (reason := REFUSED.get(config.target)) is not None:
-        advice = "Use another optimizer, or a Task with its own `update`, such as one that uses engine.optimizers.sam."
+        advice = "Use another optimizer, or a Task with its own `update`; engine.optimizers.sam_update is one."
         raise FieldError(f"{where}.target", f"{config.target} {reason}, which a train step does not pass", advice)
     free = _parameters(config, where).keys() - config.arguments.keys()
     given: dict[str, object] = dict(rates)
