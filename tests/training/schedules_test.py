@@ -13,6 +13,7 @@ from engine.base.duration import Duration, RunSize
 from engine.base.errors import ConfigError
 from engine.config.schema import Optimizer
 from engine.config.setting import SCHEDULES
+from engine.training.optimizer import build_optimizer
 from engine.training.schedules import Schedule, build_schedule, message
 
 ARGUMENTS: Mapping[str, Any] = {
@@ -171,6 +172,55 @@ def test_function_by_dotted_path_is_a_factor_on_the_learning_rate():
 def test_function_that_does_not_fit_is_a_config_error(name, arguments, text):
     with pytest.raises(ConfigError, match=text):
         schedule(name, 0, 10, **arguments)
+
+
+def updated(config: Optimizer, steps: int, gradient: float) -> np.ndarray:
+    """Returns a parameter that begins at 1, before each step and after the last one."""
+    params = {"kernel": jnp.ones((1, 1))}
+    tx = build_optimizer(config, RunSize(8, 80, steps), params).tx
+
+    def step(carry: Any, _: Any) -> Any:
+        params, state = carry
+        grads = jax.tree.map(lambda x: jnp.full_like(x, gradient), params)
+        updates, state = tx.update(grads, state, params)
+        return (optax.apply_updates(params, updates), state), params["kernel"][0, 0]
+
+    (last, _), found = jax.lax.scan(step, (params, tx.init(params)), length=steps)
+    return np.append(found, last["kernel"][0, 0])
+
+
+def test_weight_decay_may_be_a_schedule_of_optax():
+    """That of DINO (Caron et al. 2021, arXiv:2104.14294): from 0.04 to 0.4 as half a cosine."""
+    decay = {"target": "optax.schedules.cosine_decay_schedule", "init_value": 0.04, "decay_steps": 20, "alpha": 10}
+    config = Optimizer(learning_rate=0.5, schedule="constant", clip_norm=None, arguments={"weight_decay": decay})
+    found = updated(config, 20, gradient=0.0)
+    expected = 0.4 + 0.5 * (0.04 - 0.4) * (1 + np.cos(np.pi * np.arange(20) / 20))
+    np.testing.assert_allclose(found, np.cumprod([1, *(1 - 0.5 * expected)]), rtol=1e-6)
+
+
+def growing_batch(learning_rate: Any, first: int, times: int) -> optax.GradientTransformation:
+    """The example of docs/add-an-optimizer.md with `optax.sgd`, which is simple to check."""
+
+    def step_of(update: Any) -> jax.Array:
+        return jnp.where(update < first, update, first + times * (update - first + 1) - 1)
+
+    inner = optax.sgd(lambda update: learning_rate(step_of(update)))
+
+    def every(update: Any) -> jax.Array:
+        return jnp.where(update < first, 1, times)
+
+    return optax.MultiSteps(inner, every).gradient_transformation()
+
+
+def test_function_of_the_user_may_let_the_batch_grow():
+    config = Optimizer(
+        target=f"{__name__}.growing_batch", learning_rate=0.1, schedule="linear", clip_norm=None,
+        arguments={"first": 3, "times": 4},
+    )  # fmt: skip
+    found = updated(config, 11, gradient=1.0)
+    rate = 0.1 * (1 - np.arange(11) / 11)
+    updates = np.where(np.isin(np.arange(11), [0, 1, 2, 6, 10]), rate, 0.0)
+    np.testing.assert_allclose(found, 1 - np.cumsum([0, *updates]), rtol=1e-5)
 
 
 def test_longest_warmup_is_limited():
