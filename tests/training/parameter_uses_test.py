@@ -88,7 +88,7 @@ def test_learned_queries_are_no_matrix_but_their_projection_is():
 @pytest.mark.parametrize(
     ("f", "expected"),
     [
-        (lambda p, x: p["w"][x[:, 0].astype(int)] @ p["w"].T, uses.LOOKED_UP),  # a tied embedding
+        (lambda p, x: p["w"][x[:, 0].astype(int)] @ p["w"].T, uses.TIED),  # a tied embedding
         (lambda p, x: x @ p["w"][:, 0], uses.VECTOR),
         (lambda p, x: jax.lax.conv_general_dilated(x.T[None], p["w"][..., None], (1,), "SAME"), uses.CONVOLUTION),
         (lambda p, x: jax.pure_callback(lambda x, w: x, x, x, p["w"]), uses.OPAQUE),
