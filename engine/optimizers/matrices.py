@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from optax.contrib import MuonDimensionNumbers
 
 from engine.base.types import PyTree
@@ -140,6 +140,20 @@ def on_shares[T: PyTree](function: Callable[..., T], *stacks: jax.Array) -> T:
         return function(*stacks)
     count = len(stacks[0])
     padded = [jnp.pad(x, ((0, -count % mesh.size), *[(0, 0)] * (x.ndim - 1))) for x in stacks]
-    spec = PartitionSpec(mesh.axis_names)
-    shared = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    return jax.tree.map(lambda x: x[:count], shared(*padded))
+    axes = [axis for axis in mesh.axis_names if mesh.shape[axis] > 1]
+    for number in range(1, len(axes)):
+        padded = [_split(x, mesh, axes[:number]) for x in padded]
+    spec = PartitionSpec(tuple(axes))
+    result = jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)(*padded)
+    for number in reversed(range(len(axes))):
+        result = jax.tree.map(lambda x, over=axes[:number]: _split(x, mesh, over), result)
+    return jax.tree.map(lambda x: x[:count], result)
+
+
+def _split(x: jax.Array, mesh: Mesh, axes: Sequence[str]) -> jax.Array:
+    """Returns a stack that is split over these axes along its first dimension, and otherwise as XLA likes.
+
+    XLA moves one axis at a time by an all-to-all. It gathers an array whose split changes along several axes at once.
+    """
+    others = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(tuple(axes) or None, *others)))
