@@ -24,7 +24,9 @@ RATES = (0.5, 1.0, 2.0)
 """Factors on the learning rate of the base where it is tuned again."""
 STEADY = "steady momentum="
 """Begins the names of the groups with a constant learning rate on the noisy quadratic."""
-_RATES, _DECADES = 10, 4.0
+_RATES, _DECADES, _MIDDLE = 10, 4.0, 10.0
+"""Learning rates on the problems, decades that they cover, and the middle over the usual rate: the runs are short, and
+the parameters move as far as in a long one."""
 
 
 class MissingRows(Exception):
@@ -45,7 +47,7 @@ def problem_groups(name: str) -> list[Group]:
     seeds = rows.SEEDS if name == "noisy_quadratic" else ()  # the other problem has no random number
     for optimizer, spec in OPTIMIZERS.items():
         shares = [(place + 0.5) / _RATES - 0.5 for place in range(_RATES)]
-        rates = [float(f"{spec.rate * 10 ** (_DECADES * share):.3g}") for share in shares]
+        rates = [float(f"{_MIDDLE * spec.rate * 10 ** (_DECADES * share):.3g}") for share in shares]
         points = [{"learning_rate": rate, "warmup": 0.05} for rate in rates]
         groups.append(tuned(name, optimizer, name, optimizer, points, steps, seeds))
     if name == "noisy_quadratic":

@@ -7,7 +7,7 @@ import numpy as np
 
 from benchmarks.optimizers import further, measures, rows
 from benchmarks.optimizers.optimizers import OPTIMIZERS
-from benchmarks.optimizers.problems import MOMENTA, PROBLEMS, steady_risk
+from benchmarks.optimizers.problems import MOMENTA, PROBLEMS, expected_risk, steady_risk
 from benchmarks.optimizers.rows import Row
 from benchmarks.optimizers.tables import interval, markdown, number, times, titled
 from engine.experiments.statistics import t_interval
@@ -56,23 +56,18 @@ def problem(found: Sequence[Row], name: str) -> str:
 
 
 def steady(found: Sequence[Row]) -> str:
-    """Returns the risk in the steady state of gradient descent on the noisy quadratic, beside the known one."""
+    """Returns the risk of gradient descent with a constant learning rate, beside the known one."""
     lines = []
     for momentum in MOMENTA:
         group = f"{further.STEADY}{momentum:g}"
         for row in (row for row in found if row.run.group == group):
-            rate = float(row.run.settings["learning_rate"])
-            measured, known = steady_part(row), steady_risk(rate, momentum)
-            lines.append([f"{rate:g}", f"{momentum:g}", number(measured), number(known), f"{measured / known:.2f}"])
-    head = ["learning rate", "momentum", "measured", "known", "ratio"]
-    return (
-        titled("Risk in the steady state of gradient descent, noisy quadratic", markdown(head, lines)) if lines else ""
-    )
-
-
-def steady_part(row: Row) -> float:
-    """Returns the mean risk over the second half of a run."""
-    return float(np.mean(row.loss[len(row.loss) // 2 :]))
+            rate, half = float(row.run.settings["learning_rate"]), len(row.loss) // 2
+            measured, known = np.mean(row.loss[half:]), np.mean(expected_risk(rate, momentum, row.at[half:]))
+            cells = [f"{rate:g}", f"{momentum:g}", number(float(measured)), number(float(known))]
+            lines.append([*cells, f"{measured / known:.2f}", number(steady_risk(rate, momentum))])
+    head = ["learning rate", "momentum", "measured", "expected", "ratio", "steady state"]
+    title = "Risk of gradient descent on the noisy quadratic, mean over the second half of the steps"
+    return titled(title, markdown(head, lines)) if lines else ""
 
 
 def schedules(found: Sequence[Row]) -> str:

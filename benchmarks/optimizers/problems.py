@@ -4,7 +4,7 @@
   known, and a loss is the distance to it as a share of the distance at the start.
 - `noisy_quadratic`: 1/2 sum h_i x_i^2 with h_i = 1/i and gradients with a noise of variance h_i / B (Zhang et al. 2019,
   arXiv:1907.04164). A loss is the exact risk. For gradient descent with momentum and a constant learning rate the risk
-  of the steady state is known (`steady_risk`).
+  is known, after any number of steps (`expected_risk`) and in the steady state (`steady_risk`).
 
 The parameter is a matrix `w`, so that Muon and SOAP treat it as one.
 """
@@ -14,7 +14,7 @@ import functools
 import math
 import pkgutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ CONDITION = 1e4
 NOISE_BATCH = 16
 """B of the noisy quadratic."""
 MOMENTA, STEADY_RATES = (0.0, 0.9), (0.02, 0.05, 0.1)
-"""Momentum and constant learning rates of gradient descent whose steady state is compared with the known one."""
+"""Momentum and constant learning rates of gradient descent whose risk is compared with the known one."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +103,23 @@ def steady_risk(rate: float, momentum: float = 0.0, side: int = 32) -> float:
     h = _curvature(side)
     variance = rate * (1 + momentum) / (NOISE_BATCH * (1 - momentum) * (2 * (1 + momentum) - rate * h))
     return float(0.5 * np.sum(h * variance))
+
+
+def expected_risk(rate: float, momentum: float, at: Sequence[int], side: int = 32) -> list[float]:
+    """Returns the expected risk of the same after some steps, which tends to that of the steady state.
+
+    The second moments of a parameter x and its momentum v follow a linear recursion.
+    """
+    h = _curvature(side).ravel()
+    one, zero = np.ones_like(h), np.zeros_like(h)
+    matrix = np.array([[one - rate * h, -rate * momentum * one], [h, momentum * one]])  # (x, v) -> the next ones
+    noise = np.array([[rate**2 * one, -rate * one], [-rate * one, one]]) * h / NOISE_BATCH
+    moments, found = np.array([[one, zero], [zero, zero]]), []
+    for step in range(1, max(at) + 1):
+        moments = np.einsum("abn,bcn,dcn->adn", matrix, moments, matrix) + noise
+        if step in at:
+            found.append(float(0.5 * np.sum(h * moments[0, 0])))
+    return found
 
 
 PROBLEMS: Mapping[str, Callable[[], Problem]] = {
