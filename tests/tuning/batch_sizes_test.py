@@ -90,10 +90,11 @@ def test_run_without_a_checkpoint_is_one_sentence(tmp_path):
 
 def test_group_that_is_unfrozen_between_two_points_is_measured_from_then_on():
     """Its checkpoint has another state than the one before, and the run saves one more."""
-    head = {"match": "head", "frozen_until": "3 steps"}
+    kernel = {"match": "head/kernel", "frozen_until": "3 steps"}
     config = problems.config(
-        "Regression", "observations", optimizer__groups={"head": head}, train__global_batch_size=16
+        "Regression", "observations", optimizer__groups={"kernel": kernel}, train__global_batch_size=16
     )
-    found = batch_size(config, steps=4, points=2, batches=8, task=zoo.Classify(width=8), data=zoo.source(256))
+    task = zoo.Classify("linear", width=1)
+    found = batch_size(config, steps=4, points=2, batches=8, task=task, data=zoo.source(256))
     assert [point.step for point in found.curve] == [2, 4]
     assert found.curve[1].trace > 1.5 * found.curve[0].trace
