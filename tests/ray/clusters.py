@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
-
 QUIET = {"include_dashboard": False, "include_log_monitor": False, "no_monitor": True}
 """Leaves out programs of Ray that serve no test: a web page, its autoscaler, and the output of workers."""
 
