@@ -121,11 +121,7 @@ def build_program(
         steps_per_epoch=size / train.global_batch_size,
         compiler_options=options,
     )
-    spec = _with_roles(spec, config.optimizer, run_size, example, roles)
-    if config.optimizer.mup:
-        from engine.compile.base_width import with_base_width
-
-        spec = with_base_width(spec, config, run_size)
+    spec = _with_roles(spec, config, run_size, example, roles)
     spec = _in_interval(spec, config.optimizer, run_size, step, train.seed)
     shapes = source.shape_specs()
     check_consecutive(source, len(shapes), train.steps_per_dispatch)
@@ -153,9 +149,9 @@ def _first_optimizer(optimizer: Optimizer, size: RunSize, model: Model, stored: 
     return build_optimizer(optimizer, size, _trained(model), model.names, found)
 
 
-def _with_roles(spec: StepSpec, optimizer: Optimizer, size: RunSize, example: PyTree, stored: str | None) -> StepSpec:
+def _with_roles(spec: StepSpec, config: Config, size: RunSize, example: PyTree, stored: str | None) -> StepSpec:
     """Returns the parts of a step with the optimizer for the roles that are stored, or that the loss decides."""
-    params, names = _trained(spec.model), spec.model.names
+    params, names, optimizer = _trained(spec.model), spec.model.names, config.optimizer
     if stored:
         roles = Roles.from_text(stored, earlier_roles(params, names))
     elif needs_trace(optimizer, is_resumed=stored is not None):
@@ -164,7 +160,12 @@ def _with_roles(spec: StepSpec, optimizer: Optimizer, size: RunSize, example: Py
         roles = traced_roles(spec, abstract_batch(example, size.batch_size, spec.batch_sharding))
     else:
         return spec
-    return dataclasses.replace(spec, optimizer=build_optimizer(optimizer, size, params, names, roles))
+    spec = dataclasses.replace(spec, optimizer=build_optimizer(optimizer, size, params, names, roles))
+    if not optimizer.mup:
+        return spec
+    from engine.compile.base_width import with_base_width
+
+    return with_base_width(spec, config, size)
 
 
 def _trained(model: Model) -> AbstractArrays:

@@ -149,34 +149,43 @@ def build_optimizer(
     is_partitioned = len(set(labels.values())) > 1 or any(group.frozen_until for group in config.groups.values())
 
     def make(schedules: Mapping[str, Schedule]) -> Transformation:
-        parts = {}
-        for label in sorted(set(labels.values())):
-            parts[label] = optimizer_parts.of_label(config, label, schedules, roles)
-        tx = optax.partition(parts, labels) if is_partitioned else next(iter(parts.values()))
-        limits = clip_limits(config, labels)
-        before, after = ([clip(limits)] if limits else []), ([scale(scales)] if scales else [])
-        return optax.with_extra_args_support(optax.chain(*before, tx, *after) if before or after else tx)
+        return _transformation(config, labels, schedules, roles, scales, is_partitioned=is_partitioned)
 
-    periods = {label: config.groups[label].every for label in schedules if label and not label.endswith(ADAM)}
     optimizer = RunOptimizer(
-        schedules,
-        labels,
-        make,
-        tuple(messages),
-        periods,
-        roles,
-        factors or {},
-        roles.to_text() if roles.must_be_stored(earlier) else "",
-        tuple(details),
-        frozenset(frozen),
-        is_partitioned,
+        schedules=schedules,
+        labels=labels,
+        make=make,
+        messages=tuple(messages),
+        periods={label: config.groups[label].every for label in schedules if label and not label.endswith(ADAM)},
+        roles=roles,
+        factors=factors or {},
+        roles_text=roles.to_text() if roles.must_be_stored(earlier) else "",
+        details=tuple(details),
+        frozen=frozenset(frozen),
+        partitioned=is_partitioned,
     )
-    _check_targets(
-        optimizer,
-        {path: params[path] for path in labels},
-        scaled_by="mup" if factors else "layer_decay" if scales else "",
-    )
+    scaled_by = "mup" if factors else "layer_decay" if scales else ""
+    _check_targets(optimizer, {path: params[path] for path in labels}, scaled_by)
     return optimizer
+
+
+def _transformation(
+    config: Optimizer,
+    labels: Mapping[str, str],
+    schedules: Mapping[str, Schedule],
+    roles: Roles,
+    scales: Mapping[str, np.ndarray],
+    *,
+    is_partitioned: bool,
+) -> Transformation:
+    """Returns the transformation of all trained parameters: clipping, the groups, and the factors on their updates."""
+    parts = {}
+    for label in sorted(set(labels.values())):
+        parts[label] = optimizer_parts.of_label(config, label, schedules, roles)
+    tx = optax.partition(parts, labels) if is_partitioned else next(iter(parts.values()))
+    limits = clip_limits(config, labels)
+    before, after = ([clip(limits)] if limits else []), ([scale(scales)] if scales else [])
+    return optax.with_extra_args_support(optax.chain(*before, tx, *after) if before or after else tx)
 
 
 def _schedules(
