@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from engine.optimizers.blocks import adam_mini
     from engine.optimizers.eigenbases import soap
     from engine.optimizers.orthogonalized import muon
+    from engine.optimizers.roots import shampoo
     from engine.optimizers.sharpness import sam_update
     from engine.optimizers.variance_reduced import mars
 
@@ -20,6 +21,7 @@ __all__ = [
     "mars",
     "muon",
     "sam_update",
+    "shampoo",
     "soap",
 ]
 
@@ -27,6 +29,7 @@ _MODULES = {
     "engine.optimizers.blocks": ("adam_mini",),
     "engine.optimizers.eigenbases": ("soap",),
     "engine.optimizers.orthogonalized": ("muon",),
+    "engine.optimizers.roots": ("shampoo",),
     "engine.optimizers.sharpness": ("sam_update",),
     "engine.optimizers.variance_reduced": ("mars",),
 }

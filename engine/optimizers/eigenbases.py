@@ -9,14 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from engine.base.types import PyTree
-from engine.optimizers.matrices import Matrices, MatrixForm, forms, in_stacks, is_masked, partitioned, two_dimensions
+from engine.optimizers.factors import COLUMNS, ROWS, Places, Sides, in_sides, outer_products, product, squares
+from engine.optimizers.matrices import Matrices, MatrixForm, in_stacks, partitioned, two_dimensions
 
 REGULARIZER = 1e-30
 """Added to the diagonal before the first decomposition, as in the authors' code."""
-ROWS, COLUMNS = 0, 1
-
-type Sides = dict[int, jax.Array]
-"""Square matrices `[matrices, n, n]` for the rows and the columns, without those of a side that is not rotated."""
 type Parts = tuple[list[Sides], list[jax.Array], list[jax.Array]]
 """Bases, first and second moments of each parameter."""
 
@@ -99,13 +96,13 @@ class _Parameter:
 
     def rotate(self, x: jax.Array) -> jax.Array:
         """Returns matrices in the eigenbases."""
-        x = _product(self.bases[ROWS].mT, x) if ROWS in self.bases else x
-        return _product(x, self.bases[COLUMNS]) if COLUMNS in self.bases else x
+        x = product(self.bases[ROWS].mT, x) if ROWS in self.bases else x
+        return product(x, self.bases[COLUMNS]) if COLUMNS in self.bases else x
 
     def rotate_back(self, x: jax.Array) -> jax.Array:
         """Returns matrices of the eigenbases in the basis of the parameter."""
-        x = _product(self.bases[ROWS], x) if ROWS in self.bases else x
-        return _product(x, self.bases[COLUMNS].mT) if COLUMNS in self.bases else x
+        x = product(self.bases[ROWS], x) if ROWS in self.bases else x
+        return product(x, self.bases[COLUMNS].mT) if COLUMNS in self.bases else x
 
 
 def scale_by_soap(
@@ -120,66 +117,40 @@ def scale_by_soap(
     """Returns the part of `soap` that makes updates of matrices; all parameters are matrices or masked."""
 
     def init(params: PyTree) -> SoapState:
-        found = forms(matrices, params)
-
-        def squares(side: int) -> PyTree:
-            def square(x: jax.Array, form: MatrixForm) -> jax.Array | optax.MaskedNode:
-                size = form.size[side]
-                return jnp.zeros((*form.leading, size, size)) if size <= largest else optax.MaskedNode()
-
-            return jax.tree.map(square, params, found)
-
         moments = [optax.tree.zeros_like(params, dtype=jnp.float32) for _ in range(2)]
-        sides = [squares(side) for side in (ROWS, COLUMNS, ROWS, COLUMNS)]
+        sides = [squares(params, matrices, side, largest) for side in (ROWS, COLUMNS, ROWS, COLUMNS)]
         return SoapState(jnp.zeros((), jnp.int32), *moments, *sides)
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None) -> tuple[PyTree, SoapState]:
         del params
-        found = forms(matrices, updates)
-        leaves, structure = jax.tree.flatten(updates, is_leaf=is_masked)
-        here = [i for i, x in enumerate(leaves) if not is_masked(x)]
-        before = _parameters(state, [jax.tree.leaves(found, is_leaf=is_masked)[i] for i in here], here)
-        grads = [each.form.split(leaves[i].astype(jnp.float32)) for i, each in zip(here, before, strict=True)]
-        steps = [_adam(each, g, state.step, (b1, b2, eps)) for each, g in zip(before, grads, strict=True)]
+        places = Places(updates, matrices)
+        before = _parameters(places, state)
+        steps = [_adam(x, g, state.step, (b1, b2, eps)) for x, g in zip(before, places.gradients(), strict=True)]
         after = _refresh([each for each, _ in steps], state.step, frequency)
-        directions = [each.form.join(u) for each, u in steps]
-
-        def tree(values: Sequence[object]) -> PyTree:
-            known = dict(zip(here, values, strict=True))
-            return structure.unflatten([known.get(i, x) for i, x in enumerate(leaves)])
-
-        made = [x.astype(leaves[i].dtype) for i, x in zip(here, directions, strict=True)]
-        return tree(made), SoapState(state.step + 1, *map(tree, _columns(after)))
+        factors, bases = [each.factors for each in after], [each.bases for each in after]
+        new = SoapState(
+            step=state.step + 1,
+            mu=places.tree([each.form.join(each.mu) for each in after]),
+            nu=places.tree([each.form.join(each.nu) for each in after]),
+            rows=places.side(factors, ROWS),
+            columns=places.side(factors, COLUMNS),
+            rows_basis=places.side(bases, ROWS),
+            columns_basis=places.side(bases, COLUMNS),
+        )
+        return places.updates([direction for _, direction in steps]), new
 
     return optax.GradientTransformation(init, update)
 
 
-def _parameters(state: SoapState, forms: Sequence[MatrixForm], here: Sequence[int]) -> list[_Parameter]:
-    """Returns the state of each parameter; `here` are the places of the matrices among all parameters."""
-    parts: PyTree = state[1:]
-    columns = [jax.tree.leaves(part, is_leaf=is_masked) for part in parts]
-    found = []
-    for i, form in zip(here, forms, strict=True):
-        mu, nu, *squares = (column[i] for column in columns)
-        sides = [(side % 2, x.reshape(-1, *x.shape[-2:])) for side, x in enumerate(squares) if not is_masked(x)]
-        half = len(sides) // 2
-        found.append(_Parameter(form, form.split(mu), form.split(nu), dict(sides[:half]), dict(sides[half:])))
-    return found
-
-
-def _columns(parameters: Sequence[_Parameter]) -> list[list[object]]:
-    """Returns the arrays of each field of a SoapState after `count`."""
-
-    def square(form: MatrixForm, x: jax.Array | None) -> object:
-        return optax.MaskedNode() if x is None else x.reshape(*form.leading, *x.shape[-2:])
-
-    moments: list[list[object]] = [
-        [each.form.join(each.mu) for each in parameters],
-        [each.form.join(each.nu) for each in parameters],
+def _parameters(places: Places, state: SoapState) -> list[_Parameter]:
+    """Returns the state of each parameter."""
+    moments = [places.leaves(state.mu), places.leaves(state.nu)]
+    factors = places.sides(state.rows, state.columns)
+    bases = places.sides(state.rows_basis, state.columns_basis)
+    return [
+        _Parameter(form, form.split(mu), form.split(nu), factor, basis)
+        for form, mu, nu, factor, basis in zip(places.forms, *moments, factors, bases, strict=True)
     ]
-    factors = [[square(each.form, each.factors.get(side)) for each in parameters] for side in (ROWS, COLUMNS)]
-    bases = [[square(each.form, each.bases.get(side)) for each in parameters] for side in (ROWS, COLUMNS)]
-    return [*moments, *factors, *bases]
 
 
 def _adam(
@@ -193,8 +164,8 @@ def _adam(
     nu = jnp.where(is_first, before.nu, b2 * before.nu + (1 - b2) * rotated**2)
     correction = jnp.sqrt(1 - b2**step) / (1 - b1**step)
     direction = before.rotate_back(mu / (jnp.sqrt(nu) + eps) * correction)
-    squares = {ROWS: lambda: _product(g, g.mT), COLUMNS: lambda: _product(g.mT, g)}
-    factors = {side: b2 * x + (1 - b2) * squares[side]() for side, x in before.factors.items()}
+    products = outer_products(g, before.factors)
+    factors = {side: b2 * x + (1 - b2) * products[side] for side, x in before.factors.items()}
     after = dataclasses.replace(before, mu=mu, nu=nu, factors=factors)
     return after, jnp.where(is_first, 0.0, direction)
 
@@ -204,12 +175,12 @@ def _refresh(parameters: Sequence[_Parameter], count: jax.Array, frequency: int)
     factors = [factor for each in parameters for factor in each.factors.values()]
 
     def first(bases: list[Sides], mu: list[jax.Array], nu: list[jax.Array]) -> Parts:
-        return _in_sides(bases, in_stacks(eigenvectors, factors)), mu, nu
+        return in_sides(bases, in_stacks(eigenvectors, factors)), mu, nu
 
     def renewed(bases: list[Sides], mu: list[jax.Array], nu: list[jax.Array]) -> Parts:
         found = in_stacks(power_iteration, factors, [basis for sides in bases for basis in sides.values()])
-        after = _in_sides(bases, [basis for basis, _ in found])
-        orders = _in_sides(bases, [order for _, order in found])
+        after = in_sides(bases, [basis for basis, _ in found])
+        orders = in_sides(bases, [order for _, order in found])
         rotated = [
             dataclasses.replace(each, bases=sides).rotate(each.rotate_back(m))
             for each, sides, m in zip(parameters, after, mu, strict=True)
@@ -223,12 +194,6 @@ def _refresh(parameters: Sequence[_Parameter], count: jax.Array, frequency: int)
     parts = [[each.bases for each in parameters], [each.mu for each in parameters], [each.nu for each in parameters]]
     found = zip(parameters, *jax.lax.switch(case, [first, renewed, kept], *parts), strict=True)
     return [dataclasses.replace(each, bases=bases, mu=mu, nu=nu) for each, bases, mu, nu in found]
-
-
-def _in_sides(like: Sequence[Sides], values: Sequence[jax.Array]) -> list[Sides]:
-    """Returns values, one for each side of each parameter in turn, by side."""
-    remaining = iter(values)
-    return [{side: next(remaining) for side in sides} for sides in like]
 
 
 def _permuted(x: jax.Array, order: Sides) -> jax.Array:
@@ -248,10 +213,6 @@ def power_iteration(factor: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax
 
     The order is that of the eigenvalues, estimated by the old basis, the largest first.
     """
-    powers = _product(factor, basis)
+    powers = product(factor, basis)
     order = jnp.argsort(-jnp.sum(basis * powers, axis=-2), axis=-1)
     return jnp.linalg.qr(jnp.take_along_axis(powers, order[:, None, :], axis=-1))[0], order
-
-
-def _product(x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.matmul(x, y, precision=jax.lax.Precision.HIGHEST)
