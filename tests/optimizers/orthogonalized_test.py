@@ -38,18 +38,22 @@ def split():
 
 
 def iterated(x):
-    """The author's iteration in numpy, whose operations round to bfloat16; `x` is [rows, columns]."""
-    a, b, c = (np.asarray(each, bfloat16) for each in COEFFICIENTS)
-    x = x.astype(bfloat16).astype(np.float32)
-    x = (x / (np.linalg.norm(x) + 1e-7)).astype(bfloat16)
+    """The iteration of `torch.optim.Muon` in numpy; `x` is [rows, columns].
+
+    Each sum of a product and a matrix is computed in float32, with the coefficients, and rounds to bfloat16.
+    """
+    a, b, c = COEFFICIENTS
+    x = whole(x.astype(bfloat16))
+    x = whole((x / (np.linalg.norm(x) + 1e-7)).astype(bfloat16))
     for _ in range(5):
-        square = product(x, x.T)
-        x = a * x + product(b * square + product(c * square, square), x)
+        square = whole((x @ x.T).astype(bfloat16))
+        polynomial = whole((b * square + c * (square @ square)).astype(bfloat16))
+        x = whole((a * x + polynomial @ x).astype(bfloat16))
     return x.astype(np.float64)
 
 
-def product(x, y):
-    return (x.astype(np.float32) @ y.astype(np.float32)).astype(bfloat16)
+def whole(x):
+    return x.astype(np.float32)
 
 
 def relative(found, expected, start):
