@@ -39,6 +39,7 @@ REFUSED = {
     "optax.contrib.sam": "needs a second gradient",
     "optax.contrib.sophia": "needs an estimate of the diagonal of the Hessian",
     "optax.contrib.hutchinson_estimator_diag_hessian": "needs the loss as a function",
+    "optax.contrib.dpsgd": "needs a gradient for each example",
     "optax.contrib.momo": "needs the value of the loss in its update",
     "optax.contrib.momo_adam": "needs the value of the loss in its update",
 }
