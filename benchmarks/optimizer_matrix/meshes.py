@@ -8,18 +8,17 @@ first parameters moves the result on one device.
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 
-from benchmarks.optimizer_matrix.subjects import MIXES, ROWS, Text, has_experts, on_mesh, on_one_device
+from benchmarks.optimizer_matrix.subjects import MIXES, ROWS, Text, built, has_experts
 from engine.compile.program import Program
 from engine.data.batch import Batch
 from engine.parallel.layout import with_layout
-from engine.parallel.mesh import replicated
 from engine.training.gradients import constrain
 from engine.training.update import optimize
 
@@ -37,20 +36,34 @@ type Arrays = Mapping[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """Parameters after the steps minus those at the start, and the losses of whole steps."""
+    """What the steps have done.
+
+    Attributes:
+        changes: path -> parameter after the steps minus that at the start.
+        losses: the loss of each whole step.
+        params: the parameters after each dispatch.
+        averages: the averages of `train.ema_decay` after the last step.
+    """
 
     changes: Arrays
     losses: np.ndarray
+    params: Sequence[Arrays] = ()
+    averages: Arrays | None = None
+
+
+def random_params(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Returns parameters: scales around 1, and others around 0."""
+    rng, found = np.random.default_rng(2), {}
+    for path, shape in shapes.items():
+        scale = "scale" in path
+        found[path] = rng.normal(float(scale), 0.1 if scale else 0.2, shape).astype(np.float32)
+    return found
 
 
 @functools.cache
 def first_params(experts: bool) -> Arrays:
     """Returns the parameters with which every run starts."""
-    rng, found = np.random.default_rng(2), {}
-    for path, x in on_one_device("adamw", experts).abstract_state.params.items():
-        scale = "scale" in path
-        found[path] = rng.normal(float(scale), 0.1 if scale else 0.2, x.shape).astype(np.float32)
-    return found
+    return random_params({path: x.shape for path, x in built("adamw", None, experts).abstract_state.params.items()})
 
 
 @functools.cache
@@ -63,37 +76,58 @@ def gradients(experts: bool) -> tuple[Arrays, ...]:
     )
 
 
+class Updates:
+    """Updates of an optimizer with given gradients, without a forward pass.
+
+    Args:
+        optimizer: a key of OPTIMIZERS or MIXES.
+        mesh: a key of MESHES, which decides whether the decoder has experts; None for one device.
+        experts: whether the decoder of one device has experts.
+        setting: as for `subjects.built`.
+    """
+
+    def __init__(self, optimizer: str, mesh: str | None, experts: bool = False, setting: str = ""):
+        _, program = _program(optimizer, mesh, experts, setting)
+        self._state, spec = program.abstract_state, program.spec
+        self.params: Any = self._placed(random_params({path: x.shape for path, x in self._state.params.items()}))
+        self._opt_state = program.compile_optimizer_state()(self.params)[0]
+        self._grads = self.params
+
+        def update(params: Any, opt_state: Any, grads: Any) -> Any:
+            grads = constrain(spec, grads)
+            return optimize(spec, params, opt_state, grads, optax.tree.norm(grads))
+
+        shardings = jax.tree.map(lambda x: x.sharding, (self._state.params, self._state.opt_state))
+        self._update = jax.jit(with_layout(spec.layout, update), out_shardings=shardings)
+
+    def _placed(self, arrays: Arrays) -> dict[str, jax.Array]:
+        return {path: jax.device_put(x, self._state.params[path].sharding) for path, x in arrays.items()}
+
+    def step(self, grads: Arrays | None = None) -> None:
+        """Updates the parameters; None: with the gradients of the step before, at first the first parameters."""
+        self._grads = self._grads if grads is None else self._placed(grads)
+        self.params, self._opt_state = self._update(self.params, self._opt_state, self._grads)
+
+
 def updated(optimizer: str, mesh: str | None, experts: bool = False, shake: float = 0.0) -> Result:
     """Returns the result of updates with given gradients.
 
     Args:
-        optimizer: a key of OPTIMIZERS.
-        mesh: a key of MESHES; None for one device.
-        experts: whether the decoder of one device has experts.
+        optimizer: as for `Updates`.
+        mesh: as for `Updates`.
+        experts: as for `Updates`.
         shake: relative change of each gradient.
     """
-    experts, program = _program(optimizer, mesh, experts)
-    noise = np.random.default_rng(1).standard_normal
-    spec, start = program.spec, first_params(experts)
-    state = program.abstract_state
-    params = {path: jax.device_put(x, state.params[path].sharding) for path, x in start.items()}
-    opt_state = program.compile_optimizer_state()(params)[0]
-
-    def update(params: Any, opt_state: Any, grads: Any) -> Any:
-        grads = constrain(spec, grads)
-        return optimize(spec, params, opt_state, grads, optax.tree.norm(grads))
-
-    shardings = jax.tree.map(lambda x: x.sharding, (state.params, state.opt_state))
-    jitted = jax.jit(with_layout(spec.layout, update), out_shardings=shardings)
+    experts = has_experts(mesh) if mesh else experts
+    run, noise = Updates(optimizer, mesh, experts), np.random.default_rng(1).standard_normal
     for each in gradients(experts):
-        if shake:
-            each = {path: x * (1 + shake * noise(x.shape, np.float32)) for path, x in each.items()}
-        grads = {path: jax.device_put(x, state.params[path].sharding) for path, x in each.items()}
-        params, opt_state = jitted(params, opt_state, grads)
-    return Result(_changes(start, params), np.zeros(0))
+        run.step({path: x * (1 + shake * noise(x.shape, np.float32)) for path, x in each.items()} if shake else each)
+    return Result(_changes(first_params(experts), run.params), np.zeros(0))
 
 
-def trained(optimizer: str, mesh: str | None, experts: bool = False, shake: float = 0.0) -> Result:
+def trained(
+    optimizer: str, mesh: str | None, experts: bool = False, shake: float = 0.0, setting: str = "", k: int = 1
+) -> Result:
     """Returns the result of whole train steps.
 
     Args:
@@ -101,31 +135,28 @@ def trained(optimizer: str, mesh: str | None, experts: bool = False, shake: floa
         mesh: as for `updated`.
         experts: as for `updated`.
         shake: relative change of the parameters at the start.
+        setting: a key of SETTINGS.
+        k: steps of a dispatch.
     """
-    experts, program = _program(optimizer, mesh, experts)
-    start, noise = first_params(experts), np.random.default_rng(1).standard_normal
-    shaken = {path: x * (1 + shake * noise(x.shape, np.float32)) for path, x in start.items()} if shake else start
-    shardings = program.abstract_state.params
-    state = program.init({path: jax.device_put(x, shardings[path].sharding) for path, x in shaken.items()})
-    step = _compiled(optimizer, mesh, experts)
-    numbers, losses = jax.device_put(program.spec.optimizer.numbers, replicated(program.mesh)), []
-    for i in range(STEPS):
-        batch = Batch(_batch(i), np.ones(ROWS, np.float32))
-        placed = jax.device_put(batch, program.spec.batch_sharding)
-        state, metrics = step(state, (placed,), program.skip_mask((False,)), numbers)
-        losses.append(float(metrics[0, 0, 0] / metrics[0, 0, 1]))
-    return Result(_changes(shaken, state.params), np.array(losses))
+    experts, program = _program(optimizer, mesh, experts, setting)
+    noise, shardings = np.random.default_rng(1).standard_normal, program.abstract_state.params
+    start = {path: x for path, x in first_params(experts).items() if path in shardings}
+    start = {path: x * (1 + shake * noise(x.shape, np.float32)) if shake else x for path, x in start.items()}
+    state = program.init({path: jax.device_put(x, shardings[path].sharding) for path, x in start.items()})
+    begin, params, losses = jax.device_get(state.params), [], []
+    steps = program.steps(k)
+    for first in range(0, STEPS, k):
+        batches = tuple(Batch(_batch(i), np.ones(ROWS, np.float32)) for i in range(first, first + k))
+        placed = jax.device_put(batches, program.spec.batch_sharding)
+        state, metrics = steps(state, placed, program.skip_mask((False,) * k))
+        losses += [float(each[0, 0] / each[0, 1]) for each in np.asarray(metrics)]
+        params.append(jax.device_get(state.params))
+    averages = None if state.ema is None else jax.device_get(state.ema)
+    return Result(_changes(begin, params[-1]), np.array(losses), [begin, *params], averages)
 
 
-@functools.cache
-def _compiled(optimizer: str, mesh: str | None, experts: bool) -> jax.stages.Compiled:
-    return _program(optimizer, mesh, experts)[1].trace(1).lower().compile()
-
-
-def _program(optimizer: str, mesh: str | None, experts: bool) -> tuple[bool, Program]:
-    if mesh is None:
-        return experts, on_one_device(optimizer, experts)
-    return has_experts(mesh), on_mesh(optimizer, mesh)
+def _program(optimizer: str, mesh: str | None, experts: bool, setting: str = "") -> tuple[bool, Program]:
+    return has_experts(mesh) if mesh else experts, built(optimizer, mesh, experts, setting)
 
 
 def _batch(step: int) -> dict[str, np.ndarray]:

@@ -30,12 +30,20 @@ OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
     "schedule_free_adamw": {"target": "optax.contrib.schedule_free_adamw", **DECAYED},
     "muon": {"target": "engine.optimizers.muon", **DECAYED, "adam_learning_rate": 0.005},
     "soap": {"target": "engine.optimizers.soap", **DECAYED, "frequency": 2},
+    "mars": {"target": "engine.optimizers.mars", **DECAYED},
+    "adam_mini": {"target": "engine.optimizers.adam_mini", **DECAYED},
 }
 """Name -> settings of the config section `optimizer`."""
 MIXES: Mapping[str, Mapping[str, str]] = {
-    "element-wise": {"attention": "nadamw", "feed_forward": "ademamix", "norm": "lion", "": "adamw"},
+    "element-wise": {
+        "attention": "nadamw",
+        "gate": "ademamix",
+        "up": "adam_mini",
+        "norm": "lion",
+        "": "adamw",
+    },
     "averages": {"attention": "schedule_free_sgd", "": "schedule_free_adamw"},
-    "norms of arrays": {"attention": "adafactor", "": "lamb"},
+    "norms of arrays": {"attention": "adafactor", "gate": "mars", "": "lamb"},
     "matrices": {"attention": "soap", "": "muon"},
 }
 """Name -> optimizer of the parameters of whose paths each expression is a part, in one run; "" has the others."""
@@ -49,6 +57,18 @@ MESHES: Mapping[str, Mapping[str, Any]] = {
 }
 """Name -> settings of the config. The mesh `expert` has the decoder with experts, the others the dense one."""
 DEVICES = 8
+SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    "accumulation": {"train.accumulate": 2},
+    "EMA": {"train.ema_decay": 0.9},
+    "LoRA": {},
+    "bf16": {"train.precision": "bfloat16"},
+    "K steps": {},
+}
+"""Other settings with which each optimizer runs -> settings of the config."""
+WIDE = "wide"
+"""The setting of a decoder of 2.6 million parameters, for times."""
+MATCH = "(query|key|value|out|gate|up|down)/kernel$"
+"""The kernels that LoRA adapts."""
 
 
 class Text:
@@ -106,13 +126,20 @@ def config(optimizer: str, experts: bool = False, settings: Mapping[str, Any] | 
 
 
 @functools.cache
-def on_mesh(optimizer: str, mesh: str) -> Program:
-    """Returns the program of an optimizer on a mesh."""
-    devices: Sequence[Device] = jax.devices()[:DEVICES]
-    return program(config(optimizer, has_experts(mesh), MESHES[mesh]), devices)[0]
+def built(optimizer: str, mesh: str | None = None, experts: bool = False, setting: str = "") -> Program:
+    """Returns the program of an optimizer.
 
-
-@functools.cache
-def on_one_device(optimizer: str, experts: bool) -> Program:
-    """Returns the same program on one device."""
-    return program(config(optimizer, experts), jax.devices()[:1])[0]
+    Args:
+        optimizer: a key of OPTIMIZERS or MIXES.
+        mesh: a key of MESHES, which decides whether the decoder has experts; None for one device.
+        experts: whether the decoder of one device has experts.
+        setting: a key of SETTINGS, or WIDE.
+    """
+    devices: Sequence[Device] = jax.devices()[: DEVICES if mesh else 1]
+    more = {**(MESHES[mesh] if mesh else {}), **SETTINGS.get(setting, {})}
+    c = config(optimizer, has_experts(mesh) if mesh else experts, more)
+    if setting == "LoRA":
+        c.task = dict(target="engine.adapters.adapted", task=c.task, match=MATCH, rank=2, alpha=4)
+    if setting == WIDE:
+        c.task = dict(target=DECODER, **{**SIZE, "width": 256, "hidden": 1024, "heads": 4, "vocabulary": 1024})
+    return program(c, devices)[0]

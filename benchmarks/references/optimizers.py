@@ -58,6 +58,12 @@ TARGETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "schedule_free_adamw": ("optax.contrib.schedule_free_adamw", DECAYED),
     "muon": ("engine.optimizers.muon", DECAYED),
     "soap": ("engine.optimizers.soap", {**DECAYED, "largest": 10}),
+    "mars": ("engine.optimizers.mars", DECAYED),
+    # The package has no decay of a bias.
+    "adam_mini": (
+        "engine.optimizers.adam_mini",
+        {**DECAYED, "b2": 0.95, "weight_decay_mask": {name: name != "vector" for name in NUMBERS}},
+    ),
 }
 """Item -> target of `optimizer.target`, and its arguments."""
 ONE_EACH = ("adafactor", "lamb")

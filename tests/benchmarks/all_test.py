@@ -26,6 +26,7 @@ ELSEWHERE = {
     "driving_data": "driving_data_test.py",
     "forecasting": "tests/models/pedestrians/forecasting_table_test.py",
     "kill_storm": "tests/faults/supervisor_test.py",
+    "optimizer_matrix": "optimizer_matrix_test.py",
     "perception": "tests/perception/benchmark_test.py",
     "optimizers": "optimizers_test.py",
     "references": "references_test.py",

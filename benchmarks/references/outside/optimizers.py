@@ -19,7 +19,7 @@ Files have the layout of the engine, [in, out]: `heads` is [in, heads, size], an
   AdamW, where the package has it after the update. The vector has AdamW; the package leaves out its first gradient.
 - MARS (timm): clips the corrected gradient of each matrix to norm 1, and leaves vectors to AdamW.
 - Adam-mini: the partition of the authors' package by the names of the parameters, one rate for each output of a matrix
-  and for each head of the query.
+  and for each head of the query. The vector is a bias, which has Adam and no decay.
 """
 
 import importlib.metadata
@@ -134,7 +134,9 @@ BUILD = {
     "schedule_free_adamw": lambda params: schedulefree.AdamWScheduleFree(params, lr=RATE, weight_decay=DECAY),
     "muon": muon,
     "soap": soap,
-    "mars": lambda params: timm.optim.Mars(params, lr=RATE, betas=(0.95, 0.99), weight_decay=DECAY, gamma=0.025),
+    "mars": lambda params: timm.optim.Mars(
+        params, lr=RATE, betas=(0.95, 0.99), betas_1d=(0.9, 0.95), weight_decay=DECAY, gamma=0.025
+    ),
     "adam_mini": mini,
 }
 """Name -> function of the parameters that returns an optimizer; that of Adam-mini takes them with their names."""
