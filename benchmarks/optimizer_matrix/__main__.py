@@ -80,7 +80,8 @@ def _measure(measure: Callable[[str, Path], Any], name: str, part: str, rows: Ro
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the table of the rows, as text, and the refusals below it."""
-    lines, notes = [list(COLUMNS)], []
+    lines: list[list[str]] = [list(COLUMNS)]
+    notes: list[str] = []
     for name, parts in rows.items():
         cells = [name, _number(parts.get("reference"))]
         for part in ("updates", "steps"):

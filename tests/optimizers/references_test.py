@@ -4,6 +4,7 @@ Written by: python -m benchmarks.references --only=optimizers --golden=tests/opt
 """
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +55,7 @@ def schedule_free(start, gradients, of_steps, of_weights):
 def test_optax_weights_a_schedule_free_average_by_the_rate_of_the_next_step():
     params, gradients = optimizers.given(FOLDER)
     tx = optax.contrib.schedule_free_adamw(0.05, warmup_steps=10, weight_decay=0.1)
-    found = {"x": jnp.asarray(params["tall"])}
+    found: Any = {"x": jnp.asarray(params["tall"])}
     state, update = tx.init(found), jax.jit(tx.update)
     for g in gradients["tall"]:
         updates, state = update({"x": jnp.asarray(g)}, state, found)
