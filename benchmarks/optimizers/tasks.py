@@ -137,11 +137,11 @@ def config_of(run: Run, spec: OptimizerSpec, folder: str) -> ConfigDict:
 
 
 def _short(full: ConfigDict, evaluation: Mapping[str, object], changes: Mapping[str, object]) -> ConfigDict:
-    """Returns a config with one evaluation, on one device and without hooks, checkpoints by metric and averages."""
+    """Returns a config with one evaluation, and without hooks, checkpoints by metric and averages."""
     full.evaluations = {VALIDATION: dict(evaluation)}
     full.hooks, full.tiny = {}, {}
     full.checkpoint.best = None
     full.train.ema_decay = None
-    full.mesh.cpu_devices = 1
+    full.mesh.cpu_devices = None  # that of JAX: one
     full.update_from_flattened_dict(dict(changes))
     return full

@@ -2,16 +2,23 @@
 
 import dataclasses
 import math
+import zlib
 
+import jax
+import numpy as np
 import pytest
 
 import engine
 from benchmarks.optimizers import __main__ as command
-from benchmarks.optimizers import measures, rows
-from benchmarks.optimizers.chunks import tiny_chunks
+from benchmarks.optimizers import measures, plan, rows, spaces
+from benchmarks.optimizers.chunks import chunks, tiny_chunks
 from benchmarks.optimizers.optimizers import OPTIMIZERS
+from benchmarks.optimizers.plots import FIGURES
+from benchmarks.optimizers.problems import CONDITION, PROBLEMS, expected_risk, steady_risk
 from benchmarks.optimizers.rows import Row, Run
-from benchmarks.optimizers.tasks import VALIDATION, config_of
+from benchmarks.optimizers.tasks import TASKS, VALIDATION, config_of
+from benchmarks.optimizers.training import train
+from engine.api.prepared import check_code, resolve_config
 from engine.base import json_text
 
 
@@ -114,3 +121,84 @@ def test_critical_batch_size_of_known_steps():
 def test_unknown_chunk_is_a_sentence(capsys):
     assert command.main(["run", "--tiny", "--chunk=digit-adamw"]) == 1
     assert "--chunk: 'digit-adamw' matches no chunk. Did you mean digits-adamw?" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def made_up(tmp_path_factory):
+    """A file with a made-up row for each run of each chunk."""
+    found = []
+    for chunk in chunks().values():
+        for group in chunk.groups(found):
+            found += [made(run) for run in group.tuning]
+            found += [made(run) for run in group.final_runs(found)]
+    path = tmp_path_factory.mktemp("optimizers") / "rows.jsonl"
+    path.write_text("".join(f"{each.to_line()}\n" for each in found))
+    return path
+
+
+def made(run):
+    """Returns a row whose loss is smallest at the usual learning rate; those far above it diverge."""
+    distance = math.log10(run.settings["learning_rate"] / OPTIMIZERS[run.optimizer].rate)
+    seed = zlib.crc32(run.key.encode()) % 100 / 1e4
+    losses = [1 + 2 * math.exp(-step / 300) + 0.1 * distance**2 + seed for step in run.evaluations]
+    diverged = distance > 0.9
+    metric = [0.5] * len(losses) if run.task in TASKS and TASKS[run.task].metric else []
+    return Row(run, [math.nan] if diverged else losses, metric, 30.0, 20.0, 2000, 1000, diverged)
+
+
+def test_committed_rows_stay_small(made_up):
+    assert made_up.stat().st_size < rows.MAX_BYTES and rows.ROWS.stat().st_size < rows.MAX_BYTES
+
+
+def test_all_chunks_are_reported_and_drawn(made_up, tmp_path, capsys):
+    assert command.main(["report", f"--rows={made_up}"]) == 0
+    text = capsys.readouterr().out
+    titles = [line.removeprefix("### ") for line in text.splitlines() if line.startswith("###")]
+    assert titles[:2] == ["What the shortened tasks reach", "Fashion-MNIST CNN"] and len(titles) == 16
+    assert text.count("| Adam-mini |") == 4 and "nan" not in text
+    assert command.main(["plot", f"--rows={made_up}", f"--output={tmp_path}"]) == 0
+    assert sorted(path.stem.removeprefix("optimizers-") for path in tmp_path.iterdir()) == sorted(FIGURES)
+    assert command.main(["report", f"--rows={tmp_path / 'none.jsonl'}"]) == 0
+    assert "No rows yet" in capsys.readouterr().out
+
+
+def test_plan_fits_the_budget_and_counts_what_is_done(made_up, capsys):
+    minutes = {name: plan.estimate(plan.planned(chunk, [])) for name, chunk in chunks().items()}
+    assert max(minutes.values()) <= plan.MOST_MINUTES
+    assert sum(minutes.values()) <= 2 * 240
+    assert command.main(["plan", f"--rows={made_up}"]) == 0
+    printed = capsys.readouterr().out
+    assert "| 11 of 11 |" in printed and ", 0 of them are left" in printed
+
+
+def test_chunk_that_varies_the_best_run_of_another_asks_for_it(tmp_path, capsys):
+    assert command.main(["run", "--chunk=ema", f"--rows={tmp_path / 'rows.jsonl'}"]) == 1
+    assert "run --chunk=lm-adamw first" in capsys.readouterr().err
+
+
+def test_every_optimizer_takes_its_settings():
+    for name, spec in OPTIMIZERS.items():
+        points = spaces.points(spec)
+        assert len(points) == spaces.TRIALS
+        assert len({spaces.program_key(point) for point in points}) == spaces.PROGRAMS
+        for point in points[:: spaces.TRIALS // spaces.PROGRAMS]:
+            config = config_of(Run("", "", "digits", name, "tune", point, 0, 20), spec, "")
+            check_code(resolve_config(config))
+
+
+def test_momentum_on_the_noisy_quadratic_has_the_expected_risk():
+    settings = {"learning_rate": 0.1, "warmup": 0.0, "schedule": "constant", "momentum": 0.9, "nesterov": 0}
+    runs = [Run("", "", "noisy_quadratic", "sgd", "tune", settings, seed, 1000) for seed in range(6)]
+    at = runs[0].evaluations
+    measured = np.mean([train(run, "").loss for run in runs])
+    assert measured == pytest.approx(np.mean(expected_risk(0.1, 0.9, at)), rel=0.03)
+    assert expected_risk(0.5, 0.9, [20_000], side=4) == [pytest.approx(steady_risk(0.5, 0.9, side=4))]
+
+
+def test_least_squares_has_the_condition_number_and_the_minimum():
+    problem = PROBLEMS["least_squares"]()
+    gradient = jax.jacobian(lambda w: problem.gradient(w, jax.random.key(0))[:, 0])(problem.first)[:, :, 0]
+    hessian = np.asarray(gradient)[:, : len(gradient)]
+    assert np.linalg.cond(hessian.astype(np.float64)) == pytest.approx(CONDITION, rel=0.02)
+    best = problem.first - np.linalg.solve(hessian, problem.gradient(problem.first, jax.random.key(0)))
+    assert (problem.loss(problem.first), problem.loss(best)) == (pytest.approx(1), pytest.approx(0, abs=1e-6))
