@@ -72,7 +72,7 @@ def estimate(runs: Sequence[Run]) -> float:
             continue
         cost = COST.get(f"{run.optimizer} {run.task}", COST.get(run.optimizer, 1.0))
         batch = float(run.settings.get("batch", BATCH.get(run.task, 1))) / BATCH.get(run.task, 1)
-        slow = 2.0 if run.settings.get("precision") == "bfloat16" else 1.0
+        slow = 1.2 if run.settings.get("precision") == "bfloat16" else 1.0
         seconds += run.steps * STEP_MS[run.task] / 1000 * cost * batch * slow + EVALUATIONS_S + START_S
         program = (run.task, run.optimizer, run.steps, spaces.program_key(run.settings))
         if program not in compiled:

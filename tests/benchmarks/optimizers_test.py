@@ -75,7 +75,11 @@ def test_killed_chunk_continues_with_the_run_that_was_not_finished(trained, tmp_
     assert tiny_chunks()["digits-adamw"].next_run(rows.read(path)) is None
 
 
-def test_diverged_run_ends_early_and_counts_as_infinite(tmp_path):
+def test_diverged_run_ends_early_and_counts_as_infinite(trained, tmp_path):
+    run = rows.read(trained)[-1].run
+    ended = train(dataclasses.replace(run, settings={**run.settings, "learning_rate": 1e30}), "")
+    assert ended.diverged and len(ended.loss) < run.steps and ended.final == math.inf
+    assert row("lm", "adamw", [3.0, 2.0], diverged=True).final == math.inf  # no update was finite
     made = row("lm", "adamw", [3.0, math.nan], diverged=True)
     rows.append(made, tmp_path / "rows.jsonl")
     [read] = rows.read(tmp_path / "rows.jsonl")
