@@ -124,9 +124,10 @@ def test_row_that_fails_says_why_and_the_others_run(tmp_path):
 
 
 def test_row_that_takes_too_long_fails_and_keeps_its_lines(tmp_path):
-    found = run_rows(tmp_path, "takes_long", "works", row_limit=25)  # also the start of a process must fit
+    limit = runs.limit(8)  # also the start of a process must fit
+    found = run_rows(tmp_path, "takes_long", "works", limit=4 * limit, row_limit=limit)
     assert found["takes_long"].status == runner.FAILED
-    assert found["takes_long"].reason == "the limit of a row, 25 s, was reached"
+    assert found["takes_long"].reason == f"the limit of a row, {limit:.0f} s, was reached"
     assert found["takes_long"].lines == [{"name": "engine", "step_ms": [4.0]}]
     assert found["works"].status == runner.OK
 
@@ -139,7 +140,8 @@ def test_lack_of_time_is_a_failure_only_under_the_limit_of_a_row(tmp_path):
 def test_time_limit_leaves_a_partial_table(tmp_path, capsys):
     file = tmp_path / "results" / "a.json"
     functions = ("works", "takes_long", "fails")
-    code = command.main([f"--json={file}", "--limit=30"], {function: row(function) for function in functions})
+    limit = f"--limit={runs.limit(12):.0f}"
+    code = command.main([f"--json={file}", limit], {function: row(function) for function in functions})
     rows, text = read(file), file.with_suffix(".txt").read_text()
     assert code == 0
     assert [rows[name]["status"] for name in functions] == [runner.OK, runner.STOPPED, runner.NOT_RUN]
