@@ -42,7 +42,7 @@ def lost_steps(before: int, run: Path, attempt: int) -> int:
 
 @pytest.mark.case("two jobs in one directory")
 def test_second_job_is_refused_and_the_first_continues(tmp_path, one, add_row):
-    where, run = harness.config(tmp_path / "config", pause=5.0, checkpoint__every="1 step"), tmp_path / "run"
+    where, run = harness.config(tmp_path / "config", pause=2.0, checkpoint__every="1 step"), tmp_path / "run"
     with harness.Job("train", where, f"--workdir={run}") as first:
         first.until_step(run, 1)
         for processes in (1, 2):
@@ -123,7 +123,7 @@ def test_stale_lease_of_another_host_is_taken_over_and_its_owner_stops(tmp_path,
     subprocess.run([*CONTAINER, "true"], capture_output=True).returncode != 0, reason="no pid namespaces here"
 )
 def test_lease_distinguishes_containers_whose_job_is_pid_1(tmp_path, one, add_row):
-    where = harness.config(tmp_path / "config", pause=5.0, checkpoint__every="1 step")
+    where = harness.config(tmp_path / "config", pause=2.0, checkpoint__every="1 step")
     run = tmp_path / "run"
     token: dict[str, Any] = {"CONVOY_RUN_TOKEN": "the-same-job"}
     with harness.Job("train", where, f"--workdir={run}", prefix=CONTAINER, **token) as first:
@@ -151,7 +151,7 @@ def test_lease_distinguishes_containers_whose_job_is_pid_1(tmp_path, one, add_ro
 
 @pytest.mark.case("two jobs in one directory")
 def test_copy_of_a_running_run_trains_under_its_own_lease_and_a_renamed_run_is_refused(tmp_path, one, add_row):
-    where = harness.config(tmp_path / "config", pause=5.0, checkpoint__every="1 step")
+    where = harness.config(tmp_path / "config", pause=2.0, checkpoint__every="1 step")
     run, copy = tmp_path / "run", tmp_path / "copy"
     fast = harness.config(tmp_path / "fast")
     with harness.Job("train", where, f"--workdir={run}") as first:
