@@ -18,20 +18,19 @@ from typing import Any
 
 import pytest
 
-from tests import runs
+from tests import runs, zoo
 from tests.faults import harness
 
 pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
 
 NOISE = b"noise of a library\n" * 10_000  # more than any of the three holds
-HANGING = 7  # step at which the hook hangs, if it does
 
 
 class Noise:
-    """Prints much, from Python and directly to the descriptors, as XLA does; may hang at a step."""
+    """Prints much, from Python and directly to the descriptors, as XLA does."""
 
-    def __init__(self, hangs: bool = False, pause_s: float = 0.0, text: str = ""):
-        self._hangs, self._pause_s = hangs, pause_s
+    def __init__(self, pause_s: float = 0.0, text: str = ""):
+        self._pause_s = pause_s
 
     def run(self, trainer, state, step: int) -> None:
         if step == 1:
@@ -39,9 +38,22 @@ class Noise:
             print(NOISE.decode(), file=sys.stderr)
         if step in (2, 3):
             os.write(step - 1, NOISE)
-        while self._hangs and step == HANGING:
-            time.sleep(1)
         time.sleep(self._pause_s)
+
+
+class Hanging:
+    """The examples of tests/zoo.py; reading one hangs once a file exists."""
+
+    def __init__(self, file: str):
+        self._source, self._file = zoo.source(), Path(file)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if self._file.exists():
+            time.sleep(3600)
+        return self._source[index]
 
 
 @contextlib.contextmanager
@@ -72,9 +84,11 @@ def connection() -> Iterator[tuple[int, int]]:
         yield reader.fileno(), writer.fileno()
 
 
-def config(folder: Path, steps: int = harness.STEPS, hang_s: int = 20, **hook: Any) -> str:
+def config(folder: Path, steps: int = harness.STEPS, hang_s: int = 20, file: Path | None = None, **hook: Any) -> str:
     noise = {"target": "tests.faults.output_test.Noise", "every": "1 step", **hook}
     settings: dict[str, Any] = {"log__progress": "auto", "resilience__hang": f"{hang_s} seconds"}
+    if file is not None:  # the hook may take ten times as long as reading
+        settings["data"] = {"target": "tests.faults.output_test.Hanging", "file": str(file)}
     return harness.config(folder, hooks={"noise": noise}, train__total=f"{steps} steps", **settings)
 
 
@@ -126,13 +140,15 @@ def test_sigterm_and_the_watchdog_do_not_wait_for_a_reader(tmp_path, add_row):
         assert (run / f"checkpoints/{status['step']}/manifest.json").exists()
         add_row("SIGTERM", detected_s=stopped_s, code=42)
 
-        run = tmp_path / "hanging"
-        with harness.Job("train", config(tmp_path / "b", hang_s=4, hangs=True), f"--workdir={run}", into=into) as job:
-            job.until(lambda: harness.status(run).get("step") == HANGING if (run / "status.json").exists() else False)
+        run, file = tmp_path / "hanging", tmp_path / "hangs"
+        where = config(tmp_path / "b", hang_s=4, file=file, pause_s=0.1)
+        with harness.Job("train", where, f"--workdir={run}", into=into) as job:
+            job.until_step(run, 5)
+            file.touch()
             begin = time.monotonic()
             assert job.end() == 42
             hung_s = time.monotonic() - begin
-        assert "in run" in next((run / "stacks").glob("*.txt")).read_text()
+        assert "in __getitem__" in next((run / "stacks").glob("*.txt")).read_text()
         add_row("a hang (the watchdog)", detected_s=hung_s, code=42)
 
 
