@@ -5,6 +5,7 @@ import pytest
 from engine.base.errors import ConfigError
 from engine.config import load
 from engine.sweeps.api import sweep
+from tests import runs
 
 SPACE = {"rate": "choice(0.1, 0.2)"}
 
@@ -47,7 +48,10 @@ def test_argument_without_meaning_for_a_function_is_named(tmp_path, changes, pro
 @pytest.mark.slow
 @pytest.mark.multiprocess
 @pytest.mark.filterwarnings("ignore:.*fork")  # of JAX, if another test has imported it
-def test_config_object_is_searched_and_a_changed_one_is_refused(tmp_path):
+def test_config_object_is_searched_and_a_changed_one_is_refused(tmp_path, monkeypatch):
+    for name, value in runs.COMPILING.items():
+        monkeypatch.setenv(name, value)
+
     def search(*overrides):
         config = load("convoy_zoo.configs.digits", ["train.total=1 epoch", "log.tensorboard=False", *overrides])
         space = {"optimizer.learning_rate": "choice(0.0, 3e-3)"}
