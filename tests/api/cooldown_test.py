@@ -148,6 +148,13 @@ def test_directory_of_another_run_is_refused(long):
         cooldown(long, workdir=long)
 
 
+def test_checkpoint_that_had_decayed_before_the_run_became_longer_is_refused(long, tmp_path):
+    shutil.copytree(long, tmp_path / "run")
+    (tmp_path / "run/config.txt").write_text(to_text(config(40)))
+    with pytest.raises(CheckpointError, match=r"step 15 was saved with train.total = 16 steps, .* steps 2 to 12\."):
+        cooldown(tmp_path / "run", step=15)
+
+
 def stored(path: Path, **settings: Any) -> Path:
     """Writes a run that has only a config and the size of its data."""
     directory = RunDirectory.open(path)

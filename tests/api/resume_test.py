@@ -12,6 +12,7 @@ from engine.api import resume
 from engine.api.prepared import prepare
 from engine.api.resume import Accepted
 from engine.api.saved_run import SavedRun
+from engine.base.duration import UNKNOWN_LENGTH
 from engine.base.errors import CheckpointError, ConfigError, DataError, RunError
 from engine.config.text import to_text
 from engine.parallel.mesh import make_mesh
@@ -45,6 +46,14 @@ def test_check_config_returns_evaluations_with_changed_data(run):
     directory = RunDirectory(run)
     assert resume.check_config(runs.config(**settings), directory, Accepted()) == []
     assert resume.check_config(runs.config(**settings, evaluations=other), directory, Accepted()) == ["heldout"]
+
+
+@pytest.mark.parametrize(("stored", "size"), [("64", 64), ("unknown", UNKNOWN_LENGTH)])
+def test_stored_size_is_that_of_the_training_data(tmp_path, stored, size):
+    directory = RunDirectory(tmp_path)
+    assert resume.stored_size(directory) == 0
+    directory.data.write_text(f'{{"data": {{"examples": "{stored}", "content": ""}}}}')
+    assert resume.stored_size(directory) == size
 
 
 def test_changed_identity_field_is_a_config_error(run):
