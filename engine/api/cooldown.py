@@ -34,7 +34,7 @@ from engine.config.text import from_text, to_text
 from engine.config.validation import validate
 from engine.run import lineage
 from engine.run.atomic import cannot_write
-from engine.run.directory import RunDirectory
+from engine.run.directory import RunDirectory, cooldown_workdir, split_step
 
 if TYPE_CHECKING:
     from engine.data.adapt import Readable
@@ -91,9 +91,9 @@ def cooldown(
     Raises:
         ConvoyError: as `engine.train`, or the run or its checkpoint does not allow it.
     """
-    path, given = _split(str(run))
+    path, given = split_step(str(run))
     step = given if step is None else step
-    workdir = workdir or path.rstrip("/") + (f"-{ROLE}" if step is None else f"-{ROLE}-{step}")
+    workdir = workdir or cooldown_workdir(path, step)
     request = _Request(RunDirectory(path), step, steps, tuple(overrides), settings.get("accept_schedule_change", False))
     chosen, text, message, is_ready = group.run_on_primary(
         lambda: request.plan(RunDirectory(workdir), fresh), "the cooldown"
@@ -108,20 +108,6 @@ def cooldown(
         workdir=workdir,
         **settings,
     )
-
-
-def _split(run: str) -> tuple[str, int | None]:
-    """Returns the run directory and the step of RUN, RUN@STEP or RUN/checkpoints/STEP."""
-    for separator in ("@", "/checkpoints/"):
-        path, found, step = run.rstrip("/").rpartition(separator)
-        if found and path and step.isdecimal():
-            return path, int(step)
-    path, found, step = run.rpartition("@")
-    if found and not os.path.exists(run) and RunDirectory(path).exists():
-        raise ConfigError(
-            f"--cooldown={run}: found {step!r} after @. Write the number of a step, or leave out @{step}."
-        )
-    return run, None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,6 +303,8 @@ def _copy(run: RunDirectory, step: int, directory: RunDirectory) -> None:
         CheckpointError: the run has removed the checkpoint.
         RunError: the directory cannot be written.
     """
+    if directory.exists():  # another process has copied it since the check
+        return
     folder = run.checkpoints / str(step)
     try:
         with read_lock(folder):

@@ -172,7 +172,7 @@ def slurm_job(args: argparse.Namespace) -> slurm.SlurmJob:
 def _check_command(args: argparse.Namespace) -> None:
     """Raises errors in a command now instead of after hours in a queue."""
     command, overrides = args.parse_command()
-    if command.verb == "train":
+    if command.verb == "train" and command.config:  # a cooldown has the config of its run
         common.load_config(command.config, overrides)
 
 

@@ -10,6 +10,7 @@ from engine.cluster import parent
 
 if TYPE_CHECKING:
     from engine.launch.supervise import RunAttempt
+    from engine.run.directory import RunDirectory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,6 @@ def run(args: argparse.Namespace, overrides: list[str], run_attempt: "RunAttempt
         run_attempt: as for `supervise`.
     """
     from engine.launch.supervise import supervise
-    from engine.run.directory import RunDirectory, default_workdir
 
     words = common.command_words(args, overrides, f"convoy {args.verb}", "train")
     train, train_overrides = args.parse_command()
@@ -36,12 +36,23 @@ def run(args: argparse.Namespace, overrides: list[str], run_attempt: "RunAttempt
         raise ConfigError("--fast-dev-run: cannot be combined with restarts. Remove it, or run convoy train alone.")
     return supervise(
         words,
-        RunDirectory(train.workdir or default_workdir(*_name_and_task(train.config, train_overrides))),
+        run_directory(train, train_overrides),
         processes=args.processes,
         devices=getattr(args, "devices_per_process", None),
         restarts=args.restarts,
         run_attempt=run_attempt,
     )
+
+
+def run_directory(train: argparse.Namespace, overrides: list[str]) -> "RunDirectory":
+    """Returns the directory of the run that a command `convoy train` starts or resumes. Raises ConvoyError."""
+    from engine.run.directory import RunDirectory, cooldown_workdir, default_workdir, split_step
+
+    if train.workdir:
+        return RunDirectory(train.workdir)
+    if train.cooldown:
+        return RunDirectory(cooldown_workdir(*split_step(train.cooldown)))
+    return RunDirectory(default_workdir(*_name_and_task(train.config, overrides)))
 
 
 def _name_and_task(reference: str, overrides: list[str]) -> tuple[str, str]:

@@ -312,6 +312,27 @@ def default_workdir(name: str, task: str) -> Path:
     return Path("runs") / (name or task.rpartition(".")[2].lower())
 
 
+def split_step(run: str) -> tuple[str, int | None]:
+    """Returns the run directory and the step of RUN@STEP or RUN/checkpoints/STEP; None as the step of RUN.
+
+    Raises:
+        RunError: what follows @ is no number.
+    """
+    for separator in ("@", "/checkpoints/"):
+        path, found, step = run.rstrip("/").rpartition(separator)
+        if found and path and step.isdecimal():
+            return path, int(step)
+    path, found, step = run.rpartition("@")
+    if found and not os.path.exists(run) and RunDirectory(path).exists():
+        raise RunError(f"{run}: found {step!r} after @. Write the number of a step, or leave out @{step}.")
+    return run, None
+
+
+def cooldown_workdir(path: str, step: int | None) -> str:
+    """Returns the directory of a cooldown without --workdir; without a step, it is the same for any checkpoint."""
+    return path.rstrip("/") + ("-cooldown" if step is None else f"-cooldown-{step}")
+
+
 def _move_aside(path: Path) -> Path:
     """Renames a run to the first free `<path>.old-N`; a link is followed, so that the disk stays the same."""
     real = path.resolve()

@@ -2,7 +2,9 @@
 
 import pytest
 
+from engine.cli.arguments import parse
 from engine.cli.main import main
+from engine.cli.supervise import run_directory
 
 DIGITS = "--config=configs.digits"
 
@@ -25,6 +27,20 @@ def test_wrong_command_is_one_sentence(words, text, capsys, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     assert main(["supervise", *words]) == 1
     assert text in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "directory"),
+    [
+        ("--cooldown=runs/a", "runs/a-cooldown"),
+        ("--cooldown=runs/a@7", "runs/a-cooldown-7"),
+        ("--cooldown=runs/a@7 --workdir=runs/b", "runs/b"),
+        (DIGITS, "runs/digits"),
+    ],
+)
+def test_supervisor_knows_the_directory_of_the_run(words, directory):
+    train, overrides = parse(["supervise"], ["--", "train", *words.split()]).parse_command()
+    assert str(run_directory(train, overrides)) == directory
 
 
 @pytest.mark.parametrize("line", ["os._exit(0)", "os.kill(os.getpid(), 9)"])

@@ -8,7 +8,7 @@ import pytest
 
 from engine.base.errors import RunError
 from engine.run import status
-from engine.run.directory import RunDirectory
+from engine.run.directory import RunDirectory, cooldown_workdir, split_step
 from engine.run.lease import DirectoryGone, LeaseLost, acquire
 from engine.run.owner import Owner
 from engine.run.status import Status
@@ -210,3 +210,25 @@ def test_open_raises_for_an_unwritable_directory(tmp_path):
 def test_run_package_does_not_import_jax():
     code = "import sys, engine.run.directory, engine.run.log; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "run", "step", "workdir"),
+    [
+        ("runs/a", "runs/a", None, "runs/a-cooldown"),
+        ("runs/a/", "runs/a/", None, "runs/a-cooldown"),
+        ("runs/a@40", "runs/a", 40, "runs/a-cooldown-40"),
+        ("runs/a/checkpoints/40/", "runs/a", 40, "runs/a-cooldown-40"),
+        ("s3://b/me@home/a@7", "s3://b/me@home/a", 7, "s3://b/me@home/a-cooldown-7"),
+        ("me@home/a", "me@home/a", None, "me@home/a-cooldown"),
+    ],
+)
+def test_run_with_a_step_is_split(text, run, step, workdir):
+    assert split_step(text) == (run, step)
+    assert cooldown_workdir(run, step) == workdir
+
+
+def test_word_in_place_of_a_step_is_refused(tmp_path):
+    (tmp_path / "config.txt").touch()
+    with pytest.raises(RunError, match=r"found 'latest' after @. Write the number of a step, or leave out @latest"):
+        split_step(f"{tmp_path}@latest")
