@@ -7,7 +7,7 @@ the tuning has not seen. `further.py` has the chunks that need results of others
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 
-from benchmarks.optimizers import further, rows, spaces
+from benchmarks.optimizers import further, rows, spaces, widths
 from benchmarks.optimizers.groups import Group, tuned
 from benchmarks.optimizers.optimizers import FULL, OPTIMIZERS
 from benchmarks.optimizers.rows import Row, Run
@@ -67,7 +67,7 @@ def optimizers_of(task: str) -> tuple[str, ...]:
 def chunks() -> Mapping[str, Chunk]:
     """Returns all chunks by name, in the order in which they should run."""
     found = [trials(task, optimizer) for task in TASKS for optimizer in optimizers_of(task)]
-    found += [Chunk(*each) for each in further.CHUNKS]
+    found += [Chunk(*each) for each in (*further.CHUNKS, *widths.CHUNKS)]
     return {chunk.name: chunk for chunk in found}
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from benchmarks.optimizers import further, measures, rows
+from benchmarks.optimizers import further, measures, rows, widths
 from benchmarks.optimizers.optimizers import OPTIMIZERS
 from benchmarks.optimizers.problems import MOMENTA, PROBLEMS, expected_risk, steady_risk
 from benchmarks.optimizers.rows import Row
@@ -21,7 +21,7 @@ def further_tables(found: Sequence[Row]) -> list[str]:
     parts = [problem(found, name) for name in PROBLEMS]
     parts += [steady(found), schedules(found), batch_size(found), accumulation(found), precision(found)]
     parts += [settings(found, chunk) for chunk in ("ema", "clipping")]
-    return list(filter(None, parts))
+    return list(filter(None, [*parts, widths.table(found)]))
 
 
 def groups(found: Sequence[Row], chunk: str) -> list[str]:

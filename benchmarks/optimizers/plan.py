@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from benchmarks.optimizers import further, spaces
+from benchmarks.optimizers import further, spaces, widths
 from benchmarks.optimizers.chunks import Chunk
 from benchmarks.optimizers.groups import TUNE
 from benchmarks.optimizers.problems import PROBLEMS
@@ -72,8 +72,9 @@ def estimate(runs: Sequence[Run]) -> float:
             continue
         cost = COST.get(f"{run.optimizer} {run.task}", COST.get(run.optimizer, 1.0))
         batch = float(run.settings.get("batch", BATCH.get(run.task, 1))) / BATCH.get(run.task, 1)
+        wide = widths.STEP_COST.get(int(run.settings.get("width", widths.BASE)), 1.0)
         slow = 1.2 if run.settings.get("precision") == "bfloat16" else 1.0
-        seconds += run.steps * STEP_MS[run.task] / 1000 * cost * batch * slow + EVALUATIONS_S + START_S
+        seconds += run.steps * STEP_MS[run.task] / 1000 * cost * batch * wide * slow + EVALUATIONS_S + START_S
         program = (run.task, run.optimizer, run.steps, spaces.program_key(run.settings))
         if program not in compiled:
             seconds += COMPILE_S

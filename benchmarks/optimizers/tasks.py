@@ -4,6 +4,7 @@ A run is an ordinary config of the engine. These settings of a run change it:
 
 - `learning_rate`, `weight_decay`, `clip_norm`, `schedule`: of the section `optimizer`; clip_norm 0: no clipping.
 - `warmup`: as a fraction of the steps. `decay`: of `warmup_stable_decay`, likewise.
+- `width`, `mup`: of the language model (`widths.py`).
 - `batch`, `accumulate`, `precision`, `ema`: of the section `train`; ema 0: no average.
 """
 
@@ -11,6 +12,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from benchmarks.optimizers import widths
 from benchmarks.optimizers.optimizers import OptimizerSpec
 from benchmarks.optimizers.rows import Run
 from convoy_zoo.configs import digits, fashion_mnist, forecast_eth_ucy, lm_stdlib, vit_fashion
@@ -129,6 +131,7 @@ def config_of(run: Run, spec: OptimizerSpec, folder: str) -> ConfigDict:
     if "clip_norm" in settings:
         section["clip_norm"] = settings.pop("clip_norm") or None
     config.optimizer = section
+    widths.apply(config, settings)
     train = {"batch": "global_batch_size", "accumulate": "accumulate", "precision": "precision", "ema": "ema_decay"}
     for name, value in settings.items():
         config.train[train[name]] = None if value == 0 else value
