@@ -44,7 +44,7 @@ MIXES: Mapping[str, Mapping[str, str]] = {
     },
     "averages": {"attention": "schedule_free_sgd", "": "schedule_free_adamw"},
     "norms of arrays": {"attention": "adafactor", "gate": "mars", "": "lamb"},
-    "matrices": {"attention": "soap", "": "muon"},
+    "matrices": {"query": "muon", "attention": "soap", "down": "soap", "": "muon"},
 }
 """Name -> optimizer of the parameters of whose paths each expression is a part, in one run; "" has the others."""
 

@@ -173,9 +173,11 @@ def _adam(
 def _refresh(parameters: Sequence[_Parameter], count: jax.Array, frequency: int) -> list[_Parameter]:
     """Returns the parameters with new bases in the first step and in each n-th step; other steps do not pay for it."""
     factors = [factor for each in parameters for factor in each.factors.values()]
+    # Their shapes say how many vectors of the first basis the gradient decides.
+    ranks = [jnp.zeros((len(x), min(each.form.size))) for each in parameters for x in each.factors.values()]
 
     def first(bases: list[Sides], mu: list[jax.Array], nu: list[jax.Array]) -> Parts:
-        return in_sides(bases, in_stacks(eigenvectors, factors)), mu, nu
+        return in_sides(bases, in_stacks(first_basis, factors, ranks)), mu, nu
 
     def renewed(bases: list[Sides], mu: list[jax.Array], nu: list[jax.Array]) -> Parts:
         found = in_stacks(power_iteration, factors, [basis for sides in bases for basis in sides.values()])
@@ -206,6 +208,23 @@ def eigenvectors(factor: jax.Array) -> jax.Array:
     """Returns the eigenvectors of symmetric matrices `[matrices, n, n]`, those of the largest eigenvalues first."""
     _, vectors = jnp.linalg.eigh(factor + REGULARIZER * jnp.eye(factor.shape[-1]))
     return vectors[..., ::-1]
+
+
+def first_basis(factor: jax.Array, rank: jax.Array) -> jax.Array:
+    """Returns the eigenvectors of the factors of one gradient, the longer side of which has zero eigenvalues.
+
+    Their vectors are arbitrary: rounding would choose them, and the first updates with them, on each mesh in another
+    way. So they complete the others by the axes in their order.
+
+    Args:
+        factor: symmetric matrices `[matrices, n, n]`.
+        rank: any array `[matrices, shorter side of the gradient]`.
+    """
+    vectors, known, size = eigenvectors(factor), rank.shape[-1], factor.shape[-1]
+    if known >= size:
+        return vectors
+    axes = jnp.broadcast_to(jnp.eye(size)[:, : size - known], (*factor.shape[:-1], size - known))
+    return jnp.linalg.qr(jnp.concatenate([vectors[..., :known], axes], axis=-1))[0]
 
 
 def power_iteration(factor: jax.Array, basis: jax.Array) -> tuple[jax.Array, jax.Array]:

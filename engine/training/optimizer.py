@@ -20,6 +20,7 @@ from engine.base.errors import ConfigError, FieldError
 from engine.base.types import PyTree
 from engine.config.schema import Group, Optimizer
 from engine.config.setting import KINDS, listed_roles
+from engine.parallel.rules import STACKED
 from engine.training import optimizer_parts
 from engine.training.optimizer_parts import ADAM, ADAM_RATE, RATE, REST, WHERE, clip, clip_limits, scale
 from engine.training.roles import Names, Roles, earlier_roles
@@ -142,6 +143,8 @@ def build_optimizer(
     all_labels = group_labels(config, params, roles)
     labels = {path: label for path, label in all_labels.items() if label not in frozen}
     schedules, messages = _schedules(config, roles, all_labels, size)
+    stacked = [path for path in params if any(name in STACKED for name in names.get(path, ()))]
+    messages += optimizer_parts.stack_warnings(config, all_labels, stacked)
     scales, details = _layer_scales(config, all_labels, params, names, roles)
     for path, factor in (factors or {}).items():
         scales[path] = np.asarray(scales.get(path, 1.0) * factor, np.float32)

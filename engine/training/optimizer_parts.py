@@ -1,7 +1,7 @@
 """The parts of the optimizer of a run: the target of each section of the config, clipping, and scaling of updates."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +44,8 @@ REFUSED = {
     "optax.contrib.momo_adam": "needs the value of the loss in its update",
 }
 """Targets whose update takes more than gradients and parameters, and what."""
+NORMS_OF_ARRAYS = ("optax.lamb", "optax.lars", "optax.adafactor", "optax.novograd", "optax.fromage")
+"""Targets that compute norms or factors of each array, also of one that holds several matrices."""
 
 
 def of_label(
@@ -107,6 +109,27 @@ def _of_section(
 
 def _parameters(config: Optimizer, where: str) -> Mapping[str, object]:
     return parameters_of(resolve(config, where)) or {}
+
+
+def stack_warnings(config: Optimizer, labels: Mapping[str, str], stacked: Collection[str]) -> list[str]:
+    """Returns warnings about optimizers that treat a stack of layers as one array.
+
+    Args:
+        config: config section `optimizer`.
+        labels: path -> group of each trained parameter.
+        stacked: paths of the parameters of stacked layers.
+    """
+    found: dict[str, list[str]] = {}
+    for path in stacked:
+        section = config.of_group(labels[path]) if labels[path] != REST else config
+        if section.target in NORMS_OF_ARRAYS:
+            found.setdefault(section.target, []).append(path)
+    return [
+        f"warning: {target} computes norms of whole arrays: the layers of {', '.join(paths[:2])}"
+        f"{f' and {len(paths) - 2} more' if len(paths) > 2 else ''} have one norm together, and each layer would have "
+        "its own without a stack"
+        for target, paths in found.items()
+    ]
 
 
 def uses_matrices(config: Optimizer) -> bool:

@@ -159,7 +159,7 @@ def test_all_chunks_are_reported_and_drawn(made_up, tmp_path, capsys):
     assert command.main(["report", f"--rows={made_up}"]) == 0
     text = capsys.readouterr().out
     titles = [line.removeprefix("### ") for line in text.splitlines() if line.startswith("###")]
-    assert titles[:2] == ["What the shortened tasks reach", "Fashion-MNIST CNN"] and len(titles) == 16
+    assert titles[:2] == ["What the shortened tasks reach", "Fashion-MNIST CNN"] and len(titles) == 17
     assert text.count("| Adam-mini |") == 4 and "nan" not in text
     assert command.main(["plot", f"--rows={made_up}", f"--output={tmp_path}"]) == 0
     assert sorted(path.stem.removeprefix("optimizers-") for path in tmp_path.iterdir()) == sorted(FIGURES)

@@ -248,3 +248,13 @@ def test_updates_are_multiplied_by_a_factor_or_by_one_for_each_layer():
         {"a": jnp.ones(2), "b": jnp.ones((2, 3))}, optax.EmptyState()
     )
     assert found["a"].tolist() == [0.5, 0.5] and found["b"].tolist() == [[1] * 3, [2] * 3]
+
+
+def test_optimizer_with_norms_of_arrays_warns_about_stacked_layers():
+    names = {"a/kernel": ("layers", None, None)}
+    config = Optimizer(target="optax.lamb", groups={"b": Group(match="^b/", target="optax.adafactor")})
+    [message] = build_optimizer(config, SIZE, random(0), names).messages
+    assert message.startswith(
+        "warning: optax.lamb computes norms of whole arrays: the layers of a/kernel have one norm "
+    )
+    assert build_optimizer(Optimizer(), SIZE, random(0), names).messages == ()
