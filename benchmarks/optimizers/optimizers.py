@@ -22,7 +22,6 @@ class OptimizerSpec:
         target: `optimizer.target` of a config.
         rate: the usual peak of the learning rate, the middle of the tuned range.
         weight_decay: smallest and largest weight decay, in the convention of the target; None: it takes none.
-        decay_name: its argument for the weight decay.
         arguments: other arguments, which are not tuned.
         schedule: `optimizer.schedule` of a config.
         adam_ratio: `adam_learning_rate` of Muon over the learning rate; None: the target takes none.
@@ -33,7 +32,6 @@ class OptimizerSpec:
     target: str
     rate: float
     weight_decay: tuple[float, float] | None = (0.01, 0.3)
-    decay_name: str = "weight_decay"
     arguments: Mapping[str, Value] = dataclasses.field(default_factory=dict)
     schedule: str = "cosine"
     adam_ratio: float | None = None
@@ -52,31 +50,24 @@ OPTIMIZERS: Mapping[str, OptimizerSpec] = {
     # Chen et al. 2023, arXiv:2302.06675: a learning rate 3 to 10 times smaller, and a weight decay as much larger.
     "lion": OptimizerSpec("Lion", "optax.lion", 3e-4, (0.1, 3.0), arguments={"b1": 0.9, "b2": 0.99}),
     # Shazeer & Stern 2018, arXiv:1804.04235: a relative step of 0.01. The models here are narrower than the default of
-    # 128, below which nothing is factored. The target does not multiply the decay by the learning rate.
-    "adafactor": OptimizerSpec(
-        "Adafactor",
-        "optax.adafactor",
-        2e-2,
-        (1e-5, 1e-3),
-        "weight_decay_rate",
-        arguments={"min_dim_size_to_factor": 16},
-    ),
+    # 128, below which nothing is factored.
+    "adafactor": OptimizerSpec("Adafactor", "engine.optimizers.adafactor", 2e-2, arguments={"smallest": 16}),
     "schedule_free_adamw": OptimizerSpec(  # Defazio et al. 2024, arXiv:2405.15682: up to ten times the rate of AdamW
         "schedule-free AdamW",
-        "optax.contrib.schedule_free_adamw",
+        "engine.optimizers.schedule_free_adamw",
         5e-3,
         arguments={"b1": 0.9, "b2": 0.999},
         schedule="constant",
     ),
     "nadamw": OptimizerSpec("NAdamW", "optax.nadamw", 2e-3, arguments=_ADAM),  # Dozat 2016
-    "lamb": OptimizerSpec("LAMB", "optax.lamb", 1e-2, arguments=_ADAM),  # You et al. 2020, arXiv:1904.00962
+    "lamb": OptimizerSpec("LAMB", "engine.optimizers.lamb", 1e-2, arguments=_ADAM),  # You et al. 2020, arXiv:1904.00962
     # Pagliardini et al. 2024, arXiv:2409.03137. The usual b3 = 0.9999 averages over ten times the steps of these runs.
     "ademamix": OptimizerSpec(
         "AdEMAMix", "optax.contrib.ademamix", 1e-3, arguments={**_ADAM, "b3": 0.999, "alpha": 5.0}
     ),
     "schedule_free_sgd": OptimizerSpec(
         "schedule-free SGD",
-        "optax.contrib.schedule_free_sgd",
+        "engine.optimizers.schedule_free_sgd",
         1.0,
         (1e-5, 1e-3),
         arguments={"b1": 0.9},

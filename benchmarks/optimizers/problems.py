@@ -209,7 +209,7 @@ def _build(
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{spec.target} of {spec.title} is missing: {error}.") from error
     takes = parameters_of(target) or {}
-    arguments: dict[str, Any] = {**spec.arguments, **dict.fromkeys({spec.decay_name} & takes.keys(), 0.0)}
+    arguments: dict[str, Any] = {**spec.arguments, **dict.fromkeys({"weight_decay"} & takes.keys(), 0.0)}
     arguments |= {name: value for name, value in settings.items() if name in takes}
     numbers = optax.contrib.MuonDimensionNumbers((0,), (1,))
     for name in {"matrices", "muon_weight_dimension_numbers"} & takes.keys():

@@ -125,7 +125,7 @@ def config_of(run: Run, spec: OptimizerSpec, folder: str) -> ConfigDict:
     if spec.adam_ratio is not None:
         section["adam_learning_rate"] = spec.adam_ratio * rate
     if "weight_decay" in settings:
-        section[spec.decay_name] = settings.pop("weight_decay")
+        section["weight_decay"] = settings.pop("weight_decay")
     if "decay" in settings:
         section["schedule_arguments"] = {"decay": settings.pop("decay")}
     if "clip_norm" in settings:

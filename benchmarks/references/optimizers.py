@@ -4,8 +4,8 @@ The parameters are a tall and a wide matrix, an attention kernel [in, heads, siz
 all with weight decay. The other program has one matrix for each layer. `outside/optimizers.py` says which packages and
 settings.
 
-optax treats a stack as one array. So it computes the norms of LAMB and Adafactor over all layers, and Adafactor factors
-the two largest dimensions of an attention kernel. Their rows have each matrix in an array of its own (`ONE_EACH`).
+The LAMB and Adafactor of optax treat a stack as one array, and an attention kernel as one of three dimensions
+(`OF_OPTAX`); those of the engine do not.
 """
 
 import functools
@@ -50,12 +50,11 @@ TARGETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "adamw": ("optax.adamw", DECAYED),
     "nadamw": ("optax.nadamw", DECAYED),
     "lion": ("optax.lion", DECAYED),
-    # optax does not multiply this decay by the learning rate.
-    "adafactor": ("optax.adafactor", {"weight_decay_rate": RATE * DECAY, "min_dim_size_to_factor": 1}),
-    "lamb": ("optax.lamb", DECAYED),
+    "adafactor": ("engine.optimizers.adafactor", {**DECAYED, "smallest": 1}),
+    "lamb": ("engine.optimizers.lamb", DECAYED),
     "ademamix": ("optax.contrib.ademamix", DECAYED),
-    "schedule_free_sgd": ("optax.contrib.schedule_free_sgd", DECAYED),
-    "schedule_free_adamw": ("optax.contrib.schedule_free_adamw", DECAYED),
+    "schedule_free_sgd": ("engine.optimizers.schedule_free_sgd", DECAYED),
+    "schedule_free_adamw": ("engine.optimizers.schedule_free_adamw", DECAYED),
     "muon": ("engine.optimizers.muon", DECAYED),
     "soap": ("engine.optimizers.soap", {**DECAYED, "largest": 10}),
     "mars": ("engine.optimizers.mars", DECAYED),
@@ -66,8 +65,14 @@ TARGETS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     ),
 }
 """Item -> target of `optimizer.target`, and its arguments."""
-ONE_EACH = ("adafactor", "lamb")
-"""Items whose matrices are arrays of their own."""
+OF_OPTAX: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    # optax does not multiply this decay by the learning rate.
+    "adafactor": ("optax.adafactor", {"weight_decay_rate": RATE * DECAY, "min_dim_size_to_factor": 1}),
+    "lamb": ("optax.lamb", DECAYED),
+}
+"""Optimizers of Optax that compute norms and factors of whole arrays."""
+STACKED = {"stack": 1}
+"""Parameter -> leading dimensions that index its layers."""
 ITEMS = tuple(TARGETS)
 
 
@@ -120,7 +125,7 @@ def run(
     item: str,
     params: Mapping[str, np.ndarray],
     gradients: Mapping[str, np.ndarray],
-    one_each: bool | None = None,
+    targets: Mapping[str, tuple[str, Mapping[str, Any]]] = TARGETS,
 ) -> dict[str, np.ndarray]:
     """Returns `NAME@STEP` -> parameter, and `NAME/average@STEP` -> average of a schedule-free optimizer.
 
@@ -128,30 +133,28 @@ def run(
         item: the optimizer.
         params: name -> parameter at the start.
         gradients: name -> gradients [steps, ...].
-        one_each: whether each matrix is an array of its own; None: as `ONE_EACH` says.
+        targets: item -> target and arguments.
     """
-    tx, one_each = build(item), item in ONE_EACH if one_each is None else one_each
-    now = jax.tree.map(jnp.asarray, _apart(params) if one_each else dict(params))
+    tx, now = build(*targets[item]), jax.tree.map(jnp.asarray, dict(params))
     state, found = tx.init(now), {}
     step_ = jax.jit(functools.partial(_step, tx))
     for step in range(1, max(STEPS) + 1):
-        gradient = {name: x[step - 1] for name, x in gradients.items()}
-        now, state = step_(now, state, _apart(gradient) if one_each else gradient)
+        now, state = step_(now, state, {name: x[step - 1] for name, x in gradients.items()})
         if step in STEPS:
-            found |= {f"{name}@{step}": x for name, x in (_together(now) if one_each else now).items()}
+            found |= {f"{name}@{step}": x for name, x in now.items()}
             if isinstance(state, optax.contrib.ScheduleFreeState):
                 averages: Any = optax.contrib.schedule_free_eval_params(state, now)
                 found |= {f"{name}/average@{step}": x for name, x in averages.items()}
     return {name: np.asarray(x) for name, x in found.items()}
 
 
-def build(item: str) -> optax.GradientTransformation:
-    """Returns the optimizer of an item."""
-    target, arguments = TARGETS[item]
+def build(target: str, arguments: Mapping[str, Any]) -> optax.GradientTransformation:
+    """Returns an optimizer."""
     module, _, name = target.rpartition(".")
     function: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    matrices = {"matrices": numbers} if "matrices" in inspect.signature(function).parameters else {}
-    return function(RATE, **arguments, **matrices)
+    given = {"matrices": numbers, "stacked": lambda params: STACKED}
+    taken = inspect.signature(function).parameters.keys() & given.keys()
+    return function(RATE, **arguments, **{argument: given[argument] for argument in taken})
 
 
 def numbers(params: Mapping[str, Any]) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
@@ -169,17 +172,3 @@ def _error(start: np.ndarray, found: np.ndarray | None, wanted: np.ndarray) -> f
         return math.inf
     difference, change = np.abs(found - wanted).max(), np.abs(wanted - start).max()
     return float(difference / change) if change else float(difference)
-
-
-def _apart(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns each matrix as an array of its own."""
-    stack = {f"stack.{i}": x for i, x in enumerate(arrays["stack"])}
-    heads = {"heads": arrays["heads"].reshape(len(arrays["heads"]), -1)}
-    return {**{name: x for name, x in arrays.items() if name != "stack"}, **heads, **stack}
-
-
-def _together(arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the arrays of `_apart` in their own shapes."""
-    stack = jnp.stack([x for name, x in sorted(arrays.items()) if name.startswith("stack.")])
-    heads = arrays["heads"].reshape(-1, 2, 4)
-    return {**{name: x for name, x in arrays.items() if not name.startswith("stack.")}, "heads": heads, "stack": stack}

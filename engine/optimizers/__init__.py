@@ -9,25 +9,33 @@ from typing import TYPE_CHECKING
 from engine import lazy_exports
 
 if TYPE_CHECKING:
+    from engine.optimizers.averages import schedule_free_adamw, schedule_free_sgd
     from engine.optimizers.blocks import adam_mini
     from engine.optimizers.eigenbases import soap
+    from engine.optimizers.norms import adafactor, lamb
     from engine.optimizers.orthogonalized import muon
     from engine.optimizers.roots import shampoo
     from engine.optimizers.sharpness import sam_update
     from engine.optimizers.variance_reduced import mars
 
 __all__ = [
+    "adafactor",
     "adam_mini",
+    "lamb",
     "mars",
     "muon",
     "sam_update",
+    "schedule_free_adamw",
+    "schedule_free_sgd",
     "shampoo",
     "soap",
 ]
 
 _MODULES = {
+    "engine.optimizers.averages": ("schedule_free_adamw", "schedule_free_sgd"),
     "engine.optimizers.blocks": ("adam_mini",),
     "engine.optimizers.eigenbases": ("soap",),
+    "engine.optimizers.norms": ("adafactor", "lamb"),
     "engine.optimizers.orthogonalized": ("muon",),
     "engine.optimizers.roots": ("shampoo",),
     "engine.optimizers.sharpness": ("sam_update",),

@@ -143,7 +143,7 @@ def build_optimizer(
     all_labels = group_labels(config, params, roles)
     labels = {path: label for path, label in all_labels.items() if label not in frozen}
     schedules, messages = _schedules(config, roles, all_labels, size)
-    stacked = [path for path in params if any(name in STACKED for name in names.get(path, ()))]
+    stacked = {path: count for path in params if (count := sum(name in STACKED for name in names.get(path, ())))}
     messages += optimizer_parts.stack_warnings(config, all_labels, stacked)
     scales, details = _layer_scales(config, all_labels, params, names, roles)
     for path, factor in (factors or {}).items():
@@ -152,7 +152,7 @@ def build_optimizer(
     is_partitioned = len(set(labels.values())) > 1 or any(group.frozen_until for group in config.groups.values())
 
     def make(schedules: Mapping[str, Schedule]) -> Transformation:
-        return _transformation(config, labels, schedules, roles, scales, is_partitioned=is_partitioned)
+        return _transformation(config, labels, schedules, roles, scales, stacked, is_partitioned=is_partitioned)
 
     optimizer = RunOptimizer(
         schedules=schedules,
@@ -178,13 +178,14 @@ def _transformation(
     schedules: Mapping[str, Schedule],
     roles: Roles,
     scales: Mapping[str, np.ndarray],
+    stacked: Mapping[str, int],
     *,
     is_partitioned: bool,
 ) -> Transformation:
     """Returns the transformation of all trained parameters: clipping, the groups, and the factors on their updates."""
     parts = {}
     for label in sorted(set(labels.values())):
-        parts[label] = optimizer_parts.of_label(config, label, schedules, roles)
+        parts[label] = optimizer_parts.of_label(config, label, schedules, roles, stacked)
     tx = optax.partition(parts, labels) if is_partitioned else next(iter(parts.values()))
     limits = clip_limits(config, labels)
     before, after = ([clip(limits)] if limits else []), ([scale(scales)] if scales else [])

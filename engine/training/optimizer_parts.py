@@ -25,6 +25,8 @@ RATE = "learning_rate"
 """Name of the metric, and first part of those of the groups."""
 MATRICES = ("muon_weight_dimension_numbers", "matrices")
 """Arguments of a target that take the matrices of a model: that of `optax.contrib.muon`, and that of the engine."""
+STACKED = "stacked"
+"""Argument of a target that takes the leading dimensions of each parameter that index layers."""
 MASKS = ("mask", "weight_decay_mask")
 """Arguments of a target that take the parameters to which weight decay applies."""
 ADAM_RATE = "adam_learning_rate"
@@ -49,7 +51,7 @@ NORMS_OF_ARRAYS = ("optax.lamb", "optax.lars", "optax.adafactor", "optax.novogra
 
 
 def of_label(
-    config: Optimizer, label: str, schedules: Mapping[str, Schedule], roles: Roles
+    config: Optimizer, label: str, schedules: Mapping[str, Schedule], roles: Roles, stacked: Mapping[str, int]
 ) -> optax.GradientTransformation:
     """Returns the transformation of one group, or of the parameters of no group.
 
@@ -58,6 +60,7 @@ def of_label(
         label: name of the group, or `REST`.
         schedules: label -> learning rate, and label with `ADAM` -> that of the other parameters.
         roles: the roles of the parameters.
+        stacked: path of a parameter of stacked layers -> number of leading dimensions that index the layers.
 
     Raises:
         ConfigError: the target does not take a setting, or is no optimizer.
@@ -66,7 +69,7 @@ def of_label(
     if label + ADAM in schedules and not roles.is_earlier:
         rates[ADAM_RATE] = schedules[label + ADAM]
     if label == REST:
-        return _of_section(config, rates, WHERE, roles)
+        return _of_section(config, rates, WHERE, roles, stacked)
     group, section, where = config.groups[label], config.of_group(label), f"{WHERE}.groups.{label}"
     if group.weight_decay is not None:
         if "weight_decay" not in _parameters(section, where):
@@ -75,11 +78,11 @@ def of_label(
     from engine.training.every import every
 
     rates = {name: rate.every(group.every) for name, rate in rates.items()}
-    return every(group.every, _of_section(section, rates, where, roles))
+    return every(group.every, _of_section(section, rates, where, roles, stacked))
 
 
 def _of_section(
-    config: Optimizer, rates: Mapping[str, Schedule], where: str, roles: Roles
+    config: Optimizer, rates: Mapping[str, Schedule], where: str, roles: Roles, stacked: Mapping[str, int]
 ) -> optax.GradientTransformation:
     """Returns the transformation of the target of one section; `rates` are its arguments that are schedules."""
     if (reason := REFUSED.get(config.target)) is not None:
@@ -92,6 +95,8 @@ def _of_section(
     for name in free.intersection(MATRICES):
         # `optax.tree.map_params` passes an empty pytree in place of the parameters.
         given[name] = lambda params: roles.numbers(params) if isinstance(params, Mapping) else params
+    if STACKED in free:
+        given[STACKED] = lambda params: stacked
     config = dataclasses.replace(config, arguments={k: x for k, x in config.arguments.items() if k not in rates})
     try:
         found = build(config, where, **given)
@@ -124,12 +129,14 @@ def stack_warnings(config: Optimizer, labels: Mapping[str, str], stacked: Collec
         section = config.of_group(labels[path]) if labels[path] != REST else config
         if section.target in NORMS_OF_ARRAYS:
             found.setdefault(section.target, []).append(path)
-    return [
-        f"warning: {target} computes norms of whole arrays: the layers of {', '.join(paths[:2])}"
-        f"{f' and {len(paths) - 2} more' if len(paths) > 2 else ''} have one norm together, and each layer would have "
-        "its own without a stack"
-        for target, paths in found.items()
-    ]
+    messages = []
+    for target, paths in found.items():
+        more = f" and {len(paths) - 2} more" if len(paths) > 2 else ""
+        messages.append(
+            f"warning: {target} computes norms of whole arrays: the layers of {', '.join(paths[:2])}{more} have one "
+            "norm together. engine.optimizers.{lamb,adafactor} have one for each layer."
+        )
+    return messages
 
 
 def uses_matrices(config: Optimizer) -> bool:
@@ -138,7 +145,7 @@ def uses_matrices(config: Optimizer) -> bool:
 
 
 def takes_matrices(config: Optimizer, where: str = WHERE) -> bool:
-    """Returns whether the engine decides which parameters are the matrices of an optimizer, such as Muon.
+    """Returns whether the engine decides which parameters are the matrices of an optimizer, and AdamW has the others.
 
     Args:
         config: the section, or `Optimizer.of_group`.
@@ -147,7 +154,8 @@ def takes_matrices(config: Optimizer, where: str = WHERE) -> bool:
     Raises:
         ConfigError: the target cannot be imported.
     """
-    return bool(_parameters(config, where).keys() & set(MATRICES) - config.arguments.keys())
+    found = _parameters(config, where).keys()
+    return STACKED not in found and bool(found & set(MATRICES) - config.arguments.keys())
 
 
 def name_of(config: Optimizer) -> str:
