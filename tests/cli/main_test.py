@@ -54,7 +54,7 @@ def test_function_returns_while_a_thread_waits_for_storage(capsys):
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
-        (["train"], 1, "convoy train: the following arguments are required: --config"),
+        (["train"], 1, "convoy train: one of the arguments --config --cooldown is required"),
         (["trian"], 1, "trian: unknown command. Did you mean train?"),
         (["train", DIGITS, "--fresch"], 1, "--fresch: unknown argument of convoy train. Did you mean --fresh?"),
         (["train", DIGITS, "--config.train.totl=3"], 1, "ConfigError: train.totl: unknown field"),
