@@ -305,7 +305,7 @@ def group_labels(config: Optimizer, params: Mapping[str, Leaf], roles: Roles) ->
         labels[path] = next((name for name, group in config.groups.items() if _is_in(group, path, roles)), REST)
     for name, group in config.groups.items():
         if name not in labels.values() and (roles.is_traced or not group.roles):
-            found = ", ".join(f"{path} ({roles.of[path]})" if group.roles else path for path in params)
+            found = ", ".join(f"{path} ({roles.of.get(path)})" if group.roles else path for path in params)
             wanted = f".match = {group.match!r}" + f" with roles = {group.roles!r}" * bool(group.roles)
             raise ConfigError(
                 f"optimizer.groups.{name}{wanted} matches no trained parameter, or only parameters of "
@@ -317,4 +317,4 @@ def group_labels(config: Optimizer, params: Mapping[str, Leaf], roles: Roles) ->
 def _is_in(group: Group, path: str, roles: Roles) -> bool:
     """Returns whether a group matches a parameter."""
     is_named = re.search(group.match, path) is not None
-    return is_named and (not group.roles or roles.of[path] in listed_roles(group.roles))
+    return is_named and (not group.roles or roles.of.get(path) in listed_roles(group.roles))

@@ -136,7 +136,7 @@ class Roles:
         for path, x in params.items():
             matrices = _matrices(x, self.dimensions[path]) if path in self.dimensions else ""
             mark, reason = "*" if path in decayed else " ", self.reasons.get(path, "")
-            text = f"  {path:{width}}  {mark} {self.of[path]:{longest}}  {matrices:18}  {reason}"
+            text = f"  {path:{width}}  {mark} {self.of.get(path, ''):{longest}}  {matrices:18}  {reason}"
             lines.append(text.rstrip())
         return "\n".join(lines)
 
