@@ -1,4 +1,4 @@
-"""Chunks beside the comparison of optimizers: problems with known answers, schedules, and settings of a run.
+"""The chunks that do not compare optimizers on tasks: problems with known answers, schedules, and settings of a run.
 
 The settings of a run are compared with AdamW on the language model, from its tuned point.
 """

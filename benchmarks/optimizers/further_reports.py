@@ -1,4 +1,4 @@
-"""Tables of the chunks beside the comparison of optimizers."""
+"""Tables of the chunks that do not compare optimizers on tasks."""
 
 import math
 from collections.abc import Sequence
@@ -56,7 +56,7 @@ def problem(found: Sequence[Row], name: str) -> str:
 
 
 def steady(found: Sequence[Row]) -> str:
-    """Returns the risk of gradient descent with a constant learning rate, beside the known one."""
+    """Returns the risk of gradient descent with a constant learning rate, and the known one."""
     lines = []
     for momentum in MOMENTA:
         group = f"{further.STEADY}{momentum:g}"

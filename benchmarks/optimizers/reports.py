@@ -28,7 +28,7 @@ def text(found: Sequence[Row]) -> str:
 
 
 def baselines(found: Sequence[Row], tasks: Iterable[str]) -> str:
-    """Returns what the tuned baseline reaches on each shortened task, beside the documented metric of the whole one."""
+    """Returns what the tuned baseline reaches on each shortened task, and the documented metric of the whole one."""
     lines = []
     for name in tasks:
         task, runs = task_of(name), measures.final_rows(found, name, BASELINE)

@@ -1,4 +1,4 @@
-"""A hook that holds a run at some steps, so that a test can act before the run goes on."""
+"""A hook that holds a run at some steps, so that a test can act before it continues."""
 
 import time
 from collections.abc import Sequence
