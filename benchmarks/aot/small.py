@@ -7,7 +7,8 @@ kernels of such a model take. Kernels in one CUDA graph, a *command buffer* of X
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
 
 import jax
 from jax.sharding import Mesh
@@ -23,6 +24,7 @@ _THUNK = re.compile(r"^( *)\d+: k(\w+)", re.MULTILINE)
 _CONTAINERS = re.compile(r"While|Conditional|Sequential|Async\w+|DynamicSliceFusion|\w+Done|WaitForStreams")
 _DOT = re.compile(r"lhs_batch_dims=\{([\d,]*)\}|lhs_contracting_dims=\{([\d,]*)\}")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
+_WINDOW = re.compile(r"window=\{([^}]*)\}")
 _CUDNN = re.compile(r'custom_call_target="__cudnn\$conv(\w+)"')
 _CUBLAS = re.compile(r'"lhs_contracting_dimensions":\[([^\]]*)\].*?"lhs_batch_dimensions":\[([^\]]*)\]')
 
@@ -142,8 +144,33 @@ def _sizes(i: Instruction, shapes: Mapping[str, str]) -> tuple[int, int, int, in
         "BackwardFilter": (_dims(i.shape), second),
     }.get(direction, (second, _dims(i.shape)))
     inputs, outputs = (kernel[labels[2].index(letter)] for letter in "io")
-    features = out[labels[3].index("f")]
-    return math.prod(kernel) // (inputs * outputs), math.prod(out) // features, inputs, outputs
+    features, offsets = out[labels[3].index("f")], math.prod(kernel) // (inputs * outputs)
+    rows = math.prod(out) // features
+    if (window := _WINDOW.search(i.rest)) and "lhs_dilate" in window[1] and not cudnn:
+        spatial = [(first[labels[1].index(n)], kernel[labels[2].index(n)], out[labels[3].index(n)])
+                   for n in map(str, range(len(first) - 2))]  # fmt: skip
+        rows = math.ceil(rows * _inside(window[1], spatial))
+    return offsets, rows, inputs, outputs
+
+
+def _inside(window: str, sizes: Sequence[tuple[int, int, int]]) -> Fraction:
+    """Returns the share of the products of a convolution that fall on numbers of the input, not between or outside.
+
+    A TPU multiplies a batch of matrices as a convolution over a dilated input, in which each output meets one matrix.
+
+    Args:
+        window: the window as HLO says it, such as "size=24 stride=23 lhs_dilate=24".
+        sizes: of the input, the kernel and the output along each spatial dimension.
+    """
+    found = {name: text.split("x") for name, text in (part.split("=") for part in window.split())}
+    share = Fraction(1)
+    for n, (size, kernel, outputs) in enumerate(sizes):
+        stride, between, apart = (int(found[k][n]) if k in found else 1 for k in ("stride", "lhs_dilate", "rhs_dilate"))
+        first = int(found["pad"][n].split("_")[0]) if "pad" in found else 0
+        places = (o * stride + k * apart - first for o in range(outputs) for k in range(kernel))
+        inside = sum(place % between == 0 and 0 <= place // between < size for place in places)
+        share *= Fraction(inside, kernel * outputs)
+    return share
 
 
 def _product(i: Instruction, shapes: Mapping[str, str], batch: str, contracted: str) -> tuple[int, int, int, int]:

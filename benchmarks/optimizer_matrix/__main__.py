@@ -113,14 +113,10 @@ def _compiled(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     for name, parts in rows.items():
         for target, x in parts.get("compiled", {}).items():
             lines.append(
-                f"{name}, {target}: {_flops(x['gflop'])}{x['gbytes']:.2f} GB moved, {x['sent_mb']:.0f} MB sent in "
+                f"{name}, {target}: {x['gflop']:.0f} GFLOP, {x['gbytes']:.2f} GB moved, {x['sent_mb']:.0f} MB sent in "
                 f"{x['collectives']:.0f} collectives, {x['ms']:.2f} ms of the {x['step_ms']:.1f} ms of a step"
             )
     return ["", *lines] if lines else []
-
-
-def _flops(gflop: float | None) -> str:
-    return "" if gflop is None else f"{gflop:.0f} GFLOP, "
 
 
 def _number(x: float | None) -> str:

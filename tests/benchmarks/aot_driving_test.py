@@ -1,6 +1,7 @@
 """Costs of a step of a small model, read from HLO and from what XLA executes, and the rows of the benchmark."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,19 @@ ENTRY %main (a: bf16[2,30,14], b: bf16[2,14,20]) -> bf16[2,30,20] {{
   ROOT %d = bf16[2,30,20]{{2,1,0}} dot(%a, %b), lhs_batch_dims={{0}}, lhs_contracting_dims={{2}}
 }}
 """
+STRIDED = "window={size=3x3 pad=2_1x2_1 lhs_dilate=2x2 rhs_reversal=1x1}, dim_labels=b01f_01oi->b01f"
+BATCHED = "window={size=4x6 stride=3x5 lhs_dilate=4x6}, dim_labels=01bf_01io->01bf"
+ON_A_TPU = f"""HloModule test
+
+ENTRY %main (a: bf16[4,6,30,14], b: bf16[4,6,14,20]) -> bf16[4,6,30,20] {{
+  %a = bf16[4,6,30,14]{{3,2,1,0}} parameter(0)
+  %b = bf16[4,6,14,20]{{3,2,1,0}} parameter(1)
+  %g = bf16[2,8,8,16]{{3,2,1,0}} parameter(2)
+  %w = bf16[3,3,32,16]{{3,2,1,0}} parameter(3)
+  %i = bf16[2,16,16,32]{{3,2,1,0}} convolution(%g, %w), {STRIDED}
+  ROOT %d = bf16[4,6,30,20]{{3,2,1,0}} convolution(%a, %b), {BATCHED}
+}}
+"""
 
 
 def test_a_graph_is_started_once_and_a_loop_in_each_step():
@@ -54,6 +68,10 @@ def test_products_and_convolutions_have_their_sizes():
     found = [sizes for _, sizes in small.products(HloText.parse(PRODUCTS))]
     assert found == [(9, 256, 16, 32)] * 3 + [(2, 30, 14, 20)]
     assert small.rounded((2, 30, 14, 20), 8, 128) == 2 * 32 * 128 * 128
+    strided, batched = (sizes for _, sizes in small.products(HloText.parse(ON_A_TPU)))
+    assert batched == (24, 30, 14, 20)
+    # A number of the input meets 9 numbers of the kernel, except for the last ones, whose output is cut off.
+    assert strided == (9, math.ceil(2 * (8 * 3 - 1) ** 2 / 9), 16, 32)
 
 
 def test_costs_are_those_of_one_step(monkeypatch):
