@@ -24,6 +24,7 @@ from benchmarks import report
 from benchmarks.optimizers import rows
 from benchmarks.optimizers.chunks import Chunk, chunks, tiny_chunks
 from benchmarks.optimizers.further import MissingRows
+from benchmarks.optimizers.rows import Row
 from engine.base import files
 from engine.base.errors import ConvoyError
 
@@ -64,20 +65,30 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace, found: Mapping[str, Chunk]) -> None:
     names = _select(args.chunk, found)
     with _own_core():
-        from benchmarks.optimizers.training import train  # JAX begins with the core of this process
+        from benchmarks.optimizers.training import train, train_in_turns  # JAX begins with the core of this process
 
         for name in names:
             begin, count = time.monotonic(), 0
-            while (run := found[name].next_run(rows.read(args.rows))) is not None:
-                row = train(run, args.eth_ucy, report.progress)
-                rows.append(row, args.rows)
-                count += 1
-                settings = " ".join(f"{key}={value}" for key, value in run.settings.items())
-                loss = "diverged" if row.diverged else f"loss {row.final:.5g}"
-                text = f"{run.kind} seed {run.seed}, {settings}: {loss}, {row.cpu_s:.1f} s, {row.step_ms:.2f} ms a step"
-                print(f"{name} {run.group}, {text}", flush=True)
+            chunk = found[name]
+            while runs := chunk.next_runs(rows.read(args.rows)):
+                if chunk.in_turns:
+                    trained = train_in_turns(runs, args.eth_ucy)
+                else:
+                    trained = [train(run, args.eth_ucy, report.progress) for run in runs]
+                for row in trained:
+                    rows.append(row, args.rows)
+                    print(f"{name} {_described(row)}", flush=True)
+                count += len(trained)
             minutes = (time.monotonic() - begin) / 60
             print(f"{name}: {count} runs, {minutes:.1f} minutes; the chunk is done", flush=True)
+
+
+def _described(row: Row) -> str:
+    """Returns a line about a row."""
+    settings = " ".join(f"{key}={value}" for key, value in row.run.settings.items())
+    loss = "diverged" if row.diverged else f"loss {row.final:.5g}" if row.loss else "not evaluated"
+    text = f"{row.run.group}, {row.run.kind} seed {row.run.seed}, {settings}: {loss}"
+    return f"{text}, {row.cpu_s:.1f} s, {row.step_ms:.2f} ms a step"
 
 
 def _select(text: str, found: Mapping[str, Chunk]) -> list[str]:

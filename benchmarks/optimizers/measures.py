@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from benchmarks.optimizers import rows
+from benchmarks.optimizers import rows, timing
 from benchmarks.optimizers.chunks import TRIALS, chunk_name
 from benchmarks.optimizers.rows import Row
 from engine.experiments.statistics import Interval, t_interval
@@ -73,8 +73,9 @@ def to_target(found: Sequence[Row], task: str, optimizer: str, unit: str = STEPS
 
 
 def step_ms(found: Sequence[Row], task: str, optimizer: str) -> float:
-    """Returns the CPU milliseconds of a step: the smallest of the tuned runs, which others have disturbed least."""
-    return min((row.step_ms for row in final_rows(found, task, optimizer)), default=math.nan)
+    """Returns the CPU milliseconds of a step: those measured in turns, or else the smallest of the tuned runs."""
+    in_turns = [row for row in found if (row.run.chunk, row.run.optimizer) == (timing.chunk_name(task), optimizer)]
+    return min((row.step_ms for row in in_turns or final_rows(found, task, optimizer)), default=math.nan)
 
 
 def final_loss(found: Sequence[Row], task: str, optimizer: str) -> Interval:

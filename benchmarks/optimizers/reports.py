@@ -8,7 +8,7 @@ from benchmarks.optimizers.further_reports import further_tables
 from benchmarks.optimizers.measures import BASELINE, STEPS, TIME
 from benchmarks.optimizers.optimizers import FULL, OPTIMIZERS
 from benchmarks.optimizers.rows import Row
-from benchmarks.optimizers.tables import interval, markdown, number, times, titled
+from benchmarks.optimizers.tables import NONE, interval, markdown, number, times, titled
 from benchmarks.optimizers.tasks import TASKS, TINY, task_of
 from engine.experiments.statistics import t_interval
 
@@ -16,7 +16,7 @@ from engine.experiments.statistics import t_interval
 def text(found: Sequence[Row]) -> str:
     """Returns all tables that the rows allow."""
     tasks = [name for name in (*TASKS, *TINY) if measures.compared(found, name)]
-    parts = [baselines(found, tasks)] if tasks else []
+    parts = [baselines(found, tasks), summary(found, tasks)] if tasks else []
     parts += [comparison(found, task) for task in tasks]
     parts += [
         profiles(found, tasks, unit)
@@ -40,6 +40,25 @@ def baselines(found: Sequence[Row], tasks: Iterable[str]) -> str:
         lines.append([task.title, f"{runs[0].run.steps:,}", f"{seconds:.0f}", reached, task.full])
     head = ["task", "steps", "CPU s", f"tuned {OPTIMIZERS[BASELINE].title} reaches", "the whole task reaches"]
     return titled("What the shortened tasks reach", markdown(head, lines)) if lines else ""
+
+
+def summary(found: Sequence[Row], tasks: Sequence[str]) -> str:
+    """Returns steps and time to the target on every task, as shares of those of the baseline."""
+    names = [name for name in OPTIMIZERS if any(name in measures.compared(found, task) for task in tasks)]
+    lines = []
+    for name in names:
+        cells = []
+        for task in tasks:
+            shares = [
+                times(measures.to_target(found, task, name, unit), measures.to_target(found, task, BASELINE, unit))
+                for unit in (STEPS, TIME)
+            ]
+            tried = name in measures.compared(found, task)
+            cells.append("" if not tried else NONE if shares[0] == NONE else f"{shares[0]}, {shares[1]}")
+        lines.append([OPTIMIZERS[name].title, *cells])
+    title, head = OPTIMIZERS[BASELINE].title, ["optimizer", *(task_of(task).title for task in tasks)]
+    note = f"Steps, and CPU time, over those of tuned {title}; a dash: most seeds do not reach the target."
+    return titled("Steps and time to the target", f"{note}\n\n{markdown(head, lines)}")
 
 
 def comparison(found: Sequence[Row], task: str) -> str:

@@ -36,7 +36,7 @@ class Run:
         group: runs of a chunk that are compared; the best tuning run of a group is repeated with other seeds.
         task: name of a task, or of a problem.
         optimizer: name of an optimizer.
-        kind: "tune" or "final".
+        kind: "tune", "final" or "time".
         settings: name -> value; `tasks.py` documents the names.
         seed: seed of the weights, of the order of the data and of all random numbers.
         steps: number of steps.

@@ -12,7 +12,7 @@ import pytest
 import engine
 from benchmarks.optimizers import __main__ as command
 from benchmarks.optimizers import measures, plan, rows, spaces
-from benchmarks.optimizers.chunks import chunks, tiny_chunks
+from benchmarks.optimizers.chunks import TINY_OPTIMIZERS, chunks, tiny_chunks
 from benchmarks.optimizers.optimizers import OPTIMIZERS
 from benchmarks.optimizers.plots import FIGURES
 from benchmarks.optimizers.problems import CONDITION, PROBLEMS, expected_risk, steady_risk
@@ -73,7 +73,19 @@ def test_killed_chunk_continues_with_the_run_that_was_not_finished(trained, tmp_
     assert "digits-adamw: 2 runs" in capsys.readouterr().out
     untimed = [dataclasses.replace(each, cpu_s=0, step_ms=0) for each in rows.read(path)]
     assert untimed == [dataclasses.replace(each, cpu_s=0, step_ms=0) for each in rows.read(trained)]
-    assert tiny_chunks()["digits-adamw"].next_run(rows.read(path)) is None
+    assert tiny_chunks()["digits-adamw"].next_runs(rows.read(path)) == []
+
+
+def test_times_are_measured_in_turns_and_used_by_reports(trained, tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(trained.read_text())
+    assert command.main(["run", "--tiny", "--chunk=time-digits", f"--rows={path}"]) == 0
+    assert "time-digits: 2 runs" in capsys.readouterr().out
+    timed = rows.read(path)[-2:]
+    assert [(each.run.optimizer, each.run.kind, each.loss) for each in timed] == [
+        (n, "time", []) for n in TINY_OPTIMIZERS
+    ]
+    assert measures.step_ms(rows.read(path), "digits", "adamw") == timed[0].step_ms > 0
 
 
 def test_diverged_run_ends_early_and_counts_as_infinite(trained, tmp_path):
@@ -159,8 +171,8 @@ def test_all_chunks_are_reported_and_drawn(made_up, tmp_path, capsys):
     assert command.main(["report", f"--rows={made_up}"]) == 0
     text = capsys.readouterr().out
     titles = [line.removeprefix("### ") for line in text.splitlines() if line.startswith("###")]
-    assert titles[:2] == ["What the shortened tasks reach", "Fashion-MNIST CNN"] and len(titles) == 17
-    assert text.count("| Adam-mini |") == 4 and "nan" not in text
+    assert titles[:2] == ["What the shortened tasks reach", "Steps and time to the target"] and len(titles) == 18
+    assert text.count("| Adam-mini |") == 5 and "nan" not in text
     assert command.main(["plot", f"--rows={made_up}", f"--output={tmp_path}"]) == 0
     assert sorted(path.stem.removeprefix("optimizers-") for path in tmp_path.iterdir()) == sorted(FIGURES)
     assert command.main(["report", f"--rows={tmp_path / 'none.jsonl'}"]) == 0
