@@ -53,22 +53,36 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 # those of a run. Programs stay optimized in tests that start processes, and in tests marked `optimized`.
 UNOPTIMIZED = {"api", "benchmarks", "compile", "diagnosis", "driving", "layers", "loop", "metrics", "models", "surface"}
 UNOPTIMIZED |= {"adapters", "hub", "joint", "optimizers", "parallel", "perception", "planning", "training"}
+# In these packages and files, the processes that a test starts compile like the test itself, without the optimizations.
+WITH_PROCESSES = {"loop", "models", "joint_runs_test.py", "processes_test.py", "program_cache_test.py"}
+WITH_PROCESSES |= {"odd_paths_test.py", "ragged_runs_test.py", "row_state_runs_test.py", "sequence_runs_test.py"}
+WITH_PROCESSES |= {"stream_runs_test.py", "unfreezing_runs_test.py", "weighted_runs_test.py"}
+UNOPTIMIZED |= WITH_PROCESSES
 TESTS = pathlib.Path(__file__).parent / "tests"
+VARIABLE = "JAX_DISABLE_MOST_OPTIMIZATIONS"  # of the processes
 
 
-def _set_optimized(optimized: bool) -> None:
+def _set_optimized(optimized: bool, path: pathlib.Path) -> None:
     import jax  # the variables above come first
 
     jax.config.update("jax_disable_most_optimizations", not optimized)
+    if _package(path) in WITH_PROCESSES:
+        os.environ[VARIABLE] = str(int(not optimized))
+
+
+def _package(path: pathlib.Path) -> str:
+    """The folder or the file below `tests`. A package inside another one compiles as that does."""
+    return path.relative_to(TESTS).parts[0] if TESTS in path.parents else ""
 
 
 def _has_optimized_runs(path: pathlib.Path) -> bool:
-    """Whether the tests of a file compile as runs do. A package inside another one compiles as that does."""
-    return TESTS not in path.parents or path.relative_to(TESTS).parts[0] not in UNOPTIMIZED
+    """Whether the tests of a file compile as runs do."""
+    return _package(path) not in UNOPTIMIZED
 
 
 def _is_optimized(node: pytest.Item | pytest.Module) -> bool:
-    return any(mark.name in ("multiprocess", "optimized") for mark in node.iter_markers())
+    names = {mark.name for mark in node.iter_markers()}
+    return "optimized" in names or ("multiprocess" in names and _package(node.path) not in WITH_PROCESSES)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -77,9 +91,9 @@ def unoptimized_package(request: pytest.FixtureRequest) -> Iterator[None]:
     if _has_optimized_runs(request.path) or _is_optimized(request.node):
         yield
         return
-    _set_optimized(False)
+    _set_optimized(False, request.path)
     yield
-    _set_optimized(True)
+    _set_optimized(True, request.path)
 
 
 @pytest.fixture(autouse=True)
@@ -88,9 +102,9 @@ def optimized_test(request: pytest.FixtureRequest, unoptimized_package: None) ->
     if _has_optimized_runs(request.path) or not _is_optimized(request.node):
         yield
         return
-    _set_optimized(True)
+    _set_optimized(True, request.path)
     yield
-    _set_optimized(_is_optimized(request.node.getparent(pytest.Module)))
+    _set_optimized(_is_optimized(request.node.getparent(pytest.Module)), request.path)
 
 
 @pytest.fixture(scope="session")
