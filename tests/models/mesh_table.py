@@ -11,16 +11,16 @@ WHOLE = "digits fashion joint mlp cnn forecast lidar"  # context, pipeline and e
 TABLE = {
     "data 8": "mlp views masks kitti-lidar nuscenes-cameras masked-views",
     "fsdp 8": "mlp",
-    "data 8, ZeRO-1": "fashion cnn moe gan",
+    "data 8, ZeRO-1": "fashion cnn gan",
     "fsdp 2 x tensor 4": f"{WHOLE} decoder vit traffic tokens scenes motion imported-vit qwen",
     "data 2 x context 4, ring": f"moe decoder bfloat16 {WHOLE}",
     "data 2 x context 4, all-to-all": "scenes vit",
     "pipeline 2 x data 2 x tensor 2": f"dropless {WHOLE}",
     "pipeline 4 x fsdp 2, circular": "moe vit",
-    "expert 4 x data 2": f"dropless decoder vit {WHOLE}",
+    "expert 4 x data 2, ZeRO-1": f"dropless decoder vit {WHOLE}",
     "expert 2 x fsdp 2 x tensor 2": "moe",
     "DCN data 2 x fsdp 4": "cnn mean-teacher fusion drives",
-    "data 3 x fsdp 2, 6 devices": "digits joint mlp dropless forecast cameras detection actor-critic memory resnet",
+    "data 3 x fsdp 2, 6 devices": "digits joint mlp dropless cameras detection actor-critic memory resnet",
 }
 ROWS = [(subject, mesh) for mesh, subjects in TABLE.items() for subject in subjects.split()]
 

@@ -93,29 +93,44 @@ on_one_device = functools.cache(functools.partial(compiled, mesh=None))
 
 
 def first_state(program: Any, subject: str) -> Any:
-    """The initial state of one device, placed as the program wants it. The optimizer starts from zeros."""
-    state = initial(subject)
-    zeros = jax.tree.map(lambda to: np.zeros(to.shape, to.dtype), program.abstract_state.opt_state)
-    return jax.tree.map(
-        lambda x, to: jax.device_put(x.reshape(to.shape), to.sharding),
-        dataclasses.replace(state, opt_state=zeros),
-        program.abstract_state,
-    )
+    """The same initial state for every mesh, placed as the program wants it. The optimizer starts from zeros."""
+    zeros = jax.tree.map(lambda to: np.zeros(to.shape, to.dtype), program.abstract_state)
+    params, model_state = initial(subject)
+    rng = np.asarray(jax.random.key_data(jax.random.key(0)))
+    state = dataclasses.replace(zeros, params=params, model_state=model_state, rng=rng)
+    return jax.tree.map(lambda x, to: jax.device_put(x.reshape(to.shape), to.sharding), state, program.abstract_state)
 
 
 @functools.cache
-def initial(subject: str) -> Any:
-    """The initial state on one device, as host arrays."""
-    program, _ = on_one_device(subject)
-    state = program.init()
-    assert not any(np.any(x) for x in jax.tree.leaves(state.opt_state))
-    return jax.device_get(state)
+def initial(subject: str) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Random parameters, and the initial model state.
+
+    NumPy draws the parameters: XLA compiles the random numbers of the model for half as long as its step.
+    """
+    spec, rng = on_one_device(subject)[0].spec, np.random.default_rng(0)
+
+    def draw(path: str, to: Any) -> np.ndarray:
+        scale, noise = path.endswith("scale"), rng.standard_normal(to.shape)
+        if scale or to.ndim < 2:
+            return (scale + 0.1 * noise).astype(to.dtype)
+        return (noise / np.sqrt(np.prod(to.shape[:-1]))).astype(to.dtype)
+
+    params = {path: draw(path, to) for path, to in spec.model.params.items()}
+    if not spec.model.model_state:
+        return params, {}
+    return params, jax.device_get(jax.jit(lambda: spec.model.init(spec.task, 0)[1])())
 
 
 @functools.cache
 def alone(subject: str) -> Steps:
     """The same steps on one device."""
     return train(subject, None)
+
+
+@functools.cache
+def error_when_shaken(subject: str) -> float:
+    """The largest change of a loss by a small change of the parameters: large where a token changes its expert."""
+    return float(np.abs(1 - train(subject, None, SHAKE).losses / alone(subject).losses).max())
 
 
 def error(wanted: dict[str, np.ndarray], found: dict[str, np.ndarray]) -> tuple[float, str]:
@@ -162,6 +177,7 @@ def test_every_task_of_models_is_in_a_row():
 @pytest.mark.parametrize(("subject", "mesh"), TRAINED)
 def test_mesh_matches_one_device(subject, mesh):
     wanted, found = alone(subject), train(subject, mesh)
+    assert "expert" not in SUBJECTS[subject].splits or error_when_shaken(subject) <= TOLERANCE, "choose other SEEDS"
     assert found.flops == wanted.flops and (found.flops > 0) == bool(SUBJECTS[subject].splits)
     gradient, path = error(wanted.gradient, found.gradient)
     errors = {
@@ -173,12 +189,6 @@ def test_mesh_matches_one_device(subject, mesh):
         errors["model state"] = error(wanted.model_state, found.model_state)[0]
     table.append(f"{subject:12} {mesh:32} {max(errors.values()):.1e}")
     assert max(errors.values()) <= SUBJECTS[subject].tolerance, errors
-
-
-@pytest.mark.parametrize("subject", [name for name in SUBJECTS if "expert" in SUBJECTS[name].splits])
-def test_expert_choice_is_stable_under_small_parameter_changes(subject):
-    wanted, found = alone(subject), train(subject, None, SHAKE)
-    assert np.abs(1 - found.losses / wanted.losses).max() <= TOLERANCE, "choose other SEEDS"
 
 
 @pytest.mark.parametrize(("subject", "mesh"), [row for row in ALL if unsplit(*row)])
