@@ -54,7 +54,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 UNOPTIMIZED = {"api", "benchmarks", "compile", "diagnosis", "driving", "layers", "loop", "metrics", "models", "surface"}
 UNOPTIMIZED |= {"adapters", "hub", "joint", "optimizers", "parallel", "perception", "planning", "training"}
 # In these packages and files, the processes that a test starts compile like the test itself, without the optimizations.
-WITH_PROCESSES = {"loop", "models", "joint_runs_test.py", "processes_test.py", "program_cache_test.py"}
+WITH_PROCESSES = {"api", "loop", "models", "joint_runs_test.py", "processes_test.py", "program_cache_test.py"}
 WITH_PROCESSES |= {"odd_paths_test.py", "ragged_runs_test.py", "row_state_runs_test.py", "sequence_runs_test.py"}
 WITH_PROCESSES |= {"stream_runs_test.py", "unfreezing_runs_test.py", "weighted_runs_test.py"}
 UNOPTIMIZED |= WITH_PROCESSES

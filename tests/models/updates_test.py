@@ -22,7 +22,6 @@ def config(name: str, *settings: str) -> Config:
     return load(f"configs.{name}", [*common, *sizes, "evaluations={}", "checkpoint.best=None", *settings])
 
 
-@pytest.mark.optimized
 @pytest.mark.parametrize(
     ("name", "settings"),
     [
