@@ -154,7 +154,7 @@ def test_stored_sizes_are_kept_where_they_fit_and_never_changed_silently(monkeyp
         choose(**sizes | dict(train__accumulate="auto"))
 
 
-STACK = dict(task__target="tests.layers.blocks.Classify", train__global_batch_size=2048)
+STACK = dict(task__target="tests.layers.blocks.Classify", task__layers=2, train__global_batch_size=2048)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """A small transformer-like layer, and helpers that run a stack of such layers on a mesh."""
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -87,8 +88,11 @@ class Deep(nnx.Module):
         return self.decoder((x, x[:, 0, 0]), x[..., 0] > 0, rng=rng)[0][:, 0, :4]
 
 
+@dataclasses.dataclass
 class Classify(zoo.Classify):
-    """Classifies through a stack of four layers."""
+    """Classifies through a stack of layers."""
+
+    layers: int = 4
 
     def build(self, rngs):
-        return Deep(4, rngs)
+        return Deep(self.layers, rngs)
