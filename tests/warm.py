@@ -1,8 +1,9 @@
 """Starts Python programs as forks of a process that has imported JAX and Flax: half of the CPU time of a short run.
 
 A fork is a process like any other: it has its own pid, group, session, environment (also in /proc), folder, streams,
-signals and exit, and imports the engine anew. It shares with the other forks only the libraries of `LIBRARIES` and the
-seed of Python's hashes. `convoy launch` and `convoy supervise` fork their processes in the same way.
+signals and exit. It shares with the other forks only the modules of `LIBRARIES` and `ENGINE`, as they are after their
+import, and the seed of Python's hashes. `convoy launch` and `convoy supervise` fork their processes in the same way;
+these import the engine anew, since the launcher has used it.
 """
 
 import atexit
@@ -38,7 +39,9 @@ LIBRARIES = (
     *("grain", "optax", "optax.contrib", "orbax.checkpoint", "safetensors.numpy"),
 )
 """What the server imports. A program that must not import one of them is no program for a fork."""
-SHADOWED = {name.partition(".")[0] for name in LIBRARIES} | {"jaxlib", "sitecustomize", "usercustomize"}
+ENGINE = ("engine.cli.main", "engine.cli.train", "engine.api.train", "engine.loop.trainer")
+"""Modules of the engine that the server imports, with what they import, where the tests have them."""
+SHADOWED = {name.partition(".")[0] for name in LIBRARIES} | {"engine", "jaxlib", "sitecustomize", "usercustomize"}
 JAX: dict[str, Callable[[str], Any]] = {
     "JAX_COMPILATION_CACHE_DIR": str,
     "JAX_DISABLE_MOST_OPTIMIZATIONS": lambda text: text == "1",
@@ -58,6 +61,7 @@ REPOSITORY = {"benchmarks", "configs", "engine", "models", "tests"}
 _environment: dict[str, str] = {}  # with which the server has started
 _added: dict[str, str] = {}  # variables that the libraries have set
 _libraries: set[str] = set()  # names of the packages that a fork does not import anew
+_engine: set[str] = set()  # names of the modules of the engine that a fork does not import anew
 _at_exit: list[Callable[..., object]] = []  # callbacks of a launcher, which its forks must not call
 _left: list[object] = []  # what a fork does not use any more, but must not free: that would close its descriptors
 
@@ -210,6 +214,10 @@ def serve(control: socket.socket) -> None:
     _environment.update(os.environ)
     for name in LIBRARIES:
         importlib.import_module(name)
+    for name in ENGINE:
+        with contextlib.suppress(ModuleNotFoundError):  # Bazel gives tests of lower packages a part of the engine
+            importlib.import_module(name)
+    _engine.update(name for name in sys.modules if name.partition(".")[0] == "engine")
     _added.update({name: value for name, value in os.environ.items() if name not in _environment})
     _libraries.update({name.partition(".")[0] for name in sys.modules} - {"__main__", *REPOSITORY})
     gc.collect()
@@ -288,7 +296,8 @@ def _forget(kept: Sequence[int]) -> None:
     signal.set_wakeup_fd(-1)
     for function in _at_exit:
         atexit.unregister(function)
-    own = [name for name in sys.modules if name.partition(".")[0] not in _libraries | {"__main__"}]
+    kept_modules = _libraries | {"__main__"}
+    own = [name for name in sys.modules if name.partition(".")[0] not in kept_modules and name not in _engine]
     _left.extend([sys.stdin, sys.stdout, sys.stderr, *(sys.modules.pop(name) for name in own)])
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(_left))
     bounds = [2, *sorted(kept), os.sysconf("SC_OPEN_MAX")]
@@ -335,7 +344,8 @@ def _open_streams(unbuffered: bool) -> None:
 
 
 def _let_launch() -> None:
-    """Makes the processes that this one starts forks of it."""
+    """Makes the processes that this one starts forks of it, which import the engine anew."""
+    _engine.clear()
     register = atexit.register
 
     def recorded(function: Callable[..., object], *args: Any, **settings: Any) -> Callable[..., object]:
