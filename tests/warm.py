@@ -39,7 +39,7 @@ LIBRARIES = (
     *("grain", "optax", "optax.contrib", "orbax.checkpoint", "safetensors.numpy"),
 )
 """What the server imports. A program that must not import one of them is no program for a fork."""
-ENGINE = ("engine.cli.main", "engine.cli.train", "engine.api.train", "engine.loop.trainer")
+ENGINE = ("engine.cli.train", "engine.api.train", "engine.loop.trainer")
 """Modules of the engine that the server imports, with what they import, where the tests have them."""
 SHADOWED = {name.partition(".")[0] for name in LIBRARIES} | {"engine", "jaxlib", "sitecustomize", "usercustomize"}
 JAX: dict[str, Callable[[str], Any]] = {
