@@ -25,6 +25,8 @@ COMPILING = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 
 type Started = subprocess.Popen[str] | warm.Process
 MAIN = ["-m", "engine.cli.main"]
+THEN_MAIN = "\nimport runpy\nrunpy.run_module('engine.cli.main', run_name='__main__', alter_sys=True)\n"
+"""End of a program for `python -c` that runs the command line."""
 WARM_VERBS = {"train", "evaluate", "predict", "explain", "plan", "compile", "launch", "supervise", "sweep"}
 """Verbs that import most of what the forks of `warm.py` have imported already, or start these."""
 
@@ -110,7 +112,7 @@ def is_warm(words: list[str], env: dict[str, str]) -> bool:
 
 def launches(words: list[str]) -> bool:
     """Whether a program only starts others, which are then forks of it."""
-    if words[1:3] == MAIN:
+    if words[1:3] == MAIN or words[2].endswith(THEN_MAIN):
         return words[3] in ("launch", "supervise", "sweep")
     return "launch(" in words[2] or words[1:3] == ["-m", "benchmarks.accelerator"]
 
@@ -129,9 +131,9 @@ def _fork(words: list[str], cwd: Path | None, env: dict[str, str], apart: bool) 
             os.close(descriptor)
 
 
-def command(*args: str) -> list[str]:
-    """Returns the words that start the command line."""
-    return [sys.executable, *MAIN, *args]
+def command(*args: str, first: str = "") -> list[str]:
+    """Returns the words that start the command line. `first` is code that the same process runs before."""
+    return [sys.executable, *(["-c", first + THEN_MAIN] if first else MAIN), *args]
 
 
 def child(pid: int) -> int | None:

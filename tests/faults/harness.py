@@ -74,6 +74,7 @@ class Job:
         devices: of each training process.
         env: further variables.
         prefix: the start of the command that runs the command line, such as "unshare", "-rm".
+        first: code that the process runs before it runs the command line, such as `own_mounts`.
         into: descriptor that gets the output; by default a file, for `output`.
     """
 
@@ -83,6 +84,7 @@ class Job:
         processes: int = 1,
         devices: int = 1,
         prefix: tuple[str, ...] = (),
+        first: str = "",
         into: int | None = None,
         **env: str,
     ):
@@ -91,7 +93,7 @@ class Job:
         self.started = time.monotonic()
         self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115, closed in __exit__
         self.process = start(
-            [*prefix, *runs.command(*(launch if processes > 1 else ()), *args)],
+            [*prefix, *runs.command(*(launch if processes > 1 else ()), *args, first=first)],
             runs.environment(**{**runs.COMPILING, "JAX_NUM_CPU_DEVICES": str(devices), MARK: self.mark, **env}),
             self._output.fileno() if into is None else into,
         )
@@ -174,9 +176,9 @@ def start(words: list[str], env: dict[str, str], output: int) -> subprocess.Pope
 
 @contextlib.contextmanager
 def start_processes(
-    args: Sequence[Sequence[str]], env: Sequence[Mapping[str, Any]], prefix: tuple[str, ...] = ()
+    args: Sequence[Sequence[str]], env: Sequence[Mapping[str, Any]], first: str = ""
 ) -> Iterator[list[Job]]:
-    """Starts the processes of one run without a launcher, each with its own arguments and variables."""
+    """Starts the processes of one run without a launcher, each with its own arguments and variables; see `Job`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -185,8 +187,18 @@ def start_processes(
         for index, (own_args, own_env) in enumerate(zip(args, env, strict=True)):
             who = {"COORDINATOR": address, "NUM_PROCESSES": str(len(args)), "PROCESS_ID": str(index)}
             settings: dict[str, Any] = {**own_env, **{f"CONVOY_{name}": value for name, value in who.items()}}
-            jobs.append(stack.enter_context(Job(*own_args, prefix=prefix, **settings)))
+            jobs.append(stack.enter_context(Job(*own_args, first=first, **settings)))
         yield jobs
+
+
+def own_mounts(*commands: str) -> str:
+    """Code with which a process enters a mount namespace of its own and runs commands of a shell in it, as root."""
+    return f"""
+import os, subprocess
+os.unshare(os.CLONE_NEWNS)
+for command in ("mount --make-rprivate /", *{commands!r}):
+    subprocess.run(command, shell=True, check=True)
+"""
 
 
 def kill(pid: int) -> None:
@@ -249,18 +261,21 @@ class FaultyRun:
         self._config = config(folder / "config", pause=0.05, **settings)
 
     @contextlib.contextmanager
-    def start(self, steps: int = 6, prefix: tuple[str, ...] = ()) -> Iterator[Job]:
-        """Starts or resumes the run and yields its job some steps later, at least 12 after the begin of the run."""
+    def start(self, *words: str, steps: int = 6, first: str = "") -> Iterator[Job]:
+        """Starts or resumes the run and yields its job some steps later, at least 12 after the begin of the run.
+
+        `words` are further ones of the command line; `first` is as for `Job`.
+        """
         resumes = self.run.exists()
         before, attempt = (max(losses(self.run)), status(self.run)["attempt"]) if resumes else (12 - steps, 0)
         newest = max(saved(self.run), default=0)
-        with Job("train", self._config, f"--workdir={self.run}", processes=2, prefix=prefix) as job:
+        with Job("train", self._config, f"--workdir={self.run}", *words, processes=2, first=first) as job:
             job.until(lambda: attempt + 1 in attempts(self.run).values())
             recovered = time.monotonic() - job.started
-            first = min(step for step, number in attempts(self.run).items() if number > attempt)
-            assert first == newest + 1  # steps that are repeated: a save that was incomplete, too
+            begin = min(step for step, number in attempts(self.run).items() if number > attempt)
+            assert begin == newest + 1  # steps that are repeated: a save that was incomplete, too
             if resumes:
-                self.rows.append({"recovered_s": recovered, "lost": max(0, before - first + 1), "bitwise": True})
+                self.rows.append({"recovered_s": recovered, "lost": max(0, before - begin + 1), "bitwise": True})
             job.until_step(self.run, before + steps)
             yield job
 

@@ -60,22 +60,29 @@ class Stopped:
 def stops(
     tmp_path_factory: pytest.TempPathFactory, two: harness.Outcome, two_run: Path
 ) -> dict[str, tuple[Stopped, dict]]:
-    """A run that is asked to stop in four ways, one after the other; how it ended, and columns of each resume."""
+    """A run that is asked to stop in seven ways, one after the other; how it ended, and columns of each resume.
+
+    Of the undisturbed run it lacks only the evaluation `long`, which does not change training.
+    """
     # In a directory whose name Orbax takes as a pattern, and which is not UTF-8.
-    folder, ended = tmp_path_factory.mktemp("stops"), {}
-    faulty = harness.FaultyRun(folder, "lr=[0.1]\udcff", log__progress="lines", **PAIR, **harness.EVALUATED)
-    with faulty.start() as job:
+    folder, name, ended = tmp_path_factory.mktemp("stops"), "lr=[0.1]\udcff", {}
+    files = {name: folder / name for name in ("input", "evaluation", "hook")}
+    long = {"data": slow(files["evaluation"], 0.2, n=320, seed=9), "every": "5 steps"}
+    hook = {"target": "tests.faults.preemption_test.Sleepy", "file": str(files["hook"]), "every": "1 step"}
+    settings = {"data": slow(files["input"], 600.0), "evaluations__long": long, "hooks": {"sleepy": hook}}
+    faulty = harness.FaultyRun(folder, name, log__progress="lines", **settings, **PAIR, **harness.EVALUATED)
+    with faulty.start(steps=3) as job:
         begin = job.signal(1, signal.SIGTERM)
         ended["one"] = saved_and_stopped(job, faulty.run, begin)
-    with faulty.start() as job:
+    with faulty.start(steps=3) as job:
         begin = time.monotonic()
         job.process.send_signal(signal.SIGTERM)  # the launcher passes it on
         ended["all"] = saved_and_stopped(job, faulty.run, begin)
-    with faulty.start() as job:
+    with faulty.start(steps=3) as job:
         begin = time.monotonic()
         job.process.send_signal(signal.SIGINT)
         ended["SIGINT"] = Stopped.of(job, faulty.run, begin)
-    with faulty.start() as job:
+    with faulty.start(steps=3) as job:
         pids = [job.pid_of(0), job.pid_of(1)]
         for pid in pids:
             os.kill(pid, signal.SIGTERM)
@@ -84,10 +91,31 @@ def stops(
         for pid in pids:
             harness.kill(pid)
         ended["SIGKILL"] = Stopped.of(job, faulty.run, begin)
+    for name, file in files.items():
+        with faulty.start(steps=3) as job:
+            ended[name] = stopped_in(name, file, job, faulty.run)
     faulty.finish(two)
-    for name in ("heldout/loss", "heldout/accuracy"):
-        assert runs.rows(faulty.run, name) == runs.rows(two_run, name)
+    for metric in ("heldout/loss", "heldout/accuracy"):
+        assert runs.rows(faulty.run, metric) == runs.rows(two_run, metric)
     return {name: (ended[name], row) for name, row in zip(ended, faulty.rows, strict=True)}
+
+
+def stopped_in(name: str, file: Path, job: harness.Job, run: Path) -> Stopped:
+    """Asks a job to stop while its input, its evaluation or its hook takes long; returns how it ended."""
+    file.touch()
+    job.until(Path(f"{file}.begun").exists)
+    time.sleep(2)  # until all prefetched batches are used
+    if name == "hook":
+        job.process.send_signal(signal.SIGTERM)
+        time.sleep(2)
+        assert job.process.poll() is None
+        begin = time.monotonic()
+        job.process.send_signal(signal.SIGTERM)
+        ended = Stopped.of(job, run, begin)
+    else:
+        ended = saved_and_stopped(job, run, job.signal(1, signal.SIGTERM))
+    file.unlink()
+    return ended
 
 
 def saved_and_stopped(job: harness.Job, run: Path, begin: float) -> Stopped:
@@ -148,53 +176,17 @@ class Sleepy:
             time.sleep(3600)
 
 
-@pytest.fixture(scope="module")
-def interrupted(tmp_path_factory: pytest.TempPathFactory, two: harness.Outcome) -> dict[str, tuple[Stopped, dict]]:
-    """A run that is asked to stop while its input, an evaluation and a hook take long; resumes and ends as another.
-
-    The evaluations differ from those of the undisturbed run, which does not change training.
-    """
-    folder, ended = tmp_path_factory.mktemp("interrupted"), {}
-    files = {name: folder / name for name in ("input", "evaluation", "hook")}
-    faulty = harness.FaultyRun(
-        folder,
-        data=slow(files["input"], 600.0),
-        evaluations={"long": {"data": slow(files["evaluation"], 0.2, n=320, seed=9), "every": "5 steps"}},
-        hooks={
-            "sleepy": {"target": "tests.faults.preemption_test.Sleepy", "file": str(files["hook"]), "every": "1 step"}
-        },
-        **PAIR,
-    )
-    for name, file in files.items():
-        with faulty.start() as job:
-            file.touch()
-            job.until(Path(f"{file}.begun").exists)
-            time.sleep(2)  # until all prefetched batches are used
-            if name == "hook":
-                job.process.send_signal(signal.SIGTERM)
-                time.sleep(2)
-                assert job.process.poll() is None
-                begin = time.monotonic()
-                job.process.send_signal(signal.SIGTERM)
-                ended[name] = Stopped.of(job, faulty.run, begin)
-            else:
-                ended[name] = saved_and_stopped(job, faulty.run, job.signal(1, signal.SIGTERM))
-        file.unlink()
-    faulty.finish(two)
-    return {name: (ended[name], row) for name, row in zip(ended, faulty.rows, strict=True)}
-
-
 @pytest.mark.case("SIGTERM")
 @pytest.mark.parametrize("what", ["input", "evaluation"])
-def test_sigterm_interrupts_slow_input_and_long_evaluation(what, interrupted, add_row):
-    ended, row = interrupted[what]
+def test_sigterm_interrupts_slow_input_and_long_evaluation(what, stops, add_row):
+    ended, row = stops[what]
     assert row["lost"] == 0
     add_row(f"SIGTERM to one in {what}", detected_s=ended.seconds, code=ended.code, **row)
 
 
 @pytest.mark.case("a second signal")
-def test_second_sigterm_ends_all_processes_at_once(interrupted, add_row):
-    ended, row = interrupted["hook"]
+def test_second_sigterm_ends_all_processes_at_once(stops, add_row):
+    ended, row = stops["hook"]
     assert ended.code == ExitStatus.RETRY, ended.output
     assert ended.seconds <= runs.limit(10)
     assert (ended.status["state"], ended.status["exit_code"]) == ("failed", 42)

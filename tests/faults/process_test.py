@@ -26,6 +26,7 @@ from tests.faults import harness
 pytestmark = [pytest.mark.faults, pytest.mark.multiprocess, pytest.mark.slow]
 
 PAIR: dict[str, Any] = {"mesh__fsdp": 2}
+HANGS = ("--config.resilience.hang=4 seconds", "--config.checkpoint.every=100 steps")
 
 
 def takes_fault(file: Path) -> bool:
@@ -103,21 +104,6 @@ def start_fault(job: harness.Job, file: Path, index: int) -> float:
     return time.monotonic()
 
 
-def resumed(config: str, run: Path, whole: harness.Outcome, processes: int = 2) -> dict:
-    """Resumes a run to its end, compares it with the undisturbed run and returns columns for its row."""
-    begin, before, attempt = time.monotonic(), max(harness.losses(run)), runs.status(run)["attempt"]
-    newest = max(harness.saved(run), default=0)
-    with harness.Job("train", config, f"--workdir={run}", processes=processes) as job:
-        job.until(lambda: attempt + 1 in harness.attempts(run).values())
-        recovered = time.monotonic() - begin
-        assert job.end() == 0, job.output
-    first = min(step for step, number in harness.attempts(run).items() if number > attempt)
-    found = harness.outcome(run)
-    assert found == whole
-    assert first == newest + 1  # steps that are repeated: a save that was incomplete, too
-    return {"recovered_s": recovered, "lost": max(0, before - first + 1), "bitwise": True}
-
-
 @dataclasses.dataclass
 class Ended:
     """How a job of two processes ended after a fault."""
@@ -143,36 +129,71 @@ class Faults:
     """What happened to a run that suffered one fault after the other, and resumed from each."""
 
     run: Path
+    named_s: float  # from the stop of a process that has not joined to the message that names it
     ended: dict[str, Ended]
     rows: dict[str, dict[str, Any]]  # columns of the resume from each fault
     limited: bool  # whether memory was limited
 
 
 @pytest.fixture(scope="module")
-def faults(tmp_path_factory: pytest.TempPathFactory, two: harness.Outcome) -> Faults:
-    """A run that is killed three times, raises in one process and runs out of memory; bitwise equal at its end."""
+def faults(tmp_path_factory: pytest.TempPathFactory, two: harness.Outcome, late: harness.Job) -> Faults:
+    """A run that ends seven times by a fault, the first of them a stopped process; bitwise equal at its end.
+
+    The process of the run `late` is late meanwhile.
+    """
     folder = tmp_path_factory.mktemp("faults")
-    raising, eating = folder / "raising", folder / "eating"
-    hooks = {
-        "raising": {"target": "tests.faults.process_test.Raising", "file": str(raising), "every": "1 step"},
-        "eating": {"target": "tests.faults.process_test.Eating", "file": str(eating), "every": "1 step"},
+    files = {name: folder / name for name in ("raising", "eating", "blocking")}
+    settings = {
+        "data": {"target": "tests.faults.process_test.Blocking", "file": str(files["blocking"])},
+        "hooks": {
+            name: {"target": f"tests.faults.process_test.{name.title()}", "file": str(files[name]), "every": "1 step"}
+            for name in ("raising", "eating")
+        },
+        **PAIR,
     }
-    faulty, ended = harness.FaultyRun(folder, hooks=hooks, **PAIR), {}
+    named_s, stopped = stop_twice(folder, settings)
+    faulty, ended = harness.FaultyRun(folder, **settings), {"SIGSTOP": stopped}
     for what, indices in KILLS.items():
-        with faulty.start() as job:
+        with faulty.start(steps=3) as job:
             pids = [job.pid_of(index) for index in indices]
             begin = time.monotonic()
             for pid in pids:
                 harness.kill(pid)
             ended[what] = Ended.of(job, faulty.run, begin)
-    with faulty.start() as job:
-        ended["an exception"] = Ended.of(job, faulty.run, start_fault(job, raising, 1))
-    with limited_memory() as prefix, faulty.start(prefix=prefix) as job:
-        begin = start_fault(job, eating, 1) if prefix else job.signal(1, signal.SIGKILL)
+    # No save is due at the step that hangs. The other process waits before a hook, which may take 10 times as long.
+    with faulty.start(*HANGS, steps=3) as job:
+        ended["a hang"] = Ended.of(job, faulty.run, start_fault(job, files["blocking"], 1))
+    with faulty.start(steps=3) as job:
+        ended["an exception"] = Ended.of(job, faulty.run, start_fault(job, files["raising"], 1))
+    with limited_memory() as first, faulty.start(steps=3, first=first) as job:
+        begin = start_fault(job, files["eating"], 1) if first else job.signal(1, signal.SIGKILL)
         ended["out of memory"] = Ended.of(job, faulty.run, begin)
-        eating.unlink(missing_ok=True)
+        files["eating"].unlink(missing_ok=True)
     faulty.finish(two)
-    return Faults(faulty.run, ended, dict(zip(ended, faulty.rows, strict=True)), bool(prefix))
+    return Faults(faulty.run, named_s, ended, dict(zip(ended, faulty.rows, strict=True)), bool(first))
+
+
+def stop_twice(folder: Path, settings: dict[str, Any]) -> tuple[float, Ended]:
+    """Starts the run and stops a process, for good in the end; returns when it was named at first, and how it ended."""
+    run, config = folder / "run", folder / "waiting.py"
+    config.write_text(WAITING.format(folder=folder, settings=settings))
+    with harness.Job("train", f"--config={config}", f"--workdir={run}", processes=2) as job:
+        job.until((folder / "waits").exists)
+        begin = job.signal(1, signal.SIGSTOP)  # before the processes have joined
+        (folder / "joins").touch()
+        pid = job.pid_of(1)
+        job.until(lambda: f"convoy launch: process 1 (pid {pid}) has been stopped by a signal" in job.output)
+        named_s = time.monotonic() - begin
+        job.signal(1, signal.SIGCONT)
+        job.until_step(run, 7)
+        job.signal(1, signal.SIGSTOP)
+        time.sleep(5)
+        job.signal(1, signal.SIGCONT)
+        job.until_step(run, 13)
+        job.until(lambda: max(harness.saved(run), default=0) >= 10)
+        assert set(harness.attempts(run).values()) == {1}
+        assert job.output.count("has been stopped by a signal") == 1
+        return named_s, Ended.of(job, run, job.signal(1, signal.SIGSTOP))
 
 
 @pytest.mark.parametrize(
@@ -256,43 +277,23 @@ def get_config():
         Path("{folder}/waits").touch()
         while not Path("{folder}/joins").exists():
             time.sleep(0.02)
-    return runs.config(**harness.completed(pause=0.05, mesh__fsdp=2))
+    return runs.config(**harness.completed(pause=0.05, **{settings}))
 """
 """A config that process 1 does not read, and so does not join the other, until a file exists."""
 
 
 @pytest.mark.case("a process is stopped")
-@pytest.mark.usefixtures("late")  # its process is late meanwhile
-def test_stopped_process_is_detected_and_a_five_second_pause_is_tolerated(tmp_path, two, add_row):
-    run, config = tmp_path / "run", f"--config={tmp_path / 'waiting.py'}"
-    (tmp_path / "waiting.py").write_text(WAITING.format(folder=tmp_path))
-    with harness.Job("train", config, f"--workdir={run}", processes=2) as job:
-        job.until((tmp_path / "waits").exists)
-        begin = job.signal(1, signal.SIGSTOP)  # before the processes have joined
-        (tmp_path / "joins").touch()
-        pid = job.pid_of(1)
-        job.until(lambda: f"convoy launch: process 1 (pid {pid}) has been stopped by a signal" in job.output)
-        named = time.monotonic() - begin
-        assert named <= runs.limit(15)
-        job.signal(1, signal.SIGCONT)
-        job.until_step(run, 7)
-        job.signal(1, signal.SIGSTOP)
-        time.sleep(5)
-        job.signal(1, signal.SIGCONT)
-        job.until_step(run, 17)
-        job.until(lambda: max(harness.saved(run), default=0) >= 15)
-        assert set(harness.attempts(run).values()) == {1}
-        assert job.output.count("has been stopped by a signal") == 1
-        begin = job.signal(1, signal.SIGSTOP)
-        code, detected = job.end(), time.monotonic() - begin
-        assert code == ExitStatus.RETRY, job.output
-        assert "LostPeer: process 1 is gone: no heartbeat for 12 s" in job.output.splitlines()[-1]
-        assert job.output.count("has been stopped by a signal") == 2
-        assert detected <= runs.limit(40)
-    assert (runs.status(run)["state"], runs.status(run)["exit_code"]) == ("failed", 42)
-    row = resumed(config, run, two)
-    add_row("SIGSTOP before the processes have joined: named, and the run continues with it", detected_s=named)
-    add_row("SIGSTOP for good; 5 s of it are tolerated", detected_s=detected, code=code, **row)
+def test_stopped_process_is_detected_and_a_five_second_pause_is_tolerated(faults, add_row):
+    ended = faults.ended["SIGSTOP"]
+    assert faults.named_s <= runs.limit(15)
+    assert ended.code == ExitStatus.RETRY, ended.output
+    assert "LostPeer: process 1 is gone: no heartbeat for 12 s" in ended.output.splitlines()[-1]
+    assert ended.output.count("has been stopped by a signal") == 2
+    assert ended.detected_s <= runs.limit(40)
+    assert (ended.status["state"], ended.status["exit_code"]) == ("failed", 42)
+    row = {"detected_s": ended.detected_s, "code": ended.code, **faults.rows["SIGSTOP"]}
+    add_row("SIGSTOP before the processes have joined: named, and the run continues with it", detected_s=faults.named_s)
+    add_row("SIGSTOP for good; 5 s of it are tolerated", **row)
 
 
 @pytest.mark.case("a process that comes late")
@@ -304,33 +305,24 @@ def test_process_that_is_late_for_the_first_collective_is_waited_for(late, add_r
 
 
 @pytest.mark.case("a data source hangs")
-def test_hang_is_detected_and_reported_with_all_stacks(tmp_path, two, add_row):
-    """The other process waits for it before a hook. A hook may take 10 times as long as a step."""
-    run, file = tmp_path / "run", tmp_path / "fault"
-    settings = {"resilience__hang": "4 seconds", "checkpoint__every": "7 steps", **PAIR}  # not at the step that hangs
-    source = {"target": "tests.faults.process_test.Blocking", "file": str(file)}
-    config = harness.config(tmp_path / "config", pause=0.05, data=source, **settings)
-    with harness.Job("train", config, f"--workdir={run}", processes=2) as job:
-        job.until_step(run, 12)
-        begin = start_fault(job, file, 1)
-        code, detected = job.end(), time.monotonic() - begin
-        output = job.output
-        assert code == ExitStatus.RETRY, output
-        assert detected <= runs.limit(20)
-        assert job.left() == []
+def test_hang_is_detected_and_reported_with_all_stacks(faults, add_row):
+    ended, stacks = faults.ended["a hang"], faults.run / "stacks"
+    output, attempt = ended.output, ended.status["attempt"]
+    assert ended.code == ExitStatus.RETRY, output
+    assert ended.detected_s <= runs.limit(20)
+    assert ended.left == []
     last = output.splitlines()[-1]
     assert "Hang: no step has finished for " in last
     assert "Process 1 is behind: process 1 has dispatched " in last
     assert "process_test.py:" in last and " in __getitem__" in last
     for index in range(2):
         assert f"[{index}] Main thread, innermost call last:" in output
-        assert "Thread" in (run / f"stacks/attempt-1-process-{index}.txt").read_text()
-    assert "in __getitem__" in (run / "stacks/attempt-1-process-1.txt").read_text()
-    status = runs.status(run)
-    assert (status["state"], status["exit_code"]) == ("failed", 42)
-    assert "Process 1 is behind" in status["reason"]
-    row = resumed(config, run, two)
-    add_row("a data source that hangs in one process", detected_s=detected, code=code, **row)
+        assert "Thread" in (stacks / f"attempt-{attempt}-process-{index}.txt").read_text()
+    assert "in __getitem__" in (stacks / f"attempt-{attempt}-process-1.txt").read_text()
+    assert (ended.status["state"], ended.status["exit_code"]) == ("failed", 42)
+    assert "Process 1 is behind" in ended.status["reason"]
+    row = {"detected_s": ended.detected_s, "code": ended.code, **faults.rows["a hang"]}
+    add_row("a data source that hangs in one process", **row)
 
 
 def leave_the_loop(folder: str) -> None:
@@ -366,20 +358,20 @@ def test_loop_that_its_caller_leaves_idle_is_no_hang(tmp_path, add_row):
     add_row("a pause of 7 s at a boundary, with `resilience.hang` of 3 s", code=0)
 
 
-LIMIT = 4 << 30  # bytes, for two training processes and their launcher
+LIMIT = 2 << 30  # bytes, for two training processes and their launcher
 
 
 @contextlib.contextmanager
-def limited_memory() -> Iterator[tuple[str, ...]]:
-    """A command prefix that starts a program in a control group with little memory; empty where none can be created."""
+def limited_memory() -> Iterator[str]:
+    """Code with which a process enters a control group with little memory; empty where none can be created."""
     group = Path("/sys/fs/cgroup/memory") / f"convoy-test-{os.getpid()}"
     try:
         group.mkdir()
         (group / "memory.limit_in_bytes").write_text(str(LIMIT))
     except OSError:
-        yield ()
+        yield ""
         return
-    yield ("sh", "-c", f'echo $$ > {group}/cgroup.procs && exec "$@"', "sh")
+    yield f"import os\nopen('{group}/cgroup.procs', 'w').write(str(os.getpid()))"
     end = time.monotonic() + 30
     while (group / "cgroup.procs").read_text() and time.monotonic() < end:
         time.sleep(0.1)
@@ -410,8 +402,8 @@ def test_exception_in_one_process_ends_all_and_prints_one_sentence(faults, add_r
     assert sum("KeyError: 'imagee'" in line for line in lines) == 1
     assert not any("Traceback" in line for line in lines)
     assert "convoy launch: process 1 ended first, with 1 (the user's error)" in ended.output
-    (stacks,) = (faults.run / "stacks").iterdir()
-    assert stacks.name == "attempt-4-process-1-error.txt" and str(stacks) in lines[-1]
+    (stacks,) = (faults.run / "stacks").glob("*error.txt")
+    assert stacks.name == "attempt-6-process-1-error.txt" and str(stacks) in lines[-1]
     assert "Traceback" in stacks.read_text() and 'raise KeyError("imagee")' in stacks.read_text()
     assert (ended.status["state"], ended.status["exit_code"]) == ("failed", 1)
     assert ended.status["reason"].startswith(f"process 1 ended this run: {sentence}")

@@ -5,7 +5,6 @@ so are its mount and all writes that were not uploaded yet.
 """
 
 import contextlib
-import fcntl
 import os
 import re
 import shutil
@@ -23,16 +22,11 @@ from tests import runs
 from tests.faults import harness
 from tests.s3_server import s3_server
 
-PROGRAMS = ("s3fs", "unshare", "umount")
-PAUSE, SETTINGS = 0.1, {"mesh__fsdp": 2, "log__examples": False, "train__total": "30 steps"}
+PROGRAMS = ("s3fs", "mount", "umount")
+# Few steps, since a save takes seconds of CPU time; long ones, so that a fault happens before the last one.
+PAUSE, SETTINGS = 0.2, {"mesh__fsdp": 2, "log__examples": False, "train__total": "20 steps"}
+POLL_S = 0.5  # each look into the bucket is some requests
 WITHOUT_CACHE = "disable_noobj_cache,stat_cache_expire=1"
-HOST = """\
-set -eu
-mount --make-rprivate /
-umount --lazy {folder}
-env -u CONVOY_PROCESS_ID s3fs {mount}
-exec "$@"
-"""
 
 pytestmark = [
     pytest.mark.multiprocess,
@@ -48,22 +42,16 @@ pytestmark = [
 
 
 @pytest.fixture(autouse=True)
-def mounts_folder(request, monkeypatch):
-    """The folder of the mounts of this test's processes: tests of the other shard mount buckets at the same time.
-
-    One test runs alone, since any new process would unmount what it has left mounted.
-    """
-    alone = request.function is test_next_process_unmounts_what_a_killed_process_left_mounted
-    with open(f"/tmp/convoy-bucket-tests-{os.getuid()}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
-        with tempfile.TemporaryDirectory(prefix="convoy-", dir="/tmp") as folder:  # short, for the paths of sockets
-            monkeypatch.setenv("TMPDIR", folder)
-            yield
+def mounts_folder(monkeypatch):
+    """The folder of the mounts of this test's processes."""
+    with tempfile.TemporaryDirectory(prefix="convoy-", dir="/tmp") as folder:  # short, for the paths of sockets
+        monkeypatch.setenv("TMPDIR", folder)
+        yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server():
-    """The address of an S3 server with a bucket `runs`."""
+    """The address of an S3 server with a bucket `runs`, in which each test has a folder of its own."""
     with s3_server("runs") as address:
         yield address
 
@@ -104,10 +92,10 @@ def assert_same_outcome(run, unbroken):
 def test_two_hosts_resume_from_a_shared_bucket_after_both_are_killed(mount, bucket, unbroken, tmp_path):
     where = harness.config(tmp_path / "config", pause=PAUSE, **SETTINGS)
     train = [["train", where, f"--workdir={bucket / 'run'}"]] * 2
-    host = ("unshare", "--mount", "sh", "-c", HOST.format(mount=" ".join(mount), folder=bucket), "sh")
+    host = harness.own_mounts(f"umount --lazy {bucket}", f"env -u CONVOY_PROCESS_ID s3fs {' '.join(mount)}")
 
     with harness.start_processes(train, [{}, {}], host) as jobs:
-        jobs[0].until(lambda: len(harness.saved(bucket / "run")) >= 2)
+        jobs[0].until(lambda: len(harness.saved(bucket / "run")) >= 2, poll_s=POLL_S)
         for job in jobs:
             for pid in reversed(job.pids()):  # the mount program first, so that writes that were not uploaded are lost
                 harness.kill(pid)
@@ -135,9 +123,10 @@ def own_mounts():
 
 
 def test_bucket_address_works_as_run_directory_and_mounts_end_with_their_process(server, bucket, unbroken, tmp_path):
-    train = [["train", harness.config(tmp_path / "config", pause=PAUSE, **SETTINGS), "--workdir=s3://runs/run"]] * 2
+    train = [["train", harness.config(tmp_path / "config", pause=PAUSE, **SETTINGS), "--workdir=s3://runs/address"]] * 2
+    run = bucket / "address"
     with harness.start_processes(train, [keys(server)] * 2) as jobs:
-        jobs[0].until(lambda: len(harness.saved(bucket / "run")) >= 2)
+        jobs[0].until(lambda: harness.saved(run), poll_s=POLL_S)
         assert len(own_mounts()) == 2
         for job in jobs:
             harness.kill(job.process.pid)
@@ -145,25 +134,24 @@ def test_bucket_address_works_as_run_directory_and_mounts_end_with_their_process
         while jobs[0].pids() or jobs[1].pids():  # including the programs that serve the mounts
             assert time.monotonic() < end
             time.sleep(0.1)
-    assert harness.status(bucket / "run")["state"] in status.RUNNING
-    assert "saving checkpoint of step 5\n" in (bucket / "run" / "log.txt").read_text()
+    assert harness.status(run)["state"] in status.RUNNING
+    assert "saving checkpoint of step 5\n" in (run / "log.txt").read_text()
 
     with harness.start_processes(train, [keys(server)] * 2) as jobs:
-        before = max(harness.saved(bucket / "run"))
-        jobs[0].until(lambda: max(harness.saved(bucket / "run")) > before)
+        jobs[0].until(lambda: 2 in harness.attempts(run).values(), poll_s=POLL_S)
         for job in jobs:
             for pid in job.pids():  # as when a control group is stopped: also the programs that serve the mounts
                 os.kill(pid, signal.SIGTERM)
         assert [job.end() for job in jobs] == [42, 42], jobs[0].output + jobs[1].output
-        reason = harness.status(bucket / "run")["reason"]
-        found = re.fullmatch(r"asked to stop; the state of step (\d+)/30 is saved in s3://runs/run\.", reason)
-        assert found and int(found[1]) == max(harness.saved(bucket / "run"))
+        reason = harness.status(run)["reason"]
+        found = re.fullmatch(r"asked to stop; the state of step (\d+)/20 is saved in s3://runs/address\.", reason)
+        assert found and int(found[1]) == max(harness.saved(run))
 
     with harness.start_processes(train, [keys(server)] * 2) as jobs:
         assert [job.end() for job in jobs] == [0, 0], jobs[0].output + jobs[1].output
     assert own_mounts() == []
-    assert_same_outcome(bucket / "run", unbroken)
-    checked = runs.convoy("checkpoints", "verify", "s3://runs/run", **keys(server))
+    assert_same_outcome(run, unbroken)
+    checked = runs.convoy("checkpoints", "verify", "s3://runs/address", **keys(server))
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
