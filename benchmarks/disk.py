@@ -8,9 +8,12 @@ open for writing, mkdir, rename) or `read` (read, pread, open for reading). SECO
 which lasts until the rule is removed.
 """
 
+import atexit
+import functools
 import os
 import shutil
 import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -100,22 +103,29 @@ OPEN(open) OPEN(open64) OPENAT(openat) OPENAT(openat64)
 """
 
 
+@functools.cache
+def _library() -> Path:
+    """Compiles the library, once for all disks."""
+    folder = Path(tempfile.mkdtemp(prefix="convoy-disk-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    command = [shutil.which("cc") or "cc", "-shared", "-fPIC", "-O1", "-x", "c", "-", "-o", folder / "disk.so", "-ldl"]
+    subprocess.run(command, input=_SOURCE, text=True, check=True, capture_output=True)
+    return folder / "disk.so"
+
+
 class Disk:
     """The disk below one folder, for processes that run with `environment`.
 
     Args:
-        work: folder for the library and the file of rules; not below `folder`.
+        work: folder for the file of rules; not below `folder`.
         folder: the folder whose files are slow or hang.
     """
 
     def __init__(self, work: Path, folder: Path):
-        self._rules, library = work / "rules", work / "disk.so"
+        self._rules = work / "rules"
         self._rules.write_text("")
-        compiler = shutil.which("cc") or "cc"
-        command = [compiler, "-shared", "-fPIC", "-O1", "-x", "c", "-", "-o", str(library), "-ldl"]
-        subprocess.run(command, input=_SOURCE, text=True, check=True, capture_output=True)
         self.environment: dict[str, Any] = {
-            "LD_PRELOAD": str(library),
+            "LD_PRELOAD": str(_library()),
             "CONVOY_TEST_DISK": str(self._rules),
             "CONVOY_TEST_DISK_FOLDER": f"{folder}{os.sep}",
         }

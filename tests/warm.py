@@ -52,9 +52,11 @@ JAX: dict[str, Callable[[str], Any]] = {
 """Variables that JAX has read before a fork begins, and how each is read."""
 OTHERS = {
     *("PYTEST_CURRENT_TEST", "PYTHONPATH", "PYTHONUNBUFFERED", "TERM", "TMPDIR", "XDG_CACHE_HOME"),
+    "RAY_ADDRESS",  # read when the engine connects to a cluster of Ray
     "XLA_PYTHON_CLIENT_PREALLOCATE",  # read when GPUs start
 }
 """Further variables that may differ in a fork, as those of the engine and of buckets may."""
+PRELOAD = "LD_PRELOAD"  # each library that it names has a server of its own
 ROOM = "WARM_ROOM"  # a variable of the server in whose place forks write their environment
 REPOSITORY = {"benchmarks", "configs", "engine", "models", "tests"}
 
@@ -105,7 +107,7 @@ class Process:
         self._answers, theirs = socket.socketpair()
         self._received = b""
         with theirs:
-            socket.send_fds(_control(), [b"+"], [theirs.fileno(), *streams])
+            socket.send_fds(_control(env.get(PRELOAD, "")), [b"+"], [theirs.fileno(), *streams])
         self._answers.sendall(json.dumps([self.args, dict(env), settings]).encode() + b"\n")
         answer = self._line(None)
         if not answer.isdecimal():
@@ -177,6 +179,8 @@ def can_fork(args: Any, env: Mapping[str, str]) -> bool:
     own = {**(_environment or os.environ), **_tunables()}  # which the server has or will have
     env = {**_tunables(), **env}
     names = {name for name in {*env, *own} if env.get(name) not in (own.get(name), _added.get(name))}
+    if _environment.get(PRELOAD) is None and os.path.exists(env.get(PRELOAD, "")):
+        names.discard(PRELOAD)
     fits = all(name in env if name in JAX else name in OTHERS or name.startswith(("AWS_", "CONVOY_")) for name in names)
     added = set(_folders(env)) - set(_folders(own))  # which must not change the libraries or the start of Python
     fits = fits and not any(glob.glob(f"{folder}/{name}*") for folder in added for name in SHADOWED)
@@ -191,21 +195,22 @@ def _tunables() -> dict[str, str]:
     return {}
 
 
-_server: list[socket.socket] = []
+_servers: dict[str, socket.socket] = {}  # library that is loaded before all others, or "" -> connection
 
 
-def _control() -> socket.socket:
-    """Returns the connection to the server, which ends with this process; starts it for the first program."""
-    if not _server:
+def _control(preload: str) -> socket.socket:
+    """Returns the connection to a server, which ends with this process; starts it for the first program."""
+    if preload not in _servers:
         ours, theirs = socket.socketpair()
         _environment.update({**os.environ, **_tunables()})
         room = "x" * (sum(len(name) + len(value) + 2 for name, value in _environment.items()) + (1 << 14))
         words = [sys.executable, "-m", __name__, str(theirs.fileno())]
+        env = {ROOM: room, **_environment, **({PRELOAD: preload} if preload else {})}
         with theirs:
-            server = subprocess.Popen(words, env={ROOM: room, **_environment}, pass_fds=[theirs.fileno()], stdin=-3)
-        _server.append(ours)
+            server = subprocess.Popen(words, env=env, pass_fds=[theirs.fileno()], stdin=-3)
+        _servers[preload] = ours
         atexit.register(lambda: (ours.close(), server.wait()))
-    return _server[0]
+    return _servers[preload]
 
 
 def serve(control: socket.socket) -> None:

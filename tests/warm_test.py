@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -72,6 +73,14 @@ def test_variables_that_are_read_at_the_start_make_a_program_start_anew(name, va
     assert warm.can_fork(words, runs.environment())
     assert not warm.can_fork(words, runs.environment(**{name: value}))
     assert not warm.can_fork(["bash", "-c", ""], runs.environment())
+
+
+def test_program_with_a_preloaded_library_is_a_fork_of_a_server_that_has_it():
+    maps = Path("/proc/self/maps").read_text().splitlines()
+    library = next(line.split()[-1] for line in maps if "/libm" in line)
+    code = "import os, sys; print('jax' in sys.modules, os.environ['LD_PRELOAD'])"
+    done = runs.run([sys.executable, "-c", code], env=runs.environment(LD_PRELOAD=library))
+    assert done.stdout == f"True {library}\n"
 
 
 def test_folder_with_a_library_makes_a_program_start_anew(tmp_path):
