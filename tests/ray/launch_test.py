@@ -54,19 +54,16 @@ def job(nodes: Nodes) -> RayJob:
     return RayJob(2, resources={"slot": 1}, spread=True, address=nodes.address, wait_for_nodes_s=3)
 
 
-def start(nodes: Nodes, *words: str) -> subprocess.Popen[str]:
+def start(nodes: Nodes, *words: str) -> runs.Started:
     """Starts `convoy launch ray` for two processes, with one device each."""
     flags = ("--processes=2", "--spread", "--resource=slot=1", f"--address={nodes.address}", "--wait-for-nodes=60")
-    return subprocess.Popen(
-        runs.command("launch", "ray", *flags, *words),
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=runs.environment(**runs.COMPILING),
-    )  # fmt: skip
+    return runs.start("launch", "ray", *flags, *words, cwd=None, **runs.COMPILING)
 
 
-def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+def ended(process: runs.Started) -> tuple[int, str]:
     """Returns the exit code and the output."""
     text = process.communicate(timeout=300)[0]
-    return process.returncode, text
+    return process.wait(), text
 
 
 def program(text: str) -> list[str]:
