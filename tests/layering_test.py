@@ -4,6 +4,7 @@ A package may import itself and packages on lower levels. Bazel declares the sam
 """
 
 import ast
+import functools
 import importlib.metadata
 import importlib.util
 import itertools
@@ -94,6 +95,7 @@ def module_of(file: str) -> str:
     return file.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
+@functools.cache
 def is_module(name: str) -> bool:
     path = TOP / name.replace(".", "/")
     return path.is_dir() or path.with_suffix(".py").is_file()
@@ -120,11 +122,11 @@ def at_module_level(tree: ast.Module) -> ast.Module:
     return tree
 
 
-def faults(file: str, text: str) -> list[str]:
+def faults(file: str, parsed: ast.Module) -> list[str]:
     """Returns a line for each import that the levels do not allow."""
     importer, found = module_of(file), []
     check = engine_fault if file.startswith("engine/") else outside_fault
-    for line, module, name in imports(ast.parse(text)):
+    for line, module, name in imports(parsed):
         if problem := check(importer, module, name):
             found.append(f"{file}:{line}: {importer} imports {module}{'.' + name if name else ''}: {problem}")
     return found
@@ -168,9 +170,14 @@ def source(file: str) -> str:
     return (TOP / file).read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_imports_point_to_lower_levels(file):
-    assert faults(file, source(file)) == []
+@functools.cache
+def tree(file: str) -> ast.Module:
+    """Returns a file as parsed once for all tests, which must not change it."""
+    return ast.parse(source(file))
+
+
+def test_imports_point_to_lower_levels():
+    assert [fault for file in FILES for fault in faults(file, tree(file))] == []
 
 
 def test_every_imported_library_is_declared():
@@ -179,10 +186,7 @@ def test_every_imported_library_is_declared():
     declared = {plain(re.split(r"[^\w.-]", text)[0]) for text in required}
     installed = importlib.metadata.packages_distributions()  # name to import -> names to install
     imported = {
-        module.split(".")[0]
-        for file in FILES
-        if file.startswith("engine/")
-        for _, module, _ in imports(ast.parse(source(file)))
+        module.split(".")[0] for file in FILES if file.startswith("engine/") for _, module, _ in imports(tree(file))
     }
     libraries = imported - set(sys.stdlib_module_names) - {"engine"} - UNDECLARED
     assert [name for name in libraries if not set(map(plain, installed.get(name, [name]))) & declared] == []
@@ -211,8 +215,8 @@ def test_lazily_loaded_names_of_engine_exist():
 )
 def test_type_checking_imports_match_the_lazy_names(package):
     assert sorted(name for names in package._MODULES.values() for name in names) == package.__all__
-    tree = ast.parse(source(f"{package.__name__.replace('.', '/')}/__init__.py"))
-    block = next(node for node in tree.body if isinstance(node, ast.If))
+    parsed = tree(f"{package.__name__.replace('.', '/')}/__init__.py")
+    block = next(node for node in parsed.body if isinstance(node, ast.If))
     seen = {
         node.module: tuple(alias.name for alias in node.names)
         for node in block.body
@@ -232,51 +236,62 @@ def test_no_file_replaces_a_lazy_name(package):
     assert files & set(package.__all__) == set()
 
 
-@pytest.mark.parametrize(
-    "file", [f for f in FILES if f.startswith(tuple(f"engine/{r}/" for r in PACKAGES_WITHOUT_JAX))]
-)
-def test_base_packages_import_no_jax(file):
+def test_base_packages_import_no_jax():
     heavy = [
-        module
-        for _, module, _ in imports(at_module_level(ast.parse(source(file))))
+        f"{file}:{line}: {module}"
+        for file in FILES
+        if file.startswith(tuple(f"engine/{package}/" for package in PACKAGES_WITHOUT_JAX))
+        for line, module, _ in imports(at_module_level(ast.parse(source(file))))
         if module.split(".")[0] in LIBRARIES
     ]
     assert heavy == []
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_no_private_name_of_a_library_is_used(file):
-    private = [
+def private_names(file: str) -> list[str]:
+    """Returns the imports of private names of libraries, and the lines that use one."""
+    imported = [
         f"{file}:{line}: {module}.{name}"
-        for line, module, name in imports(ast.parse(source(file)))
+        for line, module, name in imports(tree(file))
         if module.split(".")[0] in LIBRARIES and re.search(r"(^|\.)_[a-z]", f"{module}.{name}")
     ]
-    private += re.findall(r".*\b\w+\._src\.\w+.*", source(file))
-    assert len(private) == PRIVATE.get(file, 0), private
+    return imported + [f"{file}: {line}" for line in source(file).splitlines() if re.search(r"\w\._src\.\w", line)]
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_thread_whose_failure_would_be_silent_is_not_started(file):
-    calls = [ast.unparse(node.func) for node in ast.walk(ast.parse(source(file))) if isinstance(node, ast.Call)]
-    threads = {"Thread", "Timer", "threading.Thread", "threading.Timer"} & set(calls)
-    if file.startswith("engine/"):
-        assert bool(threads) == (file in OTHER_THREADS), f"{file}: use RunThread or start_timer of cluster/shutdown.py"
+def test_no_private_name_of_a_library_is_used():
+    found = {file: private_names(file) for file in FILES}
+    assert [name for file, names in found.items() if len(names) != PRIVATE.get(file, 0) for name in names] == []
+    assert [file for file in PRIVATE if not found[file]] == []
 
 
-@pytest.mark.parametrize("file", FILES)
-def test_file_has_a_docstring_and_at_most_400_lines(file):
-    text = source(file)
-    assert ast.get_docstring(ast.parse(text)), f"{file} has no module docstring. State what the module provides."
-    assert len(text.splitlines()) <= LONGEST, f"{file} has more than {LONGEST} lines. Split it."
+def starts_thread(file: str) -> bool:
+    """Whether a file starts a thread of Python."""
+    called = (node.func for node in ast.walk(tree(file)) if isinstance(node, ast.Call))
+    names = {ast.unparse(function) for function in called if isinstance(function, ast.Name | ast.Attribute)}
+    return not names.isdisjoint({"Thread", "Timer", "threading.Thread", "threading.Timer"})
 
 
-def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    """Yields each function of the engine with its file and line."""
-    for file in FILES:
-        if file.startswith("engine/"):
-            for node in ast.walk(ast.parse(source(file))):
-                if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                    yield f"{file}:{node.lineno}: {node.name}", node
+def test_thread_whose_failure_would_be_silent_is_not_started():
+    found = {file for file in FILES if file.startswith("engine/") and starts_thread(file)}
+    assert found == OTHER_THREADS, "Use RunThread or start_timer of cluster/shutdown.py"
+
+
+def test_file_has_a_docstring_and_at_most_400_lines():
+    bare = [file for file in FILES if not ast.get_docstring(tree(file))]
+    assert bare == [], "Files without a module docstring. State what each module provides."
+    long = [file for file in FILES if len(source(file).splitlines()) > LONGEST]
+    assert long == [], f"Files with more than {LONGEST} lines. Split each of them."
+
+
+@functools.cache
+def functions() -> list[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    """Returns each function of the engine with its file and line."""
+    return [
+        (f"{file}:{node.lineno}: {node.name}", node)
+        for file in FILES
+        if file.startswith("engine/")
+        for node in ast.walk(tree(file))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    ]
 
 
 def parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> list[str]:
@@ -312,9 +327,9 @@ def test_few_lines_are_hidden_from_the_type_checker():
 
 
 def test_function_with_many_parameters_and_lines_is_found():
-    [tree] = ast.parse("def f(self, a, /, b, *rest, c, **more):\n    return (\n        a\n    )").body
-    assert isinstance(tree, ast.FunctionDef)
-    assert (parameters(tree), lines(tree)) == (["a", "b", "c"], 4)
+    [function] = ast.parse("def f(self, a, /, b, *rest, c, **more):\n    return (\n        a\n    )").body
+    assert isinstance(function, ast.FunctionDef)
+    assert (parameters(function), lines(function)) == (["a", "b", "c"], 4)
 
 
 def test_each_engine_file_has_a_test_file():
@@ -351,7 +366,7 @@ def test_each_engine_file_has_a_test_file():
     ],
 )  # fmt: skip
 def test_forbidden_import_is_reported_with_both_names(file, text, fault):
-    (found,) = faults(file, text)
+    (found,) = faults(file, ast.parse(text))
     assert found.startswith(f"{file}:{len(text.splitlines())}: {module_of(file)} imports {fault}")
 
 
@@ -365,4 +380,4 @@ def test_forbidden_import_is_reported_with_both_names(file, text, fault):
     ],
 )  # fmt: skip
 def test_allowed_import_is_not_reported(file, text):
-    assert faults(file, text) == []
+    assert faults(file, ast.parse(text)) == []
