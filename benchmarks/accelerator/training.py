@@ -95,8 +95,9 @@ def _start(context: Context, name: str, job: Job, together: bool) -> Worker:
     """Starts a loop. One that is alone may use nearly all memory of the device."""
     python = context.machine.torch if name == TORCH else sys.executable
     command = [python, "-m", f"benchmarks.accelerator.{MODULES[name]}", str(job)]
-    # A cache of its own: a worker that was killed while it compiled leaves files that are not complete.
-    env = {"TORCHINDUCTOR_CACHE_DIR": str(context.results.parent / "inductor")}
+    env = {}
+    if name == TORCH:  # a cache of its own: a worker that was killed while it compiled leaves files that are not complete
+        env["TORCHINDUCTOR_CACHE_DIR"] = str(context.results.parent / "inductor")
     if not together:
         env["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.92"
     with open(_errors(context, name), "w") as errors:
