@@ -29,6 +29,8 @@ THEN_MAIN = "\nimport runpy\nrunpy.run_module('engine.cli.main', run_name='__mai
 """End of a program for `python -c` that runs the command line."""
 WARM_VERBS = {"train", "evaluate", "predict", "explain", "plan", "compile", "launch", "supervise", "sweep"}
 """Verbs that import most of what the forks of `warm.py` have imported already, or start these."""
+LAUNCHERS = {f"benchmarks.{name}" for name in ("accelerator", "first_step", "slow_storage", "sweep")}
+"""Benchmarks that compute nothing themselves."""
 
 
 def config(**settings: Any) -> Config:
@@ -114,7 +116,7 @@ def launches(words: list[str]) -> bool:
     """Whether a program only starts others, which are then forks of it."""
     if words[1:3] == MAIN or words[2].endswith(THEN_MAIN):
         return words[3] in ("launch", "supervise", "sweep")
-    return "launch(" in words[2] or words[1:3] == ["-m", "benchmarks.accelerator"]
+    return "launch(" in words[2] or words[2] in LAUNCHERS
 
 
 def _fork(words: list[str], cwd: Path | None, env: dict[str, str], apart: bool) -> warm.Process:

@@ -3,13 +3,13 @@
 Each benchmark runs here in its tiny form, by its own command. Those of `ELSEWHERE` have tests of their own.
 """
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from benchmarks import all as run_all
+from benchmarks import report
 from benchmarks.all import BEGIN, END, Result
 from benchmarks.disk import has_compiler
 from benchmarks.report import Row
@@ -50,6 +50,12 @@ def page(tmp_path):
 def one_device(monkeypatch):
     for name, value in {"JAX_NUM_CPU_DEVICES": "1", **runs.COMPILING}.items():
         monkeypatch.setenv(name, value)
+
+
+def run_tiny(name, *arguments):
+    """Runs a benchmark at its smallest sizes, as a fork of a process that has imported JAX."""
+    words = [sys.executable, "-m", f"benchmarks.{name}", "--tiny", *arguments]
+    return runs.run(words, env=runs.environment(**runs.COMPILING), timeout=runs.limit(120))
 
 
 @pytest.mark.multiprocess
@@ -119,13 +125,15 @@ def test_unknown_benchmark_is_refused(capsys):
 @pytest.mark.multiprocess
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WITH_ROWS)
-def test_benchmark_runs_in_its_tiny_form(name, one_device):
+def test_benchmark_runs_in_its_tiny_form(name, tmp_path):
     if name == "slow_storage" and not has_compiler():
         pytest.skip("needs a C compiler")
-    result = run_all.run_benchmark(name, ["--tiny"], timeout_s=runs.limit(120))
-    assert result.error == ""
-    assert all(row.values and row.result for row in result.rows)
-    rows = {row.what: row for row in result.rows}
+    file = tmp_path / "rows.jsonl"
+    done = run_tiny(name, f"--rows={file}")
+    found, error = report.read_rows(file)
+    assert (done.returncode, error) == (0, ""), done.stderr
+    assert found and all(row.values and row.result for row in found)
+    rows = {row.what: row for row in found}
     if name == "decoder":
         row = rows["decoder step, engine / plain JAX"]
         assert float(row.note.rpartition("differ by at most ")[2]) <= 1e-5
@@ -138,9 +146,7 @@ def test_benchmark_runs_in_its_tiny_form(name, one_device):
 @pytest.mark.multiprocess
 @pytest.mark.slow
 def test_planning_runs_in_its_tiny_form():
-    words = [sys.executable, "-m", "benchmarks.planning", "--tiny"]
-    environment = runs.environment(**runs.COMPILING)
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=runs.limit(120))
+    done = run_tiny("planning")
     assert done.returncode == 0, done.stderr
     assert "compiled: Spearman " in done.stdout
 
