@@ -48,11 +48,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     os._exit = leave_with_error
 
 
-# Tests of these packages compare programs that are compiled alike, or a program with a formula. LLVM does not
+# Tests of these packages and files compare programs that are compiled alike, or a program with a formula. LLVM does not
 # optimize their machine code, which saves a third of the CPU time; XLA's own passes, the partitioner among them, are
 # those of a run. Programs stay optimized in other tests that start processes, and in tests marked `optimized`.
 UNOPTIMIZED = {"api", "benchmarks", "compile", "diagnosis", "driving", "layers", "loop", "metrics", "models", "surface"}
-UNOPTIMIZED |= {"adapters", "hub", "joint", "optimizers", "parallel", "perception", "planning", "training"}
+UNOPTIMIZED |= {"adapters", "bundles", "experiments", "hub", "joint", "optimizers", "parallel", "perception"}
+UNOPTIMIZED |= {"planning", "scaffold", "training"}
 # In these packages and files, the processes that a test starts compile like the test itself, without the optimizations.
 WITH_PROCESSES = {"api", "loop", "models", "joint_runs_test.py", "kill_and_resume_test.py", "odd_paths_test.py"}
 WITH_PROCESSES |= {"processes_test.py", "program_cache_test.py", "ragged_runs_test.py", "row_state_runs_test.py"}

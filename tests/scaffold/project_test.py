@@ -47,7 +47,7 @@ def test_project_passes_its_own_test(kind, tmp_path, monkeypatch):
 def test_project_trains_by_the_commands_of_its_readme(tmp_path):
     write_project(tmp_path / "mine", "table")
     short = ["--config.train.total=20 steps", "--config.evaluations.val.every=10 steps", "--config.log.every=10 steps"]
-    done = runs.convoy("train", "--config=config.py", *short, cwd=tmp_path / "mine")
+    done = runs.convoy("train", "--config=config.py", *short, cwd=tmp_path / "mine", **runs.COMPILING)
     assert done.returncode == 0, done.stderr
     assert "step 20: val/error_m " in done.stderr
     plotted = runs.convoy("plot", "runs/mine", cwd=tmp_path / "mine")

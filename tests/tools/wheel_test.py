@@ -135,6 +135,7 @@ def convoy(installed, tmp_path):
         packages = packages_without_engine()
         start = f"import sys; sys.modules.update(dict.fromkeys({without})); from engine.cli.main import run; run()"
         env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(installed), *packages]), "PYTHONSAFEPATH": "1"}
+        env["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # to compile in less time
         command = [sys.executable, "-S", "-c", start, *words]  # -S: no .pth file adds the repository
         return subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=False)
 
