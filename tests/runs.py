@@ -29,7 +29,7 @@ THEN_MAIN = "\nimport runpy\nrunpy.run_module('engine.cli.main', run_name='__mai
 """End of a program for `python -c` that runs the command line."""
 WARM_VERBS = {"train", "evaluate", "predict", "explain", "plan", "compile", "launch", "supervise", "sweep"}
 """Verbs that import most of what the forks of `warm.py` have imported already, or start these."""
-LAUNCHERS = {f"benchmarks.{name}" for name in ("accelerator", "first_step", "slow_storage", "sweep")}
+LAUNCHERS = {f"benchmarks.{name}" for name in ("accelerator", "decoder", "first_step", "slow_storage", "sweep")}
 """Benchmarks that compute nothing themselves."""
 
 
@@ -116,7 +116,7 @@ def launches(words: list[str]) -> bool:
     """Whether a program only starts others, which are then forks of it."""
     if words[1:3] == MAIN or words[2].endswith(THEN_MAIN):
         return words[3] in ("launch", "supervise", "sweep")
-    return "launch(" in words[2] or words[2] in LAUNCHERS
+    return words[2] in LAUNCHERS or "launch(" in words[2] or "/docs/images/" in words[2]
 
 
 def _fork(words: list[str], cwd: Path | None, env: dict[str, str], apart: bool) -> warm.Process:

@@ -51,7 +51,7 @@ JAX: dict[str, Callable[[str], Any]] = {
 }
 """Variables that JAX has read before a fork begins, and how each is read."""
 OTHERS = {
-    *("PYTEST_CURRENT_TEST", "PYTHONPATH", "PYTHONUNBUFFERED", "TERM", "TMPDIR", "XDG_CACHE_HOME"),
+    *("COLUMNS", "PYTEST_CURRENT_TEST", "PYTHONPATH", "PYTHONUNBUFFERED", "TERM", "TMPDIR", "XDG_CACHE_HOME"),
     *("RAY_ADDRESS", "SLURM_CONF"),  # read when the engine uses a cluster
     "XLA_PYTHON_CLIENT_PREALLOCATE",  # read when GPUs start
 }
