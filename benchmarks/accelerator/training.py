@@ -96,7 +96,7 @@ def _start(context: Context, name: str, job: Job, together: bool) -> Worker:
     python = context.machine.torch if name == TORCH else sys.executable
     command = [python, "-m", f"benchmarks.accelerator.{MODULES[name]}", str(job)]
     env = {}
-    if name == TORCH:  # a cache of its own: a worker that was killed while it compiled leaves files that are not complete
+    if name == TORCH:  # its own cache: a worker that was killed while it compiled leaves incomplete files
         env["TORCHINDUCTOR_CACHE_DIR"] = str(context.results.parent / "inductor")
     if not together:
         env["XLA_PYTHON_CLIENT_MEM_FRACTION"] = "0.92"
