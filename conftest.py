@@ -53,7 +53,7 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 # those of a run. Programs stay optimized in other tests that start processes, and in tests marked `optimized`.
 UNOPTIMIZED = {"api", "benchmarks", "compile", "diagnosis", "driving", "layers", "loop", "metrics", "models", "surface"}
 UNOPTIMIZED |= {"adapters", "bundles", "experiments", "hub", "joint", "optimizers", "parallel", "perception"}
-UNOPTIMIZED |= {"planning", "quantization", "scaffold", "training", "tuning"}
+UNOPTIMIZED |= {"docs", "planning", "quantization", "scaffold", "training", "tuning"}
 # In these packages and files, the processes that a test starts compile like the test itself, without the optimizations.
 WITH_PROCESSES = {"api", "loop", "models", "joint_runs_test.py", "kill_and_resume_test.py", "odd_paths_test.py"}
 WITH_PROCESSES |= {"processes_test.py", "program_cache_test.py", "ragged_runs_test.py", "row_state_runs_test.py"}
