@@ -48,64 +48,39 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     os._exit = leave_with_error
 
 
-# Tests of these packages and files compare programs that are compiled alike, or a program with a formula. LLVM does not
-# optimize their machine code, which saves a third of the CPU time; XLA's own passes, the partitioner among them, are
-# those of a run. Programs stay optimized in other tests that start processes, and in tests marked `optimized`.
-UNOPTIMIZED = {"api", "benchmarks", "compile", "diagnosis", "driving", "layers", "loop", "metrics", "models", "surface"}
-UNOPTIMIZED |= {"adapters", "bundles", "experiments", "hub", "joint", "optimizers", "parallel", "perception"}
-UNOPTIMIZED |= {"docs", "planning", "quantization", "scaffold", "training", "tuning"}
-# In these packages and files, the processes that a test starts compile like the test itself, without the optimizations.
-WITH_PROCESSES = {"api", "loop", "models", "joint_runs_test.py", "kill_and_resume_test.py", "odd_paths_test.py"}
-WITH_PROCESSES |= {"processes_test.py", "program_cache_test.py", "ragged_runs_test.py", "row_state_runs_test.py"}
-WITH_PROCESSES |= {"sequence_runs_test.py", "stream_runs_test.py", "unfreezing_runs_test.py", "weighted_runs_test.py"}
-UNOPTIMIZED |= WITH_PROCESSES
+# Most tests compare programs that are compiled alike, or a program with a formula. LLVM does not optimize their machine
+# code, nor that of processes that they start, which saves a third of the CPU time; XLA's own passes, the partitioner
+# among them, are those of a run. Tests of these packages and files, and tests marked `optimized`, compile as runs do:
+# they compare bits with stored ones, or read what the compiler has made.
+OPTIMIZED = {"aot", "configs", "run_format_test.py", "run_format_2_test.py"}
 TESTS = pathlib.Path(__file__).parent / "tests"
-VARIABLE = "JAX_DISABLE_MOST_OPTIMIZATIONS"  # of the processes
+VARIABLE = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 
 
-def _set_optimized(optimized: bool, path: pathlib.Path) -> None:
-    import jax  # the variables above come first
-
-    jax.config.update("jax_disable_most_optimizations", not optimized)
-    if _package(path) in WITH_PROCESSES:
-        os.environ[VARIABLE] = str(int(not optimized))
-
-
-def _package(path: pathlib.Path) -> str:
-    """The folder or the file below `tests`. A package inside another one compiles as that does."""
-    return path.relative_to(TESTS).parts[0] if TESTS in path.parents else ""
-
-
-def _has_optimized_runs(path: pathlib.Path) -> bool:
-    """Whether the tests of a file compile as runs do."""
-    return _package(path) not in UNOPTIMIZED
+def _set_optimized(optimized: bool) -> None:
+    os.environ[VARIABLE] = str(int(not optimized))  # read when JAX is imported, also by processes
+    if jax := sys.modules.get("jax"):
+        jax.config.update("jax_disable_most_optimizations", not optimized)
 
 
 def _is_optimized(node: pytest.Item | pytest.Module) -> bool:
-    names = {mark.name for mark in node.iter_markers()}
-    return "optimized" in names or ("multiprocess" in names and _package(node.path) not in WITH_PROCESSES)
+    """Whether a test, or the fixtures of its module, compile as runs do. A package compiles as the one around it."""
+    package = node.path.relative_to(TESTS).parts[0] if TESTS in node.path.parents else ""
+    return package in OPTIMIZED or any(mark.name == "optimized" for mark in node.iter_markers())
 
 
 @pytest.fixture(autouse=True, scope="module")
-def unoptimized_package(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compiles without the optimizations of LLVM, also in fixtures of a module, where tests do not need them."""
-    if _has_optimized_runs(request.path) or _is_optimized(request.node):
-        yield
-        return
-    _set_optimized(False, request.path)
-    yield
-    _set_optimized(True, request.path)
+def optimized_module(request: pytest.FixtureRequest) -> None:
+    """Chooses the optimizations of the fixtures of a module."""
+    _set_optimized(_is_optimized(request.node))
 
 
 @pytest.fixture(autouse=True)
-def optimized_test(request: pytest.FixtureRequest, unoptimized_package: None) -> Iterator[None]:
-    """Compiles with these optimizations in a test that needs them."""
-    if _has_optimized_runs(request.path) or not _is_optimized(request.node):
-        yield
-        return
-    _set_optimized(True, request.path)
+def optimized_test(request: pytest.FixtureRequest, optimized_module: None) -> Iterator[None]:
+    """Chooses the optimizations of a test."""
+    _set_optimized(_is_optimized(request.node))
     yield
-    _set_optimized(_is_optimized(request.node.getparent(pytest.Module)), request.path)
+    _set_optimized(_is_optimized(request.node.getparent(pytest.Module)))
 
 
 @pytest.fixture(scope="session")

