@@ -51,8 +51,8 @@ def pytest_sessionstart(session: pytest.Session) -> None:
 # Most tests compare programs that are compiled alike, or a program with a formula. LLVM does not optimize their machine
 # code, nor that of processes that they start, which saves a third of the CPU time; XLA's own passes, the partitioner
 # among them, are those of a run. Tests of these packages and files, and tests marked `optimized`, compile as runs do:
-# they compare bits with stored ones, or read what the compiler has made.
-OPTIMIZED = {"aot", "configs", "run_format_test.py", "run_format_2_test.py"}
+# they compare bits with stored ones, read what the compiler has made, or use a cluster that has started before.
+OPTIMIZED = {"aot", "configs", "ray", "run_format_test.py", "run_format_2_test.py"}
 TESTS = pathlib.Path(__file__).parent / "tests"
 VARIABLE = "JAX_DISABLE_MOST_OPTIMIZATIONS"
 

@@ -152,7 +152,7 @@ def test_shards_of_lost_nodes_are_written_again(nodes, written, tmp_path):
     lost = {}
     worker, raylet = "", 0
     try:
-        wait_until(lambda: len(list(out.parent.glob("*.unfinished"))) == 2)  # both workers wait, in shards 2 and 3
+        wait_until(lambda: len(list(gate.iterdir())) == 2)  # both workers wait, in shards 2 and 3
         for worker, how in zip(
             sorted(path.name for path in gate.iterdir()), (signal.SIGKILL, signal.SIGSTOP), strict=True
         ):
