@@ -7,7 +7,6 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -44,14 +43,6 @@ def commands() -> list[str]:
     """Returns the commands in the order of their first appearance; `train`, which makes the run, is the first."""
     lines = [line.strip() for text in helps() for line in text.splitlines() if line.startswith("  convoy ")]
     return list(dict.fromkeys(line.partition("  ")[0] for line in lines))
-
-
-@pytest.fixture(autouse=True)
-def unoptimized() -> Iterator[None]:
-    """Compiles in less time, as the commands that run as processes do."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +87,7 @@ def test_command_of_a_help_text_works(command, folder, monkeypatch, capsys):
             assert main(["train", "--config=configs.digits", *TINY]) == 0
         shutil.copytree(folder / "runs/digits", folder / "runs" / name, dirs_exist_ok=True)
     if command.startswith(tuple(f"convoy {name}" for name in ALONE)) and "--help" not in words:
-        done = runs.convoy(*words, cwd=folder, PYTHONPATH=os.fspath(Path(__file__).parents[2]), **runs.COMPILING)
+        done = runs.convoy(*words, cwd=folder, PYTHONPATH=os.fspath(Path(__file__).parents[2]))
         code, said = done.returncode, done.stdout + done.stderr
     else:
         code, said = main(words), "".join(capsys.readouterr())
