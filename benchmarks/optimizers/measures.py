@@ -83,6 +83,16 @@ def final_loss(found: Sequence[Row], task: str, optimizer: str) -> Interval:
     return t_interval([row.final for row in final_rows(found, task, optimizer)])
 
 
+def difference(found: Sequence[Row], task: str, optimizer: str) -> Interval:
+    """Returns the mean over seeds of the final loss less that of the baseline with the same seed, with its t interval.
+
+    Runs with equal seeds have equal weights at the start and the same order of the data.
+    """
+    base = {row.run.seed: row.final for row in final_rows(found, task, BASELINE)}
+    runs = [row for row in final_rows(found, task, optimizer) if row.run.seed in base]
+    return t_interval([row.final - base[row.run.seed] for row in runs])
+
+
 def ratios(costs: Mapping[str, Mapping[str, float]]) -> dict[str, list[float]]:
     """Returns optimizer -> cost over the smallest cost, for each task; infinite where the target was not reached.
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.optimizers import further, measures, rows
+from benchmarks.optimizers import further, measures, rows, widths
 from benchmarks.optimizers.further_reports import best_losses, groups, schedules_of, steps_by_batch
 from benchmarks.optimizers.measures import STEPS, TIME
 from benchmarks.optimizers.optimizers import FULL, OPTIMIZERS
@@ -222,6 +222,25 @@ def batch_size(found: Sequence[Row]) -> Any:
     return figure
 
 
+def rates_by_width(found: Sequence[Row]) -> Any:
+    """Final loss over the learning rate for each width, without and with muP; a mark at the best rate."""
+    shown = widths.losses(found)
+    if not shown:
+        return None
+    figure, panels = _panels(list(widths.KINDS.values()), "learning rate", "validation loss")
+    limits = [min(loss.values()) for loss in shown.values()]
+    for panel, kind in zip(panels, widths.KINDS.values(), strict=True):
+        for place, width in enumerate(widths.WIDTHS):
+            if loss := shown.get((kind, width)):
+                best = min(loss, key=loss.__getitem__)
+                panel.plot(list(loss), list(loss.values()), lw=1.2, color=f"C{place}", label=f"width {width}")
+                panel.plot(best, loss[best], "o", ms=4, color=f"C{place}")
+        panel.set_xscale("log", base=10)
+        panel.set_ylim(min(limits) - 0.05, max(limits) + 0.6)
+    _legend(figure, panels)
+    return figure
+
+
 def _of_groups(chunk: str, title: str) -> Callable[[Sequence[Row]], Any]:
     """Returns a function that draws the loss over steps of the groups of a chunk."""
 
@@ -276,5 +295,6 @@ FIGURES: dict[str, Callable[[Sequence[Row]], Any]] = {
     "precision": _of_groups("precision", "precision of the computation"),
     "ema": _of_values("ema", "average of the weights", "decay of the average"),
     "clipping": _of_values("clipping", "limit of the norm of the gradient", "clip_norm"),
+    "widths": rates_by_width,
 }
 """Name -> function that draws a figure, or returns None if the rows do not allow it."""

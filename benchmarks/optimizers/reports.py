@@ -71,11 +71,11 @@ def comparison(found: Sequence[Row], task: str) -> str:
     for name in names:
         runs, tuned = measures.final_rows(found, task, name), measures.tuning_rows(found, task, name)
         rates, losses = [float(row.run.settings["learning_rate"]) for row in tuned], [row.final for row in tuned]
-        settings = ", ".join(f"{key} {number(value)}" for key, value in runs[0].run.settings.items())
         lines.append(
             [
                 OPTIMIZERS[name].title,
                 interval(measures.final_loss(found, task, name)),
+                interval(measures.difference(found, task, name)) if name != BASELINE else "",
                 *([interval(t_interval([row.metric[-1] for row in runs]))] if task_of(task).metric else []),
                 times(measures.to_target(found, task, name), base_steps),
                 times(measures.to_target(found, task, name, TIME), base_time),
@@ -83,22 +83,32 @@ def comparison(found: Sequence[Row], task: str) -> str:
                 f"{runs[0].state_bytes / runs[0].parameter_bytes:.2f}",
                 times(measures.near_best(rates, losses), 1.0),
                 f"{sum(row.diverged for row in tuned)} of {len(tuned)}",
-                settings,
+                point(runs[0], rates),
             ]
         )
     spec = task_of(task)
     head = [
-        *("optimizer", f"{spec.loss}, final", *filter(None, [spec.metric]), "steps to target", "time to target"),
+        *("optimizer", f"{spec.loss}, final", f"less {OPTIMIZERS[BASELINE].title}", *filter(None, [spec.metric])),
+        *("steps to target", "time to target"),
         *("time of a step", "state / parameters", "rates near the best", "diverged", "best point"),
     ]
     goal = measures.target(found, task)
     title = OPTIMIZERS[BASELINE].title
     note = (
         f"Target: {spec.loss} {number(goal)}, which {title} reaches at {measures.TARGET_AT:.0%} of its steps. Steps "
-        f"and times are shares of those of {title}; a dash: most seeds do not reach it. Rates near the best: largest "
+        f"and times are shares of those of {title}; a dash: most seeds do not reach it. Less {title}: the mean "
+        f"difference of runs with equal seeds; all intervals are of 95 %. Rates near the best: largest "
         f"over smallest learning rate with a loss at most {measures.NEAR:.0%} above the smallest one."
     )
     return titled(spec.title, f"{note}\n\n{markdown(head, lines)}")
+
+
+def point(best: Row, rates: Sequence[float]) -> str:
+    """Returns the settings of the best run; says so if no learning rate beyond its own was tried."""
+    ends = {min(rates): " (smallest tried)", max(rates): " (largest tried)"}
+    settings = best.run.settings
+    rate = f"learning_rate {number(settings['learning_rate'])}{ends.get(float(settings['learning_rate']), '')}"
+    return ", ".join([rate, *(f"{key} {number(value)}" for key, value in settings.items() if key != "learning_rate")])
 
 
 def profiles(found: Sequence[Row], tasks: Sequence[str], unit: str) -> str:

@@ -7,7 +7,7 @@ forty of the base model.
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.optimizers import further, rows
+from benchmarks.optimizers import further
 from benchmarks.optimizers.groups import Group, tuned
 from benchmarks.optimizers.rows import Row, Value
 from benchmarks.optimizers.tables import markdown, number, titled
@@ -47,18 +47,24 @@ def groups(width: int) -> list[Group]:
     return found if width != BASE else found[:1]
 
 
+def losses(found: Sequence[Row]) -> dict[tuple[str, int], dict[float, float]]:
+    """Returns (parametrization, width) -> learning rate -> final loss; both kinds are the same at the base width."""
+    by_width: dict[tuple[str, int], dict[float, float]] = {}
+    for kind in KINDS.values():
+        for width in WIDTHS:
+            group = f"{KINDS[0] if width == BASE else kind} {width}"
+            runs = [row for row in found if (row.run.chunk, row.run.group) == (f"{CHUNK}-{width}", group)]
+            if runs:
+                by_width[kind, width] = {float(row.run.settings["learning_rate"]): row.final for row in runs}
+    return by_width
+
+
 def table(found: Sequence[Row]) -> str:
     """Returns the loss of each rate, and the best rate of each width; empty without rows."""
     lines = []
-    for mup, kind in KINDS.items():
-        for width in WIDTHS:
-            chunk, group = f"{CHUNK}-{width}", f"{KINDS[0] if width == BASE else kind} {width}"
-            best = rows.best(found, chunk, group)
-            if best is None or (mup == 0 and width == BASE):
-                continue
-            losses = {row.run.settings["learning_rate"]: row for row in found if row.run.group == group}
-            cells = [number(losses[rate].final) if rate in losses else "" for rate in RATES]
-            lines.append([kind, str(width), number(best.run.settings["learning_rate"]), *cells])
+    for (kind, width), loss in losses(found).items():
+        cells = [number(loss[rate]) if rate in loss else "" for rate in RATES]
+        lines.append([kind, str(width), number(min(loss, key=loss.__getitem__)), *cells])
     head = ["parametrization", "width", "best rate", *(number(rate) for rate in RATES)]
     note = f"Loss after {STEPS} steps for each learning rate; both are the same at the width {BASE}."
     return titled("Learning rates at other widths", f"{note}\n\n{markdown(head, lines)}") if lines else ""

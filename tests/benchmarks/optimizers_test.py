@@ -12,7 +12,7 @@ import pytest
 
 import engine
 from benchmarks.optimizers import __main__ as command
-from benchmarks.optimizers import measures, plan, rows, spaces
+from benchmarks.optimizers import measures, plan, reports, rows, spaces
 from benchmarks.optimizers.chunks import TINY_OPTIMIZERS, chunks, tiny_chunks
 from benchmarks.optimizers.optimizers import OPTIMIZERS
 from benchmarks.optimizers.plots import FIGURES
@@ -123,6 +123,21 @@ def test_target_and_ratios_have_the_known_values():
     assert steps == {"adamw": pytest.approx(19), "lion": pytest.approx(13), "soap": math.inf}
     assert measures.to_target(found, "lm", "lion", measures.TIME) == pytest.approx(13 * 0.03)
     assert measures.ratios({"lm": steps}) == {"adamw": [pytest.approx(19 / 13)], "lion": [1.0], "soap": [math.inf]}
+
+
+def test_final_losses_are_compared_for_equal_seeds():
+    found = [row("lm", "adamw", line(20.0, float(seed)), seed=seed) for seed in (1, 2, 3)]
+    found += [row("lm", "lion", line(20.0, 0.9 * seed), seed=seed) for seed in (3, 2, 1)]
+    known = measures.difference(found, "lm", "lion")
+    assert known.estimate == pytest.approx(-0.2)
+    assert known.high - known.estimate == pytest.approx(4.30265 * 0.1 / math.sqrt(3), rel=1e-4)
+
+
+def test_best_point_says_where_no_further_rate_was_tried():
+    best = row("lm", "adamw", [1.0], rate=0.1)
+    assert reports.point(best, [0.01, 0.1]) == "learning_rate 0.1 (largest tried)"
+    assert reports.point(best, [0.1, 1.0]) == "learning_rate 0.1 (smallest tried)"
+    assert reports.point(best, [0.01, 0.1, 1.0]) == "learning_rate 0.1"
 
 
 def test_performance_profile_and_its_area():
