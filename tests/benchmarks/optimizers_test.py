@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+import os
+import subprocess
+import sys
 import tempfile
 import zlib
 
@@ -60,6 +63,13 @@ def test_chunk_trains_tuning_runs_and_repeats_the_best_with_other_seeds(trained)
     assert all(len(each.loss) == len(each.metric) == len(each.at) == 12 for each in found)
     assert found[0].state_bytes == 2 * found[0].parameter_bytes + 8  # two moments and two counters of AdamW
     assert 0 < found[0].step_ms * found[0].run.steps <= 1000 * found[0].cpu_s
+
+
+def test_chunk_has_no_threads_of_openblas_on_other_cores():
+    code = "import benchmarks.optimizers, numpy, os; print(os.listdir('/proc/self/task'))"
+    environment = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert found.stdout.count("'") == 2  # the main thread
 
 
 def test_run_is_bitwise_that_of_the_engine(trained, tmp_path):
