@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from engine.parallel import digest as module
 from engine.parallel.digest import Digests
 
 MESH = jax.make_mesh((2, 4), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 DTYPES = ("float32", "bfloat16", "float8_e4m3fn", "int4", "int8", "uint32", "bool", "complex64")
+
+
+@pytest.fixture(autouse=True, params=["program", "numpy"])
+def small(request, monkeypatch) -> None:
+    """Computes the digests of these small arrays by a program, as on accelerators, and by NumPy."""
+    monkeypatch.setattr(module, "SMALL", -1 if request.param == "program" else 2**16)
 
 
 def values(dtype: str = "float32", shape=(8, 24)) -> jax.Array:
