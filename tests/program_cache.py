@@ -6,7 +6,8 @@ writes to it. So each start of a job compiled everything again in its other proc
 
 import hashlib
 import os
-from collections.abc import Callable, Hashable, Mapping
+import weakref
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from engine.compile.compiler import ProgramCompiler
 from engine.compile.key import describe_program
 from engine.compile.options import Value
 from engine.compile.program import Program
-from engine.parallel import digest
 
 loaded: list[str] = []
 """Names of the programs that this process has loaded."""
@@ -31,7 +31,7 @@ def install() -> None:
     index, folder = os.environ.get("CONVOY_PROCESS_ID", "0"), os.environ.get("JAX_COMPILATION_CACHE_DIR")
     if index == "0" or not folder or os.environ.get("JAX_PLATFORMS") != "cpu":
         return
-    compile_anew, digest_row = ProgramCompiler.compile, digest._row
+    compile_anew = ProgramCompiler.compile
 
     def compile_once(
         self: ProgramCompiler,
@@ -53,29 +53,12 @@ def install() -> None:
         write_checked(path, serialize_executable.serialize(compiled)[0])
         return compiled
 
-    known: dict[Hashable, jax.stages.Compiled] = {}
-
-    def call(key: Hashable, name: str, lower: Callable[[], jax.stages.Lowered], mesh: Mesh, array: Any) -> Any:
-        """Calls a program that the engine compiles at its first call."""
-        if key not in known:
-            known[key] = compile_once(ProgramCompiler(), name, lower(), mesh)
-        return known[key](array)
-
-    class Row:
-        """The digest of an array."""
-
-        lower = digest_row.lower
-
-        def __call__(self, x: jax.Array, sharding: jax.sharding.NamedSharding) -> jax.Array:
-            mesh = sharding.mesh
-            assert isinstance(mesh, Mesh)
-            key = (x.shape, x.dtype, x.sharding, sharding)
-            return call(key, "digest", lambda: digest_row.lower(x, sharding), mesh, x)
+    checks = weakref.WeakKeyDictionary[Program, jax.stages.Compiled]()  # JAX would compile them when they are called
 
     def not_finite(self: Program, state: Any) -> list[str]:
-        found = call(id(self), "check", lambda: self._are_finite.lower(state), self.mesh, state)
-        return [path for path, finite in found.items() if not finite]
+        if self not in checks:
+            checks[self] = compile_once(ProgramCompiler(), "check", self._are_finite.lower(state), self.mesh)
+        return [path for path, finite in checks[self](state).items() if not finite]
 
     ProgramCompiler.compile = compile_once  # pyright: ignore[reportAttributeAccessIssue]
-    digest._row = Row()  # pyright: ignore[reportAttributeAccessIssue]
     Program.not_finite = not_finite  # pyright: ignore[reportAttributeAccessIssue]
