@@ -48,7 +48,7 @@ def problem(found: Sequence[Row], name: str) -> str:
         if name == "least_squares":
             steps = best.steps_to(REACHED)
             cells.append(f"{steps:,.0f}" if math.isfinite(steps) else "-")
-        lines.append((min(losses), cells))
+        lines.append((t_interval(losses).estimate, cells))
     head = ["optimizer", "loss", "best learning rate"]
     head += [f"steps to {REACHED:g}"] if name == "least_squares" else []
     body = markdown(head, [cells for _, cells in sorted(lines)])

@@ -3,10 +3,12 @@
 import dataclasses
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import zlib
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,8 @@ from benchmarks.optimizers.tasks import TASKS, VALIDATION, config_of
 from benchmarks.optimizers.training import train
 from engine.api.prepared import check_code, resolve_config
 from engine.base import json_text
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -195,6 +199,15 @@ def made(run):
     diverged = distance > 0.9
     metric = [0.5] * len(losses) if run.task in TASKS and TASKS[run.task].metric else []
     return Row(run, [math.nan] if diverged else losses, metric, 30.0, 20.0, 2000, 1000, diverged)
+
+
+def test_page_has_the_tables_and_the_figures_of_the_committed_rows():
+    """The command of the page prints its last chapter."""
+    page = (ROOT / "docs" / "which-optimizer.md").read_text()
+    assert page.partition("## All tables\n\n")[2] == f"{reports.text(rows.read())}\n"
+    shown = set(re.findall(r"!\[.+\]\(images/optimizers-(.+)\.png\)", page))
+    drawn = {path.stem.removeprefix("optimizers-") for path in (ROOT / "docs" / "images").glob("optimizers-*.png")}
+    assert shown == drawn <= set(FIGURES)
 
 
 def test_committed_rows_stay_small(made_up):
