@@ -276,7 +276,8 @@ def _of_values(chunk: str, title: str, x: str) -> Callable[[Sequence[Row]], Any]
         figure, [panel] = _panels([title], x, "final validation loss")
         for name, values in series.items():
             finite = [loss if math.isfinite(loss) else math.nan for loss in values.values()]
-            panel.plot([value if float(value) else "none" for value in values], finite, "o-", ms=3, lw=1, label=name)
+            shown = [value if float(value) else "none" for value in values]
+            panel.plot(shown, finite, "o-", ms=3, lw=1, label=name.partition(",")[0])
         _legend(figure, [panel])
         return figure
 
