@@ -75,22 +75,8 @@ def digests(run: Path) -> dict[str, str]:
     return json.loads((run / "checkpoints" / str(STEPS) / "manifest.json").read_text())["arrays"]
 
 
-@pytest.fixture(scope="module")
-def unbroken(nodes: Nodes, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
-    run = tmp_path_factory.mktemp("ray") / "run"
-    return run, *ended(start(nodes, "--", *TRAIN, f"--workdir={run}"))
-
-
-def test_training_of_two_nodes_has_the_output_and_the_exit_code_of_other_launchers(unbroken):
-    run, code, text = unbroken
-    assert code == 0, text
-    assert "[1] processes: 1 of 2, coordinator " in text and "(flags and CONVOY_*: CONVOY_COORDINATOR" in text
-    assert f"[0] digits: done at step {STEPS}/{STEPS}" in text and "convoy launch" not in text
-    assert runs.status(run)["state"] == "done" and sorted(runs.rows(run)) == list(range(1, STEPS + 1))
-
-
-def test_killed_node_is_replaced_and_the_run_continues_bitwise(nodes, unbroken, tmp_path):
-    run = tmp_path / "run"
+def test_killed_node_is_replaced_and_the_run_has_the_bits_and_the_output_of_other_launchers(nodes, tmp_path):
+    run, unbroken = tmp_path / "run", tmp_path / "unbroken"
     nodes.add(2)
     process = start(nodes, "--", *TRAIN, *gate.flags(tmp_path, HELD), f"--workdir={run}")
     runs.wait_for((run / "checkpoints/10/manifest.json").exists, process)
@@ -104,10 +90,15 @@ def test_killed_node_is_replaced_and_the_run_continues_bitwise(nodes, unbroken, 
     lost = rf"convoy launch: process (0|1) ended first, with 42 .*\n\[\1\] node .*Ray's id {node}"
     assert re.search(rf"{lost}|convoy launch: process [01] ended first, with 134 ", text), text
     assert re.search(r"convoy supervise: ended at step \d+ with \d+ .* Restart 1 in 1 s, from step \d+\.", text), text
-    assert runs.status(run)["attempt"] == 2
-    assert runs.rows(run) == runs.rows(unbroken[0])
-    assert runs.rows(run, "heldout/loss") == runs.rows(unbroken[0], "heldout/loss")
-    assert digests(run) == digests(unbroken[0]) and len(digests(run)) > 10
+    assert "[1] processes: 1 of 2, coordinator " in text and "(flags and CONVOY_*: CONVOY_COORDINATOR" in text
+    assert f"[0] digits: done at step {STEPS}/{STEPS}" in text
+    assert (runs.status(run)["attempt"], runs.status(run)["state"]) == (2, "done")
+    words = ("launch", "local", "--processes=2", "--devices-per-process=1", "--", *TRAIN, f"--workdir={unbroken}")
+    done = runs.convoy(*words, cwd=None, **runs.COMPILING)
+    assert done.returncode == 0, done.stderr
+    assert runs.rows(run) == runs.rows(unbroken) and sorted(runs.rows(run)) == list(range(1, STEPS + 1))
+    assert runs.rows(run, "heldout/loss") == runs.rows(unbroken, "heldout/loss")
+    assert digests(run) == digests(unbroken) and len(digests(run)) > 10
 
 
 def test_error_of_the_user_is_told_once_and_not_restarted(nodes, tmp_path):
