@@ -25,7 +25,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*fork"),  # of JAX, if another test has imported it
 ]
 
-EVALUATION = "--evaluation=heldout"
 GATED = "--data.target=tests.ray.gated.Gated"
 
 
@@ -68,18 +67,7 @@ def test_parts_are_batches_in_order_and_do_not_depend_on_the_workers():
         assert [n for part in parts for n in range(part.start, part.stop)] == list(range(batches))
 
 
-def test_file_of_predictions_has_the_bytes_of_one_process(nodes, run, tmp_path, capsys):
-    plain, out = tmp_path / "plain.npz", tmp_path / "ray.npz"
-    assert main(["predict", str(run), EVALUATION, f"--out={plain}"]) == 0
-    assert main(["predict", str(run), EVALUATION, f"--out={out}", "--on=ray", f"--address={nodes}"]) == 0
-    assert capsys.readouterr().out.splitlines()[-1] == f"wrote predictions of 37 examples to {out}"
-    assert out.read_bytes() == plain.read_bytes()
-    assert not list(tmp_path.glob(".*"))
-    found, expected = engine.predict(run, evaluation="heldout", compute=RayPredictions(LocalPool(1))), np.load(out)
-    assert set(found) == set(expected) and all(np.array_equal(found[name], expected[name]) for name in expected)
-
-
-def test_killed_prediction_continues_to_the_same_bytes(nodes, run, tmp_path, capsys):
+def test_killed_prediction_continues_to_the_bytes_of_one_process(nodes, run, tmp_path, capsys):
     gate, out = tmp_path / "gate", tmp_path / "out.npz"
     gate.mkdir()
     data = [GATED, f"--data.gate={gate}", "--data.wait_from=20", "--batch-size=8"]
@@ -92,12 +80,20 @@ def test_killed_prediction_continues_to_the_same_bytes(nodes, run, tmp_path, cap
         output = process.communicate()[0]
     assert process.returncode == -signal.SIGKILL, output
     (gate / "open").touch()
+    wait_until(lambda: connect().available_resources().get("CPU") == 2)  # the workers of the killed command have ended
     assert main([*words, "--processes=1"]) == 0
     texts = capsys.readouterr()
+    assert texts.out.splitlines()[-1] == f"wrote predictions of 37 examples to {out}"
     assert "2 of 5 parts were finished before" in texts.err and not list(tmp_path.glob(".*"))
     plain = tmp_path / "plain.npz"
     assert main(["predict", str(run), *data, f"--out={plain}"]) == 0
     assert out.read_bytes() == plain.read_bytes()
+
+
+def test_parts_become_the_arrays_of_one_process(run):
+    found = engine.predict(run, evaluation="heldout", compute=RayPredictions(LocalPool(1)))
+    expected = engine.predict(run, evaluation="heldout")
+    assert set(found) == set(expected) and all(np.array_equal(found[name], expected[name]) for name in expected)
 
 
 def test_evaluation_is_bitwise_that_of_one_process_and_stored_alike(nodes, run, tmp_path, capsys):
