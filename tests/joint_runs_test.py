@@ -1,10 +1,6 @@
 """Runs on several datasets: from a config and from Python, resumed bitwise, with evaluations of each dataset."""
 
 import json
-import os
-import signal
-import time
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -114,41 +110,6 @@ def test_each_step_may_take_one_dataset_chosen_by_ratio(tmp_path):
     for row in rows:
         assert (row["boxes"] == "NaN") != (row["lanes"] == "NaN")
         assert row["loss"] == pytest.approx(row["lanes"] if row["boxes"] == "NaN" else row["boxes"], rel=1e-6)
-
-
-class Kill:
-    """A hook that kills its process at step 9, once the save of step 5 is complete."""
-
-    def __init__(self, run: str):
-        self._run = Path(run)
-
-    def run(self, trainer, state, step):
-        if step == 9:
-            end = time.monotonic() + 120
-            while "5" not in runs.saved_steps(self._run):
-                assert time.monotonic() < end
-                time.sleep(0.01)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-@pytest.mark.multiprocess
-@pytest.mark.slow
-def test_run_killed_in_two_processes_resumes_in_one_with_the_same_bits(tmp_path):
-    kill = {"kill": {"target": "tests.joint_runs_test.Kill", "every": "1 step", "run": str(tmp_path / "run")}}
-    sources = {**DATA["sources"], "stream": {"target": "tests.joint.twin.Shards"}}
-    data = {**DATA, "sources": sources, "weights": {}, "shuffle_window": 6}
-    for name, hooks in (("config", {}), ("killed", kill)):
-        found = config(data=data, mesh__data=2, evaluations={}, hooks=hooks)
-        RunDirectory(tmp_path / name).path.mkdir()
-        RunDirectory(tmp_path / name).write_config_text(to_text(found))
-    train(config(data=data, mesh__data=2, evaluations={}), tmp_path / "whole", devices=2)
-    words = ("launch", "local", "--processes=2", "--devices-per-process=1", "--restarts=0", "--", "train")
-    done = runs.convoy(*words, f"--config={tmp_path / 'killed'}", f"--workdir={tmp_path / 'run'}")
-    assert done.returncode == 128 + signal.SIGKILL, done.stdout + done.stderr
-    words = ("train", f"--config={tmp_path / 'config'}", f"--workdir={tmp_path / 'run'}")
-    done = runs.convoy(*words, JAX_NUM_CPU_DEVICES="2")
-    assert done.returncode == 0 and "resuming from step 5" in done.stderr, done.stderr
-    assert runs.rows(tmp_path / "run") == runs.rows(tmp_path / "whole") and len(losses(tmp_path / "run")) == STEPS
 
 
 def test_run_from_python_is_that_of_the_config(whole, tmp_path):

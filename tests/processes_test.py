@@ -55,7 +55,8 @@ def test_two_processes_match_one_process_with_two_devices_bitwise(pair, tmp_path
     assert sorted(runs.rows(run)) == list(range(1, STEPS + 1))
 
 
-def test_two_and_four_processes_match_one_of_four_devices_and_start_fresh_together(tmp_path):
+def test_two_processes_match_one_of_four_devices_and_start_fresh_together(tmp_path):
+    """tests/faults/other_mesh_test.py compares four processes with one."""
     config = write(tmp_path / "config", mesh__data=2, mesh__fsdp=2)
     old = write(tmp_path / "run", train__seed=5).removeprefix("--config=")
     done = launch("train", config, f"--workdir={old}", "--fresh", devices=2)
@@ -64,9 +65,6 @@ def test_two_and_four_processes_match_one_of_four_devices_and_start_fresh_togeth
     losses, alone = runs.rows(tmp_path / "run"), runs.rows(single(config, tmp_path / "alone", 4))
     assert losses == pytest.approx(alone, rel=0, abs=1e-6)
     assert len(losses) == STEPS
-    done = launch("train", config, "--config.evaluations={}", f"--workdir={tmp_path / 'four'}", processes=4)
-    assert done.returncode == 0, done.stderr
-    assert runs.rows(tmp_path / "four") == pytest.approx(alone, rel=0, abs=1e-6)
 
 
 MEASURE = """
