@@ -165,7 +165,7 @@ def read_all(run: Path, name: str) -> None:
             raise AssertionError(f"{reader}, after {name} was changed: {type(error).__name__}: {error}") from error
 
 
-@examples(250)
+@examples(120)
 @given(st.sampled_from(FILES), st.data())
 def test_readers_of_a_run_directory_raise_no_other_errors(run: Path, name: str, data: st.DataObject):
     path = path_of(run, name)
