@@ -42,7 +42,7 @@ def trained(task: str, mesh: MeshSpec | None, accumulate: int) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("task", "accumulate"), [("clip", 2), ("siglip", 4), ("sum", 2)])
+@pytest.mark.parametrize(("task", "accumulate"), [("siglip", 4), ("sum", 2)])
 def test_microbatches_give_the_result_of_the_whole_batch(task, accumulate):
     expected, metrics = trained(task, None, 1)
     found, same = trained(task, None, accumulate)

@@ -19,12 +19,15 @@ from engine.training.step import MIN_LOSSES, is_spike
 from engine.training.step_spec import BAD_EXAMPLES, ENGINE_METRICS
 from tests import zoo
 
+pytestmark = pytest.mark.slow
+
+# Each mesh with one model, and both meshes of two axes with the model whose kernels are split along both.
 MESHES = [MeshSpec(data=8), MeshSpec(fsdp=8), MeshSpec(data=2, fsdp=4), MeshSpec(fsdp=4, tensor=2)]
-CASES = [("mlp", mesh) for mesh in MESHES] + [(model, mesh) for model in ("cnn", "decoder") for mesh in MESHES[2:]]
+CASES = list(zip(("mlp", "cnn", "decoder", "decoder"), MESHES, strict=True))
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize("model", zoo.MODELS)
+@pytest.mark.parametrize("model", ["cnn", "decoder"])
 def test_k_steps_in_one_call_equal_k_single_steps_bitwise(model):
     program = zoo.program(zoo.Classify(model, dropout=0.1), ema_decay=0.9)
     batches = zoo.batches(4)
@@ -48,15 +51,13 @@ def test_microbatches_of_a_decoder_equal_the_full_batch():
     settings: dict[str, Any] = dict(batch_size=32, target="optax.sgd", clip_norm=None)
     task, batches = zoo.Classify("decoder", dropout=0.1), zoo.batches(2, 32)
     full, _ = zoo.run(zoo.program(task, **settings), batches)
-    for mesh in (MeshSpec(data=2, fsdp=4), MeshSpec(data=4, tensor=2)):  # the second sums the gradients once
-        parts, _ = zoo.run(zoo.program(task, mesh=mesh, accumulate=4, **settings), batches)
-        zoo.assert_close(full.params, parts.params, 1e-6)
+    parts, _ = zoo.run(zoo.program(task, mesh=MeshSpec(data=4, tensor=2), accumulate=4, **settings), batches)
+    zoo.assert_close(full.params, parts.params, 1e-6)
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
-def test_second_run_from_the_same_seed_is_bitwise_equal(model):
-    task, batches = zoo.Classify(model, dropout=0.1), zoo.batches(3)
+def test_second_run_from_the_same_seed_is_bitwise_equal():
+    task, batches = zoo.Classify("cnn", dropout=0.1), zoo.batches(3)
     zoo.assert_equal(zoo.run(zoo.program(task), batches), zoo.run(zoo.program(task), batches))
 
 
@@ -76,8 +77,7 @@ def test_batch_of_weight_zero_changes_no_parameter():
     assert metrics[0, program.metric_names.index("skipped"), 0] == 0
 
 
-@pytest.mark.parametrize("branch", [True, False], ids=["on-cpu", "elsewhere"])
-@pytest.mark.parametrize("model", ["mlp", "cnn"])
+@pytest.mark.parametrize(("model", "branch"), [("mlp", True), ("cnn", False)], ids=["on-cpu", "elsewhere"])
 def test_nonfinite_loss_skips_the_whole_update(model, branch):
     program = zoo.program(zoo.Classify(model), ema_decay=0.9)
     program.spec = dataclasses.replace(program.spec, branch=branch)
@@ -105,13 +105,12 @@ def test_nonfinite_gradient_with_finite_loss_skips_the_update():
 
 
 @pytest.mark.optimized
-@pytest.mark.parametrize("k", [1, 2])
-def test_offloaded_optimizer_gives_equal_results(k):
+def test_offloaded_optimizer_gives_equal_results():
     task, mesh = zoo.Classify(), MeshSpec(data=2, fsdp=4)
     batches = zoo.batches(3)
     batches.insert(1, {**batches[0], "x": np.full_like(batches[0]["x"], np.nan)})  # the guard skips this update
-    expected = zoo.run(zoo.program(task, mesh=mesh), batches, k)
-    state, metrics = zoo.run(zoo.program(task, mesh=mesh, layout={"offload_optimizer": True}), batches, k)
+    expected = zoo.run(zoo.program(task, mesh=mesh), batches, k=2)
+    state, metrics = zoo.run(zoo.program(task, mesh=mesh, layout={"offload_optimizer": True}), batches, k=2)
     zoo.assert_equal((state, metrics), expected)
     assert {x.sharding.memory_kind for x in jax.tree.leaves(state.opt_state)} == {HOST_MEMORY}
     assert HOST_MEMORY not in {x.sharding.memory_kind for x in jax.tree.leaves(state.params)}
