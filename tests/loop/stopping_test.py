@@ -18,6 +18,8 @@ from tests import runs
 from tests.loop.trainer_test import trainer_of
 from tests.properties import examples
 
+pytestmark = pytest.mark.slow
+
 VALUES = st.lists(st.one_of(st.integers(-3, 3).map(float), st.just(math.nan)), max_size=12)
 
 

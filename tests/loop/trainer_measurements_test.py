@@ -13,6 +13,8 @@ from engine.run import goodput
 from tests import runs, zoo
 from tests.loop.trainer_test import trainer_of
 
+pytestmark = pytest.mark.slow
+
 
 class Slow:
     """A hook that takes a second."""
