@@ -300,12 +300,12 @@ SUBJECTS = {
         (*SEQUENCES, "expert"),
         ("DCN data 2 x fsdp 4", "data 2 x context 4, ring", "data 2 x context 4, all-to-all"),
     ),
-    # pairs_test.py has it in pipelines and over data. "bfloat16" has its sequences split, and "moe" the same attention.
+    # pairs_test.py has it in pipelines.
     "decoder": Subject(
         lambda: LanguageModel(**SIZES, dropout=RATE),
         packed,
         SEQUENCES,
-        only("fsdp 2 x tensor 4", "expert 4 x data 2, ZeRO-1"),
+        ("pipeline 2 x data 2 x tensor 2", "pipeline 4 x fsdp 2, circular", "DCN data 2 x fsdp 4"),
     ),
     "vit": Subject(
         lambda: Vit(patch=7, width=32, depth=8, heads=8, dropout=RATE), functools.partial(images, 28, True), SEQUENCES

@@ -13,7 +13,7 @@ TABLE = {
     "fsdp 8": "mlp",
     "data 8, ZeRO-1": "fashion cnn gan",
     "fsdp 2 x tensor 4": f"{WHOLE} decoder vit traffic tokens scenes motion imported-vit qwen",
-    "data 2 x context 4, ring": f"moe bfloat16 {WHOLE}",
+    "data 2 x context 4, ring": f"moe decoder bfloat16 {WHOLE}",
     "data 2 x context 4, all-to-all": "scenes vit",
     "pipeline 2 x data 2 x tensor 2": f"dropless {WHOLE}",
     "pipeline 4 x fsdp 2, circular": "moe vit",
