@@ -144,18 +144,18 @@ def test_too_many_bad_records_end_the_run(tmp_path, add_row):
 
 @pytest.fixture
 def with_workers(tmp_path: Path) -> Callable[..., harness.Job]:
-    """Starts a run with two data workers per process, whose /dev/shm is a separate mount: the folder `shm`."""
+    """Starts a run with a data worker, whose /dev/shm is a separate mount: the folder `shm`."""
     shm, run = tmp_path / "shm", tmp_path / "run"
     shm.mkdir()
     where = harness.config(
-        tmp_path / "config", pause=0.1, evaluations={}, data={"target": "tests.faults.data_test.large", "workers": 2}
+        tmp_path / "config", pause=0.1, evaluations={}, data={"target": "tests.faults.data_test.large", "workers": 1}
     )
 
-    def start(processes: int = 1, mount: str = f"--bind {shm}") -> harness.Job:
+    def start(*words: str, mount: str = f"--bind {shm}") -> harness.Job:
         own: dict[str, Any] = {"first": harness.own_mounts(f"mount {mount} /dev/shm")}
         if os.geteuid():
             own = {"prefix": ("unshare", "-rm", "sh", "-c", f'mount {mount} /dev/shm && exec "$0" "$@"')}
-        return harness.Job("train", where, f"--workdir={run}", processes=processes, **own)
+        return harness.Job("train", where, f"--workdir={run}", *words, **own)
 
     return start
 
@@ -183,7 +183,7 @@ def assert_nothing_left(job: harness.Job, tmp_path: Path, seconds: float = 20.0)
 
 @pytest.mark.case("data workers that fail")
 def test_killed_data_worker_ends_the_run_with_42_within_20_s(with_workers, one, tmp_path, add_row):
-    with with_workers() as job:
+    with with_workers("--config.data.workers=2") as job:
         job.until_step(tmp_path / "run", 12)
         pid = workers(job)[0]
         begin = time.monotonic()
@@ -232,17 +232,6 @@ def test_killed_main_process_leaves_no_worker_and_no_shared_memory(with_workers,
         assert_nothing_left(job, tmp_path)
         detected = time.monotonic() - begin
     add_row(f"the main process is killed, with {'stopped ' * stopped}workers", detected_s=detected, code=137)
-
-
-@pytest.mark.case("data workers that fail")
-def test_killed_process_of_two_leaves_no_worker_and_no_shared_memory(with_workers, tmp_path, add_row):
-    with with_workers(processes=2) as job:
-        job.until_step(tmp_path / "run", 6)
-        begin = job.signal(1, signal.SIGKILL)
-        assert job.end() == 137, job.output
-        detected = time.monotonic() - begin
-        assert_nothing_left(job, tmp_path)
-    add_row("a process with data workers is killed", detected_s=detected, code=137)
 
 
 @pytest.mark.case("data workers that fail")

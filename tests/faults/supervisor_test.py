@@ -85,7 +85,7 @@ def test_supervise_does_not_retry_a_user_error(tmp_path):
     assert harness.status(run)["attempt"] == 1
 
 
-def test_sigterm_to_supervise_saves_the_run_and_starts_nothing(tmp_path, one):
+def test_sigterm_to_supervise_saves_the_run_and_starts_nothing(tmp_path):
     run, config = tmp_path / "run", harness.config(tmp_path / "config", pause=0.05)
     with supervise(config, run) as job:
         job.until_step(run, 7)
@@ -96,6 +96,3 @@ def test_sigterm_to_supervise_saves_the_run_and_starts_nothing(tmp_path, one):
     status = harness.status(run)
     assert (status["state"], status["exit_code"], status["attempt"]) == ("preempted", 42, 1)
     assert max(harness.saved(run)) == status["step"] >= 7
-    with supervise(config, run) as job:
-        assert job.end() == 0, job.output
-    assert harness.outcome(run) == one
