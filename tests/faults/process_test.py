@@ -137,7 +137,7 @@ class Faults:
 
 @pytest.fixture(scope="module")
 def faults(tmp_path_factory: pytest.TempPathFactory, two: harness.Outcome, late: harness.Job) -> Faults:
-    """A run that ends seven times by a fault, the first of them a stopped process; bitwise equal at its end.
+    """A run that ends by one fault after the other, the first of them a stopped process; bitwise equal at its end.
 
     The process of the run `late` is late meanwhile.
     """
