@@ -46,7 +46,7 @@ def test_sigterm_before_the_first_step_ends_the_run_within_the_grace(what, tmp_p
     run, begun = tmp_path / "run", tmp_path / "begun"
     settings = {
         "tracing": {"task": {"target": "tests.faults.sizes_test.Traced"}},
-        "compiling": {"task__model": "cnn", "train__steps_per_dispatch": 128},  # compiles for minutes
+        "compiling": {"task__model": "cnn", "train__steps_per_dispatch": 32},  # compiles for a minute
         "reading the first batch": {"data": {"target": "tests.faults.sizes_test.SlowBatches", "begun": str(begun)}},
     }
     config = harness.config(tmp_path / "config", **settings[what])
