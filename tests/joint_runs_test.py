@@ -17,6 +17,8 @@ from engine.run.directory import RunDirectory
 from tests import runs
 from tests.joint import twin
 
+pytestmark = pytest.mark.slow
+
 BOXES, LANES = {"target": "tests.joint.twin.boxes"}, {"target": "tests.joint.twin.lanes"}
 DATA = {
     "target": "engine.Joint",

@@ -53,8 +53,9 @@ def test_numbers_of_processes_may_change_only_the_rounding_of_losses(changed, wo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", sorted(storm_workloads.VARIANTS.keys() - {"streams"}))  # of the storm there
+@pytest.mark.parametrize("variant", sorted(storm_workloads.VARIANTS.keys() - {"streams"}))
 def test_variant_stores_all_that_is_compared(variant, tmp_path):
+    """tests/faults/supervisor_test.py runs the variant "streams" in a whole storm."""
     engine.train(storm_workloads.config(variant, 2, **saved_settings(devices=4, every=2)), workdir=tmp_path)
     found = outcome_of(tmp_path)
     assert differences(found, found, 2) == []

@@ -76,7 +76,7 @@ def test_elements_come_in_order_and_leave_no_shared_memory_or_files(tmp_path, mo
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(("elements", "count", "buffer"), [(0, 2, 1), (7, 2, 2), (3000, 1, 10 * MOST_AHEAD)])
+@pytest.mark.parametrize(("elements", "count", "buffer"), [(0, 2, 1), (1, 2, 1), (7, 2, 2), (3000, 1, 10 * MOST_AHEAD)])
 def test_dataset_ends_after_its_last_element(elements, count, buffer):
     reader = Workers(grain.MapDataset.range(elements).map(lambda n: n * np.ones(2000)), count, buffer)
     wait_for(lambda: len(pids()) == min(elements, count))
